@@ -1,0 +1,33 @@
+"""Errors that a user can act on. Each message is one line that names the cause and the cure; the commands print
+it alone and exit with code 2. Anything else that is raised is a bug of ours and keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SphereGenError(Exception):
+    """Base of every error that the user's input, files or machine caused."""
+
+
+class ConfigError(SphereGenError, ValueError):
+    """A setting or a combination of settings is impossible."""
+
+
+class DataError(SphereGenError):
+    """The images that were asked for are missing, unreadable or unsuitable."""
+
+
+class ModelFileError(SphereGenError):
+    """A model folder, checkpoint or weight file is missing, broken or of another kind."""
+
+
+class TrainingError(SphereGenError):
+    """Training cannot start, continue or go on."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`"; did you mean 'digits'?"` when a choice is close to `word`, else an empty string."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""What a generator costs and how good it is."""

@@ -1,0 +1,102 @@
+"""Parameters and floating-point operations of a generator, by the convention of the published tables.
+
+A multiply-add counts as two operations; linears and convolutions count, attention products do not; T steps of
+generation take T decodes and T-1 encodes, twice that under guidance. Nothing is allocated: networks are traced on the
+meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+
+STEPS = (1, 2, 4, 6)
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """One network: parameters (the fixed position tables counted) and forward GFLOPs for one image."""
+
+    params: int
+    gflops: float
+
+
+@dataclass(frozen=True)
+class GeneratorCost:
+    """Encoder, decoder and what generating one image takes."""
+
+    encoder: PartCost
+    decoder: PartCost
+
+    def generation_gflops(self, steps: int, *, guided: bool = False) -> float:
+        """GFLOPs of one image in `steps` steps."""
+        once = steps * self.decoder.gflops + (steps - 1) * self.encoder.gflops
+        return 2 * once if guided else once
+
+    def as_dict(self) -> dict[str, Any]:
+        """The cost as plain numbers, as `spheregen info --json` prints it."""
+        return {
+            "encoder": {"params": self.encoder.params, "gflops": self.encoder.gflops},
+            "decoder": {"params": self.decoder.params, "gflops": self.decoder.gflops},
+            "generation_gflops": {
+                name: {str(steps): self.generation_gflops(steps, guided=guided) for steps in STEPS}
+                for name, guided in (("unguided", False), ("guided", True))
+            },
+        }
+
+
+def autoencoder_cost(config: AutoencoderConfig) -> GeneratorCost:
+    """The cost of a Sphere Encoder, from its configuration alone."""
+    with torch.device("meta"):
+        model = SphereAutoencoder(config)
+        images = torch.empty(1, config.image_channels, config.image_size, config.image_size)
+        latents = torch.empty(1, *model.latent_shape)
+    labels = torch.zeros(1, dtype=torch.int64, device="meta") if config.num_classes else None
+    return GeneratorCost(
+        encoder=PartCost(count_parameters(model.encoder), count_flops(model.encoder, images, labels) / 1e9),
+        decoder=PartCost(count_parameters(model.decoder), count_flops(model.decoder, latents, labels) / 1e9),
+    )
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Parameters and fixed tables that a checkpoint stores (not the rotary tables, which it does not)."""
+    return sum(tensor.numel() for tensor in network.state_dict().values())
+
+
+@torch.no_grad()
+def count_flops(network: nn.Module, *inputs: Any) -> float:
+    """Operations of one forward pass in the linears and convolutions of `network`, for the batch in `inputs`."""
+    total = 0
+
+    def counter(multiply_adds: Callable[[Any, Tensor], int]) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
+            nonlocal total
+            total += 2 * multiply_adds(layer, output)
+
+        return hook
+
+    def transposed(layer: nn.ConvTranspose2d, output: Tensor) -> int:
+        # every input position meets the whole kernel: counted from the output, whose margins are padding
+        height, width = output.shape[-2] // layer.stride[0], output.shape[-1] // layer.stride[1]
+        return int(output.shape[0]) * height * width * layer.weight.numel()
+
+    handles = []
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            handles.append(layer.register_forward_hook(counter(lambda m, out: out.numel() * m.in_features)))
+        elif isinstance(layer, nn.Conv2d):
+            handles.append(layer.register_forward_hook(counter(lambda m, out: out.numel() * m.weight[0].numel())))
+        elif isinstance(layer, nn.ConvTranspose2d):
+            handles.append(layer.register_forward_hook(counter(transposed)))
+    try:
+        network(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return float(total)

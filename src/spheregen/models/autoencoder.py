@@ -1,0 +1,312 @@
+"""The Sphere Encoder: a pixel-space autoencoder whose codes cover a sphere.
+
+Source: Yue et al. 2026, "Image Generation with a Sphere Encoder" (arXiv 2602.15030).
+Legend: B samples, C image channels, S image size, P patch size, N = (S/P)^2 tokens, d latent channels, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from spheregen.conditioning import ClassEmbedding
+from spheregen.errors import ConfigError
+from spheregen.models.sizes import TransformerSize, resolve_size
+from spheregen.nn.block import Block
+from spheregen.nn.linear import Init, linear
+from spheregen.nn.mixer import Mixer
+from spheregen.nn.modulation import Modulation, modulate
+from spheregen.nn.norm import RMSNorm
+from spheregen.nn.patches import ConvPixelHead, LinearPixelHead, PatchEmbedding
+from spheregen.nn.positions import AxialRotary, sincos_table
+from spheregen.nn.tags import ENCODER, NO_DECAY, tag
+from spheregen.sphere import angle_to_sigma, spherify
+
+DEFAULT_PATCH = {32: 4, 64: 4, 128: 8, 256: 16, 512: 32}
+"""The published patch of each image size; the "high" latent resolution halves it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Every choice of a Sphere Encoder's architecture. Derived sizes are properties and are never stored.
+
+    Raises:
+        ConfigError: an impossible combination, with the reason.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+
+    image_size: int
+    """Height and width S in pixels."""
+    image_channels: int = 3
+    """3 (RGB, as published) or 1 (grey)."""
+    encoder: str | TransformerSize = "base"
+    """A named size or an explicit one."""
+    decoder: str | TransformerSize = "base"
+    latent_resolution: Literal["standard", "high"] = "standard"
+    """Chooses the patch where `patch_size` is not given; "high" halves it."""
+    patch_size: int | None = None
+    """Patch P in pixels; None takes the published one of the image size."""
+    compression: float | None = None
+    """Ratio c = C*S^2 / L of image numbers to latent numbers; 1.5 to 3 works best. 1.5 if both this and
+    `latent_channels` are None."""
+    latent_channels: int | None = None
+    """Channels d of a latent token, instead of `compression`."""
+    num_classes: int = 0
+    """0 makes an unconditional model."""
+    encoder_mixer_depth: int = 4
+    """MLP-Mixer blocks behind the encoder; 0 leaves the mixer and its norm out."""
+    decoder_mixer_depth: int = 4
+    """MLP-Mixer blocks in front of the decoder's transformer; 0 leaves the mixer and its norm out."""
+    mixer_affine: bool = True
+    """A learned gain in the last norm of each mixer."""
+    pixel_head: Literal["linear", "conv"] = "linear"
+    output_activation: Literal["tanh", "none"] = "tanh"
+    """"none" leaves the training output free and clamps in `decode`: for images with large saturated areas, on which
+    tanh stops learning."""
+    in_context_tokens: int = 0
+    """Extra tokens that carry the condition; they join before block `in_context_start` of the size."""
+    decoder_input_init: Literal["normal", "scaled"] = "normal"
+    """The decoder's input linears start as N(0, 1) (published) or N(0, 1/fan_in), which trains more stably."""
+    output_init: Literal["zero", "xavier"] = "zero"
+    """The last linears of encoder and decoder start at zero (published) or Xavier-uniform."""
+    spherify_decoder_blocks: bool = False
+    """Spherify the decoder's tokens after every block but the last (published as `spherify_model`)."""
+    max_angle: float = 85.0
+    """alpha_max in degrees: the tilt of the strongest training noise, and the unit of every sampling schedule."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 2:
+            raise ConfigError(f"image_size is at least 2 pixels, not {self.image_size}")
+        if self.image_channels not in (1, 3):
+            raise ConfigError(f"image_channels is 3 (RGB) or 1 (grey), not {self.image_channels}")
+        if self.patch_size is None and self.image_size not in DEFAULT_PATCH:
+            raise ConfigError(
+                f"no default patch for {self.image_size} px (there is one for {', '.join(map(str, DEFAULT_PATCH))}); "
+                "set patch_size"
+            )
+        if self.patch < 1 or self.image_size % self.patch:
+            raise ConfigError(f"a patch of {self.patch} px does not divide an image of {self.image_size} px")
+        if self.compression is not None and self.latent_channels is not None:
+            raise ConfigError("give compression or latent_channels, not both: each determines the other")
+        if self.compression is not None and self.compression <= 0:
+            raise ConfigError(f"compression is positive, not {self.compression:g}")
+        if self.channels < 1:
+            raise ConfigError(
+                f"compression {self.compression} leaves no latent channel: a patch of {self.patch} px has only "
+                f"{self.image_channels * self.patch**2} numbers; lower compression or enlarge the patch"
+            )
+        if self.pixel_head == "conv" and self.grid < 2:
+            raise ConfigError(
+                f"the conv pixel head pads its {self.grid}x{self.grid} grid by reflection and needs at least 2x2 "
+                "tokens; shrink the patch or take the linear head"
+            )
+        for name in ("num_classes", "encoder_mixer_depth", "decoder_mixer_depth", "in_context_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is not negative: {getattr(self, name)}")
+        if not 0 < self.max_angle < 90:
+            raise ConfigError(f"max_angle lies between 0 and 90 degrees, not {self.max_angle:g}; 80 to 85 works best")
+        for part in ("encoder", "decoder"):
+            size = resolve_size(getattr(self, part))
+            if size.width % 4:
+                raise ConfigError(f"the {part}'s width is a multiple of 4 (2-D sin-cos positions), not {size.width}")
+            if self.in_context_tokens and size.in_context_start >= size.depth:
+                raise ConfigError(
+                    f"the {part}'s in-context tokens would join before block {size.in_context_start}, but it has only "
+                    f"{size.depth} blocks (counted from 0); lower in_context_start"
+                )
+        if self.spherify_decoder_blocks and self.in_context_tokens:
+            raise ConfigError(
+                "spherify_decoder_blocks with in_context_tokens is not defined: the extra tokens have no place on the "
+                "grid's sphere; turn one of them off"
+            )
+
+    @property
+    def patch(self) -> int:
+        """Patch size P in pixels."""
+        if self.patch_size is not None:
+            return self.patch_size
+        return DEFAULT_PATCH[self.image_size] // (2 if self.latent_resolution == "high" else 1)
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side, S / P."""
+        return self.image_size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens N of a latent."""
+        return self.grid**2
+
+    @property
+    def channels(self) -> int:
+        """Channels d of a latent token: int(C*S^2 / N / c)."""
+        if self.latent_channels is not None:
+            return self.latent_channels
+        compression = 1.5 if self.compression is None else self.compression
+        return int(self.image_channels * self.image_size**2 / self.tokens / compression)
+
+    @property
+    def encoder_size(self) -> TransformerSize:
+        return resolve_size(self.encoder)
+
+    @property
+    def decoder_size(self) -> TransformerSize:
+        return resolve_size(self.decoder)
+
+
+class Trunk(nn.Module):
+    """What encoder and decoder share: positions, transformer blocks, the class embedding and in-context tokens.
+
+    Tokens (B, N, W) and labels (B,) or None to tokens (B, N, W) and the condition (B, W) or None.
+    """
+
+    positions: Tensor
+
+    def __init__(self, size: TransformerSize, config: AutoencoderConfig, *, spherify_blocks: bool = False) -> None:
+        super().__init__()
+        width, conditional = size.width, config.num_classes > 0
+        self.labels = ClassEmbedding(config.num_classes, width) if conditional else None
+        self.register_buffer("positions", sincos_table(config.grid, width))
+        self.rotary = AxialRotary(config.grid, width // size.heads)
+        self.blocks = nn.ModuleList(Block(width, size.heads, conditional=conditional) for _ in range(size.depth))
+        self.spherify_blocks = spherify_blocks
+        self.context_tokens, self.context_start = config.in_context_tokens, size.in_context_start
+        self.context = self.context_positions = None
+        if config.in_context_tokens:
+            if not conditional:
+                self.context = _context_parameter(config.in_context_tokens, width)
+            self.context_positions = _context_parameter(config.in_context_tokens, width)
+
+    def forward(self, tokens: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.labels is None and labels is not None:
+            raise ValueError("this model is unconditional and takes no labels; leave them out")
+        condition = None if self.labels is None else self.labels(labels, tokens.shape[0])
+        x = tokens + self.positions
+        for index, block in enumerate(self.blocks):
+            if self.context_tokens and index == self.context_start:
+                x = torch.cat([self._context(condition, x), x], dim=1)
+            x = block(x, self.rotary, condition)
+            if self.spherify_blocks and index < len(self.blocks) - 1:
+                x = spherify(x)
+        return x[:, self.context_tokens :] if self.context_tokens else x, condition
+
+    def _context(self, condition: Tensor | None, x: Tensor) -> Tensor:
+        content = self.context if condition is None else condition.unsqueeze(1)
+        return (content + self.context_positions).to(x.dtype).expand(x.shape[0], -1, -1)  # type: ignore[operator]
+
+
+class Output(nn.Module):
+    """The conditional norm in front of an output linear: RMSNorm, then adaLN shift and scale."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.modulation = Modulation(width, 2)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.modulation(condition)
+        return modulate(self.norm(x), shift, scale)
+
+
+class Encoder(nn.Module):
+    """Images (B, C, S, S) in [-1, 1] to raw latents (B, N, d), before the sphere. `labels=None`: the null class."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        size = config.encoder_size
+        self.patches = PatchEmbedding(config.image_channels, config.patch, size.width)
+        self.trunk = Trunk(size, config)
+        self.output = Output(size.width) if config.num_classes else None
+        self.project = linear(size.width, config.channels, init=config.output_init)
+        self.mixer = (
+            Mixer(config.tokens, config.channels, config.encoder_mixer_depth, affine=config.mixer_affine)
+            if config.encoder_mixer_depth
+            else None
+        )
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        x, condition = self.trunk(self.patches(images), labels)
+        if self.output is not None:
+            x = self.output(x, condition)
+        z: Tensor = self.project(x)
+        return z if self.mixer is None else self.mixer(z)
+
+
+class Decoder(nn.Module):
+    """Points on the sphere (B, N, d) to images (B, C, S, S), in [-1, 1] under tanh, else free."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        size = config.decoder_size
+        init: Init = config.decoder_input_init
+        self.embed = linear(config.channels, size.width, init=init)
+        self.mixer = (
+            Mixer(config.tokens, size.width, config.decoder_mixer_depth, affine=config.mixer_affine, init=init)
+            if config.decoder_mixer_depth
+            else None
+        )
+        self.trunk = Trunk(size, config, spherify_blocks=config.spherify_decoder_blocks)
+        self.output = Output(size.width) if config.num_classes else None
+        head = ConvPixelHead if config.pixel_head == "conv" else LinearPixelHead
+        self.head = head(size.width, config.patch, config.image_channels, config.grid, init=config.output_init)
+        self.tanh = config.output_activation == "tanh"
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = self.embed(latents)
+        if self.mixer is not None:
+            x = self.mixer(x)
+        x, condition = self.trunk(x, labels)
+        if self.output is not None:
+            x = self.output(x, condition)
+        images: Tensor = self.head(x)
+        return torch.tanh(images) if self.tanh else images
+
+
+class SphereAutoencoder(nn.Module):
+    """Encoder and decoder of the Sphere Encoder; answers to `SphereGenerator`.
+
+    `encoder` and `decoder` are the bare networks, as training uses them; `encode` and `decode` are what users want:
+    points on the sphere, and images clamped to [-1, 1].
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        tag(self.encoder.parameters(), ENCODER)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.config.tokens, self.config.channels
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.num_classes
+
+    @property
+    def sigma_max(self) -> float:
+        return angle_to_sigma(self.config.max_angle)
+
+    def encode_raw(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.encoder(images, labels)  # type: ignore[no-any-return]
+
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return spherify(self.encoder(images, labels))
+
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.decoder(latents, labels).clamp(-1, 1)  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Reconstruct images: decode(encode(x))."""
+        return self.decode(self.encode(images, labels), labels)
+
+
+def _context_parameter(tokens: int, width: int) -> nn.Parameter:
+    parameter = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+    tag([parameter], NO_DECAY)
+    return parameter

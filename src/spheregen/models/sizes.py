@@ -1,0 +1,68 @@
+"""The named transformer sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from spheregen.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSize:
+    """The shape of a vision transformer.
+
+    Raises:
+        ConfigError: heads do not divide the width, or leave head channels that 2-D rotary positions cannot use.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+
+    width: int
+    """Channels W of a token."""
+    depth: int
+    """Transformer blocks."""
+    heads: int
+    """Attention heads; W / heads must be a multiple of 4."""
+    in_context_start: int = 0
+    """The block, counted from 0, before which in-context tokens join (only read where a model has such tokens)."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"a transformer's {name} is at least 1, not {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ConfigError(f"{self.heads} heads do not divide a width of {self.width}; choose a divisor")
+        if (self.width // self.heads) % 4:
+            raise ConfigError(
+                f"width {self.width} / {self.heads} heads = {self.width // self.heads} channels a head; "
+                "2-D rotary positions need a multiple of 4, so change heads or width"
+            )
+        if self.in_context_start < 0:
+            raise ConfigError(f"in_context_start counts blocks from 0 and is not negative: {self.in_context_start}")
+
+
+SIZES: Mapping[str, TransformerSize] = MappingProxyType(
+    {
+        # ours, for laptops
+        "nano": TransformerSize(width=64, depth=3, heads=4, in_context_start=1),
+        "tiny": TransformerSize(width=192, depth=6, heads=6, in_context_start=2),
+        # as published
+        "small": TransformerSize(width=512, depth=8, heads=8, in_context_start=2),
+        "base": TransformerSize(width=768, depth=12, heads=12, in_context_start=4),
+        "large": TransformerSize(width=1024, depth=24, heads=16, in_context_start=8),
+        "xlarge": TransformerSize(width=1152, depth=28, heads=16, in_context_start=8),
+        "huge": TransformerSize(width=1280, depth=32, heads=16, in_context_start=10),
+        "giant": TransformerSize(width=1664, depth=40, heads=16, in_context_start=12),
+    }
+)
+
+
+def resolve_size(size: str | TransformerSize) -> TransformerSize:
+    """A size by its name, or the size itself."""
+    if isinstance(size, TransformerSize):
+        return size
+    if size not in SIZES:
+        raise ConfigError(f"unknown transformer size {size!r}{did_you_mean(size, SIZES)}; known: {', '.join(SIZES)}")
+    return SIZES[size]

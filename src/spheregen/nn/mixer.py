@@ -1,0 +1,53 @@
+"""The MLP-Mixer that spreads what a latent says over all its tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spheregen.nn.linear import Init, linear
+from spheregen.nn.norm import RMSNorm
+from spheregen.nn.tags import NO_DECAY, tag
+
+
+class MixerBlock(nn.Module):
+    """x + a1 * TokenMLP(norm(x)), then x + a2 * ChannelMLP(norm(x)); (B, N, C) to (B, N, C).
+
+    TokenMLP: N -> N, SiLU, N -> N over the tokens. ChannelMLP: C -> 2C, SiLU, 2C -> C. a1 and a2 are learned scalars
+    that start at 0, so a fresh block is the identity.
+    """
+
+    def __init__(self, tokens: int, channels: int, *, init: Init) -> None:
+        super().__init__()
+        self.token_norm = RMSNorm(channels)
+        self.token_mlp = nn.Sequential(
+            linear(tokens, tokens, init=init), nn.SiLU(), linear(tokens, tokens, init=init)
+        )
+        self.channel_norm = RMSNorm(channels)
+        self.channel_mlp = nn.Sequential(
+            linear(channels, 2 * channels, init=init), nn.SiLU(), linear(2 * channels, channels, init=init)
+        )
+        self.token_gain = nn.Parameter(torch.zeros(1))
+        self.channel_gain = nn.Parameter(torch.zeros(1))
+        tag([self.token_gain, self.channel_gain], NO_DECAY)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.token_gain * self.token_mlp(self.token_norm(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channel_gain * self.channel_mlp(self.channel_norm(x))  # type: ignore[no-any-return]
+
+
+class Mixer(nn.Module):
+    """`depth` >= 1 mixer blocks and a last RMSNorm, which bounds the latent's magnitude and keeps training stable.
+
+    `affine=False` removes the gain of this last norm only.
+    """
+
+    def __init__(self, tokens: int, channels: int, depth: int, *, affine: bool, init: Init = "xavier") -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MixerBlock(tokens, channels, init=init) for _ in range(depth))
+        self.norm = RMSNorm(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)  # type: ignore[no-any-return]

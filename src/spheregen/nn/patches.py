@@ -1,0 +1,74 @@
+"""From pixels to tokens and back."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spheregen.nn.linear import Init, initialise, linear
+from spheregen.nn.tags import tag_layer
+
+CONV_HEAD_CHANNELS = 32
+
+
+class PatchEmbedding(nn.Module):
+    """Images (B, C, S, S) to tokens (B, N, W), row-major: a convolution of kernel and stride `patch` without bias,
+    then a 1x1 convolution with bias (a linear, applied to the tokens)."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, patch, stride=patch, bias=False)
+        initialise(self.patches.weight, "xavier", fan_in=channels * patch * patch)
+        tag_layer(self.patches)
+        self.mix = linear(width, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.mix(self.patches(images).flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
+
+
+class LinearPixelHead(nn.Module):
+    """Tokens to pixels by one linear W -> C*P*P (channel slowest, then row, then column), then a 3x3 convolution.
+
+    (B, N, W) to (B, C, S, S), before the output activation.
+    """
+
+    def __init__(self, width: int, patch: int, channels: int, grid: int, *, init: Init = "zero") -> None:
+        super().__init__()
+        self.patch, self.grid = patch, grid
+        self.linear = linear(width, channels * patch * patch, init=init)
+        self.smooth = _small_conv(channels, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        maps = self.linear(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return self.smooth(functional.pixel_shuffle(maps, self.patch))  # type: ignore[no-any-return]
+
+
+class ConvPixelHead(nn.Module):
+    """Tokens to pixels by a linear W -> 32, a 3x3 convolution, SiLU and a transposed convolution 32 -> C with kernel
+    P+2, stride P. (B, N, W) to (B, C, S, S), before the output activation."""
+
+    def __init__(self, width: int, patch: int, channels: int, grid: int, *, init: Init = "zero") -> None:
+        super().__init__()
+        self.grid = grid
+        self.linear = linear(width, CONV_HEAD_CHANNELS, init=init)
+        self.smooth = _small_conv(CONV_HEAD_CHANNELS, CONV_HEAD_CHANNELS)
+        self.up = nn.ConvTranspose2d(CONV_HEAD_CHANNELS, channels, patch + 2, stride=patch, padding=1)
+        _start_small(self.up)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        maps = self.linear(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return self.up(functional.silu(self.smooth(maps)))  # type: ignore[no-any-return]
+
+
+def _small_conv(inputs: int, outputs: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="reflect")
+    _start_small(conv)
+    return conv
+
+
+def _start_small(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Xavier with gain 0.01 and zero bias: images start near mid-grey."""
+    nn.init.xavier_uniform_(conv.weight, gain=0.01)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    tag_layer(conv)

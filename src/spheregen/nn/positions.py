@@ -1,0 +1,76 @@
+"""Where a token is: the fixed 2-D sin-cos table that is added, and the 2-D rotary table of the attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BASE = 10000.0
+
+
+def sincos_table(grid: int, width: int) -> Tensor:
+    """The fixed position table (1, grid*grid, width), row-major.
+
+    Half of the channels for each axis, x (column) first; for each axis sines, then cosines (the DiT and MAE
+    convention). `width` must be a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"a 2-D sin-cos table needs a width that is a multiple of 4, not {width}")
+    frequencies = BASE ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
+    x = axis[None, :, :].expand(grid, grid, -1)
+    y = axis[:, None, :].expand(grid, grid, -1)
+    return torch.cat([x, y], dim=-1).reshape(1, grid * grid, width).float()
+
+
+class AxialRotary(nn.Module):
+    """Axial 2-D rotary positions for queries and keys on a square grid.
+
+    The first half of a head's channels rotates by the row, the second half by the column; channels turn in
+    interleaved pairs (0, 1), (2, 3), ... The table has no parameters, is not part of the state dictionary, and stays
+    in float32 when the model is cast to a half type.
+
+    Args:
+        grid: tokens along one side.
+        head_channels: channels D of a head, a multiple of 4.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, grid: int, head_channels: int) -> None:
+        super().__init__()
+        if head_channels % 4:
+            raise ValueError(f"2-D rotary positions need head channels in multiples of 4, not {head_channels}")
+        half = head_channels // 2
+        frequencies = BASE ** -(torch.arange(0, half, 2, dtype=torch.float64) / half)  # half / 2 pairs for each axis
+        angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+        rows = angles[:, None, :].expand(grid, grid, -1)
+        columns = angles[None, :, :].expand(grid, grid, -1)
+        table = torch.cat([rows, columns], dim=-1).reshape(grid * grid, half)
+        self.register_buffer("cos", table.cos().float(), persistent=False)
+        self.register_buffer("sin", table.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rotate (B, T, ..., D): of T tokens the last N belong to the grid, those in front keep angle 0."""
+        front = x.shape[1] - self.cos.shape[0]
+        shape = (-1, *(1 for _ in range(x.ndim - 3)), self.cos.shape[1])
+        cos, sin = self.cos.view(shape), self.sin.view(shape)
+        grid = x[:, front:] if front else x
+        even, odd = grid.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+        return torch.cat([x[:, :front], turned], dim=1) if front else turned
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AxialRotary:
+        # .to(bfloat16) must not round the angles: move the tables, but keep at least float32
+        before: dict[str, Any] = {"cos": self.cos, "sin": self.sin}
+        super()._apply(fn, recurse)
+        for name, table in before.items():
+            moved = getattr(self, name)
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                setattr(self, name, table.to(moved.device))
+        return self

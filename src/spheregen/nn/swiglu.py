@@ -1,0 +1,22 @@
+"""The gated MLP of a transformer block."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spheregen.nn.linear import linear
+
+
+class SwiGLU(nn.Module):
+    """`out(silu(gate) * value)` with hidden width int(W * 4 * 2/3); gate and value in one linear, gate first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = int(width * 4 * 2 / 3)
+        self.gate_value = linear(width, 2 * hidden)
+        self.out = linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.gate_value(x).chunk(2, dim=-1)
+        return self.out(functional.silu(gate) * value)  # type: ignore[no-any-return]

@@ -1,0 +1,150 @@
+"""The few-step loop: generation, editing and reconstruction are one refinement step with different starts.
+
+Source: Yue et al. 2026 (arXiv 2602.15030), generation and editing. Legend: T steps, B samples, latents (B, N, d),
+images (B, C, S, S) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spheregen.errors import ConfigError
+from spheregen.models.protocol import SphereGenerator
+from spheregen.sampling.guidance import Guided, guide
+from spheregen.sampling.schedules import Schedule, edit_radii, refinement_radii
+from spheregen.sphere import spherify, tilt
+
+StepNoise = Tensor | Sequence[Tensor]
+"""Gaussian noise of the refinement steps: one (B, N, d) tensor shared by all, or one for each step."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images of a few-step loop."""
+
+    images: Tensor
+    """(B, C, S, S) in [-1, 1], of the last step."""
+    trajectory: tuple[Tensor, ...]
+    """The images of every step, each (B, C, S, S); the last is `images`."""
+
+
+def refine(guided: Guided, images: Tensor, radius: float, noise: Tensor) -> Tensor:
+    """One refinement step: encode, tilt by `radius` of sigma_max along `noise`, decode."""
+    v = spherify(guided.encode_raw(images))
+    return guided.decode(tilt(v, noise, radius * guided.model.sigma_max))
+
+
+@torch.no_grad()
+def sample(
+    model: SphereGenerator,
+    noise: Tensor,
+    labels: Tensor | None = None,
+    steps: int = 4,
+    schedule: Schedule = "fixed",
+    guidance: float = 1.0,
+    guidance_at: str = "both",
+    step_noise: StepNoise | None = None,
+    generator: torch.Generator | None = None,
+    share_noise: bool = True,
+) -> Samples:
+    """Generate images: decode random points on the sphere, then refine them steps-1 times.
+
+    Args:
+        model: any generator of the family.
+        noise: Gaussian noise (B, N, d); spherified it is the starting point.
+        labels: (B,) int64 class ids; None is the null class of a conditional model.
+        steps: T >= 1 decodes.
+        schedule: `fixed` (r_t = 1), `decay` (r_t = 1 - t/T) or T-1 fractions of sigma_max.
+        guidance: scale s; 1 is none.
+        guidance_at: `pixel`, `latent` or `both` (sqrt(s) each).
+        step_noise: noise of the refinement steps, one tensor for all or a list of T-1; drawn where None.
+        generator: source of the drawn step noise, on the device of `noise` or the CPU.
+        share_noise: draw one noise for all refinement steps (the paper's best), else a fresh one for each.
+
+    Raises:
+        ConfigError: steps, schedule, guidance or noise that do not fit together.
+    """
+    radii = refinement_radii(schedule, steps)
+    _check_shape("noise", noise, model)
+    guided = guide(model, labels, guidance, guidance_at)
+    directions = _directions(step_noise, len(radii), noise, generator, share=share_noise)
+    trajectory = [guided.decode(spherify(noise))]
+    for radius, direction in zip(radii, directions, strict=True):
+        trajectory.append(refine(guided, trajectory[-1], radius, direction))
+    return Samples(images=trajectory[-1], trajectory=tuple(trajectory))
+
+
+@torch.no_grad()
+def edit(
+    model: SphereGenerator,
+    images: Tensor,
+    labels: Tensor | None = None,
+    steps: int = 4,
+    strength: float = 0.25,
+    schedule: Schedule = "fixed",
+    guidance: float = 1.0,
+    guidance_at: str = "both",
+    step_noise: StepNoise | None = None,
+    generator: torch.Generator | None = None,
+    share_noise: bool = True,
+) -> Samples:
+    """Pull images towards a condition: T pairs of encode, with noise scaled by `strength`, and decode.
+
+    Args:
+        images: (B, C, S, S) in [-1, 1]. Every encode, the first included, is under the target `labels`.
+        steps: T >= 1 pairs; the trajectory has T images.
+        strength: the noise of a step as a fraction of sigma_max (`decay`: strength * (1 - t/(T+1))).
+
+    The other arguments are those of `sample`; a list of step noise holds T tensors.
+    """
+    radii = edit_radii(schedule, steps, strength)
+    guided = guide(model, labels, guidance, guidance_at)
+    like = images.new_empty((images.shape[0], *model.latent_shape))
+    directions = _directions(step_noise, len(radii), like, generator, share=share_noise)
+    trajectory: list[Tensor] = []
+    for radius, direction in zip(radii, directions, strict=True):
+        trajectory.append(refine(guided, trajectory[-1] if trajectory else images, radius, direction))
+    return Samples(images=trajectory[-1], trajectory=tuple(trajectory))
+
+
+@torch.no_grad()
+def reconstruct(model: SphereGenerator, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    """D(spherify(E(x))): images (B, C, S, S) in [-1, 1] there and back. `labels=None`: the null class."""
+    return model.decode(model.encode(images, labels), labels)
+
+
+def _directions(
+    given: StepNoise | None, count: int, like: Tensor, generator: torch.Generator | None, *, share: bool
+) -> Iterator[Tensor] | Sequence[Tensor]:
+    if isinstance(given, Tensor):
+        _check_like("step_noise", given, like)
+        return [given] * count
+    if given is not None:
+        if len(given) != count:
+            raise ConfigError(f"{len(given)} step noises for {count} noisy steps; give one for each, or one tensor")
+        for direction in given:
+            _check_like("step_noise", direction, like)
+        return given
+    if share:
+        return [_draw(like, generator)] * count if count else []
+    return (_draw(like, generator) for _ in range(count))
+
+
+def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like.device, like.dtype)
+
+
+def _check_shape(name: str, noise: Tensor, model: SphereGenerator) -> None:
+    if tuple(noise.shape[1:]) != tuple(model.latent_shape):
+        shape = ", ".join(map(str, model.latent_shape))
+        raise ConfigError(f"{name} has shape {tuple(noise.shape)}; this model's latents are (B, {shape})")
+
+
+def _check_like(name: str, noise: Tensor, like: Tensor) -> None:
+    if noise.shape != like.shape:
+        raise ConfigError(f"{name} has shape {tuple(noise.shape)} instead of {tuple(like.shape)}")

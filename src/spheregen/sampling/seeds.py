@@ -1,0 +1,37 @@
+"""One seed per image: a picture depends on its seed alone, never on batch size, position or device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SeededNoise:
+    """The noise of B images, on the CPU in float32."""
+
+    initial: Tensor
+    """(B, N, d) standard Gaussian."""
+    steps: Tensor | tuple[Tensor, ...]
+    """One (B, N, d) shared by all refinement steps, or one for each."""
+
+
+def seeded_noise(
+    seeds: Sequence[int], shape: tuple[int, ...], refinements: int, *, share: bool = True
+) -> SeededNoise:
+    """Draw each image's noise from a CPU generator of its own seed.
+
+    The initial noise comes first, so the same seed starts at the same point whatever the number of steps.
+    """
+    draws = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        count = 1 + (min(refinements, 1) if share else refinements)
+        draws.append(torch.randn((count, *shape), generator=generator))
+    stacked = torch.stack(draws, dim=1)  # (count, B, N, d)
+    if share:
+        return SeededNoise(initial=stacked[0], steps=stacked[1] if refinements else ())
+    return SeededNoise(initial=stacked[0], steps=tuple(stacked[1:]))

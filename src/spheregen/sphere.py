@@ -1,0 +1,147 @@
+"""The geometry of the latent sphere: everything else in this library is built on these few functions.
+
+A latent is a token grid of shape (B, N, d), in general (B, ...); one sample has L = N*d numbers. All functions act on
+the L flattened numbers of a sample (never on single tokens), so every point lives on one sphere of radius sqrt(L) per
+sample. Statistics are computed in float32 or wider, whatever the input's type. Angles are in degrees.
+
+Source: Yue et al. 2026, "Image Generation with a Sphere Encoder" (arXiv 2602.15030), the sphere and its noise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+"""Added to the mean square before its inverse root; the published value."""
+
+
+def upcast(x: Tensor) -> Tensor:
+    """`x` in float32, or unchanged where it is that wide already."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def spherify(z: Tensor) -> Tensor:
+    """Scale each sample to the sphere of radius sqrt(L).
+
+    `z * rsqrt(mean(z^2 over all L) + 1e-6)`: one RMS over tokens and channels of a sample, not a per-token norm.
+
+    Args:
+        z: latents (B, ...).
+
+    Returns:
+        Points on the sphere, same shape and type.
+    """
+    wide = upcast(z)
+    mean_square = wide.square().mean(dim=_sample_axes(z), keepdim=True)
+    return (wide * torch.rsqrt(mean_square + EPS)).to(z.dtype)
+
+
+def uniform_points(
+    count: int,
+    shape: tuple[int, ...],
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """`count` uniform points on the sphere, (count, *shape): the spherified Gaussian."""
+    return spherify(torch.randn((count, *shape), generator=generator, device=device))
+
+
+def angle_to_sigma(angle: float) -> float:
+    """The noise magnitude whose tilt is `angle` degrees in high dimension: sigma = tan(angle), 0 <= angle < 90."""
+    if not 0 <= angle < 90:
+        raise ValueError(f"a noise angle is in [0, 90) degrees, not {angle:g}: at 90 the noise is infinite")
+    return math.tan(math.radians(angle))
+
+
+def sigma_to_angle(sigma: float) -> float:
+    """The tilt in degrees of noise of magnitude `sigma` >= 0, in high dimension: atan(sigma)."""
+    if sigma < 0:
+        raise ValueError(f"a noise magnitude is not negative: {sigma:g}")
+    return math.degrees(math.atan(sigma))
+
+
+def tilt(v: Tensor, direction: Tensor, sigma: Tensor | float) -> Tensor:
+    """Tilt points on the sphere by Gaussian noise: `spherify(v + sigma * direction)`.
+
+    Args:
+        v: points on the sphere (B, ...).
+        direction: standard Gaussian noise, the shape of `v`.
+        sigma: magnitude, one number or (B,). Where it is 0 the result is `v` itself, not `v` scaled once more.
+    """
+    if isinstance(sigma, Tensor):
+        per_sample = _per_sample(sigma, v)
+        return torch.where(per_sample == 0, v, spherify(v + per_sample * direction))
+    return v if sigma == 0 else spherify(v + sigma * direction)
+
+
+def angle_between(a: Tensor, b: Tensor) -> Tensor:
+    """The angle between samples in degrees, (B,), in [0, 180].
+
+    2*atan2(|u-w|, |u+w|) of the unit vectors: exact for small angles, where acos of a cosine loses half its digits.
+    """
+    u, w = _unit(a), _unit(b)
+    axes = _sample_axes(u)
+    apart = torch.linalg.vector_norm(u - w, dim=axes)
+    together = torch.linalg.vector_norm(u + w, dim=axes)
+    return torch.rad2deg(2 * torch.atan2(apart, together))
+
+
+def rotate(v: Tensor, towards: Tensor, angle: Tensor | float) -> Tensor:
+    """Rotate points on the sphere by exactly `angle` degrees, along the great circle that leads to `towards`.
+
+    Args:
+        v: points on the sphere (B, ...).
+        towards: any points not parallel to `v`; only their part orthogonal to `v` counts.
+        angle: degrees, one number or (B,).
+    """
+    wide_v, wide_t = upcast(v), upcast(towards)
+    axes = _sample_axes(v)
+    along = (wide_v * wide_t).sum(axes, keepdim=True) / wide_v.square().sum(axes, keepdim=True).clamp_min(1e-30)
+    orthogonal = wide_t - along * wide_v
+    radius = torch.linalg.vector_norm(wide_v, dim=axes, keepdim=True)
+    orthogonal = orthogonal * (radius / torch.linalg.vector_norm(orthogonal, dim=axes, keepdim=True).clamp_min(1e-30))
+    radians = torch.deg2rad(torch.as_tensor(angle, dtype=wide_v.dtype, device=v.device))
+    radians = _per_sample(radians, v) if radians.ndim else radians
+    return (torch.cos(radians) * wide_v + torch.sin(radians) * orthogonal).to(v.dtype)
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
+    """Walk from `a` (t = 0) to `b` (t = 1) on the great circle, at constant angular speed.
+
+    Points closer than about 1e-4 degrees are joined by a straight line, the limit of the formula. Opposite points
+    have no unique great circle: the result there is finite, but not on the sphere.
+
+    Args:
+        a, b: points on the sphere (B, ...).
+        t: position, one number or (B,).
+    """
+    wide_a, wide_b = upcast(a), upcast(b)
+    position = torch.as_tensor(t, dtype=wide_a.dtype, device=a.device)
+    position = _per_sample(position, a) if position.ndim else position
+    omega = _per_sample(torch.deg2rad(angle_between(a, b)).to(wide_a.dtype), a)
+    sine = torch.sin(omega)
+    straight = sine < 2e-6
+    safe = torch.where(straight, torch.ones_like(sine), sine)  # divide safely before where, for the gradients' sake
+    weight_a = torch.where(straight, 1 - position, torch.sin((1 - position) * omega) / safe)
+    weight_b = torch.where(straight, position.expand_as(weight_a), torch.sin(position * omega) / safe)
+    return (weight_a * wide_a + weight_b * wide_b).to(a.dtype)
+
+
+def _sample_axes(x: Tensor) -> tuple[int, ...]:
+    if x.ndim < 2:
+        raise ValueError(f"latents have a batch axis and at least one more, not shape {tuple(x.shape)}")
+    return tuple(range(1, x.ndim))
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) values shaped to broadcast over the samples of `like`."""
+    return values.view(-1, *(1 for _ in range(like.ndim - 1)))
+
+
+def _unit(x: Tensor) -> Tensor:
+    wide = upcast(x)
+    return wide / torch.linalg.vector_norm(wide, dim=_sample_axes(x), keepdim=True).clamp_min(1e-30)
