@@ -1,0 +1,252 @@
+"""One picture: any mode, orientation and shape -> a uint8 tensor (C, S, S).
+
+ICC profiles and gamma tags are not applied: samples are taken as sRGB, as every published data set of this field does.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from spheregen.errors import ConfigError, DataError
+
+Fit = Literal["crop", "pad"]
+Resize = Literal["adm", "bicubic", "nearest", "published"]
+Pixels = npt.NDArray[np.uint8]
+
+_LONGEST_STRIP = 16  # aspect ratio beyond which the ends are cut before, not after, enlarging
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How pictures are brought to one size and one number of channels.
+
+    Raises:
+        ConfigError: a value is outside the range given below.
+    """
+
+    image_size: int  # S in pixels, >= 1; pictures become S x S
+    channels: int = 3  # 3 = RGB, 1 = grey (ITU-R 601 luma)
+    fit: Fit = "crop"  # "crop": the centre square; "pad": the whole picture with background around it
+    background: tuple[int, int, int] = (
+        255,
+        255,
+        255,
+    )  # RGB, 0..255: behind transparent pixels and around padded pictures
+    resize: Resize = "adm"  # adm: halve by box filter, then bicubic; published: nearest up to 64 px, else bicubic
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ConfigError(f"image_size is {self.image_size}; give a number of pixels from 1 up")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels is {self.channels}; choose 1 (grey) or 3 (RGB)")
+        if self.fit not in get_args(Fit):
+            raise ConfigError(f"fit is {self.fit!r}; choose one of {', '.join(get_args(Fit))}")
+        if self.resize not in get_args(Resize):
+            raise ConfigError(f"resize is {self.resize!r}; choose one of {', '.join(get_args(Resize))}")
+        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+            raise ConfigError(f"background is {self.background}; give red, green and blue from 0 to 255")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, S, S)."""
+        return (self.channels, self.image_size, self.image_size)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Size of one decoded picture in bytes."""
+        return self.channels * self.image_size**2
+
+
+def load_image(image: Image.Image, options: ImageOptions) -> torch.Tensor:
+    """Bring a PIL picture of any mode and shape to uint8 (C, S, S), 0..255.
+
+    EXIF orientation is applied, transparency is laid on `options.background`, 16-bit values are divided by 257, of an
+    animation the current frame is taken. A picture that already is S x S is not resampled.
+
+    Raises:
+        DataError: the mode cannot be converted, or the values of a 32-bit picture have no known scale. The message does
+            not know the file's name.
+    """
+    return torch.from_numpy(np.array(load_array(image, options), order="C"))
+
+
+def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
+    """`load_image` as a numpy array, which may be a read-only, transposed view."""
+    try:
+        image = _to_channels(_upright(image), options)
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+    ) as error:  # a mode, palette or transparency entry that Pillow cannot convert
+        raise DataError(f"an image of mode {image.mode} cannot be converted ({error}); save it as RGB") from error
+    size = options.image_size
+    if image.size != (size, size):
+        image = _crop(image, options) if options.fit == "crop" else _pad(image, options)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def to_model_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 -> float32 in [-1, 1], same shape: what models read and write."""
+    return images.to(torch.float32).div(127.5).sub_(1.0)
+
+
+def decode_bytes(data: bytes, where: str) -> Image.Image:
+    """Decode an encoded picture completely; of an animation or a multi-page file the first frame.
+
+    Raises:
+        DataError: `data` is empty, truncated, no picture, or larger than Pillow's safety limit. Names `where`.
+    """
+    if not data:
+        raise DataError(f"{where}: the image is empty (0 bytes); remove it or skip bad images")
+    try:
+        # Pillow warns about oddities that do not matter here; a decompression bomb does, so that one is an error.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            if "exif" in image.info:
+                image.getexif()  # parsed once, here, where a warning about broken EXIF data stays quiet
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{where}: the image is larger than Pillow's safety limit of {Image.MAX_IMAGE_PIXELS} pixels; "
+            "scale it down or skip bad images"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where}: not an image that Pillow can read; remove it or skip bad images") from error
+    except (
+        Exception
+    ) as error:  # broken files make decoders raise nearly anything: OSError, SyntaxError, struct.error ...
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: corrupt or truncated image ({cause}); remove it or skip bad images") from error
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation."""
+    info = image.info
+    if image.format == "JPEG" and "exif" not in info and "xmp" not in info:
+        return image  # by far the most common case, and looking closer costs as much as decoding a small picture
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data says nothing about orientation; the pixels are fine
+        return image
+
+
+def _to_channels(image: Image.Image, options: ImageOptions) -> Image.Image:
+    """Any mode -> "RGB" or "L"."""
+    mode = image.mode
+    target = "RGB" if options.channels == 3 else "L"
+    if mode == target and "transparency" not in image.info:
+        return image
+    if mode == "F" or mode.startswith("I"):
+        image = _to_eight_bits(image)
+    elif mode == "LAB":
+        image = _lab_to_rgb(image)
+    if image.has_transparency_data:
+        image = _on_background(image, options.background)
+    if image.mode == target:
+        return image
+    if image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")  # not every mode has a direct way to grey
+    return image.convert(target)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit (modes I;16*, I) and float (mode F) grey -> "L", or "LA" where one value is marked as transparent.
+
+    Mode I is what Pillow makes of 16-bit files in some formats. Float pictures are in [0, 1] (the convention of
+    scientific files) or, if a value exceeds 1, in [0, 255] (Pillow's).
+    """
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        unit = 1.0 if high <= 1.0 else 255.0
+        known = "[0, 1] or [0, 255]"
+    else:
+        unit = 65535.0
+        known = "[0, 65535]"
+    if not (low >= 0.0 and high <= unit):  # also true for NaN
+        kind = "float" if image.mode == "F" else "32-bit"
+        raise DataError(
+            f"a {kind} image has values from {low:g} to {high:g}, not in {known}; save it with 8 or 16 bits per channel"
+        )
+    scaled = np.rint(values.astype(np.float64) * (255.0 / unit)).astype(np.uint8)
+    grey = Image.fromarray(scaled)
+    transparent: Any = image.info.get("transparency")
+    if isinstance(transparent, int):
+        alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+        return Image.merge("LA", (grey, Image.fromarray(alpha)))
+    return grey
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    try:
+        from PIL import ImageCms
+
+        result = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except Exception as error:  # Pillow may be built without LittleCMS
+        raise DataError(f"a CIELAB image cannot be converted ({error}); save it as RGB") from error
+    assert result is not None  # it is None only for in-place conversion
+    return result
+
+
+def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Lay a picture with transparency (alpha channel, palette entry or marked colour) on one colour -> "RGB"."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
+
+
+def _crop(image: Image.Image, options: ImageOptions) -> Image.Image:
+    """Shorter side to S, then the centre square. With "adm": the centre crop of ADM (guided diffusion)."""
+    size = options.image_size
+    width, height = image.size
+    shorter = min(width, height)
+    if max(width, height) > _LONGEST_STRIP * shorter:  # a 1 x 50000 strip must not become 256 x 12.8 million
+        keep = _LONGEST_STRIP * shorter
+        left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
+        image = image.crop((left, top, left + min(width, keep), top + min(height, keep)))
+    image = _resize(image, min(image.size), options)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _pad(image: Image.Image, options: ImageOptions) -> Image.Image:
+    """Longer side to S, background around."""
+    size = options.image_size
+    image = _resize(image, max(image.size), options)
+    canvas = Image.new("RGB", (size, size), options.background).convert(image.mode)
+    canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return canvas
+
+
+def _resize(image: Image.Image, side: int, options: ImageOptions) -> Image.Image:
+    """Scale so that the side which measures `side` pixels measures S; aspect is kept."""
+    size = options.image_size
+    method = options.resize
+    if method == "published":
+        method = "nearest" if size <= 64 else "bicubic"
+    if method == "adm":
+        while side >= 2 * size:
+            image = image.resize((max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.BOX)
+            side //= 2
+    if side == size:
+        return image
+    scale = size / side
+    target = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(target, Image.Resampling.NEAREST if method == "nearest" else Image.Resampling.BICUBIC)
