@@ -19,7 +19,7 @@ class ClassEmbedding(nn.Module):
         self.null = num_classes
         self.table = nn.Embedding(num_classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.02)
-        tag([self.table.weight], NO_DECAY)
+        tag(self.table.parameters(), NO_DECAY)
 
     def forward(self, labels: Tensor | None, batch: int) -> Tensor:
         if labels is None:

@@ -14,8 +14,10 @@ from spheregen.errors import SphereGenError
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it to `path`, on failure remove it.
+
+    `durable=False` leaves the fsync out.
 
     Raises:
         SphereGenError: the folder cannot be written to or the disk is full. An older file at `path` stays as it was.
@@ -27,13 +29,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
         temporary.replace(path)
-        _fsync_folder(path.parent)
+        if durable:
+            _fsync_folder(path.parent)
     except OSError as error:
-        raise SphereGenError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
+        reason = error.strerror or error
+        raise SphereGenError(f"cannot write {path}: {reason}; free space or choose another place") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

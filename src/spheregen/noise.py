@@ -88,9 +88,7 @@ def stratified(count: int, *, generator: torch.Generator | None = None) -> Tenso
     return values[torch.randperm(count, generator=generator)]
 
 
-def draw_radii(
-    count: int, config: NoiseConfig, max_angle: float, *, generator: torch.Generator | None = None
-) -> Radii:
+def draw_radii(count: int, config: NoiseConfig, max_angle: float, *, generator: torch.Generator | None = None) -> Radii:
     """The radii of a global batch of `count` samples for noise up to `max_angle` degrees."""
     r = stratified(count, generator=generator)
     s = config.weak_fraction * stratified(count, generator=generator)
@@ -122,5 +120,3 @@ def perturb(v: Tensor, direction: Tensor, radii: Radii, sigma_max: float) -> Noi
     """
     strong, weak = (r.to(v.device, torch.float32) * sigma_max for r in (radii.strong, radii.weak))
     return NoisePair(strong=tilt(v, direction, strong), weak=tilt(v, direction, weak))
-
-

@@ -106,7 +106,8 @@ def rotate(v: Tensor, towards: Tensor, angle: Tensor | float) -> Tensor:
     orthogonal = orthogonal * (radius / torch.linalg.vector_norm(orthogonal, dim=axes, keepdim=True).clamp_min(1e-30))
     radians = torch.deg2rad(torch.as_tensor(angle, dtype=wide_v.dtype, device=v.device))
     radians = _per_sample(radians, v) if radians.ndim else radians
-    return (torch.cos(radians) * wide_v + torch.sin(radians) * orthogonal).to(v.dtype)
+    rotated: Tensor = torch.cos(radians) * wide_v + torch.sin(radians) * orthogonal
+    return rotated.to(v.dtype)
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
@@ -144,4 +145,5 @@ def _per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     wide = upcast(x)
-    return wide / torch.linalg.vector_norm(wide, dim=_sample_axes(x), keepdim=True).clamp_min(1e-30)
+    norm: Tensor = torch.linalg.vector_norm(wide, dim=_sample_axes(x), keepdim=True)
+    return wide / norm.clamp_min(1e-30)

@@ -10,7 +10,7 @@ from spheregen.data.dataset import LoadedImages, OnError, Progress, load_all, va
 from spheregen.data.decoding import BadImage
 from spheregen.data.digits import Digits, load_digits
 from spheregen.data.grids import image_grid, read_metadata, save_png, to_pil, to_uint8
-from spheregen.data.images import ImageOptions, decode_bytes, load_image, to_model_range
+from spheregen.data.images import ImageOptions, decode_bytes, load_image, read_image, to_model_range
 from spheregen.data.order import SampleOrder, permutation
 from spheregen.data.sources import ImageSource, open_source
 
@@ -32,6 +32,7 @@ __all__ = [
     "load_image",
     "open_source",
     "permutation",
+    "read_image",
     "read_metadata",
     "save_png",
     "to_model_range",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from spheregen.data.images import decode_bytes
+from spheregen.data.images import read_image
 from spheregen.data.sources import ImageSource, choose_split, digest, require_unsplit
 from spheregen.errors import DataError
 
@@ -77,14 +77,7 @@ class FolderSource(ImageSource):
         return len(self._files)
 
     def read(self, index: int) -> Image.Image:
-        path = self._folder / self._files[index]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror or error}); restore it or skip bad images"
-            ) from error
-        return decode_bytes(data, str(path))
+        return read_image(self._folder / self._files[index])
 
     def describe(self, index: int) -> str:
         return str(self._folder / self._files[index])

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from spheregen.data.images import decode_bytes
-from spheregen.errors import ConfigError, DataError
+from spheregen.data.images import read_image
+from spheregen.errors import ConfigError
 from spheregen.files import atomic_path
 
 Rounding = Literal["round", "floor"]
@@ -74,8 +74,12 @@ def image_grid(
     return sheet
 
 
-def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_png(
+    image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None, *, durable: bool = True
+) -> None:
     """Write a PNG atomically, with `metadata` as text chunks (tEXt; iTXt where Latin-1 does not suffice).
+
+    `durable=False` leaves the flush to the system: for thousands of pictures that can be made again.
 
     Raises:
         ConfigError: a key is no PNG keyword (1 to 79 Latin-1 characters).
@@ -90,7 +94,7 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
         if not 0 < size < 80 or "\0" in key:
             raise ConfigError(f"{key!r} cannot name PNG metadata; use 1 to 79 Latin-1 characters")
         text.add_text(key, value)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         image.save(temporary, format="PNG", pnginfo=text)
 
 
@@ -100,11 +104,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         DataError: the file is missing or no image.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
-    image = decode_bytes(data, str(path))
+    image = read_image(path)
     return (
         {str(key): str(value) for key, value in image.text.items()}
         if isinstance(image, PngImagePlugin.PngImageFile)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -98,6 +99,19 @@ def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
     """uint8 0..255 -> float32 in [-1, 1], same shape: what models read and write."""
     return images.to(torch.float32).div(127.5).sub_(1.0)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read and decode a picture file completely.
+
+    Raises:
+        DataError: the file is missing or no picture that Pillow can read. Names the path.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    return decode_bytes(data, str(path))
 
 
 def decode_bytes(data: bytes, where: str) -> Image.Image:

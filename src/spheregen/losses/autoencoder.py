@@ -80,9 +80,7 @@ class AutoencoderDraws:
     """(4, B) bool: labels to drop when encoding, decoding weak, decoding strong, encoding again."""
 
     def __getitem__(self, part: slice) -> AutoencoderDraws:
-        return AutoencoderDraws(
-            radii=self.radii[part], direction=self.direction[part], dropped=self.dropped[:, part]
-        )
+        return AutoencoderDraws(radii=self.radii[part], direction=self.direction[part], dropped=self.dropped[:, part])
 
 
 class AutoencoderObjective:
@@ -121,7 +119,9 @@ class AutoencoderObjective:
         )
         z = model.encoder(images, encode_labels)
         pair = perturb(spherify(z), draws.direction.to(z.device, z.dtype), draws.radii, model.sigma_max)
-        decode_labels = None if weak_labels is None or strong_labels is None else torch.cat([weak_labels, strong_labels])
+        decode_labels = (
+            None if weak_labels is None or strong_labels is None else torch.cat([weak_labels, strong_labels])
+        )
         decoded = model.decoder(torch.cat([pair.weak, pair.strong]), decode_labels)
         weak, strong = to_unit(decoded).chunk(2)
         x = to_unit(images)

@@ -20,9 +20,7 @@ class MixerBlock(nn.Module):
     def __init__(self, tokens: int, channels: int, *, init: Init) -> None:
         super().__init__()
         self.token_norm = RMSNorm(channels)
-        self.token_mlp = nn.Sequential(
-            linear(tokens, tokens, init=init), nn.SiLU(), linear(tokens, tokens, init=init)
-        )
+        self.token_mlp = nn.Sequential(linear(tokens, tokens, init=init), nn.SiLU(), linear(tokens, tokens, init=init))
         self.channel_norm = RMSNorm(channels)
         self.channel_mlp = nn.Sequential(
             linear(channels, 2 * channels, init=init), nn.SiLU(), linear(2 * channels, channels, init=init)

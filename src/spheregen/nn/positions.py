@@ -68,7 +68,7 @@ class AxialRotary(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AxialRotary:
         # .to(bfloat16) must not round the angles: move the tables, but keep at least float32
         before: dict[str, Any] = {"cos": self.cos, "sin": self.sin}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, table in before.items():
             moved = getattr(self, name)
             if moved.dtype in (torch.bfloat16, torch.float16):

@@ -19,9 +19,7 @@ class SeededNoise:
     """One (B, N, d) shared by all refinement steps, or one for each."""
 
 
-def seeded_noise(
-    seeds: Sequence[int], shape: tuple[int, ...], refinements: int, *, share: bool = True
-) -> SeededNoise:
+def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...], refinements: int, *, share: bool = True) -> SeededNoise:
     """Draw each image's noise from a CPU generator of its own seed.
 
     The initial noise comes first, so the same seed starts at the same point whatever the number of steps.

@@ -1,0 +1,63 @@
+"""The `spheregen` command: its list of commands, and how errors reach the user."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import spheregen
+from spheregen.cli import demo, info, recipes, reconstruct, sample, train
+from spheregen.errors import SphereGenError
+
+app = typer.Typer(
+    name="spheregen",
+    help="Train, sample and measure image generators on a high-dimensional sphere.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo.demo, train.train, sample.sample, reconstruct.reconstruct, info.info, recipes.recipes):
+    app.command()(command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(spheregen.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Errors are one line, exit code 2; --debug anywhere shows the traceback."""
+
+
+def run() -> None:
+    """Entry point: user errors become one line on stderr and exit code 2."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except SphereGenError as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command again continues where a run was saved", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, went away
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,44 @@
+"""`spheregen train`: train a recipe, or continue it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spheregen.cli.options import Device, Json, Quiet, output_folder, print_json, say
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `spheregen recipes`) or a YAML file.")],
+    data: Annotated[str | None, typer.Option(help="Images: digits, a folder, or parquet files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/RECIPE by default.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting, a.b=c; repeatable.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a generator. The same command again continues an interrupted run exactly where it was saved."""
+    from spheregen.training.recipe import load_recipe
+
+    resolved = load_recipe(recipe, settings or (), data=data)
+    if dry_run:
+        if as_json:
+            print_json(resolved.model_dump(mode="json"))
+        else:
+            import yaml
+
+            print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
+        return
+    from spheregen.training.progress import default_reporter
+    from spheregen.training.trainer import train as run_training
+
+    folder = output_folder(out or Path("runs") / resolved.name)
+    result = run_training(resolved, folder, device=device, reporter=default_reporter(quiet=quiet))
+    if as_json:
+        print_json({**dataclasses.asdict(result), "folder": str(result.folder)})
+    else:
+        say(f"the model is in {folder}; look at {folder / 'previews'}, sample it with: spheregen sample {folder}")

@@ -1,0 +1,1 @@
+"""What training minimises; each loss returns its named terms."""

@@ -1,0 +1,168 @@
+"""A model on disk: a folder of `config.json`, `model.safetensors` and a model card, `README.md`. No pickles."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import spheregen
+from spheregen.errors import ConfigError, ModelFileError, SphereGenError
+from spheregen.files import atomic_path, write_json, write_text
+from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+MODEL_CLASSES = {"SphereAutoencoder": (SphereAutoencoder, AutoencoderConfig)}
+"""Class name in config.json -> the model and its configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a model folder says beside the weights."""
+
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, empty for an unconditional model."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling defaults: steps, schedule, guidance, guidance_at, share_noise."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Where the model comes from: recipe, data, steps, or the file it was converted from."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode, with what its folder says."""
+
+    model: SphereAutoencoder
+    info: ModelInfo
+
+
+def save_model(folder: Path, model: SphereAutoencoder, info: ModelInfo, *, card: str) -> None:
+    """Write a model folder; every file is replaced as a whole.
+
+    Raises:
+        SphereGenError: the folder cannot be written to. Files that were there before stay whole.
+    """
+    config = {
+        "spheregen_version": spheregen.__version__,
+        "model_class": type(model).__name__,
+        "architecture": dataclasses.asdict(model.config),
+        "class_names": list(info.class_names),
+        "sampling": dict(info.sampling),
+        "training": dict(info.training),
+    }
+    save_tensors(folder / WEIGHTS, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
+    write_json(folder / CONFIG, config)
+    write_text(folder / CARD, card)
+
+
+def load_model(folder: str | Path) -> LoadedModel:
+    """Read a model folder, on the CPU, in the type it was saved in.
+
+    Raises:
+        ModelFileError: a missing, broken or foreign folder.
+    """
+    path = Path(folder)
+    config = _read_config(path)
+    model_class, _ = MODEL_CLASSES[config["model_class"]]
+    architecture = _architecture(path, config)
+    with torch.device("meta"):
+        model = model_class(architecture)
+    state = load_tensors(path / WEIGHTS)
+    expected = model.state_dict()
+    wrong = sorted(
+        {name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape}
+        | (expected.keys() ^ state.keys())
+    )
+    if wrong:
+        raise ModelFileError(
+            f"{path / WEIGHTS} does not fit {CONFIG}: {len(wrong)} weights differ, the first is {wrong[0]}"
+        )
+    model = model_class(architecture)
+    model.to(next(iter(state.values())).dtype).load_state_dict(state)
+    info = ModelInfo(
+        class_names=tuple(config.get("class_names") or ()),
+        sampling=config.get("sampling") or {},
+        training=config.get("training") or {},
+    )
+    return LoadedModel(model.eval(), info)
+
+
+def read_architecture(folder: str | Path) -> AutoencoderConfig:
+    """The architecture of a model folder, without its weights.
+
+    Raises:
+        ModelFileError: a missing, broken or foreign folder.
+    """
+    path = Path(folder)
+    return _architecture(path, _read_config(path))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file, atomically.
+
+    Raises:
+        SphereGenError: the disk is full or the folder cannot be written to.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with atomic_path(path) as temporary:
+            save_file(contiguous, temporary, metadata=dict(metadata or {}))
+    except SafetensorError as error:
+        raise SphereGenError(
+            f"cannot write {path}: {_first_line(error)}; free space or choose another place"
+        ) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ModelFileError: the file is missing, truncated or of another kind.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(
+            f"cannot read {path}: {_first_line(error)}; the file is truncated or of another kind, get it again"
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelFileError(f"no model folder at {folder}: give a folder with {CONFIG} and {WEIGHTS}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelFileError(f"{folder} is not a model folder: it has no {name}; was its training cut off early?")
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"cannot read {path}: {_first_line(error)}") from error
+    if not isinstance(config, dict) or config.get("model_class") not in MODEL_CLASSES:
+        raise ModelFileError(
+            f"{path} names no model class that this version knows ({', '.join(MODEL_CLASSES)}); "
+            "published checkpoints are read by spheregen.interop.load_sphere_encoder"
+        )
+    return config
+
+
+def _architecture(folder: Path, config: Mapping[str, Any]) -> AutoencoderConfig:
+    _, config_class = MODEL_CLASSES[config["model_class"]]
+    try:
+        return TypeAdapter(config_class).validate_python(config.get("architecture"))
+    except (ValidationError, ConfigError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"{folder / CONFIG} describes no possible model: {reason}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,1 @@
+"""Training: recipes, the loop, optimiser, EMA, checkpoints, logs and previews."""

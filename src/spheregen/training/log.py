@@ -1,0 +1,74 @@
+"""The log of a run: running means on the device, one JSON line at each interval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spheregen.errors import SphereGenError
+from spheregen.files import write_text
+
+LOG = "log.jsonl"
+
+
+class Meters:
+    """Running means that stay on the device until they are read."""
+
+    def __init__(self, sums: Mapping[str, Tensor] | None = None) -> None:
+        self.sums: dict[str, Tensor] = dict(sums or {})
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one step's values."""
+        for name, value in values.items():
+            wide = value.detach().double()
+            self.sums[name] = self.sums[name] + wide if name in self.sums else wide
+        one = torch.ones((), dtype=torch.float64, device=next(iter(values.values())).device)
+        self.sums["count"] = self.sums["count"] + one if "count" in self.sums else one
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reset; this waits for the device."""
+        if not self.sums:
+            return {}
+        names = list(self.sums)
+        values = dict(zip(names, torch.stack([self.sums[name] for name in names]).tolist(), strict=True))
+        count = values.pop("count")
+        return {name: value / count for name, value in values.items()}
+
+    def reset(self) -> None:
+        self.sums.clear()
+
+
+class RunLog:
+    """`log.jsonl` of a run folder. Lines beyond the step that a run continues from are dropped first."""
+
+    def __init__(self, run: Path, *, step: int) -> None:
+        self.path = run / LOG
+        if self.path.exists():
+            write_text(self.path, "".join(line + "\n" for line in _lines_up_to(self.path, step)))
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append one line."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise SphereGenError(
+                f"cannot write {self.path}: {error.strerror or error}; free space and run again"
+            ) from error
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # a line that was being written when the run was killed
+            continue
+        if isinstance(entry, dict) and entry.get("step", 0) <= step:
+            kept.append(line)
+    return kept

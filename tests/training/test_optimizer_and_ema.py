@@ -1,0 +1,75 @@
+"""Parameter groups, the learning rate's shape, and the moving average."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.sizes import TransformerSize
+from spheregen.training.ema import EMA
+from spheregen.training.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from spheregen.training.recipe import OptimizerConfig
+
+SIZE = TransformerSize(width=16, depth=1, heads=2)
+
+
+def tiny() -> SphereAutoencoder:
+    return SphereAutoencoder(
+        AutoencoderConfig(image_size=8, patch_size=4, encoder=SIZE, decoder=SIZE, latent_channels=4, num_classes=2)
+    )
+
+
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
+    model = tiny()
+    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1, encoder_lr=0.1))
+    counted = [id(p) for group in groups for p in group["params"]]
+    assert sorted(counted) == sorted(id(p) for p in model.parameters())
+    encoder = {id(p) for p in model.encoder.parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["lr_factor"] == (0.1 if id(parameter) in encoder else 1.0)
+            assert (group["weight_decay"] > 0) <= (parameter.ndim > 1)  # vectors never decay
+    norms = {id(m.weight) for m in model.modules() if type(m).__name__ == "RMSNorm" and m.weight is not None}
+    assert all(not group["weight_decay"] for group in groups for p in group["params"] if id(p) in norms)
+
+
+def test_an_untagged_parameter_is_an_error() -> None:
+    model = tiny()
+    model.extra = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"extra\.weight needs exactly one"):
+        parameter_groups(model, OptimizerConfig())
+
+
+def test_learning_rate_shape() -> None:
+    rate = learning_rate(OptimizerConfig(lr=1e-4, min_lr=1e-6), batch_size=512, warmup=10, total=110)
+    assert rate.peak == pytest.approx(2e-4)  # scaled with batch/256
+    assert [rate(t) for t in range(10)] == pytest.approx([2e-4 * (t + 1) / 11 for t in range(10)])
+    assert rate(10) == pytest.approx(2e-4)
+    assert rate(60) == pytest.approx((2e-4 + 1e-6) / 2)
+    after = [rate(t) for t in range(10, 110)]
+    assert after == sorted(after, reverse=True)
+    assert rate(110) == pytest.approx(1e-6)
+    unscaled = learning_rate(OptimizerConfig(lr=1e-4, scale_lr=False), batch_size=512, warmup=0, total=10)
+    assert unscaled.peak == 1e-4
+
+
+def test_encoder_learns_at_its_own_rate() -> None:
+    model = tiny()
+    optimizer = build_optimizer(model, OptimizerConfig(encoder_lr=0.25))
+    set_learning_rate(optimizer, 0.4)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.4, 0.1}
+
+
+def test_ema_follows_in_float32() -> None:
+    model = nn.Linear(3, 3)
+    average = EMA(model, decay=0.9)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    average.update()
+    torch.testing.assert_close(average.model.weight, start + 0.1)
+    assert not average.model.weight.requires_grad
+    small = nn.Linear(2, 2).to(torch.bfloat16)
+    assert EMA(small, 0.9999).model.weight.dtype == torch.float32  # bf16 would hardly move

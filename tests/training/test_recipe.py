@@ -1,0 +1,110 @@
+"""Recipes: every shipped one builds, every error names key and cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from spheregen.errors import ConfigError
+from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.training.recipe import FREE_TO_CHANGE, flatten, load_recipe, recipe_differences, shipped_recipes
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_recipe_builds(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.description
+    assert recipe.total_steps(50_000) >= 1
+    with torch.device("meta"):
+        SphereAutoencoder(recipe.model)
+
+
+def test_the_issue_names_are_shipped() -> None:
+    expected = {"digits", "cifar10", "animal-faces", "flowers102", "imagenet-l", "imagenet-xl"}
+    assert expected | {"cifar10-laptop", "flowers-laptop"} <= shipped_recipes().keys()
+
+
+def test_published_lengths() -> None:
+    recipe = load_recipe("cifar10")
+    assert recipe.total_steps(50_000) == -(-5000 * 50_000 // 256)
+    assert recipe.warmup_steps(50_000) == round(10 * 50_000 / 256)
+
+
+def test_digits_are_never_mirrored() -> None:
+    assert not load_recipe("digits").data.flips
+
+
+def test_overrides_reach_the_recipe_and_numbers_may_be_written_as_people_do() -> None:
+    recipe = load_recipe("debug", ["optimizer.lr=3e-4", "train.epochs=2", "model.compression=1.5", "data.flips=true"])
+    assert recipe.optimizer.lr == 3e-4
+    assert recipe.train.steps is None and recipe.train.epochs == 2  # the twin of the recipe gives way
+    assert recipe.model.latent_channels is None and recipe.model.compression == 1.5
+    assert recipe.data.flips
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.patchsize=2"], "unknown key model.patchsize; did you mean 'patch_size'"),
+        (["trian.steps=3"], "unknown key trian; did you mean 'train'"),
+        (["train.stesp=3"], "unknown key train.stesp; did you mean 'steps'"),
+        (["model.patch_size=3"], "patch of 3 px does not divide"),
+        (["model.encoder=bsae"], "did you mean 'base'"),
+        (["model.encoder={width: 64, depth: 1, heads: 5}"], "5 heads do not divide"),
+        (["train.steps=0"], "train.steps: input should be greater than or equal to 1"),
+        (["train.batch_size=10", "train.micro_batch=3"], "does not divide batch_size"),
+        (["sampling.schedule=fixd"], "did you mean 'fixed'"),
+        (["loss.pixel_reconstruction=-1"], "not negative"),
+        (["noise.hard_probability=2"], r"lies in \[0, 1\]"),
+        (["train.steps"], "takes key=value"),
+        (["train.steps.more=1"], "steps is a single value"),
+        (["optimizer.warmup_steps=1", "optimizer.lr=-1"], "optimizer.lr"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_key(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe("debug", overrides)
+    assert "\n" not in str(caught.value)
+    assert "input should be a valid string" not in str(caught.value)
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("debug", ["train.steps=0", "optimizer.lr=-1", "nonsense=1"])
+    assert all(part in str(caught.value) for part in ("train.steps", "optimizer.lr", "nonsense"))
+
+
+def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'digits'"):
+        load_recipe("digit")
+    with pytest.raises(ConfigError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,\nb: 2")
+    with pytest.raises(ConfigError, match="not valid YAML") as caught:
+        load_recipe(broken)
+    assert "\n" not in str(caught.value)
+    broken.write_text("- just\n- a list\n")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_recipe(broken)
+
+
+def test_a_yaml_file_is_a_recipe_and_runs_nothing(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(shipped_recipes()["debug"])
+    assert load_recipe(own).name == "own"
+    own.write_text("model: !!python/object/apply:os.system ['touch " + str(tmp_path / "pwned") + "']\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_recipe(own)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_differences_ignore_what_does_not_change_weights() -> None:
+    old = load_recipe("debug").model_dump(mode="json")
+    new = load_recipe("debug", ["train.log_every=1", "train.keep=9", "sampling.steps=2"]).model_dump(mode="json")
+    assert recipe_differences(old, new) == []
+    new = load_recipe("debug", ["train.ema=0.5"]).model_dump(mode="json")
+    assert recipe_differences(old, new) == ["train.ema: 0.9 -> 0.5"]
+    assert flatten(old).keys() >= FREE_TO_CHANGE

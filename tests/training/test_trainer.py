@@ -1,0 +1,243 @@
+"""A run learns, writes what it promises, and continues to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from spheregen.errors import ConfigError, SphereGenError, TrainingError
+from spheregen.model_folder import load_model
+from spheregen.training import checkpoint as checkpoints
+from spheregen.training.progress import QuietReporter
+from spheregen.training.recipe import load_recipe
+from spheregen.training.trainer import step_seed, train
+
+
+class StopAt(QuietReporter):
+    """Stops the run as Ctrl-C would, after a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        self.stop_step = step
+
+    def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
+        if done == self.stop_step:
+            raise KeyboardInterrupt
+
+
+class Messages(QuietReporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def run(folder: Path, *overrides: str, **options: object) -> Path:
+    train(load_recipe("debug", overrides), folder, device="cpu", **options)  # type: ignore[arg-type]
+    return folder
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if k != "images_per_second"} for entry in entries]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert log(a) == log(b)
+    last_a, last_b = (checkpoints.latest_checkpoint(folder) for folder in (a, b))
+    assert last_a is not None and last_b is not None
+    state_a, state_b = load_file(last_a.path), load_file(last_b.path)
+    assert state_a.keys() == state_b.keys()
+    assert all(torch.equal(state_a[name], state_b[name]) for name in state_a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    return run(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_a_run_learns_and_writes_what_it_promises(whole: Path) -> None:
+    entries = log(whole)
+    assert [entry["step"] for entry in entries] == list(range(5, 41, 5))
+    assert entries[-1]["loss"] < 0.7 * entries[0]["loss"]
+    terms = {"pixel_reconstruction", "pixel_consistency", "latent_consistency"}
+    assert terms | {"loss", "grad_norm", "lr", "epoch"} <= entries[0].keys()
+    loaded = load_model(whole)
+    assert loaded.info.class_names == tuple("0123456789")
+    assert loaded.info.sampling["steps"] == 4
+    assert sorted(path.name for path in (whole / "previews").iterdir()) == ["step-000000020.png", "step-000000040.png"]
+    assert [path.name for path in sorted((whole / "state").iterdir())] == [
+        "step-000000030.safetensors",
+        "step-000000040.safetensors",
+    ]
+    assert "arXiv 2602.15030" in (whole / "README.md").read_text()
+    assert not list(whole.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("stop", [1, 10, 13, 39])
+def test_interrupted_and_continued_equals_uninterrupted(whole: Path, tmp_path: Path, stop: int) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, reporter=StopAt(stop))
+    run(folder)
+    assert_same_run(folder, whole)
+
+
+def test_kill_minus_nine_and_continued_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script = (
+        "import sys, torch; torch.set_num_threads(int(sys.argv[2]));"
+        "from spheregen.training.recipe import load_recipe; from spheregen.training.trainer import train;"
+        "train(load_recipe('debug'), sys.argv[1], device='cpu')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(folder), str(torch.get_num_threads())])
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("state/step-*.safetensors")) and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run(folder)
+    assert_same_run(folder, whole)
+
+
+def test_a_torn_log_line_is_dropped_on_resume(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, reporter=StopAt(17))
+    with (folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 18, "lo')
+    run(folder)
+    assert_same_run(folder, whole)
+
+
+def test_a_complete_run_is_left_alone(whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    messages = Messages()
+    result = train(load_recipe("debug"), whole, device="cpu", reporter=messages)
+    assert result.steps_done_now == 0
+    assert any("complete" in line for line in messages.lines)
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+
+
+def test_changed_settings_are_refused_with_the_differences(whole: Path) -> None:
+    with pytest.raises(TrainingError, match=r"optimizer\.lr: 0\.003 -> 0\.001.*train\.seed: 0 -> 7"):
+        run(whole, "optimizer.lr=1e-3", "train.seed=7")
+    with pytest.raises(TrainingError, match="data set is another one"):
+        run(whole, "data.split=test")
+    run(whole, "train.log_every=7", "train.keep=5")  # what does not change the weights may change
+
+
+def test_micro_batches_add_up_to_the_batch(whole: Path, tmp_path: Path) -> None:
+    split = run(tmp_path / "run", "train.micro_batch=4")
+    for name, value in weights(split).items():
+        torch.testing.assert_close(value, weights(whole)[name], rtol=2e-2, atol=2e-3)
+    assert log(split)[0]["loss"] == pytest.approx(log(whole)[0]["loss"], rel=1e-4)
+
+
+def test_a_step_depends_on_seed_and_number_alone() -> None:
+    seeds = {
+        step_seed(seed, step, stream) for seed in range(3) for step in range(50) for stream in ("noise", "network")
+    }
+    assert len(seeds) == 300
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_non_finite_loss_stops_with_the_checkpoint_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, reporter=StopAt(12))
+    before = (folder / "state" / "step-000000010.safetensors").read_bytes()
+    from spheregen.losses.autoencoder import AutoencoderObjective
+
+    original = AutoencoderObjective.draw
+
+    def poisoned(self: AutoencoderObjective, batch: int, generator: torch.Generator) -> object:
+        draws = original(self, batch, generator)
+        draws.direction[0, 0, 0] = float("nan")
+        return draws
+
+    monkeypatch.setattr(AutoencoderObjective, "draw", poisoned)
+    with pytest.raises(TrainingError, match=r"not finite at step 11.*step 10 is intact") as caught:
+        run(folder)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert [path.name for path in (folder / "state").iterdir()] == ["step-000000010.safetensors"]
+    assert (folder / "state" / "step-000000010.safetensors").read_bytes() == before
+    run(folder)  # and it can go on
+
+
+def test_a_full_disk_while_saving_keeps_the_last_checkpoint(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, reporter=StopAt(12))
+    real_save = sys.modules["spheregen.model_folder"].save_file
+
+    def full_disk(tensors: dict[str, Tensor], filename: Path, metadata: dict[str, str] | None = None) -> None:
+        real_save({name: tensors[name] for name in list(tensors)[:2]}, filename, metadata)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spheregen.model_folder.save_file", full_disk)
+    with pytest.raises(SphereGenError, match="No space left on device") as caught:
+        run(folder)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    assert [path.name for path in (folder / "state").iterdir()] == ["step-000000010.safetensors"]
+    monkeypatch.undo()
+    run(folder)
+    assert_same_run(folder, whole)
+
+
+def test_output_path_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("precious")
+    with pytest.raises(TrainingError, match="is a file"):
+        run(tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "precious"
+
+
+def test_a_model_folder_without_state_is_not_overwritten(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes((whole / "model.safetensors").read_bytes())
+    with pytest.raises(TrainingError, match="without training state"):
+        run(folder)
+
+
+def test_classes_must_fit(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has 10 classes.*3.*--set model\.num_classes=10"):
+        run(tmp_path / "run", "model.num_classes=3")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unconditional_model_ignores_labels(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", "model.num_classes=0", "train.steps=2")
+    assert load_model(folder).info.class_names == ()
+
+
+def test_weights_stay_float32_under_bf16(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", "train.precision=bf16", "train.steps=3")
+    assert all(tensor.dtype == torch.float32 for tensor in weights(folder).values())
+    last = checkpoints.latest_checkpoint(folder)
+    assert last is not None
+    assert all(t.dtype == torch.float32 for n, t in load_file(last.path).items() if not n.startswith("meter."))
