@@ -155,7 +155,7 @@ def main() -> None:
                 loss.features(batch)
 
         def both() -> None:
-            loss.distance(loss.features(batch), reference).mean().backward()  # type: ignore[no-untyped-call]
+            loss.distance(loss.features(batch), reference).mean().backward()
 
         for threads in (1, 2):
             torch.set_num_threads(threads)

@@ -23,7 +23,7 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(": ")[0].split(", ")[0]  # torch goes on with a list of all devices
         raise ConfigError(f"device {name!r} is not available here ({reason}); use auto or cpu") from error
     return device
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 class SphereGenError(Exception):
@@ -25,6 +26,20 @@ class ModelFileError(SphereGenError):
 
 class TrainingError(SphereGenError):
     """Training cannot start, continue or go on."""
+
+
+def check_choices(config: object, prefix: str = "") -> None:
+    """Check every `Literal` field of a dataclass, for those who build it without pydantic.
+
+    Raises:
+        ConfigError: a value that is none of the field's choices.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        choices = get_args(hint)
+        if get_origin(hint) is Literal and getattr(config, name) not in choices:
+            value = getattr(config, name)
+            known = ", ".join(map(str, choices))
+            raise ConfigError(f"{prefix}{name} is {value!r}{did_you_mean(str(value), choices)}; use one of {known}")
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -86,10 +86,16 @@ def load_model(folder: str | Path) -> LoadedModel:
         raise ModelFileError(
             f"{path / WEIGHTS} does not fit {CONFIG}: {len(wrong)} weights differ, the first is {wrong[0]}"
         )
-    model = model_class(architecture)
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced; the caller's randomness is not touched
+        model = model_class(architecture)
     model.to(next(iter(state.values())).dtype).load_state_dict(state)
+    names = config.get("class_names") or ()
+    if len(names) not in (0, model.num_classes):
+        raise ModelFileError(
+            f"{path / CONFIG} names {len(names)} classes for a model of {model.num_classes}; correct it"
+        )
     info = ModelInfo(
-        class_names=tuple(config.get("class_names") or ()),
+        class_names=tuple(map(str, names)),
         sampling=config.get("sampling") or {},
         training=config.get("training") or {},
     )
@@ -141,13 +147,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelFileError(f"no model folder at {folder}: give a folder with {CONFIG} and {WEIGHTS}")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ModelFileError(f"{folder} is not a model folder: it has no {name}; was its training cut off early?")
+            raise ModelFileError(
+                f"{folder} is not a model folder: it has no {name} (a run gets it with its first checkpoint; published "
+                "checkpoints are read by spheregen.interop.load_sphere_encoder)"
+            )
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelFileError(f"cannot read {path}: {_first_line(error)}") from error
-    if not isinstance(config, dict) or config.get("model_class") not in MODEL_CLASSES:
+    if not isinstance(config, dict) or str(config.get("model_class")) not in MODEL_CLASSES:
         raise ModelFileError(
             f"{path} names no model class that this version knows ({', '.join(MODEL_CLASSES)}); "
             "published checkpoints are read by spheregen.interop.load_sphere_encoder"
@@ -160,7 +169,10 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> AutoencoderConfig:
     try:
         return TypeAdapter(config_class).validate_python(config.get("architecture"))
     except (ValidationError, ConfigError) as error:
-        reason = " ".join(str(error).split())
+        if isinstance(error, ValidationError):
+            reason = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'architecture'}: {e['msg']}" for e in error.errors())
+        else:
+            reason = str(error)
         raise ModelFileError(f"{folder / CONFIG} describes no possible model: {reason}") from error
 
 

@@ -8,13 +8,14 @@ Source: Yue et al. 2026 (arXiv 2602.15030), the training noise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from spheregen.errors import ConfigError
+from spheregen.errors import ConfigError, check_choices
 from spheregen.sphere import angle_to_sigma, tilt
 
 STRATUM_FLOOR = 1e-3  # the smallest place of a draw inside its stratum, as published
@@ -43,6 +44,7 @@ class NoiseConfig:
     code, where one draw decides both whether and how hard, so only the lowest tenth of that range occurs."""
 
     def __post_init__(self) -> None:
+        check_choices(self, "noise.")
         for name in ("weak_fraction", "hard_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"noise.{name} lies in [0, 1], not {getattr(self, name):g}")
@@ -93,12 +95,10 @@ def draw_radii(count: int, config: NoiseConfig, max_angle: float, *, generator: 
     r = stratified(count, generator=generator)
     s = config.weak_fraction * stratified(count, generator=generator)
     if config.radius_law == "angle":
-        r = torch.tan(r * torch.deg2rad(torch.tensor(max_angle))) / angle_to_sigma(max_angle)
+        r = (torch.tan(r.double() * math.radians(max_angle)) / angle_to_sigma(max_angle)).float()
     chance = torch.rand(count, generator=generator)
-    if config.hard_law == "published":
-        extra = chance  # the released code's economy, see NoiseConfig.hard_law
-    else:
-        extra = torch.rand(count, generator=generator)
+    # the released code decides "whether" and "how hard" by one draw, see NoiseConfig.hard_law
+    extra = chance if config.hard_law == "published" else torch.rand(count, generator=generator)
     hard = 1 + extra * (hard_limit(max_angle) - 1)
     return Radii(strong=torch.where(chance < config.hard_probability, hard, r), weak=r * s)
 
@@ -118,5 +118,5 @@ def perturb(v: Tensor, direction: Tensor, radii: Radii, sigma_max: float) -> Noi
         radii: of these B samples.
         sigma_max: tan(alpha_max).
     """
-    strong, weak = (r.to(v.device, torch.float32) * sigma_max for r in (radii.strong, radii.weak))
+    strong, weak = (r.to(v.device) * sigma_max for r in (radii.strong, radii.weak))
     return NoisePair(strong=tilt(v, direction, strong), weak=tilt(v, direction, weak))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,17 +20,17 @@ from spheregen.losses.reconstruction import to_unit
 from spheregen.model_folder import ModelInfo, load_model, save_model
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.sampling import reconstruct, sample, seeded_noise
-from spheregen.sampling.schedules import Schedule
+from spheregen.sampling.schedules import Schedule, refinement_radii
 from spheregen.sphere import spherify
 
 BATCH_SIZE = 64
-Labels = int | str | Sequence[int | str] | None
+Labels = int | str | Sequence[int | str] | Tensor | None
 """Class ids or names: one for all pictures, or one for each."""
 SEED_LIMIT = 2**63
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 Images = Tensor | Image.Image | str | Path | Sequence[Image.Image | str | Path]
-"""Pictures in: a tensor (B, C, H, W) in [0, 1] of the model's size, or PIL images or paths of any size."""
+"""Pictures in: a tensor (B, C, S, S) of the model's size, in [0, 1] or uint8, or PIL images or paths of any size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Pipeline:
     """A generator with everything around it: device, class names, sampling defaults, pictures in and out.
 
     Args:
-        model: a generator in evaluation mode.
+        model: a generator; it is put into evaluation mode, its gradients are turned off.
         info: class names and sampling defaults.
         device: a torch device or `auto`.
     """
@@ -99,7 +101,12 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a folder that `from_pretrained` reads."""
         config = self.model.config
-        card = f"# A spherical image generator\n\n{config.image_size} px, made with SphereGen.\n"
+        card = (
+            "---\nlibrary_name: spheregen\ntags: [image-generation, sphere-encoder]\n---\n\n"
+            "# A spherical image generator\n\n"
+            f"{config.image_size} x {config.image_size} px, {config.num_classes or 'no'} classes. Read it with "
+            "`spheregen.Pipeline.from_pretrained`.\n"
+        )
         save_model(Path(folder), self.model, self.info, card=card)
 
     @property
@@ -146,9 +153,8 @@ class Pipeline:
             steps=steps, schedule=schedule, guidance=guidance, guidance_at=guidance_at, share_noise=share_noise
         )
         if seeds is None:
-            total = (
-                count if count is not None else 1 if labels is None or isinstance(labels, int | str) else len(labels)
-            )
+            total = 1 if labels is None or isinstance(labels, int | str | np.integer) else len(labels)
+            total = total if count is None else count
             if total < 1:
                 raise ConfigError(f"the number of pictures is at least 1, not {total}")
             seeds = range(seed, seed + total)
@@ -172,7 +178,8 @@ class Pipeline:
     ) -> Iterator[PipelineOutput]:
         """Make the pictures of `seeds` batch by batch, in constant memory. Arguments as in `generate`."""
         settings = self._settings(options or GenerationOptions())
-        if not seeds:
+        refinement_radii(settings["schedule"], settings["steps"])  # complain before any work is done
+        if not len(seeds):
             raise ConfigError("no seeds: the number of pictures is at least 1")
         if batch_size < 1:
             raise ConfigError(f"batch_size is at least 1, not {batch_size}")
@@ -193,17 +200,23 @@ class Pipeline:
     def encode(self, images: Images, labels: Labels = None) -> Tensor:
         """Pictures to points on the sphere (B, N, d); `labels=None` is the null class."""
         x = self._to_tensor(images)
-        return self.model.encode(x, self._label_tensor(labels, x.shape[0]))
+        ids = self._label_tensor(labels, x.shape[0])
+        return torch.cat([self.model.encode(*part) for part in _batches(x, ids)])
 
     def decode(self, latents: Tensor, labels: Labels = None) -> Tensor:
         """Points (B, N, d), spherified first, to pictures (B, C, S, S) in [0, 1]; `labels=None` is the null class."""
+        if tuple(latents.shape[1:]) != self.model.latent_shape:
+            shape = ", ".join(map(str, self.model.latent_shape))
+            raise ConfigError(f"latents have shape {tuple(latents.shape)}; this model takes (B, {shape})")
         v = spherify(latents.to(self.device, self.dtype))
-        return to_unit(self.model.decode(v, self._label_tensor(labels, v.shape[0])))
+        ids = self._label_tensor(labels, v.shape[0])
+        return torch.cat([to_unit(self.model.decode(*part)) for part in _batches(v, ids)])
 
     def reconstruct(self, images: Images, labels: Labels = None) -> Tensor:
         """Pictures there and back, (B, C, S, S) in [0, 1] on the CPU; `labels=None` is the null class."""
         x = self._to_tensor(images)
-        return to_unit(reconstruct(self.model, x, self._label_tensor(labels, x.shape[0]))).cpu()
+        ids = self._label_tensor(labels, x.shape[0])
+        return torch.cat([to_unit(reconstruct(self.model, *part)).cpu() for part in _batches(x, ids)])
 
     def label_id(self, label: int | str) -> int:
         """A class id from an id, its digits or a class name.
@@ -219,10 +232,12 @@ class Pipeline:
                 return names.index(label)
             if label.isdecimal():
                 return self.label_id(int(label))
-            raise ConfigError(f"unknown class {label!r}{did_you_mean(label, names)}; classes: {self._classes()}")
-        if not 0 <= label < count:
-            raise ConfigError(f"label {label} is outside the {count} classes 0 to {count - 1}: {self._classes()}")
-        return label
+            hint = did_you_mean(label, names)
+            raise ConfigError(f"unknown class {label!r}{hint}{';' if hint else ''} the classes are {self._classes()}")
+        number = index(label)
+        if not 0 <= number < count:
+            raise ConfigError(f"label {number} is outside the {count} classes 0 to {count - 1}: {self._classes()}")
+        return number
 
     def _classes(self) -> str:
         names = self.info.class_names or tuple(map(str, range(self.model.num_classes)))
@@ -230,14 +245,19 @@ class Pipeline:
 
     def _settings(self, options: GenerationOptions) -> dict[str, Any]:
         defaults = {"steps": 4, "schedule": "fixed", "guidance": 1.0, "guidance_at": "both", "share_noise": True}
+        known = {name: value for name, value in self.info.sampling.items() if name in defaults}
+        if not self.model.num_classes:
+            known["guidance"] = 1.0  # a recipe's guidance says nothing about a model without classes
         given = {name: value for name, value in vars(options).items() if value is not None}
-        return {**defaults, **{k: v for k, v in self.info.sampling.items() if k in defaults}, **given}
+        return {**defaults, **known, **given}
 
     def _label_ids(self, labels: Labels, count: int) -> int | list[int] | None:
         """Labels as one id for all, one for each of `count` pictures, or None."""
         if labels is None:
             return None
-        if isinstance(labels, int | str):
+        if isinstance(labels, Tensor):
+            labels = labels.tolist()
+        if isinstance(labels, int | str | np.integer):
             return self.label_id(labels)
         if len(labels) != count:
             raise ConfigError(f"{len(labels)} labels for {count} pictures; give one for each, or one for all")
@@ -279,7 +299,7 @@ class Pipeline:
                 raise ConfigError(
                     f"images have shape {tuple(images.shape)}; this model takes (B, {', '.join(map(str, shape))})"
                 )
-            x = images * 2 - 1
+            x = images * 2 - 1 if images.is_floating_point() else to_model_range(images)
         else:
             pictures = [images] if isinstance(images, Image.Image | str | Path) else list(images)
             if not pictures:
@@ -287,6 +307,13 @@ class Pipeline:
             opened = [item if isinstance(item, Image.Image) else read_image(Path(item)) for item in pictures]
             x = to_model_range(torch.stack([load_image(picture, self.image_options) for picture in opened]))
         return x.to(self.device, self.dtype)
+
+
+def _batches(inputs: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Inputs (B, ...) and labels (B,) in parts of at most BATCH_SIZE."""
+    for start in range(0, inputs.shape[0], BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        yield inputs[part], None if labels is None else labels[part]
 
 
 def load(model: str | Path, *, device: str = "auto") -> SphereAutoencoder:

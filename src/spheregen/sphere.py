@@ -69,13 +69,14 @@ def tilt(v: Tensor, direction: Tensor, sigma: Tensor | float) -> Tensor:
 
     Args:
         v: points on the sphere (B, ...).
-        direction: standard Gaussian noise, the shape of `v`.
+        direction: standard Gaussian noise, the shape of `v`; the sum is formed in float32 or wider.
         sigma: magnitude, one number or (B,). Where it is 0 the result is `v` itself, not `v` scaled once more.
     """
+    wide_v, wide_e = upcast(v), upcast(direction)
     if isinstance(sigma, Tensor):
-        per_sample = _per_sample(sigma, v)
-        return torch.where(per_sample == 0, v, spherify(v + per_sample * direction))
-    return v if sigma == 0 else spherify(v + sigma * direction)
+        per_sample = _per_sample(sigma, v).to(wide_v.dtype)
+        return torch.where(per_sample == 0, v, spherify(wide_v + per_sample * wide_e).to(v.dtype))
+    return v if sigma == 0 else spherify(wide_v + sigma * wide_e).to(v.dtype)
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:

@@ -250,7 +250,7 @@ def jpeg() -> bytes:
 def test_truncated_files_are_named(kind: str) -> None:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, kind)
-    with pytest.raises(DataError, match=r"here\.x: .*skip bad images") as caught:
+    with pytest.raises(DataError, match=r"here\.x: .*skip it with data.on_error=skip") as caught:
         decode_bytes(file.getvalue()[: len(file.getvalue()) // 2], "here.x")
     assert "\n" not in str(caught.value)
 

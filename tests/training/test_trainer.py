@@ -116,8 +116,10 @@ def test_kill_minus_nine_and_continued_equals_uninterrupted(whole: Path, tmp_pat
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    (folder / "state" / ".step-000000099.safetensors.x.tmp").write_bytes(b"half a checkpoint")
     run(folder)
     assert_same_run(folder, whole)
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_a_torn_log_line_is_dropped_on_resume(whole: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def demo(
     import torch
 
     from spheregen.data import image_grid, save_png
+    from spheregen.errors import ConfigError
     from spheregen.evaluation.digits import DigitJudge
     from spheregen.files import write_json, write_text
     from spheregen.pipeline import Pipeline
@@ -36,11 +37,16 @@ def demo(
 
     judge = DigitJudge()  # first, so that a missing package shows before the training and not after it
     recipe = load_recipe("digits", settings or ())
+    shape = (recipe.model.image_size, recipe.model.image_channels, recipe.model.num_classes)
+    if shape != (8, 1, 10):
+        raise ConfigError(
+            "the demo scores 8x8 grey digits of 10 classes; train other settings with: spheregen train digits"
+        )
     result = train(recipe, output_folder(out), device=device, reporter=default_reporter(quiet=quiet))
 
     pipe = Pipeline.from_pretrained(out, device=device)
     report: dict[str, Any] = {
-        "training_seconds": result.seconds,
+        "training_seconds": result.seconds if result.steps_done_now == result.steps else None,  # None: in several parts
         "training_steps": result.steps,
         "judge_accuracy_on_real_digits": judge.real_accuracy,
         "samples": SAMPLES,

@@ -18,11 +18,14 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Parameters and GFLOPs of a model or recipe, by the convention of the published tables. Allocates no weights."""
+    from spheregen.errors import ConfigError
     from spheregen.evaluation.cost import autoencoder_cost
     from spheregen.model_folder import read_architecture
     from spheregen.training.recipe import load_recipe
 
     is_model = Path(target).is_dir()
+    if is_model and settings:
+        raise ConfigError(f"{target} is a trained model; --set changes recipes only")
     config = read_architecture(target) if is_model else load_recipe(target, settings or ()).model
     cost = autoencoder_cost(config)
     answer: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +22,8 @@ def recipes(
         if as_json:
             print_json(recipe.model_dump(mode="json"))
         else:
-            print(shipped_recipes().get(name, ""), end="")
+            shipped = shipped_recipes()
+            print(shipped[name] if name in shipped else Path(name).read_text(encoding="utf-8"), end="")
         return
     listed = [load_recipe(shipped) for shipped in shipped_recipes()]
     if as_json:

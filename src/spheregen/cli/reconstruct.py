@@ -53,9 +53,9 @@ def reconstruct(
         if start == 0:
             compared = [x[:COMPARED], y[:COMPARED]]
         if pictures:
-            for offset, (picture, (source, _)) in enumerate(zip(to_pil(y), part, strict=True)):
-                stem = source.stem if isinstance(source, Path) else source.name.removesuffix(".parquet")
-                save_png(picture, out / f"{start + offset:06d}-{stem}.png", {"model": model}, durable=False)
+            for offset, (picture, (source, i)) in enumerate(zip(to_pil(y), part, strict=True)):
+                where = source if isinstance(source, Path) else Path(source.describe(i).partition(" row ")[0])
+                save_png(picture, out / f"{start + offset:06d}-{where.stem}.png", {"model": model}, durable=False)
     mean = total / len(places)
     rows = torch.cat([torch.cat([a[i : i + 10], b[i : i + 10]]) for a, b in [compared] for i in range(0, len(a), 10)])
     sheet = out / "comparison.png"

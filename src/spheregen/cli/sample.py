@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spheregen.cli.options import BatchSize, Device, Json, Model, Quiet, output_folder, print_json, say, split_list
+from spheregen.cli.options import BatchSize, Device, Json, Model, output_folder, print_json, say, split_list
 
 GRID_IMAGES = 100
 
@@ -15,7 +15,9 @@ GRID_IMAGES = 100
 def sample(
     model: Model,
     count: Annotated[int, typer.Option("--count", "-n", help="How many pictures.")] = 16,
-    out: Annotated[Path, typer.Option(help="A folder for single PNGs, or a .png file for one grid.")] = Path("samples"),
+    out: Annotated[
+        Path, typer.Option(help="A folder for single PNGs (a grid comes beside it), or a .png file for one grid.")
+    ] = Path("samples"),
     labels: Annotated[str | None, typer.Option(help="Classes by id or name, in turn: 3 or cat,dog.")] = None,
     seed: Annotated[int, typer.Option(help="Picture i has seed SEED + i.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Decodes; 1 is one step. Default: the model's.")] = None,
@@ -25,7 +27,6 @@ def sample(
     fresh_noise: Annotated[bool, typer.Option("--fresh-noise", help="New noise at each refinement step.")] = False,
     batch_size: BatchSize = 64,
     device: Device = "auto",
-    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Generate pictures. Each depends on its seed, class and settings alone; its PNG says which."""
@@ -63,7 +64,7 @@ def sample(
                 metadata = metadata_of(pipe, model, part.settings, seed=picture_seed, label=label)
                 save_png(picture, out / f"{picture_seed:06d}.png", metadata, durable=False)
         done += len(part.seeds)
-        if not quiet and done % (batch_size * 16) == 0:
+        if done % (batch_size * 16) == 0:
             say(f"{done}/{count}")
     import torch
 
@@ -71,10 +72,10 @@ def sample(
     pictures = pictures if as_grid else pictures[:GRID_IMAGES]
     scale = max(1, 64 // pictures.shape[-1])
     columns = len(pipe.info.class_names) if labels is None and 2 <= len(pipe.info.class_names) <= 20 else None
-    grid = out if as_grid else out / "grid.png"
+    grid = out if as_grid else out.with_name(f"{out.name}.png")  # beside the folder, which holds single pictures only
     metadata = metadata_of(pipe, model, part.settings, seed=seed, label=None)
     save_png(image_grid(pictures, columns=columns, scale=scale), grid, metadata)
     if as_json:
         print_json({"count": count, "out": str(out), "grid": str(grid), "seed": seed, **part.settings})
     else:
-        say(f"{count} pictures: {grid}")
+        say(f"{count} pictures, made on {pipe.device.type}: {grid if as_grid else f'{out}, the first in {grid}'}")

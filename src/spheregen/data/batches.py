@@ -77,7 +77,7 @@ class TrainingBatches:
         check_reading(on_error, workers)
         if flips and not source.flips_allowed:
             raise ConfigError(
-                f"flips is on, but mirror images of {source.name} are no {source.name}; set flips to false"
+                f"flips is on, but mirror images of {source.name} are no {source.name}; set data.flips=false"
             )
         if not 0 <= start_step <= steps:
             raise ConfigError(f"start_step is {start_step}; with {steps} steps it is from 0 to {steps}")

@@ -121,7 +121,7 @@ def decode_bytes(data: bytes, where: str) -> Image.Image:
         DataError: `data` is empty, truncated, no picture, or larger than Pillow's safety limit. Names `where`.
     """
     if not data:
-        raise DataError(f"{where}: the image is empty (0 bytes); remove it or skip bad images")
+        raise DataError(f"{where}: the image is empty (0 bytes); remove it or skip it with data.on_error=skip")
     try:
         # Pillow warns about oddities that do not matter here; a decompression bomb does, so that one is an error.
         with warnings.catch_warnings():
@@ -134,15 +134,19 @@ def decode_bytes(data: bytes, where: str) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             f"{where}: the image is larger than Pillow's safety limit of {Image.MAX_IMAGE_PIXELS} pixels; "
-            "scale it down or skip bad images"
+            "scale it down or skip it with data.on_error=skip"
         ) from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{where}: not an image that Pillow can read; remove it or skip bad images") from error
+        raise DataError(
+            f"{where}: not an image that Pillow can read; remove it or skip it with data.on_error=skip"
+        ) from error
     except (
         Exception
     ) as error:  # broken files make decoders raise nearly anything: OSError, SyntaxError, struct.error ...
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where}: corrupt or truncated image ({cause}); remove it or skip bad images") from error
+        raise DataError(
+            f"{where}: corrupt or truncated image ({cause}); remove it or skip it with data.on_error=skip"
+        ) from error
     return image
 
 

@@ -7,7 +7,6 @@ meta device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,26 +73,17 @@ def count_flops(network: nn.Module, *inputs: Any) -> float:
     """Operations of one forward pass in the linears and convolutions of `network`, for the batch in `inputs`."""
     total = 0
 
-    def counter(multiply_adds: Callable[[Any, Tensor], int]) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
-            nonlocal total
-            total += 2 * multiply_adds(layer, output)
-
-        return hook
-
-    def transposed(layer: nn.ConvTranspose2d, output: Tensor) -> int:
-        # every input position meets the whole kernel: counted from the output, whose margins are padding
-        height, width = output.shape[-2] // layer.stride[0], output.shape[-1] // layer.stride[1]
-        return int(output.shape[0]) * height * width * layer.weight.numel()
-
-    handles = []
-    for layer in network.modules():
+    def counter(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
         if isinstance(layer, nn.Linear):
-            handles.append(layer.register_forward_hook(counter(lambda m, out: out.numel() * m.in_features)))
+            total += 2 * output.numel() * layer.in_features
         elif isinstance(layer, nn.Conv2d):
-            handles.append(layer.register_forward_hook(counter(lambda m, out: out.numel() * m.weight[0].numel())))
-        elif isinstance(layer, nn.ConvTranspose2d):
-            handles.append(layer.register_forward_hook(counter(transposed)))
+            total += 2 * output.numel() * layer.weight[0].numel()
+        elif isinstance(layer, nn.ConvTranspose2d):  # every input number meets its whole kernel
+            total += 2 * inputs[0].numel() * layer.weight[0].numel()
+
+    counted = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    handles = [m.register_forward_hook(counter) for m in network.modules() if isinstance(m, counted)]
     try:
         network(*inputs)
     finally:

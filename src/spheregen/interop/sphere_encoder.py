@@ -90,7 +90,8 @@ def load_sphere_encoder(
     with torch.device("meta"):
         model = SphereAutoencoder(model_config)
     _check_keys(model, state, weights_path)
-    model = SphereAutoencoder(model_config)
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced; the caller's randomness is not touched
+        model = SphereAutoencoder(model_config)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     return model.eval()
 
@@ -138,6 +139,9 @@ def autoencoder_config(options: Mapping[str, Any]) -> AutoencoderConfig:
 def _size(name: str, sizes: Mapping[str, Any], *, halve: bool) -> str | TransformerSize:
     if name in sizes:
         given = sizes[name]
+        lacking = [key for key in ("width", "layers", "heads") if key not in given]
+        if lacking:
+            raise ConfigError(f"the published configuration's size {name!r} lacks {', '.join(lacking)}; add it")
         size = TransformerSize(
             width=given["width"],
             depth=given["layers"],

@@ -19,7 +19,7 @@ from spheregen.losses.reconstruction import latent_distance, pixel_distance, to_
 from spheregen.losses.terms import LossTerms, weighted_total
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.noise import NoiseConfig, Radii, draw_radii, perturb
-from spheregen.sphere import spherify
+from spheregen.sphere import spherify, upcast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class AutoencoderLossConfig:
 
     def __post_init__(self) -> None:
         for name, weight in self.weights().items():
-            if weight < 0:
-                raise ConfigError(f"loss.{name} is a weight and not negative: {weight:g}")
+            if not 0 <= weight < float("inf"):
+                raise ConfigError(f"loss.{name} is a weight, a finite number and not negative: {weight:g}")
         if self.pixel_reconstruction == self.perceptual_reconstruction == 0:
             raise ConfigError("without a reconstruction term nothing ties images to latents; give one of them a weight")
         if not 0 <= self.label_dropout <= 1:
@@ -100,6 +100,11 @@ class AutoencoderObjective:
         noise: NoiseConfig,
         perceptual: PerceptualLoss | None = None,
     ) -> None:
+        if perceptual is None and not loss.pixel_reconstruction:
+            raise ConfigError(
+                "without a perceptual network the pixel term alone ties images to latents; give "
+                "loss.pixel_reconstruction a weight or choose a perceptual provider"
+            )
         self.model, self.loss, self.noise, self.perceptual = model, loss, noise, perceptual
 
     def draw(self, batch: int, generator: torch.Generator) -> AutoencoderDraws:
@@ -117,7 +122,7 @@ class AutoencoderObjective:
         encode_labels, weak_labels, strong_labels, again_labels = (
             drop_labels(labels, drop.to(images.device), model.num_classes) for drop in draws.dropped
         )
-        z = model.encoder(images, encode_labels)
+        z = upcast(model.encoder(images, encode_labels))  # under autocast too, angles are formed in float32
         pair = perturb(spherify(z), draws.direction.to(z.device, z.dtype), draws.radii, model.sigma_max)
         decode_labels = (
             None if weak_labels is None or strong_labels is None else torch.cat([weak_labels, strong_labels])
@@ -132,7 +137,8 @@ class AutoencoderObjective:
         if weights["pixel_consistency"]:
             terms["pixel_consistency"] = pixel_distance(strong, weak.detach())
         if self.perceptual is not None and self.loss.needs_perceptual:
-            weak_features = self.perceptual.features(weak)  # once for both terms
+            with torch.set_grad_enabled(weights["perceptual_reconstruction"] > 0):
+                weak_features = self.perceptual.features(weak)  # once for both terms
             if weights["perceptual_reconstruction"]:
                 with torch.no_grad():
                     image_features = self.perceptual.features(x)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spheregen.conditioning import ClassEmbedding
-from spheregen.errors import ConfigError
+from spheregen.errors import ConfigError, check_choices
 from spheregen.models.sizes import TransformerSize, resolve_size
 from spheregen.nn.block import Block
 from spheregen.nn.linear import Init, linear
@@ -79,6 +79,7 @@ class AutoencoderConfig:
     """alpha_max in degrees: the tilt of the strongest training noise, and the unit of every sampling schedule."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.image_size < 2:
             raise ConfigError(f"image_size is at least 2 pixels, not {self.image_size}")
         if self.image_channels not in (1, 3):
@@ -92,8 +93,10 @@ class AutoencoderConfig:
             raise ConfigError(f"a patch of {self.patch} px does not divide an image of {self.image_size} px")
         if self.compression is not None and self.latent_channels is not None:
             raise ConfigError("give compression or latent_channels, not both: each determines the other")
-        if self.compression is not None and self.compression <= 0:
-            raise ConfigError(f"compression is positive, not {self.compression:g}")
+        if self.compression is not None and not 0 < self.compression < float("inf"):
+            raise ConfigError(f"compression is a positive number, not {self.compression:g}")
+        if self.latent_channels is not None and self.latent_channels < 1:
+            raise ConfigError(f"latent_channels is at least 1, not {self.latent_channels}")
         if self.channels < 1:
             raise ConfigError(
                 f"compression {self.compression} leaves no latent channel: a patch of {self.patch} px has only "
@@ -111,8 +114,6 @@ class AutoencoderConfig:
             raise ConfigError(f"max_angle lies between 0 and 90 degrees, not {self.max_angle:g}; 80 to 85 works best")
         for part in ("encoder", "decoder"):
             size = resolve_size(getattr(self, part))
-            if size.width % 4:
-                raise ConfigError(f"the {part}'s width is a multiple of 4 (2-D sin-cos positions), not {size.width}")
             if self.in_context_tokens and size.in_context_start >= size.depth:
                 raise ConfigError(
                     f"the {part}'s in-context tokens would join before block {size.in_context_start}, but it has only "
@@ -182,8 +183,11 @@ class Trunk(nn.Module):
             self.context_positions = _context_parameter(config.in_context_tokens, width)
 
     def forward(self, tokens: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.labels is None and labels is not None:
-            raise ValueError("this model is unconditional and takes no labels; leave them out")
+        if labels is not None:
+            if self.labels is None:
+                raise ValueError("this model is unconditional and takes no labels; leave them out")
+            if labels.shape != tokens.shape[:1]:
+                raise ValueError(f"{tuple(labels.shape)} labels for a batch of {tokens.shape[0]}; give one for each")
         condition = None if self.labels is None else self.labels(labels, tokens.shape[0])
         x = tokens + self.positions
         for index, block in enumerate(self.blocks):
@@ -218,6 +222,7 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         size = config.encoder_size
+        self.image_shape = (config.image_channels, config.image_size, config.image_size)
         self.patches = PatchEmbedding(config.image_channels, config.patch, size.width)
         self.trunk = Trunk(size, config)
         self.output = Output(size.width) if config.num_classes else None
@@ -229,6 +234,8 @@ class Encoder(nn.Module):
         )
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (B, *{self.image_shape})")
         x, condition = self.trunk(self.patches(images), labels)
         if self.output is not None:
             x = self.output(x, condition)

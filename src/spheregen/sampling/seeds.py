@@ -28,7 +28,8 @@ def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...], refinements: int,
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         count = 1 + (min(refinements, 1) if share else refinements)
-        draws.append(torch.randn((count, *shape), generator=generator))
+        # one draw for each noise: a larger draw would fill its numbers in another order
+        draws.append(torch.stack([torch.randn(shape, generator=generator) for _ in range(count)]))
     stacked = torch.stack(draws, dim=1)  # (count, B, N, d)
     if share:
         return SeededNoise(initial=stacked[0], steps=stacked[1] if refinements else ())

@@ -10,6 +10,7 @@ def model_card(recipe: Recipe, info: ModelInfo, *, steps: int, total: int) -> st
     """The `README.md` of a model folder, in the Hugging Face form."""
     model = recipe.model
     classes = ", ".join(info.class_names) if info.class_names else "none (unconditional)"
+    channels = "1 channel" if model.image_channels == 1 else f"{model.image_channels} channels"
     progress = f"{steps} of {total} steps" if steps < total else f"{total} steps"
     return f"""---
 library_name: spheregen
@@ -23,7 +24,7 @@ A spherical image generator (Sphere Encoder, arXiv 2602.15030) trained with Sphe
 
 | | |
 |---|---|
-| images | {model.image_size} x {model.image_size}, {model.image_channels} channel{"s" if model.image_channels > 1 else ""} |
+| images | {model.image_size} x {model.image_size}, {channels} |
 | latent | {model.tokens} tokens of {model.channels} channels on one sphere |
 | classes | {classes} |
 | data | {info.training["data"]} |

@@ -25,9 +25,9 @@ class Meters:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add one step's values."""
         for name, value in values.items():
-            wide = value.detach().double()
+            wide = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)  # MPS has no float64
             self.sums[name] = self.sums[name] + wide if name in self.sums else wide
-        one = torch.ones((), dtype=torch.float64, device=next(iter(values.values())).device)
+        one = torch.ones_like(wide)
         self.sums["count"] = self.sums["count"] + one if "count" in self.sums else one
 
     def read(self) -> dict[str, float]:

@@ -44,7 +44,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Linear warm-up peak*(t+1)/(W+1), then cosine decay to `floor` at the last step."""
+    """Linear warm-up peak*(t+1)/(W+1), then cosine decay that reaches `floor` when all steps are done."""
 
     peak: float
     floor: float

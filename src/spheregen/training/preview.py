@@ -20,14 +20,16 @@ STEPS = (1, 4)
 def save_preview(model: SphereGenerator, originals: Tensor, path: Path, metadata: dict[str, str]) -> None:
     """Write a grid: a row of originals (B, C, S, S) in [-1, 1], a row of reconstructions, then two rows of samples for
     each step count. The same seeds every time, so that pictures of a run can be compared."""
+    originals = originals[:COLUMNS]
     device = originals.device
     rows = [originals, reconstruct(model, originals)]
-    count = 2 * COLUMNS
+    columns = originals.shape[0]
+    count = 2 * columns
     labels = torch.arange(count, device=device) % model.num_classes if model.num_classes else None
     for steps in STEPS:
         noise = seeded_noise(range(count), model.latent_shape, steps - 1)
         step_noise = noise.steps.to(device) if isinstance(noise.steps, Tensor) else noise.steps
         rows.append(sample(model, noise.initial.to(device), labels, steps=steps, step_noise=step_noise).images)
     size = originals.shape[-1]
-    grid = image_grid(to_unit(torch.cat(rows)).clamp(0, 1).cpu(), columns=COLUMNS, scale=max(1, 48 // size))
+    grid = image_grid(to_unit(torch.cat(rows)).clamp(0, 1).cpu(), columns=columns, scale=max(1, 48 // size))
     save_png(grid, path, metadata)

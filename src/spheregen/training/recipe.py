@@ -40,7 +40,7 @@ class DataConfig(_Section):
     on_error: Literal["fail", "skip"] = "fail"
     """What an unreadable file does: stop before training, or be left out with a message."""
     workers: int = Field(0, ge=0)
-    """Processes that decode images where the set does not fit into `cache_mb`."""
+    """Processes that decode images; 0 decodes in the main process."""
     cache_mb: int = Field(2048, ge=0)
     """A decoded set of up to this many MiB is kept in memory."""
 

@@ -19,17 +19,18 @@ import torch
 from spheregen.data import Batch, ImageOptions, ImageSource, TrainingBatches, open_source
 from spheregen.devices import autocast, choose_device, choose_precision
 from spheregen.errors import ConfigError, TrainingError
-from spheregen.files import write_json
+from spheregen.files import remove_leftovers, write_json
 from spheregen.losses.autoencoder import AutoencoderObjective
 from spheregen.losses.perceptual import load_perceptual
 from spheregen.model_folder import WEIGHTS, ModelInfo, save_model
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.training.card import model_card
+from spheregen.training.checkpoint import FOLDER as STATE
 from spheregen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from spheregen.training.ema import EMA
 from spheregen.training.log import Meters, RunLog
 from spheregen.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from spheregen.training.preview import COLUMNS, save_preview
+from spheregen.training.preview import save_preview
 from spheregen.training.progress import QuietReporter, Reporter
 from spheregen.training.recipe import Recipe, recipe_differences
 
@@ -145,12 +146,15 @@ class _Run:
         parameters = sum(p.numel() for p in self.model.parameters())
         self.reporter.message(
             f"{recipe.name}: {self.images} images, {parameters / 1e6:.2f} M parameters, {total} steps of "
-            f"{recipe.train.batch_size}, {self.device.type} {self.precision}, perceptual loss: {self.about['perceptual']}"
+            f"{recipe.train.batch_size} on {self.device.type} in {self.precision}, "
+            f"perceptual loss: {self.about['perceptual']}"
         )
         if self.start >= total:
             self.reporter.message(f"the run in {self.folder} is complete; nothing to do")
             return TrainingResult(self.folder, total, 0, 0.0, {})
         self.folder.mkdir(parents=True, exist_ok=True)
+        for place in (self.folder, self.folder / STATE, self.folder / PREVIEWS):
+            remove_leftovers(place)
         write_json(self.folder / "recipe.json", self.about["recipe"])
         log = RunLog(self.folder, step=self.start)
         metrics: dict[str, float] = {}
@@ -217,8 +221,8 @@ class _Run:
             last = latest_checkpoint(self.folder)
             kept = f"the checkpoint of step {last.step} is intact" if last else "no checkpoint was written yet"
             raise TrainingError(
-                f"{', '.join(broken)} is not finite at step {done}; {kept}. Lower optimizer.lr (--set optimizer.lr=...), "
-                "lengthen its warm-up, or use train.precision=float32"
+                f"{', '.join(broken)} is not finite at step {done}; {kept}. "
+                "Lower optimizer.lr (--set optimizer.lr=...), lengthen its warm-up, or use train.precision=float32"
             )
         return metrics
 
@@ -242,8 +246,7 @@ class _Run:
         save_model(self.folder, self.average.model, self.info, card=card)
 
     def _preview(self, done: int) -> None:
-        first = self.batches.batch(0).images[:COLUMNS]
-        originals = first.to(self.device)
+        originals = self.batches.batch(0).images.to(self.device)
         path = self.folder / PREVIEWS / f"step-{done:09d}.png"
         save_preview(self.average.model, originals, path, {"step": str(done), "recipe": self.recipe.name})
 

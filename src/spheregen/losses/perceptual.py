@@ -1,0 +1,248 @@
+"""Perceptual distances between images: frozen networks whose features are compared.
+
+Two providers share one interface:
+
+- published: (LPIPS-VGG16 + 0.1 * MSE of ConvNeXt-Small's logits at 224 px) / 1.1, the sphere encoder's own (Yue et
+  al. 2026, arXiv 2602.15030; LPIPS: Zhang et al. 2018, arXiv 1801.03924). It needs three public weight files, see
+  `perceptual_weights`.
+- builtin: the same idea as LPIPS on FeatureNet, a small network that ships with the package. Fit for small images
+  and laptops; its values are on another scale than the published ones.
+
+Shapes: images (B, C, H, W) in [0, 1], C = 3, or 1 for grey; distances (B,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from spheregen.errors import ConfigError, ModelFileError, did_you_mean
+from spheregen.losses.perceptual_weights import (
+    CONVNEXT_SMALL,
+    LPIPS_VGG,
+    PUBLISHED_FILES,
+    VGG16,
+    WeightFile,
+    download_weights,
+    find_weights,
+)
+from spheregen.nn.backbones.convnext import ConvNeXt, load_convnext_small
+from spheregen.nn.backbones.feature_net import FeatureNet, load_feature_net
+from spheregen.nn.backbones.state import read_torch_state
+from spheregen.nn.backbones.vgg16 import STAGE_WIDTHS, Vgg16Features, load_vgg16
+
+PROVIDERS = ("auto", "published", "builtin", "none")
+
+Features = tuple[torch.Tensor, ...]
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+# LPIPS moves images to [-1, 1] and then applies these.
+_LPIPS_SHIFT = (-0.030, -0.088, -0.188)
+_LPIPS_SCALE = (0.458, 0.448, 0.450)
+
+# Constants of the builtin distance, one for each stage of the shipped FeatureNet, measured on CIFAR-10's test images.
+# A tenth of the features' mean squared norm, so that faint activity in flat areas is not blown up to unit norm.
+_STAGE_EPS = (3.0, 4.0, 6.0, 8.0)
+# The stages count equally, and two unrelated images are 1 apart: a quarter over each stage's mean for such pairs.
+_STAGE_WEIGHTS = (0.276, 0.172, 0.157, 0.165)
+
+
+class PerceptualLoss(nn.Module):
+    """A frozen perceptual distance. Its parameters take no gradient and it is always in evaluation mode.
+
+    The features of a batch that several terms compare need computing only once: take them with `features`, pass
+    them to `distance`, and detach them where no gradient shall flow. Under autocast the networks run in its dtype,
+    all norms and distances in float32.
+    """
+
+    name: str  # the provider: "published" or "builtin"
+
+    def features(self, images: torch.Tensor) -> Features:
+        """What is compared, for images (B, C, H, W) in [0, 1]; differentiable with respect to the images.
+
+        Raises:
+            ConfigError: the images have another number of channels or are too small (builtin: 8 px, published: 16 px).
+        """
+        raise NotImplementedError
+
+    def distance(self, a: Features, b: Features) -> torch.Tensor:
+        """Distance of each sample, (B,) float32: at least 0, symmetric, 0 for equal images."""
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Mean distance of two batches of images of one shape, a scalar."""
+        return self.distance(self.features(images), self.features(reference)).mean()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, also when the module that holds this one is put into training mode."""
+        return super().train(False)
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False)
+        self.train(False)
+
+
+class PublishedPerceptual(PerceptualLoss):
+    """(LPIPS-VGG16 + 0.1 * mean squared error of ConvNeXt-Small's logits at 224 px) / 1.1 (arXiv 2602.15030).
+
+    Features: five maps of VGG16 of unit norm over channels, then logits.
+
+    Args:
+        vgg16: the network with ImageNet weights.
+        channel_weights: five tensors (1, C, 1, 1) for C = 64, 128, 256, 512, 512: LPIPS's learned weights.
+        convnext: the classifier with ImageNet weights.
+        logit_weight: share of the logits' error.
+        logit_size: side in pixels of the classifier's input.
+    """
+
+    name = "published"
+    vgg16_mean: torch.Tensor
+    vgg16_std: torch.Tensor
+    convnext_mean: torch.Tensor
+    convnext_std: torch.Tensor
+
+    def __init__(
+        self,
+        vgg16: Vgg16Features,
+        channel_weights: Sequence[torch.Tensor],
+        convnext: ConvNeXt,
+        *,
+        logit_weight: float = 0.1,
+        logit_size: int = 224,
+    ) -> None:
+        super().__init__()
+        self.vgg16 = vgg16
+        self.convnext = convnext
+        self.channel_weights = nn.ParameterList([weight.detach().clone().float() for weight in channel_weights])
+        self.logit_weight = logit_weight
+        self.logit_size = logit_size
+        # One affine map each from [0, 1] to what the network was trained on.
+        for prefix, mean, std in (
+            ("vgg16", [(1 + shift) / 2 for shift in _LPIPS_SHIFT], [scale / 2 for scale in _LPIPS_SCALE]),
+            ("convnext", _IMAGENET_MEAN, _IMAGENET_STD),
+        ):
+            self.register_buffer(f"{prefix}_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(f"{prefix}_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._freeze()
+
+    @classmethod
+    def from_files(cls, files: Mapping[WeightFile, Path]) -> PublishedPerceptual:
+        """Build it from the three published files.
+
+        Raises:
+            ModelFileError: a file cannot be read or holds other weights.
+        """
+        return cls(
+            load_vgg16(files[VGG16]), _lpips_weights(files[LPIPS_VGG]), load_convnext_small(files[CONVNEXT_SMALL])
+        )
+
+    def features(self, images: torch.Tensor) -> Features:
+        images = _as_colour(images)
+        maps = self.vgg16((images - self.vgg16_mean) / self.vgg16_std)
+        size = (self.logit_size, self.logit_size)
+        large = images
+        if images.shape[2:] != size:
+            large = functional.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        logits = self.convnext((large - self.convnext_mean) / self.convnext_std)
+        return (*[_unit_norm(x, 1e-10) for x in maps], logits.float())
+
+    def distance(self, a: Features, b: Features) -> torch.Tensor:
+        (*maps_a, logits_a), (*maps_b, logits_b) = a, b
+        lpips = torch.zeros(len(logits_a), device=logits_a.device)
+        for weight, x, y in zip(self.channel_weights, maps_a, maps_b, strict=True):
+            lpips = lpips + (weight * (x - y).square()).sum(dim=1).mean(dim=(1, 2))
+        logit_error = (logits_a - logits_b).square().mean(dim=1)
+        return (lpips + self.logit_weight * logit_error) / (1 + self.logit_weight)
+
+
+class BuiltinPerceptual(PerceptualLoss):
+    """LPIPS's recipe on FeatureNet: squared differences of features of unit norm over channels.
+
+    Each stage's differences are summed over channels and averaged over space; the stages are added with fixed weights
+    that put two unrelated photographs 1 apart on average. Features: the four maps of norm at most 1 over channels.
+
+    Args:
+        net: the network; the one that ships with the package if None.
+    """
+
+    name = "builtin"
+
+    def __init__(self, net: FeatureNet | None = None) -> None:
+        super().__init__()
+        self.net = load_feature_net() if net is None else net
+        self._freeze()
+
+    def features(self, images: torch.Tensor) -> Features:
+        maps = self.net.features(_as_colour(images))
+        return tuple(_unit_norm(x, eps) for x, eps in zip(maps, _STAGE_EPS, strict=True))
+
+    def distance(self, a: Features, b: Features) -> torch.Tensor:
+        total = torch.zeros(len(a[0]), device=a[0].device)
+        for weight, x, y in zip(_STAGE_WEIGHTS, a, b, strict=True):
+            total = total + weight * (x - y).square().sum(dim=1).mean(dim=(1, 2))
+        return total
+
+
+def available_provider(weights: Path | str | None = None) -> str:
+    """What provider "auto" stands for here: "published" if its three files are found, else "builtin"."""
+    return "published" if len(find_weights(weights)) == len(PUBLISHED_FILES) else "builtin"
+
+
+def load_perceptual(provider: str = "auto", weights: Path | str | None = None) -> PerceptualLoss | None:
+    """Build a perceptual loss on the CPU, in float32.
+
+    Args:
+        provider: "auto" (published when its weight files are found, else builtin; never downloads), "published"
+            (fetches the files that are missing), "builtin", or "none".
+        weights: folder to search first for the published files; then $SPHEREGEN_WEIGHTS and torch.hub's checkpoints.
+
+    Returns:
+        The loss, or None for "none".
+
+    Raises:
+        ConfigError: no such provider, or `weights` is a file.
+        ModelFileError: a weight file is broken, or missing and out of reach.
+    """
+    if provider not in PROVIDERS:
+        hint = did_you_mean(provider, PROVIDERS)
+        raise ConfigError(f"there is no perceptual loss {provider!r}{hint}; choose one of {', '.join(PROVIDERS)}")
+    if provider == "none":
+        return None
+    if provider == "published":
+        return PublishedPerceptual.from_files(download_weights(weights))
+    if provider == "auto" and available_provider(weights) == "published":
+        return PublishedPerceptual.from_files(find_weights(weights))
+    return BuiltinPerceptual()
+
+
+def _as_colour(images: torch.Tensor) -> torch.Tensor:
+    """Images (B, 1 or 3, H, W) of any float dtype as (B, 3, H, W) float32; grey is repeated."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ConfigError(
+            f"a perceptual loss compares images of shape (B, 3, H, W) or (B, 1, H, W), not {tuple(images.shape)}; "
+            "convert them to colour or grey, or choose perceptual 'none'"
+        )
+    return images.float().expand(-1, 3, -1, -1)
+
+
+def _unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Divide (B, C, H, W) by its norm over channels in float32; `eps` keeps the gradient finite where all are 0."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().sum(dim=1, keepdim=True) + eps)
+
+
+def _lpips_weights(path: Path) -> list[torch.Tensor]:
+    """LPIPS's five channel weights (1, C, 1, 1) from its file `vgg.pth`."""
+    state = read_torch_state(path)
+    shapes = {f"lin{stage}.model.1.weight": (1, width, 1, 1) for stage, width in enumerate(STAGE_WIDTHS)}
+    if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
+        raise ModelFileError(
+            f"{path} does not hold LPIPS's weights for VGG16 ({', '.join(shapes)}); give the file vgg.pth of LPIPS 0.1"
+        )
+    return [state[name] for name in shapes]

@@ -1,0 +1,360 @@
+"""The spherical autoencoder, over all its variants."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spheregen.errors import ConfigError
+from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.protocol import SphereGenerator
+from spheregen.models.sizes import SIZES, TransformerSize, resolve_size
+
+ENCODER = TransformerSize(width=16, depth=2, heads=2, in_context_start=1)
+DECODER = TransformerSize(width=24, depth=2, heads=2, in_context_start=0)
+VARIANTS = [
+    pytest.param(
+        {
+            "pixel_head": head,
+            "encoder_mixer_depth": mixer,
+            "decoder_mixer_depth": mixer,
+            "num_classes": classes,
+            "in_context_tokens": context,
+            "output_activation": activation,
+            "image_channels": channels,
+        },
+        id=f"{head}-mixer{mixer}-classes{classes}-context{context}-{activation}-{'grey' if channels == 1 else 'rgb'}",
+    )
+    for head in ("linear", "conv")
+    for mixer in (0, 2)
+    for classes in (0, 3)
+    for context in (0, 2)
+    for activation in ("tanh", "none")
+    for channels in (1, 3)
+]
+
+
+def config_of(**options: Any) -> AutoencoderConfig:
+    defaults: dict[str, Any] = {
+        "image_size": 8,
+        "patch_size": 4,
+        "encoder": ENCODER,
+        "decoder": DECODER,
+        "latent_channels": 4,
+        "encoder_mixer_depth": 1,
+        "decoder_mixer_depth": 1,
+    }
+    return AutoencoderConfig(**{**defaults, **options})
+
+
+@torch.no_grad()
+def randomise(model: SphereAutoencoder) -> None:
+    """Take a model out of its zero initialisation."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def model_of(**options: Any) -> SphereAutoencoder:
+    torch.manual_seed(0)
+    model = SphereAutoencoder(config_of(**options)).eval()
+    randomise(model)
+    return model
+
+
+@functools.cache
+def _built(options: tuple[tuple[str, Any], ...]) -> SphereAutoencoder:
+    return model_of(**dict(options))
+
+
+def variant_of(options: dict[str, Any]) -> SphereAutoencoder:
+    """A model that several tests share; they leave its weights alone."""
+    return _built(tuple(options.items()))
+
+
+def images_of(model: SphereAutoencoder, batch: int = 3) -> Tensor:
+    config = model.config
+    shape = (batch, config.image_channels, config.image_size, config.image_size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def labels_of(model: SphereAutoencoder, batch: int = 3) -> Tensor | None:
+    return torch.arange(batch) % model.num_classes if model.num_classes else None
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+class TestEveryVariant:
+    @torch.no_grad()
+    def test_codes_are_on_the_sphere_and_images_in_range(self, options: dict[str, Any]) -> None:
+        model = variant_of(options)
+        assert isinstance(model, SphereGenerator)
+        images, labels = images_of(model), labels_of(model)
+        v = model.encode(images, labels)
+        assert v.shape == (3, *model.latent_shape) == (3, 4, 4)
+        torch.testing.assert_close(v.flatten(1).norm(dim=1), torch.full((3,), 4.0), rtol=1e-5, atol=0)
+        decoded = model.decode(5 * v, labels)
+        assert decoded.shape == images.shape
+        assert decoded.abs().max() <= 1
+        assert decoded.std() > 0.01
+        torch.testing.assert_close(model(images, labels), model.decode(v, labels))
+        if options["output_activation"] == "none":  # decode clamps what training leaves free
+            free = 50 * model.decoder(5 * v, labels)
+            with_large_head = copy.deepcopy(model)
+            last = with_large_head.decoder.head
+            last = last.smooth if options["pixel_head"] == "linear" else last.up
+            last.weight.mul_(50)
+            last.bias.mul_(50)
+            torch.testing.assert_close(with_large_head.decoder(5 * v, labels), free, rtol=1e-4, atol=1e-4)
+            assert free.abs().max() > 1
+            torch.testing.assert_close(with_large_head.decode(5 * v, labels), free.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+
+    @torch.no_grad()
+    def test_no_labels_are_the_null_class(self, options: dict[str, Any]) -> None:
+        model = variant_of(options)
+        images = images_of(model)
+        v = model.encode(images)
+        if not model.num_classes:
+            for call, inputs in ((model.encode, images), (model.decode, v), (model.encode_raw, images)):
+                with pytest.raises(ValueError, match="unconditional"):
+                    call(inputs, torch.zeros(3, dtype=torch.int64))
+            return
+        null = torch.full((3,), model.num_classes)
+        torch.testing.assert_close(model.encode(images, null), v)
+        torch.testing.assert_close(model.decode(v, null), model.decode(v))
+        assert not torch.allclose(model.encode(images, labels_of(model)), v, atol=1e-3)
+        assert not torch.allclose(model.decode(v, labels_of(model)), model.decode(v), atol=1e-4)
+
+    @torch.no_grad()
+    def test_batched_equals_one_by_one(self, options: dict[str, Any]) -> None:
+        model = variant_of(options)
+        images, labels = images_of(model), labels_of(model)
+        v = model.encode(images, labels)
+        decoded = model.decode(v, labels)
+        for i in range(3):
+            label = None if labels is None else labels[i : i + 1]
+            torch.testing.assert_close(model.encode(images[i : i + 1], label)[0], v[i], atol=2e-5, rtol=0)
+            torch.testing.assert_close(model.decode(v[i : i + 1], label)[0], decoded[i], atol=2e-5, rtol=0)
+
+    def test_gradients_reach_every_parameter(self, options: dict[str, Any]) -> None:
+        model = variant_of(options)
+        images, labels = images_of(model), labels_of(model)
+        if labels is not None:
+            labels = torch.tensor([0, 1, model.num_classes])
+        v = model.encode(images, labels)
+        (model.decoder(v, labels) * images_of(model)).sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().sum() > 0, name
+        model.zero_grad()
+
+    @torch.no_grad()
+    def test_a_state_dictionary_is_the_whole_model(self, options: dict[str, Any]) -> None:
+        model = variant_of(options)
+        torch.manual_seed(9)
+        other = SphereAutoencoder(model.config).eval()
+        other.load_state_dict(model.state_dict())
+        images, labels = images_of(model), labels_of(model)
+        assert torch.equal(other(images, labels), model(images, labels))
+
+
+@pytest.mark.parametrize("head", ["linear", "conv"])
+@pytest.mark.parametrize("classes", [0, 3])
+@torch.no_grad()
+def test_bfloat16_is_close_to_float32(head: str, classes: int) -> None:
+    model = model_of(pixel_head=head, num_classes=classes)
+    half = model_of(pixel_head=head, num_classes=classes).to(torch.bfloat16)
+    images, labels = images_of(model), labels_of(model)
+    v, v_half = model.encode(images, labels), half.encode(images.bfloat16(), labels)
+    assert v_half.dtype == torch.bfloat16
+    assert torch.cosine_similarity(v.flatten(1), v_half.float().flatten(1)).min() > 0.99
+    decoded = half.decode(v.bfloat16(), labels)
+    assert decoded.dtype == torch.bfloat16
+    expected = model.decode(v, labels)
+    assert (decoded.float() - expected).norm() < 0.15 * expected.norm()
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@torch.no_grad()
+def test_a_fresh_model_starts_neutral(classes: int) -> None:
+    """Zero output linears: mid-grey images, and every class alike."""
+    model = SphereAutoencoder(config_of(num_classes=classes))
+    images = images_of(model)
+    assert torch.equal(model.encoder(images), torch.zeros(3, 4, 4))
+    v = torch.randn(3, 4, 4)
+    assert model.decode(v).abs().max() == 0
+    xavier = SphereAutoencoder(config_of(num_classes=classes, output_init="xavier"))
+    assert xavier.encoder(images).std() > 0.1
+    decoded = xavier.decode(v)
+    assert 0 < decoded.abs().max() < 0.2
+
+
+def test_decoder_input_init() -> None:
+    for init, expected in (("normal", 1.0), ("scaled", 1 / 8)):
+        model = SphereAutoencoder(config_of(latent_channels=64, decoder_input_init=init))
+        assert model.decoder.embed.weight.std().item() == pytest.approx(expected, rel=0.1)
+        assert model.decoder.mixer is not None
+        token_mlp = model.decoder.mixer.blocks[0].channel_mlp[0].weight  # type: ignore[index, union-attr]
+        assert token_mlp.std().item() == pytest.approx(1.0 if init == "normal" else 24**-0.5, rel=0.15)
+
+
+@torch.no_grad()
+def test_spherified_decoder_blocks() -> None:
+    """The tokens of a sample are spherified after every block but the last."""
+    plain, spherified = (model_of(spherify_decoder_blocks=on, decoder_mixer_depth=0) for on in (False, True))
+    v = plain.encode(images_of(plain))
+    assert torch.equal(spherified.encode(images_of(plain)), v)
+    seen: list[Tensor] = []
+    for block in spherified.decoder.trunk.blocks:
+        block.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    assert not torch.allclose(spherified.decode(v), plain.decode(v), atol=1e-4)
+    norms = [tokens.flatten(1).norm(dim=1) for tokens in seen]
+    on_sphere = torch.full((3,), (4 * 24) ** 0.5)
+    assert not torch.allclose(norms[0], on_sphere, rtol=1e-3)
+    torch.testing.assert_close(norms[1], on_sphere, rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+def test_in_context_tokens_join_before_their_block_and_leave_before_the_output() -> None:
+    size = TransformerSize(width=16, depth=3, heads=2, in_context_start=1)
+    for classes in (0, 3):
+        model = model_of(encoder=size, in_context_tokens=2, num_classes=classes)
+        seen: list[Tensor] = []
+        for block in model.encoder.trunk.blocks:
+            block.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0]))
+        assert model.encode(images_of(model)).shape == (3, 4, 4)
+        assert [tokens.shape[1] for tokens in seen] == [4, 6, 6]
+        names = {name for name, _ in model.named_parameters() if "trunk.context" in name}
+        kinds = ("context", "context_positions") if not classes else ("context_positions",)
+        assert names == {f"{part}.trunk.{kind}" for part in ("encoder", "decoder") for kind in kinds}
+
+
+@torch.no_grad()
+def test_the_two_label_tables_are_independent() -> None:
+    model = model_of(num_classes=3)
+    images, labels = images_of(model), labels_of(model)
+    v, before = model.encode(images, labels), model.decode(torch.ones(3, 4, 4), labels)
+    assert model.encoder.trunk.labels is not None
+    model.encoder.trunk.labels.table.weight.add_(1)
+    assert not torch.allclose(model.encode(images, labels), v, atol=1e-3)
+    assert torch.equal(model.decode(torch.ones(3, 4, 4), labels), before)
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "patch"),
+    [
+        *((size, "standard", patch) for size, patch in ((32, 4), (64, 4), (128, 8), (256, 16), (512, 32))),
+        *((size, "high", patch) for size, patch in ((32, 2), (64, 2), (128, 4), (256, 8), (512, 16))),
+    ],
+)
+def test_default_patches(size: int, resolution: str, patch: int) -> None:
+    config = AutoencoderConfig(image_size=size, latent_resolution=resolution)  # type: ignore[arg-type]
+    assert config.patch == patch
+    assert config.grid == size // patch
+    assert config.tokens == (size // patch) ** 2
+    assert config.patch_size is None  # derived sizes are never written back
+    assert dataclasses.replace(config, patch_size=1).patch == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "image_channels", "compression", "channels"),
+    [(32, 3, 1.5, 8), (256, 3, 1.5, 128), (256, 3, 3.0, 64), (256, 3, None, 128), (32, 3, 1.7, 7), (32, 1, 1.5, 2)],
+)
+def test_latent_channels_follow_the_compression(
+    size: int, image_channels: int, compression: float | None, channels: int
+) -> None:
+    config = AutoencoderConfig(
+        image_size=size, image_channels=image_channels, latent_resolution="high", compression=compression
+    )
+    numbers = image_channels * size**2
+    assert config.channels == channels == int(numbers / config.tokens / (compression or 1.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"image_size": 1}, "image_size"),
+        ({"image_channels": 4}, "image_channels is 3"),
+        ({"image_size": 48, "patch_size": None}, "no default patch for 48 px.*set patch_size"),
+        ({"patch_size": 3}, "3 px does not divide an image of 8 px"),
+        ({"patch_size": 0}, "patch of 0"),
+        ({"patch_size": -4}, "patch of -4"),
+        ({"compression": 1.5}, "compression or latent_channels, not both"),
+        ({"compression": 0.0, "latent_channels": None}, "compression is positive"),
+        ({"compression": -1.0, "latent_channels": None}, "compression is positive"),
+        ({"compression": 50.0, "latent_channels": None}, "leaves no latent channel.*lower compression"),
+        ({"latent_channels": 0}, "latent_channels"),
+        ({"latent_channels": -2}, "latent_channels"),
+        ({"pixel_head": "conv", "patch_size": 8}, "at least 2x2"),
+        ({"num_classes": -1}, "num_classes is not negative"),
+        ({"encoder_mixer_depth": -1}, "encoder_mixer_depth is not negative"),
+        ({"decoder_mixer_depth": -1}, "decoder_mixer_depth is not negative"),
+        ({"in_context_tokens": -1}, "in_context_tokens is not negative"),
+        ({"max_angle": 0.0}, "max_angle lies between 0 and 90"),
+        ({"max_angle": 90.0}, "max_angle lies between 0 and 90"),
+        ({"max_angle": float("nan")}, "max_angle lies between 0 and 90"),
+        ({"encoder": "huuge"}, "unknown transformer size 'huuge'; did you mean 'huge'"),
+        ({"decoder": "zzz"}, "unknown transformer size 'zzz'; known: nano"),
+        (
+            {"in_context_tokens": 1, "decoder": TransformerSize(width=16, depth=2, heads=2, in_context_start=2)},
+            "decoder's in-context tokens would join before block 2.*2 blocks",
+        ),
+        ({"in_context_tokens": 1, "spherify_decoder_blocks": True}, "spherify_decoder_blocks with in_context_tokens"),
+    ],
+)
+def test_impossible_configurations_say_why(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        config_of(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["latent_resolution", "pixel_head", "output_activation", "decoder_input_init", "output_init"]
+)
+def test_unknown_choices_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        config_of(**{name: "tahn"})
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"width": 0}, "width is at least 1"),
+        ({"depth": 0}, "depth is at least 1"),
+        ({"heads": 0}, "heads is at least 1"),
+        ({"width": 16, "heads": 3}, "3 heads do not divide a width of 16"),
+        ({"width": 12, "heads": 2}, "multiple of 4"),
+        ({"in_context_start": -1}, "not negative"),
+    ],
+)
+def test_impossible_sizes_say_why(options: dict[str, int], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        TransformerSize(**{"width": 16, "depth": 1, "heads": 2, **options})
+
+
+def test_the_published_sizes() -> None:
+    table = {
+        "small": (512, 8, 8, 2),
+        "base": (768, 12, 12, 4),
+        "large": (1024, 24, 16, 8),
+        "xlarge": (1152, 28, 16, 8),
+        "huge": (1280, 32, 16, 10),
+        "giant": (1664, 40, 16, 12),
+    }
+    for name, numbers in table.items():
+        size = SIZES[name]
+        assert (size.width, size.depth, size.heads, size.in_context_start) == numbers
+        assert resolve_size(name) is size
+        assert resolve_size(size) is size
+
+
+@pytest.mark.parametrize("angle", [45.0, 80.0, 85.0])
+def test_sigma_max(angle: float) -> None:
+    model = SphereAutoencoder(config_of(max_angle=angle))
+    assert model.sigma_max == pytest.approx(torch.tan(torch.deg2rad(torch.tensor(angle).double())).item())

@@ -1,0 +1,382 @@
+"""The few-step loop: guidance, schedules, step noise, seeds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spheregen.errors import ConfigError
+from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.sizes import TransformerSize
+from spheregen.sampling import (
+    edit,
+    edit_radii,
+    guide,
+    reconstruct,
+    refine,
+    refinement_radii,
+    sample,
+    seeded_noise,
+)
+from spheregen.sphere import angle_between, spherify
+
+SIZE = TransformerSize(width=16, depth=1, heads=2)
+LABELS = torch.tensor([0, 1, 2])
+
+
+def model_of(classes: int = 3, **options: Any) -> SphereAutoencoder:
+    torch.manual_seed(0)
+    model = SphereAutoencoder(
+        AutoencoderConfig(
+            image_size=8,
+            patch_size=4,
+            encoder=SIZE,
+            decoder=SIZE,
+            num_classes=classes,
+            encoder_mixer_depth=1,
+            decoder_mixer_depth=1,
+            **{"latent_channels": 4, **options},
+        )
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> SphereAutoencoder:
+    return model_of()
+
+
+@pytest.fixture(scope="module")
+def unconditional() -> SphereAutoencoder:
+    return model_of(0)
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+NOISE, STEP = gaussian(3, 4, 4), gaussian(3, 4, 4, seed=1)
+IMAGES = torch.rand((3, 3, 8, 8), generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def sizes_of(module: torch.nn.Module) -> tuple[list[int], Any]:
+    """The batch size of every forward call from now on, and the hook to remove."""
+    calls: list[int] = []
+    return calls, module.register_forward_hook(lambda _, arguments, __: calls.append(arguments[0].shape[0]))
+
+
+# guidance -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["pixel", "latent", "both"])
+def test_guidance_one_is_none(model: SphereAutoencoder, place: str) -> None:
+    plain = sample(model, NOISE, LABELS, steps=3, step_noise=STEP)
+    guided = sample(model, NOISE, LABELS, steps=3, step_noise=STEP, guidance=1.0, guidance_at=place)
+    assert torch.equal(plain.images, guided.images)
+
+
+@pytest.mark.parametrize("place", ["pixel", "latent", "both"])
+def test_guidance_zero_is_the_null_class(model: SphereAutoencoder, place: str) -> None:
+    guided = guide(model, LABELS, 0.0, place)
+    v = spherify(NOISE)
+    decoded = model.decode(v) if place != "latent" else model.decode(v, LABELS)
+    encoded = model.encode_raw(IMAGES) if place != "pixel" else model.encode_raw(IMAGES, LABELS)
+    with torch.no_grad():
+        torch.testing.assert_close(guided.decode(v), decoded, atol=2e-5, rtol=0)
+        torch.testing.assert_close(guided.encode_raw(IMAGES), encoded, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", ["fixed", "decay"])
+@pytest.mark.parametrize("scale", [0.5, 1.8, 6.0])
+@pytest.mark.parametrize("place", ["pixel", "latent", "both"])
+@torch.no_grad()
+def test_guidance_by_hand(model: SphereAutoencoder, place: str, scale: float, schedule: str) -> None:
+    """Every picture alone, condition and null class in separate calls."""
+    steps = 3
+    at_pixels, at_latents = {
+        "pixel": (scale, 1.0),
+        "latent": (1.0, scale),
+        "both": (math.sqrt(scale), math.sqrt(scale)),
+    }[place]
+    expected = []
+    for i in range(3):
+        label, null = LABELS[i : i + 1], torch.tensor([3])
+
+        def decode(v: Tensor, label: Tensor = label, null: Tensor = null) -> Tensor:
+            conditional, free = model.decode(v, label), model.decode(v, null)
+            return (free + at_pixels * (conditional - free)).clamp(-1, 1)
+
+        x = decode(spherify(NOISE[i : i + 1]))
+        for t in range(1, steps):
+            conditional, free = model.encoder(x, label), model.encoder(x, null)
+            z = spherify(free + at_latents * (conditional - free))
+            r = 1.0 if schedule == "fixed" else 1 - t / steps
+            x = decode(spherify(z + r * math.tan(math.radians(85)) * STEP[i : i + 1]))
+        expected.append(x)
+    result = sample(model, NOISE, LABELS, steps, schedule, guidance=scale, guidance_at=place, step_noise=STEP)
+    torch.testing.assert_close(result.images, torch.cat(expected), atol=1e-4, rtol=0)
+    plain = sample(model, NOISE, LABELS, steps, schedule, step_noise=STEP)
+    assert not torch.allclose(result.images, plain.images, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("place", "decodes", "encodes"), [("pixel", 6, 3), ("latent", 3, 6), ("both", 6, 6), ("none", 3, 3)]
+)
+def test_guidance_is_one_batched_call(model: SphereAutoencoder, place: str, decodes: int, encodes: int) -> None:
+    decoded, first = sizes_of(model.decoder)
+    encoded, second = sizes_of(model.encoder)
+    options = {} if place == "none" else {"guidance": 2.0, "guidance_at": place}
+    sample(model, NOISE, LABELS, steps=3, step_noise=STEP, **options)  # type: ignore[arg-type]
+    first.remove()
+    second.remove()
+    assert decoded == [decodes] * 3
+    assert encoded == [encodes] * 2
+
+
+@pytest.mark.parametrize("place", ["pixel", "both"])
+def test_strong_guidance_stays_in_range(model: SphereAutoencoder, place: str) -> None:
+    result = sample(model, NOISE, LABELS, steps=2, guidance=50.0, guidance_at=place, step_noise=STEP)
+    assert all(images.abs().max() <= 1 for images in result.trajectory)
+    assert result.images.abs().max() == 1
+
+
+def test_impossible_guidance_is_refused(model: SphereAutoencoder, unconditional: SphereAutoencoder) -> None:
+    with pytest.raises(ConfigError, match="give labels"):
+        sample(model, NOISE, guidance=1.4)
+    with pytest.raises(ConfigError, match="give labels"):
+        sample(unconditional, NOISE, guidance=1.4)
+    for scale in (-0.5, math.nan):
+        with pytest.raises(ConfigError, match="not negative"):
+            sample(model, NOISE, LABELS, guidance=scale)
+    with pytest.raises(ConfigError, match="did you mean 'latent'"):
+        sample(model, NOISE, LABELS, guidance=2.0, guidance_at="latents")
+    with pytest.raises(ConfigError, match="use pixel, latent, both"):
+        guide(model, LABELS, 2.0, "combo")
+
+
+# schedules ------------------------------------------------------------------------------------------------------------
+
+
+def test_refinement_radii() -> None:
+    assert refinement_radii("fixed", 1) == refinement_radii("decay", 1) == refinement_radii([], 1) == ()
+    assert refinement_radii("fixed", 4) == (1, 1, 1)
+    assert refinement_radii("decay", 4) == pytest.approx((0.75, 0.5, 0.25))
+    assert refinement_radii([0.5, 0, 2], 4) == (0.5, 0, 2)
+
+
+def test_edit_radii() -> None:
+    assert edit_radii("fixed", 3, 0.25) == (0.25, 0.25, 0.25)
+    assert edit_radii("decay", 3, 0.4) == pytest.approx((0.4 * 0.75, 0.4 * 0.5, 0.4 * 0.25))
+    assert edit_radii("decay", 1, 0.4) == pytest.approx((0.2,))
+    assert edit_radii([1, 0.5], 2, 0.5) == (0.5, 0.25)
+    assert edit_radii("fixed", 1, 0.0) == (0,)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_steps_start_at_one(model: SphereAutoencoder, steps: int) -> None:
+    with pytest.raises(ConfigError, match=f"steps is at least 1, not {steps}"):
+        sample(model, NOISE, steps=steps)
+    with pytest.raises(ConfigError, match=f"steps is at least 1, not {steps}"):
+        edit(model, IMAGES, steps=steps)
+
+
+def test_impossible_schedules_are_refused(model: SphereAutoencoder) -> None:
+    with pytest.raises(ConfigError, match="unknown schedule 'decaying'; did you mean 'decay'"):
+        sample(model, NOISE, schedule="decaying")
+    with pytest.raises(ConfigError, match="unknown schedule 'cosine'"):
+        edit(model, IMAGES, schedule="cosine")
+    with pytest.raises(ConfigError, match="2 numbers does not fit 3 refinement steps"):
+        sample(model, NOISE, steps=4, schedule=[1, 1])
+    with pytest.raises(ConfigError, match="2 numbers does not fit 4 edit steps"):
+        edit(model, IMAGES, steps=4, schedule=[1, 1])
+    with pytest.raises(ConfigError, match="no negative"):
+        sample(model, NOISE, steps=2, schedule=[-1])
+    with pytest.raises(ConfigError, match="strength is not negative"):
+        edit(model, IMAGES, strength=-0.1)
+
+
+@torch.no_grad()
+def test_a_schedule_sets_the_angle_of_each_step() -> None:
+    model = model_of(0, latent_channels=64)  # L = 256: the tilt is near its high-dimensional limit
+    guided, tilts = guide(model, None), []
+    for radius in (0.0, 0.02, 0.1, 1.0):
+        seen: list[Tensor] = []
+        hook = model.decoder.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0]))
+        refine(guided, IMAGES, radius, gaussian(3, 4, 64))
+        hook.remove()
+        tilts.append(angle_between(model.encode(IMAGES), seen[0]).mean().item())
+        assert tilts[-1] == pytest.approx(math.degrees(math.atan(radius * model.sigma_max)), abs=5)
+    assert tilts[0] == 0
+    assert tilts == sorted(tilts)
+
+
+# the loop -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_trajectory_has_an_image_a_step(model: SphereAutoencoder, steps: int) -> None:
+    encoded, first = sizes_of(model.encoder)
+    decoded, second = sizes_of(model.decoder)
+    result = sample(model, NOISE, LABELS, steps=steps, step_noise=STEP)
+    assert (len(decoded), len(encoded)) == (steps, steps - 1)  # one step never encodes
+    assert len(result.trajectory) == steps
+    assert result.trajectory[-1] is result.images
+    assert not result.images.requires_grad
+    edited = edit(model, IMAGES, LABELS, steps=steps, step_noise=STEP)
+    assert len(edited.trajectory) == steps
+    assert edited.trajectory[-1] is edited.images
+    assert (len(decoded), len(encoded)) == (2 * steps, 2 * steps - 1)
+    first.remove()
+    second.remove()
+
+
+def test_fewer_steps_are_the_start_of_more(model: SphereAutoencoder) -> None:
+    long = sample(model, NOISE, LABELS, steps=4, step_noise=STEP)
+    for steps in (1, 2, 3):
+        short = sample(model, NOISE, LABELS, steps=steps, step_noise=STEP)
+        assert torch.equal(short.images, long.trajectory[steps - 1])
+
+
+@torch.no_grad()
+def test_one_step_decodes_a_random_point(model: SphereAutoencoder) -> None:
+    result = sample(model, NOISE, LABELS, steps=1)
+    assert torch.equal(result.images, model.decode(spherify(NOISE), LABELS))
+    assert torch.equal(sample(model, NOISE, steps=1).images, model.decode(spherify(NOISE)))
+
+
+def test_a_shared_noise_is_a_list_of_equal_noises(model: SphereAutoencoder) -> None:
+    shared = sample(model, NOISE, LABELS, steps=4, step_noise=STEP)
+    listed = sample(model, NOISE, LABELS, steps=4, step_noise=[STEP] * 3)
+    assert torch.equal(shared.images, listed.images)
+    other = sample(model, NOISE, LABELS, steps=4, step_noise=(STEP, STEP, gaussian(3, 4, 4, seed=9)))
+    assert torch.equal(other.trajectory[2], shared.trajectory[2])
+    assert not torch.allclose(other.images, shared.images, atol=1e-3)
+
+
+@pytest.mark.parametrize("call", ["sample", "edit"])
+def test_drawn_noise_is_shared_or_fresh(model: SphereAutoencoder, call: str) -> None:
+    def run(steps: int = 3, seed: int = 5, **options: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        if call == "sample":
+            return sample(model, NOISE, LABELS, steps=steps, generator=generator, **options).images
+        return edit(model, IMAGES, LABELS, steps=steps, strength=1.0, generator=generator, **options).images
+
+    assert torch.equal(run(), run())
+    assert torch.equal(run(share_noise=False), run(share_noise=False))
+    assert not torch.allclose(run(), run(share_noise=False), atol=1e-3)
+    assert not torch.allclose(run(), run(seed=6), atol=1e-3)
+    noisy = 3 if call == "edit" else 2
+    drawn = [torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(5))] * noisy
+    assert torch.equal(run(), run(step_noise=drawn))
+    generator = torch.Generator().manual_seed(5)
+    drawn = [torch.randn(3, 4, 4, generator=generator) for _ in range(noisy)]
+    assert torch.equal(run(share_noise=False), run(step_noise=drawn))
+
+
+def test_noise_of_another_shape_is_refused(model: SphereAutoencoder) -> None:
+    with pytest.raises(ConfigError, match=r"noise has shape \(3, 4, 5\); this model's latents are \(B, 4, 4\)"):
+        sample(model, torch.zeros(3, 4, 5))
+    with pytest.raises(ConfigError, match="step_noise has shape"):
+        sample(model, NOISE, step_noise=STEP[:2])
+    with pytest.raises(ConfigError, match="step_noise has shape"):
+        sample(model, NOISE, steps=3, step_noise=[STEP, STEP[:, :2]])
+    with pytest.raises(ConfigError, match="1 step noises for 3 noisy steps"):
+        sample(model, NOISE, steps=4, step_noise=[STEP])
+    with pytest.raises(ConfigError, match="3 step noises for 4 noisy steps"):
+        edit(model, IMAGES, steps=4, step_noise=[STEP] * 3)
+
+
+@torch.no_grad()
+def test_edit_encodes_under_the_target_class_from_the_start(model: SphereAutoencoder) -> None:
+    result = edit(model, IMAGES, LABELS, steps=2, strength=0.25, schedule="decay", step_noise=STEP)
+    x = IMAGES
+    for t in (1, 2):
+        r = 0.25 * (1 - t / 3)
+        x = model.decode(spherify(model.encode(x, LABELS) + r * model.sigma_max * STEP), LABELS)
+        torch.testing.assert_close(result.trajectory[t - 1], x, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["model", "unconditional"])
+@torch.no_grad()
+def test_reconstruct_is_decode_of_encode(name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
+    assert torch.equal(reconstruct(model, IMAGES), model.decode(model.encode(IMAGES)))
+    still = edit(model, IMAGES, steps=1, strength=0.0)
+    assert torch.equal(still.images, reconstruct(model, IMAGES))  # an edit without noise or class
+    if model.num_classes:
+        null = torch.full((3,), model.num_classes)
+        torch.testing.assert_close(reconstruct(model, IMAGES, null), reconstruct(model, IMAGES))
+        assert not torch.allclose(reconstruct(model, IMAGES, LABELS), reconstruct(model, IMAGES), atol=1e-3)
+
+
+def test_batched_equals_one_by_one(model: SphereAutoencoder) -> None:
+    together = sample(model, NOISE, LABELS, steps=3, guidance=1.5, step_noise=STEP).images
+    for i in range(3):
+        part = slice(i, i + 1)
+        alone = sample(model, NOISE[part], LABELS[part], steps=3, guidance=1.5, step_noise=STEP[part]).images
+        torch.testing.assert_close(alone[0], together[i], atol=2e-5, rtol=0)
+
+
+# seeds ----------------------------------------------------------------------------------------------------------------
+
+SHAPES = [(4, 4), (4, 16), (9, 5), (4, 1), (49, 10)]  # (49, 10): 28 px digits at patch 4
+
+
+def steps_of(noise: Any) -> list[Tensor]:
+    return [noise.steps] if isinstance(noise.steps, Tensor) else list(noise.steps)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_noise_of_a_seed_does_not_depend_on_its_batch(shape: tuple[int, int], share: bool) -> None:
+    seeds = [1000 + i for i in range(64)]
+    seeds[50] = 7
+    batch, alone = seeded_noise(seeds, shape, 3, share=share), seeded_noise([7], shape, 3, share=share)
+    assert torch.equal(batch.initial[50], alone.initial[0])
+    assert len(steps_of(batch)) == (1 if share else 3)
+    for a, b in zip(steps_of(batch), steps_of(alone), strict=True):
+        assert torch.equal(a[50], b[0])
+    assert not torch.equal(batch.initial[49], batch.initial[50])
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_noise_of_a_seed_does_not_depend_on_the_number_of_steps(shape: tuple[int, int], share: bool) -> None:
+    noises = [seeded_noise([3, 4], shape, count, share=share) for count in (0, 1, 2, 5)]
+    assert len(steps_of(noises[0])) == 0
+    for noise in noises[1:]:
+        assert torch.equal(noise.initial, noises[0].initial)
+        for a, b in zip(steps_of(noise), steps_of(noises[-1]), strict=False):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_seeded_noise_is_gaussian_and_independent(share: bool) -> None:
+    noise = seeded_noise(range(200), (4, 16), 2, share=share)
+    tensors = [noise.initial, *steps_of(noise)]
+    for tensor in tensors:
+        assert tensor.shape == (200, 4, 16)
+        assert tensor.dtype == torch.float32
+        assert tensor.mean().abs() < 0.05
+        assert (tensor.std() - 1).abs() < 0.03
+    assert (tensors[0] * tensors[1]).mean().abs() < 0.05
+    assert (noise.initial[1:] * noise.initial[:-1]).mean().abs() < 0.05  # neighbouring seeds
+
+
+def test_the_picture_of_a_seed_does_not_depend_on_its_batch(model: SphereAutoencoder) -> None:
+    seeds = [1000 + i for i in range(64)]
+    seeds[50] = 7
+
+    def pictures(seeds: list[int]) -> Tensor:
+        noise = seeded_noise(seeds, model.latent_shape, 2)
+        return sample(model, noise.initial, torch.ones(len(seeds)).long(), steps=3, step_noise=noise.steps).images
+
+    torch.testing.assert_close(pictures([7])[0], pictures(seeds)[50], atol=2e-5, rtol=0)

@@ -1,0 +1,148 @@
+"""Nothing half-written is ever found under the final name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spheregen.model_folder
+from spheregen.errors import SphereGenError
+from spheregen.files import atomic_path, write_json, write_text
+from spheregen.model_folder import ModelInfo, load_model, load_tensors, save_model, save_tensors
+from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.sizes import TransformerSize
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "a" / "file.txt"  # folders are made
+    for text in ("first", "second"):
+        with atomic_path(path, durable=durable) as temporary:
+            temporary.write_text(text)
+            assert temporary.parent == path.parent  # one file system, so that the rename is atomic
+            assert not path.exists() or path.read_text() == "first"
+        assert path.read_text() == text
+        assert names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("a bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: BaseException, before: bool) -> None:
+    path = tmp_path / "file.txt"
+    if before:
+        path.write_text("old")
+    expected = SphereGenError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(expected), atomic_path(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise failure
+    assert names(tmp_path) == (["file.txt"] if before else [])
+    if before:
+        assert path.read_text() == "old"
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    with pytest.raises(SphereGenError) as caught, atomic_path(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    assert "No space left on device" in message
+    assert "free space" in message
+
+
+def test_a_failing_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(SphereGenError, match="broken disk"):
+        write_text(path, "new")
+    assert names(tmp_path) == ["file.txt"]
+    assert path.read_text() == "old"
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SphereGenError, match="cannot write"):
+        write_text(tmp_path / "file" / "inside.txt", "text")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_files_have_ordinary_permissions(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "")
+    (tmp_path / "b").write_text("")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_write_json(tmp_path: Path) -> None:
+    value = {"name": "Käse", "numbers": [1, 2.5, None]}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "Käse" in text
+    assert text.endswith("}\n")
+
+
+def test_an_unwritable_value_leaves_the_old_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", object())
+    assert (tmp_path / "a.json").read_text() == "1\n"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_tensors_round_trip(tmp_path: Path) -> None:
+    tensors = {
+        "transposed": torch.arange(6.0).reshape(2, 3).T,
+        "half": torch.randn(3, dtype=torch.bfloat16),
+        "gradient": torch.ones(2, requires_grad=True),
+        "step": torch.tensor(7),
+    }
+    save_tensors(tmp_path / "a.safetensors", tensors, {"origin": "test"})
+    loaded = load_tensors(tmp_path / "a.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert all(loaded[name].dtype == tensors[name].dtype for name in tensors)
+
+
+def model_of(seed: int) -> SphereAutoencoder:
+    torch.manual_seed(seed)
+    size = TransformerSize(width=16, depth=1, heads=2)
+    return SphereAutoencoder(
+        AutoencoderConfig(image_size=8, patch_size=4, encoder=size, decoder=size, latent_channels=4)
+    )
+
+
+@pytest.mark.parametrize("kind", ["OSError", "SafetensorError"])
+def test_a_failing_write_leaves_the_previous_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = model_of(0), model_of(1)
+    save_model(tmp_path, old, ModelInfo(), card="old")
+
+    def fail(tensors: Any, path: Any, **_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        if kind == "OSError":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise spheregen.model_folder.SafetensorError("No space left on device\nmore")
+
+    monkeypatch.setattr(spheregen.model_folder, "save_file", fail)
+    with pytest.raises(SphereGenError, match="No space left on device") as caught:
+        save_model(tmp_path, new, ModelInfo(), card="new")
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["README.md", "config.json", "model.safetensors"]
+    assert (tmp_path / "README.md").read_text() == "old"
+    loaded = load_model(tmp_path).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in old.state_dict().items())

@@ -1,0 +1,109 @@
+"""What is imported when, and that the public door opens on every name."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spheregen as sg
+
+PACKAGE = Path(sg.__file__).parent
+OPTIONAL = {
+    "transformers",
+    "diffusers",
+    "datasets",
+    "gradio",
+    "torchmetrics",
+    "scipy",
+    "matplotlib",
+    "torchvision",
+    "sklearn",
+    "timm",
+    "tensorboard",
+    "wandb",
+    "huggingface_hub",
+}
+NOT_IN_THE_MATHS = OPTIONAL | {"pydantic", "PIL", "pyarrow", "yaml", "rich", "typer"}
+MATHS = ("sphere", "noise", "conditioning", "nn", "models", "losses", "sampling")
+
+
+def maths_modules() -> list[str]:
+    """Every module of the maths, the ones in folders included."""
+    names = []
+    for name in MATHS:
+        path = PACKAGE / name
+        files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+        for file in files:
+            parts = file.relative_to(PACKAGE).with_suffix("").parts
+            names.append(".".join(("spheregen", *(part for part in parts if part != "__init__"))))
+    return sorted(names)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """Top-level modules in a fresh interpreter after each of three stages, one upon the other."""
+    stages = {
+        "package": "import spheregen as sg",
+        "maths": "\n".join(f"import {name}" for name in maths_modules()),
+        "main path": "sg.Pipeline, sg.load, sg.sampling, sg.interop",
+    }
+    snapshot = "print(' '.join({name.partition('.')[0] for name in sys.modules}))"
+    script = "\n".join(["import sys", *(f"{code}\n{snapshot}" for code in stages.values())])
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {stage: set(line.split()) for stage, line in zip(stages, done.stdout.splitlines(), strict=True)}
+
+
+def test_the_package_alone_loads_nothing_heavy(loaded: dict[str, set[str]]) -> None:
+    assert not loaded["package"] & (NOT_IN_THE_MATHS | {"torch", "numpy"})
+
+
+def test_the_maths_loads_torch_alone(loaded: dict[str, set[str]]) -> None:
+    assert "spheregen.losses.autoencoder" in maths_modules()
+    assert "torch" in loaded["maths"]
+    assert not loaded["maths"] & NOT_IN_THE_MATHS
+
+
+def test_the_main_path_loads_no_optional_package(loaded: dict[str, set[str]]) -> None:
+    assert not loaded["main path"] & OPTIONAL
+
+
+def test_no_import_goes_up() -> None:
+    """sphere <- nn <- models <- sampling, losses: the lower ones never read the higher ones."""
+    order = {"sphere": 0, "nn": 1, "conditioning": 2, "noise": 2, "models": 3, "losses": 4, "sampling": 4}
+    helpers = {"errors", "files", "devices"}
+    for module in maths_modules():
+        place = module.split(".")[1]
+        file = PACKAGE.joinpath(*module.split(".")[1:])
+        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        for line in file.read_text(encoding="utf-8").splitlines():
+            words = line.split()
+            if words[:1] in (["from"], ["import"]) and words[1].startswith("spheregen."):
+                other = words[1].split(".")[1]
+                if other in helpers:
+                    continue
+                assert other in order, f"{module} reads {other}"
+                assert order[other] <= order[place], f"{module} reads {other}"
+
+
+@pytest.mark.parametrize("name", sg.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(sg, name) is not None
+    assert name in dir(sg)
+
+
+@pytest.mark.parametrize("module", ["sampling", "data", "evaluation", "interop", "losses", "models", "training"])
+def test_what_modules_export_exists(module: str) -> None:
+    imported = importlib.import_module(f"spheregen.{module}")
+    for name in getattr(imported, "__all__", ()):
+        assert hasattr(imported, name), f"{module}.{name}"
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = sg.nothing_like_it
+    assert (PACKAGE / "py.typed").is_file()
