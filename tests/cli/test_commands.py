@@ -178,6 +178,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run: Run, model: Path, arguments:
         Path(f"faulty/{label}").mkdir(parents=True)
         Image.new("L", (8, 8), label * 20).save(f"faulty/{label}/good.png")
         Path(f"texts/{label}").mkdir(parents=True)
+        Image.new("L", (8, 8), label * 20).save(f"texts/{label}/good.png")
     Image.new("RGB", (64, 64)).save("whole.jpg")
     Path("faulty/3/broken.jpg").write_bytes(Path("whole.jpg").read_bytes()[:300])
     Path("whole.jpg").unlink()

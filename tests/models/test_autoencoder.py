@@ -286,8 +286,8 @@ def test_latent_channels_follow_the_compression(
         ({"patch_size": 0}, "patch of 0"),
         ({"patch_size": -4}, "patch of -4"),
         ({"compression": 1.5}, "compression or latent_channels, not both"),
-        ({"compression": 0.0, "latent_channels": None}, "compression is positive"),
-        ({"compression": -1.0, "latent_channels": None}, "compression is positive"),
+        ({"compression": 0.0, "latent_channels": None}, "compression is a positive number"),
+        ({"compression": -1.0, "latent_channels": None}, "compression is a positive number"),
         ({"compression": 50.0, "latent_channels": None}, "leaves no latent channel.*lower compression"),
         ({"latent_channels": 0}, "latent_channels"),
         ({"latent_channels": -2}, "latent_channels"),
@@ -358,3 +358,13 @@ def test_the_published_sizes() -> None:
 def test_sigma_max(angle: float) -> None:
     model = SphereAutoencoder(config_of(max_angle=angle))
     assert model.sigma_max == pytest.approx(torch.tan(torch.deg2rad(torch.tensor(angle).double())).item())
+
+
+def test_gradient_flags_do_not_change_a_bit() -> None:
+    """A trained model and the same one loaded for use give the same pictures (torch's matmul may look at the flags)."""
+    model = SphereAutoencoder(config_of(encoder_mixer_depth=2, decoder_mixer_depth=2))
+    randomise(model)
+    x = images_of(model)
+    with torch.no_grad():
+        with_flags = model(x)
+        assert torch.equal(model.requires_grad_(False)(x), with_flags)

@@ -115,18 +115,18 @@ def test_rotary_leaves_tokens_in_front_alone(front: int) -> None:
 @pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16])
 def test_rotary_tables_stay_wide(cast: torch.dtype) -> None:
     rotary = AxialRotary(5, 16)
-    cos = rotary.cos.clone()
+    turns = rotary.turns.clone()
     rotary.to(cast)
-    assert rotary.cos.dtype == rotary.sin.dtype == torch.float32
-    assert torch.equal(rotary.cos, cos)
+    assert rotary.turns.dtype == torch.float32
+    assert torch.equal(rotary.turns, turns)
     x = gaussian(1, 25, 2, 16).to(cast)
     assert rotary(x).dtype == cast
     torch.testing.assert_close(rotary(x), AxialRotary(5, 16)(x.float()).to(cast), rtol=0, atol=0)
     assert not rotary.state_dict()
     rotary.to(torch.float64)
-    assert rotary.cos.dtype == torch.float64
+    assert rotary.turns.dtype == torch.float64
     assert rotary(x.double()).dtype == torch.float64
-    assert torch.equal(copy.deepcopy(rotary).cos, rotary.cos)
+    assert torch.equal(copy.deepcopy(rotary).turns, rotary.turns)
 
 
 def test_rotary_needs_a_multiple_of_four() -> None:
@@ -375,3 +375,13 @@ def test_every_parameter_is_tagged_once(head: str, mixer: int, classes: int, con
         # matrices and kernels decay; biases, gains, tables and learned tokens do not
         embedding = ".labels." in name or ".context" in name
         assert (DECAY in tags) == (parameter.ndim >= 2 and not embedding), name
+
+
+def test_rotary_is_the_same_in_complex_and_real_arithmetic() -> None:
+    from spheregen.nn.positions import _turn_complex, _turn_real
+
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        pairs = torch.randn(2, 9, 3, 4, 2, generator=generator, dtype=dtype)
+        turns = AxialRotary(3, 8).to(dtype).turns.view(9, 1, 4, 2)
+        torch.testing.assert_close(_turn_complex(pairs, turns), _turn_real(pairs, turns))

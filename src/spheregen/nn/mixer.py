@@ -30,7 +30,9 @@ class MixerBlock(nn.Module):
         tag([self.token_gain, self.channel_gain], NO_DECAY)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.token_gain * self.token_mlp(self.token_norm(x).transpose(1, 2)).transpose(1, 2)
+        # contiguous: one large product, and the same bits whether or not the weights take gradients
+        by_channel = self.token_norm(x).transpose(1, 2).contiguous()
+        x = x + self.token_gain * self.token_mlp(by_channel).transpose(1, 2)
         return x + self.channel_gain * self.channel_mlp(self.channel_norm(x))  # type: ignore[no-any-return]
 
 

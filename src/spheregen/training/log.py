@@ -25,7 +25,8 @@ class Meters:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add one step's values."""
         for name, value in values.items():
-            wide = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)  # MPS has no float64
+            wide = value.detach()
+            wide = wide if wide.device.type == "mps" else wide.double()  # Apple's GPUs have no float64
             self.sums[name] = self.sums[name] + wide if name in self.sums else wide
         one = torch.ones_like(wide)
         self.sums["count"] = self.sums["count"] + one if "count" in self.sums else one
