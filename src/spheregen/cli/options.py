@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from spheregen.errors import ConfigError
 
+Part = TypeVar("Part")
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines instead of a progress bar.")]
@@ -41,6 +42,21 @@ def output_folder(path: Path) -> Path:
                 raise ConfigError(f"the output path {part} is a file; choose a folder with --out")
             break
     return path
+
+
+def watch(parts: Iterable[Part], count: int, batch_size: int, *, quiet: bool) -> Iterator[Part]:
+    """Pass on the batches of `count` images and show progress, rate and remaining time where there are several."""
+    from spheregen.training.progress import QuietReporter, default_reporter
+
+    batches = -(-count // batch_size)
+    reporter = default_reporter(quiet=quiet) if batches > 1 else QuietReporter()
+    reporter.start(batches, 0, batch_size)
+    try:
+        for done, part in enumerate(parts, start=1):
+            yield part
+            reporter.step(done, None)
+    finally:
+        reporter.stop()
 
 
 def split_list(text: str | None) -> list[str] | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spheregen.cli.options import BatchSize, Device, Json, Model, output_folder, print_json, say
+from spheregen.cli.options import BatchSize, Device, Json, Model, Quiet, output_folder, print_json, say, watch
 
 COMPARED = 20
 
@@ -20,6 +20,7 @@ def reconstruct(
     pictures: Annotated[bool, typer.Option(help="Write each reconstruction, not only the comparison.")] = True,
     batch_size: BatchSize = 64,
     device: Device = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Encode and decode pictures (null class); write them with a comparison sheet, and print the mean PSNR."""
@@ -44,7 +45,7 @@ def reconstruct(
 
     total = 0.0
     compared: list[torch.Tensor] = []
-    for start in range(0, len(places), batch_size):
+    for start in watch(range(0, len(places), batch_size), len(places), batch_size, quiet=quiet):
         part = places[start : start + batch_size]
         opened = [read_image(source) if isinstance(source, Path) else source.read(i) for source, i in part]
         x = torch.stack([load_image(picture, pipe.image_options) for picture in opened]) / 255

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from spheregen.cli.options import BatchSize, Device, Json, Model, output_folder, print_json, say, split_list
+from spheregen.cli.options import (
+    BatchSize,
+    Device,
+    Json,
+    Model,
+    Quiet,
+    output_folder,
+    print_json,
+    say,
+    split_list,
+    watch,
+)
 
 GRID_IMAGES = 100
 
@@ -27,9 +38,12 @@ def sample(
     fresh_noise: Annotated[bool, typer.Option("--fresh-noise", help="New noise at each refinement step.")] = False,
     batch_size: BatchSize = 64,
     device: Device = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Generate pictures. Each depends on its seed, class and settings alone; its PNG says which."""
+    import torch
+
     from spheregen.cli.pictures import metadata_of
     from spheregen.data import image_grid, save_png, to_pil
     from spheregen.errors import ConfigError
@@ -55,7 +69,8 @@ def sample(
     chosen = None if named is None else [named[i % len(named)] for i in range(count)]
     shown = []
     done = 0
-    for part in pipe.stream(range(seed, seed + count), labels=chosen, options=options, batch_size=batch_size):
+    parts = pipe.stream(range(seed, seed + count), labels=chosen, options=options, batch_size=batch_size)
+    for part in watch(parts, count, max(1, batch_size), quiet=quiet):
         if as_grid or done < GRID_IMAGES:
             shown.append(part.tensor)
         if not as_grid:
@@ -64,10 +79,6 @@ def sample(
                 metadata = metadata_of(pipe, model, part.settings, seed=picture_seed, label=label)
                 save_png(picture, out / f"{picture_seed:06d}.png", metadata, durable=False)
         done += len(part.seeds)
-        if done % (batch_size * 16) == 0:
-            say(f"{done}/{count}")
-    import torch
-
     pictures = torch.cat(shown)
     pictures = pictures if as_grid else pictures[:GRID_IMAGES]
     scale = max(1, 64 // pictures.shape[-1])

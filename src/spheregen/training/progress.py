@@ -93,7 +93,7 @@ class BarReporter:
 
     def start(self, total: int, done: int, unit_images: int) -> None:
         self.first, self.images, self.begun = done, unit_images, time.monotonic()
-        self.task = self.progress.add_task("training", total=total, completed=done, rate="")
+        self.task = self.progress.add_task("", total=total, completed=done, rate="")
         self.progress.start()
 
     def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
