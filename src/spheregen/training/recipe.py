@@ -125,8 +125,6 @@ class Recipe(_Section):
 
     name: str
     description: str = ""
-    kind: Literal["autoencoder"] = "autoencoder"
-    """Which system of the family is trained."""
     data: DataConfig = DataConfig()
     model: AutoencoderConfig
     noise: NoiseConfig = NoiseConfig()
