@@ -122,6 +122,30 @@ def test_kill_minus_nine_and_continued_equals_uninterrupted(whole: Path, tmp_pat
     assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("step", [10, 40])
+@pytest.mark.parametrize("written", ["save_model", "save_checkpoint"])
+def test_killed_while_the_first_or_the_last_checkpoint_is_written(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, written: str
+) -> None:
+    """Dying just before the model or just before the state is written leaves nothing stale that looks complete."""
+    folder = tmp_path / "run"
+    trainer = sys.modules["spheregen.training.trainer"]
+    real, calls = getattr(trainer, written), []
+
+    def dies(*arguments: object, **options: object) -> None:
+        calls.append(1)
+        if len(calls) == step // 10:
+            raise KeyboardInterrupt
+        real(*arguments, **options)
+
+    monkeypatch.setattr(trainer, written, dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder)
+    monkeypatch.undo()
+    run(folder)
+    assert_same_run(folder, whole)
+
+
 def test_a_torn_log_line_is_dropped_on_resume(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

@@ -18,11 +18,11 @@ import torch
 
 from spheregen.data import Batch, ImageOptions, ImageSource, TrainingBatches, open_source
 from spheregen.devices import autocast, choose_device, choose_precision
-from spheregen.errors import ConfigError, TrainingError
+from spheregen.errors import ConfigError, ModelFileError, TrainingError
 from spheregen.files import remove_leftovers, write_json
 from spheregen.losses.autoencoder import AutoencoderObjective
 from spheregen.losses.perceptual import load_perceptual
-from spheregen.model_folder import WEIGHTS, ModelInfo, save_model
+from spheregen.model_folder import WEIGHTS, ModelInfo, load_model, save_model
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.training.card import model_card
 from spheregen.training.checkpoint import FOLDER as STATE
@@ -109,7 +109,7 @@ class _Run:
         }
         if checkpoint:
             _refuse_changes(checkpoint.run, self.about, folder)
-        elif folder.is_dir() and (folder / WEIGHTS).exists():
+        elif (folder / WEIGHTS).exists():
             raise TrainingError(f"{folder} holds a model without training state; choose another folder with --out")
 
         torch.manual_seed(recipe.train.seed)
@@ -150,6 +150,8 @@ class _Run:
             f"perceptual loss: {self.about['perceptual']}"
         )
         if self.start >= total:
+            if not self._model_is_current():
+                self._save_model(total)
             self.reporter.message(f"the run in {self.folder} is complete; nothing to do")
             return TrainingResult(self.folder, total, 0, 0.0, {})
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -180,10 +182,10 @@ class _Run:
                         {"step": done, "epoch": epoch, "lr": self.rate(step), **metrics, "images_per_second": speed}
                     )
                     self.meters.reset()
-                if done % recipe.train.checkpoint_every == 0 or done == total:
-                    self._save(done)
                 if recipe.train.preview_every and (done % recipe.train.preview_every == 0 or done == total):
                     self._preview(done)
+                if done % recipe.train.checkpoint_every == 0 or done == total:
+                    self._save(done)
                 self.reporter.step(done, now_metrics)
         finally:
             self.reporter.stop()
@@ -242,8 +244,20 @@ class _Run:
             about=self.about,
             keep=self.recipe.train.keep,
         )
+        self._save_model(done)
+
+    def _save_model(self, done: int) -> None:
         card = model_card(self.recipe, self.info, steps=done, total=self.total)
         save_model(self.folder, self.average.model, self.info, card=card)
+
+    def _model_is_current(self) -> bool:
+        """Whether the model folder holds the averaged weights: a run may die after its state and before its model."""
+        try:
+            saved = load_model(self.folder).model.state_dict()
+        except ModelFileError:
+            return False
+        ours = self.average.model.state_dict()
+        return saved.keys() == ours.keys() and all(torch.equal(saved[name], ours[name].cpu()) for name in ours)
 
     def _preview(self, done: int) -> None:
         originals = self.batches.batch(0).images.to(self.device)
