@@ -45,8 +45,18 @@ class LoadedModel:
     info: ModelInfo
 
 
-def save_model(folder: Path, model: SphereAutoencoder, info: ModelInfo, *, card: str) -> None:
+def save_model(
+    folder: Path,
+    model: SphereAutoencoder,
+    info: ModelInfo,
+    *,
+    card: str,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a model folder; every file is replaced as a whole.
+
+    Args:
+        state: the weights, where they are not the model's own `state_dict()` (which is in pieces when it is sharded).
 
     Raises:
         SphereGenError: the folder cannot be written to. Files that were there before stay whole.
@@ -59,7 +69,7 @@ def save_model(folder: Path, model: SphereAutoencoder, info: ModelInfo, *, card:
         "sampling": dict(info.sampling),
         "training": dict(info.training),
     }
-    save_tensors(folder / WEIGHTS, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
+    save_tensors(folder / WEIGHTS, model.state_dict() if state is None else state)
     write_json(folder / CONFIG, config)
     write_text(folder / CARD, card)
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spheregen.data import Batch, ImageOptions, SampleOrder, TrainingBatches, open_source, permutation
-from spheregen.data.batches import _StepIndices
-from spheregen.data.decoding import _ChunkDataset
+from spheregen.data.decoding import Decoder, Work
 from spheregen.data.order import OrderedBatch, flip_draws
 from spheregen.errors import ConfigError, DataError
 
@@ -215,10 +214,11 @@ def test_a_run_may_stop_early(folder: Path) -> None:
 
 
 def test_what_workers_need_can_be_sent_to_them(folder: Path) -> None:
-    """Where processes are spawned, not forked (Windows, macOS), the loader pickles its data set."""
+    """Where processes are spawned, not forked (Windows, macOS), the decoder is pickled."""
     batches = TrainingBatches(open_source(folder), OPTIONS, batch_size=4, steps=3, cache_bytes=0)
-    chunks = _ChunkDataset(batches.source, OPTIONS, _StepIndices(batches.order, range(3)))
-    assert np.array_equal(pickle.loads(pickle.dumps(chunks))[2].images, chunks[2].images)
+    decoder = Decoder(batches.source, OPTIONS)
+    work = Work(indices=batches.order.batch(2).indices)
+    assert np.array_equal(pickle.loads(pickle.dumps(decoder))(work).images, decoder(work).images)
 
 
 def test_unlabelled(tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ def test_empty_row_groups_and_little_memory(tmp_path: Path, monkeypatch: pytest.
         for size in (0, 2, 0, 3, 1, 0):
             writer.write_table(pa.table({"image": pa.array([png(next(values)) for _ in range(size)], pa.binary())}))
     write(tmp_path / "b.parquet", [png(6), png(7)], struct=False, rows=1)
-    monkeypatch.setattr("spheregen.data.parquet._HELD_BYTES", 1)  # each row group pushes the one before out
+    for limit in ("FITS_IN_MEMORY", "_HELD_BYTES"):
+        monkeypatch.setattr(f"spheregen.data.sources.{limit}", 1)  # each row group pushes the one before out
     source = open_source(tmp_path)
     order = [7, 0, 3, 5, 6, 2, 1, 4, 7, 7]
     assert [source.read(i).getpixel((0, 0)) for i in order] == order

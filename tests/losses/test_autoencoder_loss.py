@@ -264,6 +264,25 @@ def test_draws_repeat_with_their_generator() -> None:
     assert not torch.equal(run(objective, seed=3).total, run(objective, seed=4).total)
 
 
+def test_each_process_draws_its_rows_of_the_same_global_batch() -> None:
+    objective = objective_of(label_dropout=0.5)
+    whole = objective.draw(9, seeded(5))
+    for rows in (slice(0, 3), slice(3, 6), slice(6, 9), slice(0, 9)):
+        ours, theirs = objective.draw(9, seeded(5), rows), whole[rows]
+        assert torch.equal(ours.direction, theirs.direction)
+        assert torch.equal(ours.dropped, theirs.dropped)
+        assert torch.equal(ours.radii.strong, theirs.radii.strong) and torch.equal(ours.radii.weak, theirs.radii.weak)
+    doubled = whole.each(lambda tensor: torch.cat([tensor, tensor], dim=-1))
+    assert doubled.direction.shape == (9, 4, 8) and doubled.dropped.shape == (4, 18)
+
+
+def test_directions_are_standard_normal_and_unrelated() -> None:
+    direction = objective_of().draw(4000, seeded(1)).direction.flatten(1)
+    assert abs(direction.mean().item()) < 0.02 and abs(direction.std().item() - 1) < 0.02
+    neighbours = torch.cosine_similarity(direction[:-1], direction[1:], dim=1)
+    assert abs(neighbours.mean().item()) < 0.02
+
+
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
 def test_label_dropout_at_its_limits(dropout: float) -> None:
     model = model_of()

@@ -16,7 +16,7 @@ from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
 from spheregen.models.sizes import TransformerSize
 from spheregen.nn.attention import Attention
 from spheregen.nn.block import Block
-from spheregen.nn.linear import linear
+from spheregen.nn.linear import PaddedLinear, linear
 from spheregen.nn.mixer import Mixer
 from spheregen.nn.modulation import modulate
 from spheregen.nn.norm import RMSNorm
@@ -385,3 +385,51 @@ def test_rotary_is_the_same_in_complex_and_real_arithmetic() -> None:
         pairs = torch.randn(2, 9, 3, 4, 2, generator=generator, dtype=dtype)
         turns = AxialRotary(3, 8).to(dtype).turns.view(9, 1, 4, 2)
         torch.testing.assert_close(_turn_complex(pairs, turns), _turn_real(pairs, turns))
+
+
+@pytest.mark.parametrize(("pad_inputs", "pad_outputs", "parts"), [(0, 0, 1), (3, 0, 1), (0, 2, 2), (1, 5, 3)])
+def test_a_padded_linear_computes_what_a_plain_one_does(pad_inputs: int, pad_outputs: int, parts: int) -> None:
+    torch.manual_seed(0)
+    padded = PaddedLinear(7, 6, parts=parts, pad_inputs=pad_inputs, pad_outputs=pad_outputs)
+    plain = nn.Linear(7, 6)
+    plain.load_state_dict(padded.state_dict())  # the padding is no parameter
+    x = torch.randn(5, 7)
+    extended = functional.pad(x, (0, pad_inputs), value=3.0)  # what lies in the padding does not count
+    y = padded(extended).unflatten(-1, (parts, -1))
+    assert y.shape == (5, parts, 6 // parts + pad_outputs)
+    ours, rest = y[..., : 6 // parts].flatten(1), y[..., 6 // parts :]
+    torch.testing.assert_close(ours, plain(x))
+    assert not rest.any()
+    ours.square().sum().backward()
+    plain(x).square().sum().backward()
+    torch.testing.assert_close(padded.weight.grad, plain.weight.grad)
+    torch.testing.assert_close(padded.bias.grad, plain.bias.grad)
+
+
+@pytest.mark.parametrize("width", [16, 64, 96])  # hidden widths of 42, 170 and 256: padded and not
+def test_swiglu_is_the_formula(width: int) -> None:
+    torch.manual_seed(0)
+    mlp = SwiGLU(width)
+    x = torch.randn(3, 5, width)
+    gate, value = functional.linear(x, mlp.gate_value.weight, mlp.gate_value.bias).chunk(2, dim=-1)
+    expected = functional.linear(functional.silu(gate) * value, mlp.out.weight, mlp.out.bias)
+    torch.testing.assert_close(mlp(x), expected)
+    assert mlp.gate_value.weight.shape == (2 * int(width * 8 / 3), width)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_recomputed_activations_give_the_same_gradients_to_the_bit(conditional: bool) -> None:
+    torch.manual_seed(0)
+    block = Block(16, 2, conditional=conditional)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    rotary = AxialRotary(2, 8)
+    condition = torch.randn(3, 16) if conditional else None
+    grads = []
+    for recompute in (False, True):
+        block.recompute = recompute
+        block.zero_grad()
+        x = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        block(x, rotary, condition).square().sum().backward()
+        grads.append([x.grad, *(parameter.grad for parameter in block.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

@@ -9,7 +9,7 @@ from torch import nn
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
 from spheregen.models.sizes import TransformerSize
 from spheregen.training.ema import EMA
-from spheregen.training.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from spheregen.training.optimizer import Optimizer, learning_rate, parameter_groups, tags_by_name
 from spheregen.training.recipe import OptimizerConfig
 
 SIZE = TransformerSize(width=16, depth=1, heads=2)
@@ -21,9 +21,10 @@ def tiny() -> SphereAutoencoder:
     )
 
 
-def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay(name: str) -> None:
     model = tiny()
-    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1, encoder_lr=0.1))
+    groups = parameter_groups(model, tags_by_name(model), OptimizerConfig(name=name, weight_decay=0.1, encoder_lr=0.1))
     counted = [id(p) for group in groups for p in group["params"]]
     assert sorted(counted) == sorted(id(p) for p in model.parameters())
     encoder = {id(p) for p in model.encoder.parameters()}
@@ -39,7 +40,54 @@ def test_an_untagged_parameter_is_an_error() -> None:
     model = tiny()
     model.extra = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"extra\.weight needs exactly one"):
-        parameter_groups(model, OptimizerConfig())
+        tags_by_name(model)
+
+
+def test_muon_takes_the_matrices_inside_blocks_and_leaves_thin_ones_alone() -> None:
+    size = TransformerSize(width=32, depth=1, heads=2)
+    model = SphereAutoencoder(
+        AutoencoderConfig(image_size=8, patch_size=4, encoder=size, decoder=SIZE, latent_channels=4, num_classes=2)
+    )
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, tags_by_name(model), OptimizerConfig(name="muon"))
+    muon = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
+    block = "encoder.trunk.blocks.0"
+    layers = ("attention.qkv", "attention.out", "mlp.gate_value", "mlp.out")
+    assert muon == {f"{block}.{layer}.weight" for layer in layers}  # the decoder is 16 wide: AdamW
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_optimisers_state_goes_out_and_in_by_name(name: str) -> None:
+    size = TransformerSize(width=32, depth=1, heads=2)
+    config = AutoencoderConfig(image_size=8, patch_size=4, encoder=size, decoder=size, latent_channels=4)
+
+    def learner(seed: int) -> tuple[SphereAutoencoder, Optimizer]:
+        torch.manual_seed(seed)
+        model = SphereAutoencoder(config)
+        return model, Optimizer(model, tags_by_name(model), OptimizerConfig(name=name))
+
+    def learn(model: SphereAutoencoder, optimizer: Optimizer) -> None:
+        for index, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.1 * (index + 1))
+        optimizer.step(0.01)
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    model, optimizer = learner(0)
+    learn(model, optimizer)
+    twin, other = learner(1)
+    twin.load_state_dict(model.state_dict())
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in optimizer.state().items():
+        parameter, _, part = key.rpartition("|")
+        parts.setdefault(parameter, {})[part] = value.clone()
+    assert parts.keys() == dict(model.named_parameters()).keys()
+    other.load_state(parts)
+    learn(model, optimizer)
+    learn(twin, other)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    del parts["encoder.trunk.blocks.0.mlp.out.weight"]
+    with pytest.raises(KeyError, match=r"mlp\.out\.weight\|"):
+        other.load_state(parts)
 
 
 def test_learning_rate_shape() -> None:
@@ -53,13 +101,16 @@ def test_learning_rate_shape() -> None:
     assert rate(110) == pytest.approx(1e-6)
     unscaled = learning_rate(OptimizerConfig(lr=1e-4, scale_lr=False), batch_size=512, warmup=0, total=10)
     assert unscaled.peak == 1e-4
+    constant = learning_rate(OptimizerConfig(lr=1e-4, schedule="constant"), batch_size=256, warmup=4, total=50)
+    assert constant(0) < constant(3) < constant(4)
+    assert {constant(t) for t in range(4, 50)} == {1e-4}
 
 
 def test_encoder_learns_at_its_own_rate() -> None:
     model = tiny()
-    optimizer = build_optimizer(model, OptimizerConfig(encoder_lr=0.25))
-    set_learning_rate(optimizer, 0.4)
-    assert {group["lr"] for group in optimizer.param_groups} == {0.4, 0.1}
+    optimizer = Optimizer(model, tags_by_name(model), OptimizerConfig(encoder_lr=0.25))
+    optimizer.step(0.4)
+    assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {0.4, 0.1}
 
 
 def test_ema_follows_in_float32() -> None:
@@ -68,7 +119,7 @@ def test_ema_follows_in_float32() -> None:
     start = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(1.0)
-    average.update()
+    average.update(model)
     torch.testing.assert_close(average.model.weight, start + 0.1)
     assert not average.model.weight.requires_grad
     small = nn.Linear(2, 2).to(torch.bfloat16)

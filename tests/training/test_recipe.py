@@ -54,7 +54,6 @@ def test_overrides_reach_the_recipe_and_numbers_may_be_written_as_people_do() ->
         (["model.encoder=bsae"], "did you mean 'base'"),
         (["model.encoder={width: 64, depth: 1, heads: 5}"], "5 heads do not divide"),
         (["train.steps=0"], "train.steps: input should be greater than or equal to 1"),
-        (["train.batch_size=10", "train.micro_batch=3"], "does not divide batch_size"),
         (["sampling.schedule=fixd"], "did you mean 'fixed'"),
         (["loss.pixel_reconstruction=-1"], "not negative"),
         (["noise.hard_probability=2"], r"lies in \[0, 1\]"),

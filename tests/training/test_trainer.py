@@ -19,9 +19,12 @@ from torch import Tensor
 from spheregen.errors import ConfigError, SphereGenError, TrainingError
 from spheregen.model_folder import load_model
 from spheregen.training import checkpoint as checkpoints
+from spheregen.training.health import HealthMonitor
+from spheregen.training.hooks import RunView
 from spheregen.training.progress import QuietReporter
 from spheregen.training.recipe import load_recipe
-from spheregen.training.trainer import step_seed, train
+from spheregen.training.step import step_seed
+from spheregen.training.trainer import train
 
 
 class StopAt(QuietReporter):
@@ -146,6 +149,101 @@ def test_killed_while_the_first_or_the_last_checkpoint_is_written(
     assert_same_run(folder, whole)
 
 
+class Signal(QuietReporter):
+    """Sends this process a signal after a number of steps, as a cluster or Ctrl-C would."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.stop_step = number, step
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+    def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
+        if done == self.stop_step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(("number", "ending"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_saves_the_step_it_comes_in(
+    whole: Path, tmp_path: Path, number: int, ending: type[BaseException]
+) -> None:
+    folder = tmp_path / "run"
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    reporter = Signal(number, step=17)
+    with pytest.raises(ending) as caught:
+        run(folder, reporter=reporter)
+    if isinstance(caught.value, SystemExit):
+        assert caught.value.code == 128 + signal.SIGTERM
+    assert any("stopped after step 18, which is saved" in line for line in reporter.lines)
+    assert checkpoints.checkpoint_path(folder, 18).is_file()
+    assert load_model(folder).info.training["steps"] == 40
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    run(folder)
+    assert_same_run(folder, whole)
+
+
+def test_hooks_see_the_averaged_model_and_their_values_are_logged(whole: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Hook:
+        every = 15
+
+        def after_step(self, view: RunView, step: int) -> Mapping[str, float]:
+            torch.rand(3)  # a hook that draws from the global generator changes nothing
+            seen.append((step, torch.is_grad_enabled()))
+            assert view.step == step and view.recipe == "debug" and not view.model.training  # type: ignore[attr-defined]
+            return {"mine/step": float(step)}
+
+    folder = run(tmp_path / "run", hooks=(Hook(),))
+    assert seen == [(15, False), (30, False), (40, False)]
+    values = [entry["mine/step"] for entry in log(folder) if "mine/step" in entry]
+    assert values == [15.0, 30.0, 40.0]
+    ours, theirs = weights(folder), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optimizer.name=muon", "model.decoder={width: 48, depth: 1, heads: 2}"),
+        ("optimizer.schedule=constant", "optimizer.warmup_steps=3"),
+    ],
+)
+def test_other_optimisers_learn_and_continue_exactly(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    reference = run(tmp_path / "whole", *settings)
+    entries = log(reference)
+    assert entries[-1]["loss"] < 0.8 * entries[0]["loss"]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", *settings, reporter=StopAt(23))
+    run(tmp_path / "run", *settings)
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_recomputing_changes_no_bit_and_may_change_when_a_run_continues(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, reporter=StopAt(11))
+    run(folder, "train.recompute=true")
+    ours, theirs = weights(folder), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_warnings_of_a_dying_run_reach_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Mapping[str, float]] = []
+
+    def alarmed(self: HealthMonitor, step: int, metrics: Mapping[str, float]) -> list[str]:
+        seen.append(metrics)
+        return ["the run is dying"] if step == 10 else []
+
+    monkeypatch.setattr(HealthMonitor, "check", alarmed)
+    messages = Messages()
+    run(tmp_path / "run", "train.steps=15", reporter=messages)
+    assert messages.lines.count("warning: the run is dying") == 1
+    observed = {"latent_coverage", "latent_mean_angle", "image_deviation", "data_deviation", "grad_norm"}
+    assert len(seen) == 3 and all(observed <= metrics.keys() for metrics in seen)
+
+
 def test_a_torn_log_line_is_dropped_on_resume(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -197,8 +295,8 @@ def test_a_non_finite_loss_stops_with_the_checkpoint_intact(tmp_path: Path, monk
 
     original = AutoencoderObjective.draw
 
-    def poisoned(self: AutoencoderObjective, batch: int, generator: torch.Generator) -> object:
-        draws = original(self, batch, generator)
+    def poisoned(self: AutoencoderObjective, batch: int, generator: torch.Generator, rows: slice | None) -> object:
+        draws = original(self, batch, generator, rows)
         draws.direction[0, 0, 0] = float("nan")
         return draws
 

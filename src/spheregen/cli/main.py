@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import spheregen
-from spheregen.cli import demo, info, recipes, reconstruct, sample, train
+from spheregen.cli import bench, demo, info, plot, recipes, reconstruct, sample, stats, train
 from spheregen.errors import SphereGenError
 
 app = typer.Typer(
@@ -20,7 +20,17 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo.demo, train.train, sample.sample, reconstruct.reconstruct, info.info, recipes.recipes):
+for command in (
+    demo.demo,
+    train.train,
+    sample.sample,
+    reconstruct.reconstruct,
+    plot.plot,
+    info.info,
+    bench.bench,
+    stats.stats,
+    recipes.recipes,
+):
     app.command()(command)
 
 

@@ -14,7 +14,9 @@ COMPARED = 20
 
 def reconstruct(
     model: Model,
-    images: Annotated[list[str], typer.Argument(help="Image files, folders, parquet files or `digits`.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Image files, or any data set: folders, .zip, .parquet, .tar, `digits`.")
+    ],
     out: Annotated[Path, typer.Option(help="A folder for the pictures.")] = Path("reconstructions"),
     split: Annotated[str, typer.Option(help="Which part of a data set: train, test, all.")] = "train",
     pictures: Annotated[bool, typer.Option(help="Write each reconstruction, not only the comparison.")] = True,
@@ -26,7 +28,7 @@ def reconstruct(
     """Encode and decode pictures (null class); write them with a comparison sheet, and print the mean PSNR."""
     import torch
 
-    from spheregen.data import ImageSource, image_grid, load_image, open_source, read_image, save_png, to_pil
+    from spheregen.data import ARCHIVES, ImageSource, image_grid, load_image, open_source, read_image, save_png, to_pil
     from spheregen.errors import ConfigError
     from spheregen.evaluation.fidelity import psnr
     from spheregen.pipeline import Pipeline
@@ -39,7 +41,7 @@ def reconstruct(
     sources: list[ImageSource | Path] = []
     for name in images:
         path = Path(name)
-        is_image = path.is_file() and path.suffix.lower() != ".parquet"
+        is_image = path.is_file() and path.suffix.lower() not in ARCHIVES
         sources.append(path if is_image else open_source(name, split=split))
     places = [(source, i) for source in sources for i in range(1 if isinstance(source, Path) else len(source))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,6 +21,7 @@ Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 
 _CHUNK = 256  # pictures decoded together, fewer if they are large
 _CHUNK_BYTES = 32 << 20
+_NAMED = 5  # bad pictures that an error names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ def load_all(
         progress: called as pictures are done.
 
     Raises:
-        DataError: with "fail" a picture is bad (the first is named, after all were tried, so that the message can say
+        DataError: with "fail" a picture is bad (up to five are named, after all were tried, so that the message can say
             how many there are); with "skip" all are.
         ConfigError: an argument is impossible.
     """
@@ -79,7 +81,7 @@ def load_all(
         kept.append(chunk.indices[good])
         bad.extend(chunk.bad)
     source.release()
-    _judge(bad, len(indices), on_error)
+    judge(bad, len(indices), on_error)
     chosen = torch.from_numpy(np.concatenate(kept))
     return LoadedImages(
         images=images[:count],
@@ -93,11 +95,21 @@ def load_all(
 
 
 def validate(
-    source: ImageSource, options: ImageOptions, *, workers: int = 0, progress: Progress | None = None
+    source: ImageSource,
+    options: ImageOptions,
+    *,
+    workers: int = 0,
+    progress: Progress | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> tuple[BadImage, ...]:
-    """Decode every picture of a source without keeping any, and return the bad ones."""
+    """Decode every picture of a source without keeping any, and return the bad ones.
+
+    Args:
+        part: (i, n): look at the i-th of n equal parts only; processes divide the work so.
+    """
     check_reading("skip", workers)
-    indices = np.arange(len(source), dtype=np.int64)
+    place, parts = part
+    indices = np.arange(len(source) * place // parts, len(source) * (place + 1) // parts, dtype=np.int64)
     bad = [image for chunk in _scan(source, options, indices, workers, progress) for image in chunk.bad]
     source.release()
     return tuple(bad)
@@ -109,7 +121,7 @@ def usable_indices(source: ImageSource, bad: Sequence[BadImage]) -> Integers:
     Raises:
         DataError: all are.
     """
-    _judge(bad, len(source), "skip")
+    judge(bad, len(source), "skip")
     keep = np.ones(len(source), dtype=np.bool_)
     keep[[image.index for image in bad]] = False
     return np.flatnonzero(keep).astype(np.int64)
@@ -127,12 +139,13 @@ def _scan(
 ) -> Iterator[DecodedChunk]:
     done = 0
     size = max(1, min(_CHUNK, _CHUNK_BYTES // options.bytes_per_image))
-    chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
-    for chunk in decode_chunks(source, options, chunks, workers):
-        yield chunk
-        done += len(chunk.indices)
-        if progress is not None:
-            progress(done, len(indices))
+    chunks = (indices[start : start + size] for start in range(0, len(indices), size))
+    with contextlib.closing(decode_chunks(source, options, chunks, workers)) as decoded:
+        for chunk in decoded:
+            yield chunk
+            done += len(chunk.indices)
+            if progress is not None:
+                progress(done, len(indices))
 
 
 def _good_rows(chunk: DecodedChunk) -> Integers:
@@ -140,15 +153,26 @@ def _good_rows(chunk: DecodedChunk) -> Integers:
     return np.array([row for row, index in enumerate(chunk.indices.tolist()) if index not in broken], dtype=np.int64)
 
 
-def _judge(bad: Sequence[BadImage], total: int, on_error: OnError) -> None:
-    """Raise if bad pictures are fatal."""
+def judge(bad: Sequence[BadImage], total: int, on_error: OnError) -> None:
+    """Raise if bad pictures are fatal: always if all are bad.
+
+    Raises:
+        DataError: names up to five of them, and where to find the rest.
+    """
     if not bad:
         return
     if len(bad) == total:
         raise DataError(f"none of the {total} images can be read; the first: {bad[0].reason}")
     if on_error == "fail":
-        more = f" ({len(bad)} of {total} images are bad)" if len(bad) > 1 else ""
-        raise DataError(f"{bad[0].reason}{more}")
+        raise DataError(bad_images_line(bad, total))
+
+
+def bad_images_line(bad: Sequence[BadImage], total: int) -> str:
+    """The first bad picture with its reason, the next four by name, and how many there are."""
+    if len(bad) == 1:
+        return bad[0].reason
+    more = ", ".join(image.where for image in bad[1:_NAMED])
+    return f"{bad[0].reason} ({len(bad)} of {total} images are bad; also {more}; `spheregen stats` lists all)"
 
 
 def check_reading(on_error: str, workers: int) -> None:

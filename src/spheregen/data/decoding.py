@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
-from spheregen.data.images import ImageOptions, Pixels, load_array
+from spheregen.data.images import ImageOptions, Pixels, decode_bytes, load_array
 from spheregen.data.order import Integers
+from spheregen.data.pool import ordered_map
 from spheregen.data.sources import ImageSource
 from spheregen.errors import DataError
 
@@ -26,6 +25,14 @@ class BadImage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """Pictures to decode together, as they are handed to whoever does it."""
+
+    indices: Integers  # (n,) numbers in the source
+    encoded: list[bytes | str] | None = None  # (n,) their bytes, or why they cannot be had; None = read them yourself
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodedChunk:
     """Pictures read together."""
 
@@ -34,59 +41,65 @@ class DecodedChunk:
     bad: tuple[BadImage, ...]
 
 
-class Chunks(Protocol):
-    """Lists of picture numbers, by chunk number."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, chunk: int, /) -> Integers: ...
-
-
-def decode(source: ImageSource, options: ImageOptions, indices: Integers) -> DecodedChunk:
-    """Read the pictures with these numbers; bad ones are reported, not raised."""
-    images = np.zeros((len(indices), *options.shape), dtype=np.uint8)
-    bad: list[BadImage] = []
-    for row, index in enumerate(indices.tolist()):
+def read_work(source: ImageSource, indices: Integers) -> Work:
+    """The pictures with these numbers, their bytes with them where the source wants them read here, in one place."""
+    if not source.central:
+        return Work(indices=indices)
+    encoded: list[bytes | str] = []
+    for index in indices.tolist():
         try:
-            picture = source.read(index)
+            encoded.append(source.read_bytes(index))
         except DataError as error:
-            bad.append(BadImage(index=index, where=source.describe(index), reason=str(error)))
-            continue
-        try:
-            images[row] = load_array(picture, options)
-        except DataError as error:
-            where = source.describe(index)
-            bad.append(BadImage(index=index, where=where, reason=f"{where}: {error}"))
-    return DecodedChunk(indices=indices, images=images, bad=tuple(bad))
+            encoded.append(str(error))
+    return Work(indices=indices, encoded=encoded)
 
 
-def decode_chunks(source: ImageSource, options: ImageOptions, chunks: Chunks, workers: int) -> Iterator[DecodedChunk]:
-    """Read chunk after chunk, in order; `workers` processes read ahead (0: this process, when asked)."""
-    if workers == 0:
-        for number in range(len(chunks)):
-            yield decode(source, options, chunks[number])
-        return
-    loader = DataLoader(
-        _ChunkDataset(source, options, chunks),
-        batch_size=None,  # a chunk is a batch already
-        collate_fn=_unchanged,  # numpy arrays through pipes: tensors would need /dev/shm, which containers keep small
-        num_workers=workers,
-        generator=torch.Generator(),  # else the loader draws from, and so disturbs, torch's global generator
-    )
-    yield from loader
+class Decoder:
+    """Turns work into pixels; worker processes get a copy."""
 
-
-class _ChunkDataset(Dataset[DecodedChunk]):
-    def __init__(self, source: ImageSource, options: ImageOptions, chunks: Chunks) -> None:
+    def __init__(self, source: ImageSource, options: ImageOptions) -> None:
         self._source = source
         self._options = options
-        self._chunks = chunks
 
-    def __len__(self) -> int:
-        return len(self._chunks)
+    def __call__(self, work: Work) -> DecodedChunk:
+        """Decode; bad pictures are reported, not raised."""
+        images = np.zeros((len(work.indices), *self._options.shape), dtype=np.uint8)
+        bad: list[BadImage] = []
+        for row, index in enumerate(work.indices.tolist()):
+            try:
+                if work.encoded is None:
+                    picture = self._source.read(index)
+                else:
+                    data = work.encoded[row]
+                    if isinstance(data, str):
+                        raise DataError(data)
+                    picture = decode_bytes(data, lambda index=index: self._source.describe(index))  # type: ignore[misc]
+            except DataError as error:
+                bad.append(BadImage(index=index, where=self._source.describe(index), reason=str(error)))
+                continue
+            try:
+                images[row] = load_array(picture, self._options)
+            except DataError as error:
+                where = self._source.describe(index)
+                bad.append(BadImage(index=index, where=where, reason=f"{where}: {error}"))
+        return DecodedChunk(indices=work.indices, images=images, bad=tuple(bad))
 
-    def __getitem__(self, number: int) -> DecodedChunk:
-        return decode(self._source, self._options, self._chunks[number])
 
+def decode_chunks(
+    source: ImageSource,
+    options: ImageOptions,
+    chunks: Iterable[Integers],
+    workers: int,
+    *,
+    prefetch: int = 2,
+    context: Any = None,
+) -> Generator[DecodedChunk, None, None]:
+    """Read chunk after chunk, in order; `workers` processes read ahead (0: this process, when asked).
 
-def _unchanged(chunk: Any) -> Any:
-    return chunk
+    Args:
+        chunks: numbers of the pictures of each chunk.
+        prefetch: chunks that each worker has in hand.
+        context: a multiprocessing context; None = the platform's own.
+    """
+    works = (read_work(source, chunk) for chunk in chunks)
+    return ordered_map(Decoder(source, options), works, workers=workers, prefetch=prefetch, context=context)

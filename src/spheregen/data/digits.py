@@ -7,6 +7,7 @@ that of scikit-learn's `load_digits`. scripts/build_digits.py makes the file.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from importlib import resources
 
@@ -59,10 +60,16 @@ class DigitsSource(ImageSource):
         self.labels = torch.from_numpy(digits.labels[part].astype(np.int64))
         self.fingerprint = digest(digits.images[part].tobytes(), digits.labels[part].tobytes())
         self._first = part.start
+        self.encoded_bytes = digits.images[part].nbytes
         self._pixels = np.rint(digits.images[part] * (255.0 / HIGHEST)).astype(np.uint8)
 
     def __len__(self) -> int:
         return len(self._pixels)
+
+    def read_bytes(self, index: int) -> bytes:
+        file = io.BytesIO()
+        self.read(index).save(file, "PNG")
+        return file.getvalue()
 
     def read(self, index: int) -> Image.Image:
         return Image.fromarray(self._pixels[index])

@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
-from spheregen.data.images import read_image
-from spheregen.data.sources import ImageSource, choose_split, digest, require_unsplit
+from spheregen.data.names import SUFFIXES, PackedStrings, is_image_name, sort_names
+from spheregen.data.sources import ImageSource, digest
 from spheregen.errors import DataError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-SPLITS = frozenset({"train", "test", "val", "validation"})
 
 
 class FolderSource(ImageSource):
@@ -37,37 +32,18 @@ class FolderSource(ImageSource):
             raise DataError(
                 f"no images in {folder}: looked for files that end in {' '.join(SUFFIXES)}, also in sub-folders"
             )
-        tops = {path.split("/", 1)[0] for path in found if "/" in path}
-        loose = any("/" not in path for path in found)
-        divided = not loose and (tops <= SPLITS or ("train" in tops and len(tops & SPLITS) > 1))
-        if divided:
-            chosen = split if split == "all" else choose_split(split, sorted(tops & SPLITS), folder)
-            wanted = tops & SPLITS if chosen == "all" else {chosen}
-            classes = _classes(path.split("/", 1)[1] for path in found if path.split("/", 1)[0] in SPLITS)
-            found = [path for path in found if path.split("/", 1)[0] in wanted]
-            names = [path.split("/", 1)[1] for path in found]
-        else:
-            require_unsplit(split, folder)
-            chosen, classes, names = split, _classes(found), found
-        unlabelled = sum("/" not in name for name in names)
-        if 0 < unlabelled < len(names):
-            first = next(path for path, name in zip(found, names, strict=True) if "/" not in name)
-            raise DataError(
-                f"{folder} holds both classes (sub-folders) and {unlabelled} images outside of them, such as {first}; "
-                "move these into a sub-folder or away"
-            )
+        chosen = sort_names(found, split, folder)
+        files = [found[row] for row in chosen.rows.tolist()]
         self.name = folder.resolve().name
-        self.split = chosen
-        self.class_names = () if unlabelled else classes
-        self.labels = None
-        if not unlabelled:
-            numbers = {name: number for number, name in enumerate(classes)}
-            self.labels = torch.tensor([numbers[name.split("/", 1)[0]] for name in names], dtype=torch.int64)
+        self.split = chosen.split
+        self.class_names = chosen.class_names
+        self.labels = chosen.labels
         self._folder = folder
-        self._files = found
-        sizes = np.array([_size(folder / path) for path in found], dtype="<i8")
+        self._files = PackedStrings.of(files)
+        sizes = np.array([_size(folder / path) for path in files], dtype="<i8")
+        self.encoded_bytes = int(sizes.clip(0).sum())
         self.fingerprint = digest(
-            *(os.fsencode(path if chosen == "all" else name) for path, name in zip(found, names, strict=True)),
+            *(os.fsencode(name) for name in chosen.names),
             sizes.tobytes(),
             b"" if self.labels is None else self.labels.numpy().astype("<i8").tobytes(),
             *(os.fsencode(name) for name in self.class_names),
@@ -76,15 +52,16 @@ class FolderSource(ImageSource):
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, index: int) -> Image.Image:
-        return read_image(self._folder / self._files[index])
+    def read_bytes(self, index: int) -> bytes:
+        path = self.describe(index)
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123 - a Path for each picture costs as much as reading it
+                return file.read()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
     def describe(self, index: int) -> str:
         return str(self._folder / self._files[index])
-
-
-def _classes(names: Iterator[str] | list[str]) -> tuple[str, ...]:
-    return tuple(sorted({name.split("/", 1)[0] for name in names if "/" in name}))
 
 
 def _scan(folder: Path) -> Iterator[str]:
@@ -107,7 +84,7 @@ def _scan(folder: Path) -> Iterator[str]:
                 real = inner.resolve()
                 if real not in above:  # a link to a folder above would never end
                     pending.append((inner, f"{prefix}{entry.name}/", above | {real}))
-            elif Path(entry.name).suffix.lower() in SUFFIXES and (entry.is_file() or entry.is_symlink()):
+            elif is_image_name(entry.name) and (entry.is_file() or entry.is_symlink()):
                 yield prefix + entry.name  # a dangling link counts: reading it fails, by name
 
 

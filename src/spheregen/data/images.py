@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -114,14 +115,16 @@ def read_image(path: Path) -> Image.Image:
     return decode_bytes(data, str(path))
 
 
-def decode_bytes(data: bytes, where: str) -> Image.Image:
+def decode_bytes(data: bytes, where: str | Callable[[], str]) -> Image.Image:
     """Decode an encoded picture completely; of an animation or a multi-page file the first frame.
+
+    `where` names it in errors; a function is called only if there is one.
 
     Raises:
         DataError: `data` is empty, truncated, no picture, or larger than Pillow's safety limit. Names `where`.
     """
     if not data:
-        raise DataError(f"{where}: the image is empty (0 bytes); remove it or skip it with data.on_error=skip")
+        raise _bad(where, "the image is empty (0 bytes); remove it or skip it")
     try:
         # Pillow warns about oddities that do not matter here; a decompression bomb does, so that one is an error.
         with warnings.catch_warnings():
@@ -132,22 +135,20 @@ def decode_bytes(data: bytes, where: str) -> Image.Image:
             if "exif" in image.info:
                 image.getexif()  # parsed once, here, where a warning about broken EXIF data stays quiet
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{where}: the image is larger than Pillow's safety limit of {Image.MAX_IMAGE_PIXELS} pixels; "
-            "scale it down or skip it with data.on_error=skip"
-        ) from error
+        limit = f"the image is larger than Pillow's safety limit of {Image.MAX_IMAGE_PIXELS} pixels"
+        raise _bad(where, f"{limit}; scale it down or skip it") from error
     except UnidentifiedImageError as error:
-        raise DataError(
-            f"{where}: not an image that Pillow can read; remove it or skip it with data.on_error=skip"
-        ) from error
+        raise _bad(where, "not an image that Pillow can read; remove it or skip it") from error
     except (
         Exception
     ) as error:  # broken files make decoders raise nearly anything: OSError, SyntaxError, struct.error ...
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"{where}: corrupt or truncated image ({cause}); remove it or skip it with data.on_error=skip"
-        ) from error
+        raise _bad(where, f"corrupt or truncated image ({cause}); remove it or skip it") from error
     return image
+
+
+def _bad(where: str | Callable[[], str], problem: str) -> DataError:
+    return DataError(f"{where if isinstance(where, str) else where()}: {problem} with data.on_error=skip")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -10,148 +10,149 @@ import contextlib
 import itertools
 import json
 import os
-import re
-from collections import OrderedDict
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from spheregen.data.images import decode_bytes
-from spheregen.data.sources import ImageSource, choose_split, digest, require_unsplit
+from spheregen.data.patterns import choose_files
+from spheregen.data.ranges import LocalFiles, RangeFiles, RangeReader
+from spheregen.data.sources import Blocks, BlockSource, digest
 from spheregen.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
-
-_SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+")
-_KNOWN = re.compile(r"(?P<split>train|test|validation|val)(?![A-Za-z])")
-_HELD_BYTES = 4 << 30  # encoded images kept in memory at most; beyond that the row groups used last
+_OPEN_FILES = 16
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """The parquet files directly in a folder, or in its `data` sub-folder (the layout of Hub repositories), sorted."""
-    for place in (folder, folder / "data"):
-        files = sorted(path for path in place.glob("*.parquet") if path.is_file() and not path.name.startswith("."))
-        if files:
-            return files
-    return []
-
-
-def split_of(path: Path) -> str | None:
-    """The split that a file's name tells: "train-00000-of-00002.parquet" and "train.parquet" are "train"."""
-    match = _SHARD.fullmatch(path.stem) or _KNOWN.match(path.stem)
-    return match["split"] if match else None
-
-
-class ParquetSource(ImageSource):
-    """Rows of one or several parquet files, in the order of the file names.
+class ParquetSource(BlockSource):
+    """Rows of one or several parquet files, in the order in which they are given.
 
     - The image column is called image or img: a struct with `bytes`, or plain binary.
     - The label column, if any, is called label or fine_label: integers or strings. Classes are named by the Hugging
       Face metadata where there is some, else they are the distinct values, sorted, over all splits together.
     - Splits are told by the file names; files without one belong to "all" only, unless no file has one.
 
-    Encoded images stay in memory up to 4 GiB. Beyond that single row groups are read again and again, which is slow in
-    random order: unpack such data into a folder.
+    Blocks are row groups: the main process reads them, so that no picture is in memory once for each worker.
 
     Raises:
         DataError: a file is corrupt, a column is missing or of another type, a label is null or out of range, the files
             disagree, or there is no such split.
     """
 
-    def __init__(self, where: Path, files: Sequence[Path], split: str = "train") -> None:
-        self.name = where.resolve().name if where.is_dir() else where.stem
-        self.split, chosen = _choose(where, files, split)
-        self._files = list(chosen)
-        heads = [_Head(path) for path in chosen]
+    central = True
+
+    def __init__(self, name: str, files: RangeFiles, split: str = "train", *, chosen: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        self.remote = files.remote
+        base_names = [files.base_name(file) for file in range(len(files))]
+        self.split, places = choose_files(base_names, split, name, chosen=chosen)
+        self._files = files.only(places)
+        heads = [_Head(self._files, file) for file in range(len(places))]
         if len({head.label_column for head in heads}) > 1:
-            raise DataError(f"the parquet files of {where} do not have the same label column; make them agree")
+            raise DataError(f"the parquet files of {name} do not have the same label column; make them agree")
         self._image_columns = [head.image_leaf for head in heads]
-        self._group_starts, self._group_places = _group_table(heads)
         self._file_starts = [0, *itertools.accumulate(head.rows for head in heads)]
         if len(self) == 0:
-            raise DataError(f"no images in {where}: its parquet files have 0 rows")
-        self.class_names, self.labels = _read_labels(heads, [path for path in files if path not in chosen])
-        self._held: OrderedDict[int, Any] = OrderedDict()
-        self._held_bytes = 0
-        self._readers: dict[tuple[int, int], Any] = {}
+            raise DataError(f"no images in {name}: its parquet files have 0 rows")
+        self._group_places, self._blocks = _group_table(heads)
+        self.encoded_bytes = int(self._blocks.sizes.sum())
+        others = [file for file in range(len(files)) if file not in places]
+        self.class_names, self.labels = _read_labels(heads, files.only(others) if others else None)
+        self._readers: dict[tuple[int, int, int], Any] = {}
         self.fingerprint = digest(
-            *(f"{head.path.name}\0{head.path.stat().st_size}\0{head.rows}".encode() for head in heads),
+            *(
+                f"{base_names[place]}\0{files.size(place)}\0{head.rows}".encode()
+                for place, head in zip(places, heads, strict=True)
+            ),
             b"" if self.labels is None else self.labels.numpy().astype("<i8").tobytes(),
-            *(name.encode() for name in self.class_names),
+            *(class_name.encode() for class_name in self.class_names),
         )
 
     def __len__(self) -> int:
         return self._file_starts[-1]
 
-    def read(self, index: int) -> Image.Image:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        group = bisect.bisect_right(self._group_starts, index) - 1
-        data = self._group(group)[index - self._group_starts[group]].as_py()
-        return decode_bytes(data or b"", self.describe(index))
-
     def describe(self, index: int) -> str:
         file = bisect.bisect_right(self._file_starts, index) - 1
-        return f"{self._files[file]} row {index - self._file_starts[file]}"
+        return f"{self._files.names[file]} row {index - self._file_starts[file]}"
+
+    def blocks(self) -> Blocks:
+        return self._blocks
+
+    def read_block(self, block: int) -> Sequence[bytes]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        file, place = self._group_places[block]
+        with _named(self._files.names[file]):
+            reader = self._reader(file)
+            table = reader.read_row_group(place, columns=[self._image_columns[file]], use_threads=False)
+            column = table.column(0)
+            if pa.types.is_struct(column.type):
+                column = pc.struct_field(column, "bytes")
+            return _Values(column)
 
     def release(self) -> None:
-        self._held.clear()
-        self._held_bytes = 0
+        super().release()
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
 
-    def __getstate__(self) -> dict[str, Any]:  # copies, and worker processes, open the files themselves
-        return self.__dict__ | {"_held": OrderedDict(), "_held_bytes": 0, "_readers": {}}
-
-    def _group(self, group: int) -> Any:
-        """The encoded images of one row group, as a pyarrow array of binary values."""
-        if group in self._held:
-            self._held.move_to_end(group)
-            return self._held[group]
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        file, place = self._group_places[group]
-        with _named(self._files[file]):
-            table = self._reader(file).read_row_group(place, columns=[self._image_columns[file]], use_threads=False)
-            column = table.column(0)
-            if pa.types.is_struct(column.type):
-                column = pc.struct_field(column, "bytes")
-            values = column.cast(pa.large_binary()).combine_chunks()
-        self._held[group] = values
-        self._held_bytes += values.nbytes
-        while self._held_bytes > _HELD_BYTES and len(self._held) > 1:
-            self._held_bytes -= self._held.popitem(last=False)[1].nbytes
-        return values
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_readers": {}}
 
     def _reader(self, file: int) -> Any:
-        import pyarrow.parquet as pq
-
-        key = (os.getpid(), file)  # processes must not share the position in an open file
+        me = (os.getpid(), threading.get_ident())  # nobody shares the position in an open file
+        key = (*me, file)
         if key not in self._readers:
-            self._readers[key] = pq.ParquetFile(self._files[file])
+            threads = {(os.getpid(), thread.ident) for thread in threading.enumerate()}
+            mine = [other for other in list(self._readers) if other[:2] == me]
+            over = mine[: max(0, len(mine) + 1 - _OPEN_FILES)]
+            for other in [*over, *(other for other in list(self._readers) if other[:2] not in threads)]:
+                self._readers.pop(other).close()
+            self._readers[key] = _open(self._files, file)
         return self._readers[key]
+
+
+class _Values(Sequence[bytes]):
+    """An arrow column of encoded pictures; a picture is copied when it is asked for. Null is an empty picture."""
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, row: Any, /) -> Any:
+        return self._column[row].as_py() or b""
+
+
+def _open(files: RangeFiles, file: int) -> Any:
+    """A parquet reader; closing it closes the file."""
+    import pyarrow.parquet as pq
+
+    if isinstance(files, LocalFiles):
+        return pq.ParquetFile(files.paths[file])
+    return pq.ParquetFile(RangeReader(files, file))
 
 
 class _Head:
     """What the footer of a parquet file says."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, files: RangeFiles, file: int) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        self.path = path
-        with _named(path), pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            metadata = file.metadata
+        self.files, self.file = files, file
+        self.path = path = files.names[file]
+        with _named(path), _open(files, file) as opened:
+            schema = opened.schema_arrow
+            metadata = opened.metadata
             self.rows: int = metadata.num_rows
-            self.groups: list[int] = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+            self.groups: list[int] = [group.num_rows for group in groups]
         image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
         if image is None:
             raise DataError(f"{path} has no image column; it has {', '.join(schema.names)}: rename one to 'image'")
@@ -162,6 +163,7 @@ class _Head:
             self.image_leaf = image
         else:
             raise DataError(f"the column {image!r} of {path} is {kind}; it must be binary or a struct with 'bytes'")
+        self.group_bytes: list[int] = [_column_bytes(group, self.image_leaf) for group in groups]
         self.label_column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
         self.names: tuple[str, ...] | None = None
         if self.label_column is not None:
@@ -174,9 +176,8 @@ class _Head:
             DataError: it holds nulls or is of another type.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        with _named(self.path), pq.ParquetFile(self.path) as file:
+        with _named(self.path), _open(self.files, self.file) as file:
             column = file.read(columns=[self.label_column], use_threads=False).column(0)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
@@ -195,29 +196,21 @@ class _Head:
         )
 
 
-def _choose(where: Path, files: Sequence[Path], split: str) -> tuple[str, list[Path]]:
-    """The split's proper name and its files."""
-    splits = {path: split_of(path) for path in files}
-    present = sorted({name for name in splits.values() if name is not None})
-    if split == "all":
-        return split, list(files)
-    if not present:
-        require_unsplit(split, where)
-        return split, list(files)
-    if where.is_file() and split == "train":
-        return present[0], list(files)  # naming one file is choosing it; "train" is only the default
-    chosen = choose_split(split, present, where)
-    return chosen, [path for path in files if splits[path] == chosen]
+def _column_bytes(group: Any, leaf: str) -> int:
+    """Size of one column of a row group, unpacked."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    return next((int(column.total_uncompressed_size) for column in columns if column.path_in_schema == leaf), 0)
 
 
-def _group_table(heads: Sequence[_Head]) -> tuple[list[int], list[tuple[int, int]]]:
-    """First row of each row group, and its (file, place in the file)."""
-    places = [(file, group) for file, head in enumerate(heads) for group in range(len(head.groups))]
-    sizes = [size for head in heads for size in head.groups]
-    return [0, *itertools.accumulate(sizes[:-1])], places
+def _group_table(heads: Sequence[_Head]) -> tuple[list[tuple[int, int]], Blocks]:
+    """(file, place in the file) of each row group that has rows, and where it starts."""
+    places = [(file, group) for file, head in enumerate(heads) for group, rows in enumerate(head.groups) if rows]
+    rows = np.array([heads[file].groups[group] for file, group in places], dtype=np.int64)
+    sizes = np.array([heads[file].group_bytes[group] for file, group in places], dtype=np.int64)
+    return places, Blocks(starts=np.cumsum(rows) - rows, sizes=sizes)
 
 
-def _read_labels(heads: Sequence[_Head], others: Sequence[Path]) -> tuple[tuple[str, ...], torch.Tensor | None]:
+def _read_labels(heads: Sequence[_Head], others: RangeFiles | None) -> tuple[tuple[str, ...], torch.Tensor | None]:
     """Class names, and labels (N,) int64 of the rows of `heads`; `others` are the files of other splits."""
     import pyarrow as pa
 
@@ -226,12 +219,13 @@ def _read_labels(heads: Sequence[_Head], others: Sequence[Path]) -> tuple[tuple[
     columns = [head.labels() for head in heads]
     if len({head.names for head in heads}) > 1 or len({column.type for column in columns}) > 1:
         raise DataError(
-            f"the parquet files in {heads[0].path.parent} name or type their classes differently; make them agree"
+            f"{heads[0].path} and the files beside it name or type their classes differently; make them agree"
         )
     names = heads[0].names
     values: Sequence[int | str]  # value of class i in the column, at place i
     if names is None:
-        columns_of_others = [column for column in map(_labels_or_none, others) if column is not None]
+        found = [_labels_or_none(others, file) for file in range(len(others))] if others else []
+        columns_of_others = [column for column in found if column is not None]
         comparable = [column for column in columns_of_others if column.type == columns[0].type]
         values = sorted({value for column in (*columns, *comparable) for value in column.unique().to_pylist()})
         names = tuple(str(value) for value in values)
@@ -258,10 +252,10 @@ def _numbered(head: _Head, column: Any, numbers: Mapping[int | str, int]) -> np.
     return result
 
 
-def _labels_or_none(path: Path) -> Any | None:
+def _labels_or_none(files: RangeFiles, file: int) -> Any | None:
     """The labels of a file of another split; if that file is broken, this split can do without."""
     try:
-        head = _Head(path)
+        head = _Head(files, file)
         return None if head.label_column is None else head.labels()
     except DataError:
         return None
@@ -284,7 +278,7 @@ def _is_binary(kind: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: str) -> Iterator[None]:
     """Turn pyarrow's errors into one line that names the file."""
     import pyarrow as pa
 

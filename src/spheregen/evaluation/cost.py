@@ -76,7 +76,7 @@ def count_flops(network: nn.Module, *inputs: Any) -> float:
     def counter(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
         if isinstance(layer, nn.Linear):
-            total += 2 * output.numel() * layer.in_features
+            total += 2 * output[..., 0].numel() * layer.out_features * layer.in_features  # without padding
         elif isinstance(layer, nn.Conv2d):
             total += 2 * output.numel() * layer.weight[0].numel()
         elif isinstance(layer, nn.ConvTranspose2d):  # every input number meets its whole kernel

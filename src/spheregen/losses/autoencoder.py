@@ -7,6 +7,7 @@ sg the stop-gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,7 @@ class AutoencoderLossConfig:
 
 @dataclass(frozen=True)
 class AutoencoderDraws:
-    """The random numbers of one global batch, on the CPU; slice it for micro-batches."""
+    """The random numbers of a global batch, or of one process's rows of it; slice it for micro-batches."""
 
     radii: Radii
     direction: Tensor
@@ -81,6 +82,14 @@ class AutoencoderDraws:
 
     def __getitem__(self, part: slice) -> AutoencoderDraws:
         return AutoencoderDraws(radii=self.radii[part], direction=self.direction[part], dropped=self.dropped[:, part])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> AutoencoderDraws:
+        """The same with every tensor changed, as by `lambda t: t.to(device)`."""
+        return AutoencoderDraws(
+            radii=Radii(strong=change(self.radii.strong), weak=change(self.radii.weak)),
+            direction=change(self.direction),
+            dropped=change(self.dropped),
+        )
 
 
 class AutoencoderObjective:
@@ -107,13 +116,21 @@ class AutoencoderObjective:
             )
         self.model, self.loss, self.noise, self.perceptual = model, loss, noise, perceptual
 
-    def draw(self, batch: int, generator: torch.Generator) -> AutoencoderDraws:
-        """All random numbers of a global batch, from a CPU generator."""
-        return AutoencoderDraws(
-            radii=draw_radii(batch, self.noise, self.model.config.max_angle, generator=generator),
-            direction=torch.randn((batch, *self.model.latent_shape), generator=generator),
-            dropped=torch.rand((4, batch), generator=generator) < self.loss.label_dropout,
-        )
+    def draw(self, batch: int, generator: torch.Generator, rows: slice | None = None) -> AutoencoderDraws:
+        """The random numbers of a global batch, or of these rows of it, from a CPU generator.
+
+        Radii are stratified over the global batch. Each direction has a seed of its own, so that a process draws only
+        the large tensors that it needs, and they are the same whatever the number of processes.
+        """
+        rows = rows or slice(0, batch)
+        radii = draw_radii(batch, self.noise, self.model.config.max_angle, generator=generator)
+        dropped = torch.rand((4, batch), generator=generator) < self.loss.label_dropout
+        seeds = torch.randint(2**62, (batch,), generator=generator)[rows].tolist()
+        direction = torch.empty(len(seeds), *self.model.latent_shape)
+        own = torch.Generator()
+        for row, seed in zip(direction, seeds, strict=True):
+            row.normal_(generator=own.manual_seed(seed))
+        return AutoencoderDraws(radii=radii[rows], direction=direction, dropped=dropped[:, rows])
 
     def __call__(self, images: Tensor, labels: Tensor | None, draws: AutoencoderDraws) -> LossTerms:
         """The loss of images (B, C, S, S) in [-1, 1] with labels (B,), or None for an unconditional model."""
@@ -151,4 +168,4 @@ class AutoencoderObjective:
         if weights["latent_consistency"]:
             again = model.encoder(decoded.chunk(2)[1], again_labels)
             terms["latent_consistency"] = latent_distance(again, z.detach())
-        return weighted_total(terms, weights)
+        return weighted_total(terms, weights, observed={"latent": z.detach(), "image": x, "decoded": weak.detach()})

@@ -1,9 +1,9 @@
-"""What a loss returns: its named terms and their weighted total."""
+"""What a loss returns: its named terms, their weighted total, and what it computed on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,9 +15,16 @@ class LossTerms:
 
     total: Tensor
     terms: Mapping[str, Tensor]
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors of the batch, detached, from which the trainer's statistics are computed where they are wanted: `latent`
+    (B, N, d) before the sphere, `image` and `decoded` (B, C, S, S) in [0, 1]."""
 
 
-def weighted_total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> LossTerms:
+def weighted_total(
+    terms: Mapping[str, Tensor], weights: Mapping[str, float], observed: Mapping[str, Tensor] | None = None
+) -> LossTerms:
     """Sum terms by their weights."""
     total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-    return LossTerms(total=total, terms={name: value.detach() for name, value in terms.items()})
+    return LossTerms(
+        total=total, terms={name: value.detach() for name, value in terms.items()}, observed=observed or {}
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from spheregen.nn.tags import tag_layer
 
@@ -13,10 +14,45 @@ Init = Literal["xavier", "zero", "normal", "scaled"]
 """Weights: Xavier-uniform; zeros; N(0, 1); N(0, 1/fan_in). Biases start at zero."""
 
 
+class PaddedLinear(nn.Linear):
+    """A linear that is computed with zeros added to its sides, while its parameters keep their shape.
+
+    Matrix units are slow on odd sides: 2730 outputs take a third longer than 2736 in float32 on a CPU, and bf16 on a
+    GPU wants multiples of 8. Copying the weight costs far less.
+
+    Args:
+        inputs, outputs: the true sides.
+        parts: equal parts of the outputs, each padded for itself.
+        pad_inputs: zero columns; the last axis of the input is this much longer than `inputs`.
+        pad_outputs: zero rows of each part; the last axis of the output is this much longer for each part.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, parts: int = 1, pad_inputs: int = 0, pad_outputs: int = 0) -> None:
+        super().__init__(inputs, outputs)
+        self.parts, self.pad_inputs, self.pad_outputs = parts, pad_inputs, pad_outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.pad_inputs or self.pad_outputs:
+            rows = weight.unflatten(0, (self.parts, -1))
+            weight = functional.pad(rows, (0, self.pad_inputs, 0, self.pad_outputs)).flatten(0, 1)
+        if self.pad_outputs:
+            bias = functional.pad(bias.unflatten(0, (self.parts, -1)), (0, self.pad_outputs)).flatten()
+        return functional.linear(x, weight, bias)
+
+
 def linear(inputs: int, outputs: int, *, bias: bool = True, init: Init = "xavier") -> nn.Linear:
     """A tagged `nn.Linear` with the given initialisation."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    initialise(layer.weight, init, fan_in=inputs)
+    return prepared(nn.Linear(inputs, outputs, bias=bias), init)
+
+
+LinearLayer = TypeVar("LinearLayer", bound=nn.Linear)
+
+
+def prepared(layer: LinearLayer, init: Init = "xavier") -> LinearLayer:
+    """Initialise and tag a linear layer."""
+    initialise(layer.weight, init, fan_in=layer.in_features)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     tag_layer(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,4 +23,16 @@ class Modulation(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`x * (1 + scale) + shift`."""
-    return x * (1 + scale) + shift
+    return _multiply_add(shift, x, 1 + scale)
+
+
+def gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
+    """`x + gate * change`."""
+    return _multiply_add(x, gate, change)
+
+
+def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """`a + b * c`, in one pass over memory where the types agree."""
+    if a.dtype == b.dtype == c.dtype:
+        return torch.addcmul(a, b, c)
+    return a + b * c  # under autocast: addcmul would copy each of them to the widest type first

@@ -5,7 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spheregen.nn.linear import linear
+from spheregen.nn.linear import PaddedLinear, prepared
+
+ALIGNMENT = 8
+"""The hidden width is computed as a multiple of this, with zeros; see `PaddedLinear`."""
 
 
 class SwiGLU(nn.Module):
@@ -14,8 +17,9 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         hidden = int(width * 4 * 2 / 3)
-        self.gate_value = linear(width, 2 * hidden)
-        self.out = linear(hidden, width)
+        extra = -hidden % ALIGNMENT
+        self.gate_value = prepared(PaddedLinear(width, 2 * hidden, parts=2, pad_outputs=extra))
+        self.out = prepared(PaddedLinear(hidden, width, pad_inputs=extra))
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.gate_value(x).chunk(2, dim=-1)

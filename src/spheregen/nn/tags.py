@@ -1,7 +1,8 @@
 """Layers tag their own parameters; the optimiser reads the tags.
 
 Tags: `decay` (weight decay may apply: matrices and kernels) or `no_decay` (biases, norm gains, embeddings, learned
-scalars), exactly one of them on each parameter; `encoder` where a model trains that part at its own learning rate.
+scalars), exactly one of them on each parameter; `hidden` on the matrices inside transformer blocks, which Muon may
+train; `encoder` where a model trains that part at its own learning rate.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import nn
 
 DECAY = "decay"
 NO_DECAY = "no_decay"
+HIDDEN = "hidden"
 ENCODER = "encoder"
 
 

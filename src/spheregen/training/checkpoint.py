@@ -2,24 +2,27 @@
 
 It holds the weights, their average, the optimiser's moments and the running means of the log. There is no state of a
 random number generator to keep: every draw of a step comes from a generator seeded by (seed, step), and the order of
-the data is a function of (seed, step) too.
+the data is a function of (seed, step) too. The file is the same whatever the number of processes that wrote it, and
+any number of them can go on from it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from spheregen.errors import ModelFileError
 from spheregen.model_folder import load_tensors, save_tensors
+from spheregen.training.distributed import World, assign, like, whole
+from spheregen.training.optimizer import Optimizer
 
 FOLDER = "state"
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
@@ -59,56 +62,73 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
         raise ModelFileError(f"cannot read {path}: it is broken; remove it to continue from the one before") from error
 
 
-def save_checkpoint(
-    run: Path,
-    step: int,
-    model: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    meters: Mapping[str, Tensor],
-    *,
-    about: Mapping[str, Any],
-    keep: int,
-) -> None:
+def training_state(
+    model: nn.Module, average: nn.Module, optimizer: Optimizer, meters: Mapping[str, Tensor], world: World
+) -> dict[str, Tensor]:
+    """All tensors of a run, whole and on the CPU, by name: what a checkpoint holds.
+
+    Every process must call it together; only the first gets anything. Sharded tensors are put together one by one.
+    """
+    tensors: Iterable[tuple[str, Tensor]] = itertools.chain(
+        ((f"model.{name}", tensor) for name, tensor in model.state_dict().items()),
+        ((f"average.{name}", tensor) for name, tensor in average.state_dict().items()),
+        ((f"meter.{name}", tensor) for name, tensor in meters.items()),
+        ((f"optimizer.{name}", tensor) for name, tensor in optimizer.state().items()),
+    )
+    state = {}
+    for name, tensor in tensors:
+        complete = whole(tensor)
+        if world.is_first:
+            state[name] = complete.detach().cpu()
+    return state
+
+
+def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], *, about: Mapping[str, Any], keep: int) -> None:
     """Write the checkpoint after `step` steps, then remove all but the newest `keep`."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    tensors |= {f"meter.{name}": tensor for name, tensor in meters.items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}|{key}"] = value
-    save_tensors(checkpoint_path(run, step), tensors, {"run": json.dumps(about)})
+    save_tensors(checkpoint_path(run, step), state, {"run": json.dumps(about)})
     for _, path in _checkpoints(run)[:-keep]:
         path.unlink(missing_ok=True)
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint, model: nn.Module, average: nn.Module, optimizer: Optimizer
 ) -> dict[str, Tensor]:
-    """Put a checkpoint's tensors back in place; returns the meters.
+    """Put a checkpoint's tensors back in place, in shards where the model is sharded; returns the meters.
 
     Raises:
         ModelFileError: the file is truncated or belongs to another model.
     """
-    tensors = load_tensors(checkpoint.path)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "meter": {}, "optimizer": {}}
-    for name, tensor in tensors.items():
+    for name, tensor in load_tensors(checkpoint.path).items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
+    for network, part in ((model, "model"), (average, "average")):
+        ours = network.state_dict()
+        wrong = sorted(
+            {name for name in ours.keys() & parts[part].keys() if ours[name].shape != parts[part][name].shape}
+            | (ours.keys() ^ parts[part].keys())
+        )
+        if wrong:
+            raise ModelFileError(
+                f"{checkpoint.path} belongs to another model: {len(wrong)} tensors differ, the first is {wrong[0]}"
+            )
+        for name, tensor in ours.items():
+            assign(tensor, parts[part][name])
+    parameters = dict(model.named_parameters())
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, value in parts["optimizer"].items():
+        parameter, _, key = name.rpartition("|")
+        if parameter in parameters:
+            target = parameters[parameter]
+            is_moment = value.shape == target.shape and key != "step"
+            moments.setdefault(parameter, {})[key] = like(value, target) if is_moment else value.to(target.device)
     try:
-        model.load_state_dict(parts["model"])
-        average.load_state_dict(parts["average"])
-    except RuntimeError as error:
-        raise ModelFileError(f"{checkpoint.path} belongs to another model: {str(error).splitlines()[0]}") from error
-    for name, parameter in model.named_parameters():
-        state: dict[str, Tensor] = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = parts["optimizer"].get(f"{name}|{key}")
-            if value is None:
-                raise ModelFileError(f"{checkpoint.path} lacks the optimiser's {key} of {name}")
-            state[key] = value.to(parameter.device)
-        optimizer.state[parameter] = state
-    return {name: tensor.to(next(model.parameters()).device) for name, tensor in parts["meter"].items()}
+        optimizer.load_state(moments)
+    except KeyError as error:
+        parameter, _, key = str(error.args[0]).rpartition("|")
+        raise ModelFileError(f"{checkpoint.path} lacks the optimiser's {key} of {parameter}") from error
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in parts["meter"].items()}
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:

@@ -3,48 +3,114 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from spheregen.nn.tags import DECAY, ENCODER, NO_DECAY, tags_of
+from spheregen.nn.tags import DECAY, ENCODER, HIDDEN, NO_DECAY, tags_of
 from spheregen.training.recipe import OptimizerConfig
 
+THINNEST = 32
+"""Matrices with a side below this go to AdamW: Muon gains nothing there and fails on them when they are sharded."""
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """One group for each combination of learning rate and weight decay; each parameter is in exactly one.
+Tags = Mapping[str, frozenset[str]]
+
+
+def tags_by_name(model: nn.Module) -> Tags:
+    """The tags of each parameter that learns. Take them before the model is sharded, which makes new parameters.
 
     Raises:
         ValueError: a layer left a parameter untagged or tagged it twice.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    tags = {name: tags_of(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, found in tags.items():
+        if len(found & {DECAY, NO_DECAY}) != 1:
+            raise ValueError(f"parameter {name} needs exactly one of the tags {DECAY}, {NO_DECAY}; it has {set(found)}")
+    return tags
+
+
+def parameter_groups(model: nn.Module, tags: Tags, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """One group for each combination of rule, learning rate and weight decay; each parameter is in exactly one.
+
+    A group has `muon` beside what torch reads: whether its matrices are Muon's.
+    """
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if name not in tags:
             continue
-        tags = tags_of(parameter)
-        if len(tags & {DECAY, NO_DECAY}) != 1:
-            raise ValueError(f"parameter {name} needs exactly one of the tags {DECAY}, {NO_DECAY}; it has {set(tags)}")
-        groups.setdefault((ENCODER in tags, DECAY in tags), []).append(parameter)
+        muon = config.name == "muon" and HIDDEN in tags[name] and min(parameter.shape) >= THINNEST
+        groups.setdefault((muon, ENCODER in tags[name], DECAY in tags[name]), []).append(parameter)
     return [
         {
             "params": parameters,
+            "muon": muon,
             "lr_factor": config.encoder_lr if encoder else 1.0,
             "weight_decay": config.weight_decay if decay else 0.0,
         }
-        for (encoder, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (muon, encoder, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the model's tagged parameters."""
-    return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, fused=True)
+class Optimizer:
+    """AdamW, alone or beside Muon, as one: a step, a learning rate, and its state by parameter name."""
+
+    def __init__(self, model: nn.Module, tags: Tags, config: OptimizerConfig) -> None:
+        groups = parameter_groups(model, tags, config)
+        self._named = {name: parameter for name, parameter in model.named_parameters() if name in tags}
+        self.parts: list[torch.optim.Optimizer] = []
+        if rest := [group for group in groups if not group["muon"]]:
+            self.parts.append(torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True))
+        if matrices := [group for group in groups if group["muon"]]:
+            # scaled to the size of AdamW's updates, so that one learning rate serves both
+            self.parts.append(
+                torch.optim.Muon(
+                    matrices, lr=config.lr, momentum=config.momentum, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+                )
+            )
+
+    def step(self, lr: float) -> None:
+        """One update at learning rate `lr`, times each group's own factor; then the gradients are gone."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr * group["lr_factor"]
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts as `parameter|key`, in the order of the model's parameters."""
+        names = {parameter: name for name, parameter in self._named.items()}
+        found = {names[p]: part.state[p] for part in self.parts for p in names if p in part.state}
+        return {f"{name}|{key}": value for name in self._named for key, value in found.get(name, {}).items()}
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back the state of each parameter, by its name; tensors are shared, not copied.
+
+        Raises:
+            KeyError: a parameter's state or a part of it is missing; its argument is `parameter|key`.
+        """
+        for part in self.parts:
+            keys = ("momentum_buffer",) if isinstance(part, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
+            ours = {parameter for group in part.param_groups for parameter in group["params"]}
+            for name, parameter in self._named.items():
+                if parameter in ours:
+                    missing = [key for key in keys if key not in state.get(name, {})]
+                    if missing:
+                        raise KeyError(f"{name}|{missing[0]}")
+                    part.state[parameter] = {key: state[name][key] for key in keys}
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Linear warm-up peak*(t+1)/(W+1), then cosine decay that reaches `floor` when all steps are done."""
+    """Linear warm-up peak*(t+1)/(W+1), then cosine decay that reaches `floor` when all steps are done; constant where
+    `floor` is the peak."""
 
     peak: float
     floor: float
@@ -62,10 +128,5 @@ class LearningRate:
 def learning_rate(config: OptimizerConfig, *, batch_size: int, warmup: int, total: int) -> LearningRate:
     """The schedule of a run."""
     peak = config.lr * batch_size / 256 if config.scale_lr else config.lr
-    return LearningRate(peak=peak, floor=min(config.min_lr, peak), warmup=warmup, total=total)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set each group to `lr` times its own factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+    floor = peak if config.schedule == "constant" else min(config.min_lr, peak)
+    return LearningRate(peak=peak, floor=floor, warmup=warmup, total=total)

@@ -1,4 +1,4 @@
-"""The training loop: one process, exact to the last bit when it is interrupted and continued.
+"""The training loop: exact to the last bit when it is interrupted and continued, on one process or many.
 
 All randomness of a step comes from generators seeded by (seed, step), and the order and augmentation of the data are
 functions of (seed, step) too; so a step depends on nothing but the weights, the optimiser's moments and its number.
@@ -6,35 +6,49 @@ functions of (seed, step) too; so a step depends on nothing but the weights, the
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
-from spheregen.data import Batch, ImageOptions, ImageSource, TrainingBatches, open_source
-from spheregen.devices import autocast, choose_device, choose_precision
+from spheregen.data import Batch, ImageOptions, ImageSource, Progress, TrainingBatches, open_source
+from spheregen.devices import choose_device, choose_precision
 from spheregen.errors import ConfigError, ModelFileError, TrainingError
+from spheregen.evaluation.peak import matmul_peak
 from spheregen.files import remove_leftovers, write_json
-from spheregen.losses.autoencoder import AutoencoderObjective
-from spheregen.losses.perceptual import load_perceptual
+from spheregen.losses.autoencoder import AutoencoderDraws
 from spheregen.model_folder import WEIGHTS, ModelInfo, load_model, save_model
-from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.training.card import model_card
 from spheregen.training.checkpoint import FOLDER as STATE
-from spheregen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from spheregen.training.ema import EMA
+from spheregen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, training_state
+from spheregen.training.distributed import World, joined_world, local_device
+from spheregen.training.estimate import choose_micro_batch, fits_warning, try_micro_batch
+from spheregen.training.health import HealthMonitor
+from spheregen.training.hooks import RunView, TrainingHook
+from spheregen.training.latents import LARGEST_BATCH, latent_statistics
 from spheregen.training.log import Meters, RunLog
-from spheregen.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from spheregen.training.optimizer import learning_rate
 from spheregen.training.preview import save_preview
 from spheregen.training.progress import QuietReporter, Reporter
 from spheregen.training.recipe import Recipe, recipe_differences
+from spheregen.training.step import StepResult, TrainingStep
+from spheregen.training.system import build_system
+from spheregen.training.trackers import Tracker, open_trackers
 
 PREVIEWS = "previews"
+PROGRESS_SECONDS = 10.0
+DATA_CHECK = "data-check.json"  # beside the checkpoints: which images were found to be bad
+MFU_FROM_STEPS = 200  # shorter runs are not worth the second that measuring the machine's peak takes
 
 
 @dataclass(frozen=True)
@@ -53,39 +67,70 @@ class TrainingResult:
     """The means of the last log interval; empty when nothing was left to do."""
 
 
-def train(recipe: Recipe, out: str | Path, *, device: str = "auto", reporter: Reporter | None = None) -> TrainingResult:
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+    hooks: Sequence[TrainingHook] = (),
+) -> TrainingResult:
     """Train a recipe into a run folder, or continue the run that is there.
 
     The folder gets `config.json`, `model.safetensors` (averaged weights) and a model card, so that it can be sampled
-    while training goes on; `recipe.json`, `log.jsonl`, `previews/` and `state/`.
+    while training goes on; `recipe.json`, `log.jsonl`, `previews/` and `state/`. Under `torchrun` every process calls
+    this alike; the batch is shared among them and the first one writes, to a folder that all of them can read.
+
+    SIGTERM and SIGINT (Ctrl-C) end the run after its current step, with a checkpoint; a second one ends it at once.
 
     Args:
         recipe: what to train, with a data source.
         out: the run folder; made if it does not exist.
         device: a torch device or `auto`.
-        reporter: hears of progress; silent by default.
+        reporter: hears of progress, in the first process; silent by default.
+        hooks: code of yours that looks at the run, see `TrainingHook`.
 
     Raises:
-        TrainingError: the folder holds a run with other settings, or the loss is no longer finite.
+        TrainingError: the folder holds a run with other settings, the loss is no longer finite, or another process of
+            the run failed.
         DataError, ConfigError: data and recipe do not fit together.
+        KeyboardInterrupt, SystemExit: the run was asked to stop, and has saved its state.
     """
-    return _Run(recipe, Path(out), device, reporter or QuietReporter()).train()
+    with joined_world(device, recipe.train.backend) as world:
+        reporter = reporter or QuietReporter()
+        run = _Run(recipe, Path(out), device, reporter if world.is_first else QuietReporter(), world, hooks)
+        return run.train()
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: Path, device: str, reporter: Reporter) -> None:
-        self.recipe, self.folder, self.reporter = recipe, folder, reporter
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        device: str,
+        reporter: Reporter,
+        world: World,
+        hooks: Sequence[TrainingHook],
+    ) -> None:
+        self.recipe, self.folder, self.reporter, self.world, self.hooks = recipe, folder, reporter, world, hooks
         if folder.exists() and not folder.is_dir():
             raise TrainingError(f"the output path {folder} is a file; choose a folder with --out")
         if recipe.data.source is None:
-            raise ConfigError(f"the recipe {recipe.name} brings no data: name a folder or parquet files with --data")
-        self.device = choose_device(device)
+            raise ConfigError(
+                f"the recipe {recipe.name} brings no data: name a folder, files or a Hub data set with --data"
+            )
+        self.device = choose_device(local_device(device, world))
         self.precision = choose_precision(recipe.train.precision, self.device)
-        source = open_source(recipe.data.source, split=recipe.data.split)
+        source = open_source(recipe.data.source, split=recipe.data.split, stream=recipe.data.stream)
         _check_classes(recipe, source)
-        self.total = recipe.total_steps(len(source))
+        self.images = len(source)
+        self.total = recipe.total_steps(self.images)
         checkpoint = latest_checkpoint(folder)
         self.start = checkpoint.step if checkpoint else 0
+        if len(set(world.gather_objects(self.start))) > 1:
+            raise TrainingError(
+                f"the processes see different checkpoints in {folder}; put it on storage that all machines share"
+            )
         self.batches = TrainingBatches(
             source,
             image_options(recipe),
@@ -97,37 +142,62 @@ class _Run:
             workers=recipe.data.workers,
             cache_bytes=recipe.data.cache_mb << 20,
             start_step=self.start,
+            rank=world.rank,
+            world_size=world.size,
+            shuffle=recipe.data.shuffle,
+            validate=recipe.data.check,
+            prefetch=recipe.data.prefetch,
+            device=self.device,
+            gather=world.gather_objects,
+            remembered=folder / STATE / DATA_CHECK,
+            progress=_told_now_and_then(reporter),
         )
         for reason in self.batches.skipped:
             reporter.message(f"skipped: {reason}")
 
-        perceptual = load_perceptual(recipe.perceptual) if recipe.loss.needs_perceptual else None
+        if not world.is_first:
+            world.wait_for_all()  # the first may have to download the perceptual networks
+        system = build_system(recipe)
+        if world.is_first:
+            world.wait_for_all()
         self.about: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json"),
             "data": self.batches.fingerprint,
-            "perceptual": perceptual.name if perceptual else "none",
+            "perceptual": system.perceptual_name,
         }
         if checkpoint:
             _refuse_changes(checkpoint.run, self.about, folder)
         elif (folder / WEIGHTS).exists():
             raise TrainingError(f"{folder} holds a model without training state; choose another folder with --out")
-
-        torch.manual_seed(recipe.train.seed)
-        self.model = SphereAutoencoder(recipe.model).to(self.device)
-        self.average = EMA(self.model, recipe.train.ema)
-        self.objective = AutoencoderObjective(
-            self.model, recipe.loss, recipe.noise, perceptual.to(self.device) if perceptual else None
+        micro_batch = recipe.train.micro_batch
+        if micro_batch == "auto":
+            micro_batch = choose_micro_batch(recipe, self.device, self.precision, world)
+        if warning := fits_warning(recipe, self.device, self.precision, world, micro_batch):
+            reporter.message(f"warning: {warning}")
+        self.step = TrainingStep(
+            system,
+            recipe,
+            device=self.device,
+            precision=self.precision,
+            world=world,
+            micro_batch=micro_batch,
+            total=self.total,
         )
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        if recipe.train.micro_batch == "auto" and self.device.type == "cuda" and world.size == 1:
+            try_micro_batch(self.step)
+        self.flops_per_image = system.flops_per_image()
         self.rate = learning_rate(
             recipe.optimizer,
             batch_size=recipe.train.batch_size,
-            warmup=recipe.warmup_steps(len(source)),
+            warmup=recipe.warmup_steps(self.images),
             total=self.total,
         )
         self.meters = Meters()
+        self.health = HealthMonitor(max_angle=recipe.model.max_angle, warmup=recipe.warmup_steps(self.images))
         if checkpoint:
-            self.meters = Meters(load_checkpoint(checkpoint, self.model, self.average.model, self.optimizer))
+            meters = load_checkpoint(checkpoint, self.step.model, self.step.average.model, self.step.optimizer)
+            self.meters = Meters(meters)
+            self.health.restore(checkpoint.run.get("health", {}))
             reporter.message(f"continuing {folder} from step {self.start}")
         self.info = ModelInfo(
             class_names=source.class_names if recipe.model.num_classes else (),
@@ -139,82 +209,125 @@ class _Run:
                 "perceptual": self.about["perceptual"],
             },
         )
-        self.images = len(source)
 
     def train(self) -> TrainingResult:
-        recipe, total = self.recipe, self.total
-        parameters = sum(p.numel() for p in self.model.parameters())
-        self.reporter.message(
-            f"{recipe.name}: {self.images} images, {parameters / 1e6:.2f} M parameters, {total} steps of "
-            f"{recipe.train.batch_size} on {self.device.type} in {self.precision}, "
-            f"perceptual loss: {self.about['perceptual']}"
-        )
+        recipe, total, reporter = self.recipe, self.total, self.reporter
+        reporter.message(self._headline())
         if self.start >= total:
             if not self._model_is_current():
-                self._save_model(total)
-            self.reporter.message(f"the run in {self.folder} is complete; nothing to do")
+                self._save_model(total, self._state())
+            reporter.message(f"the run in {self.folder} is complete; nothing to do")
             return TrainingResult(self.folder, total, 0, 0.0, {})
+        if self.world.is_first:
+            self._prepare_folder()
+        log = RunLog(self.folder, step=self.start) if self.world.is_first else None
+        trackers = self._open_trackers()
+        peak = matmul_peak(self.device, self.precision) if total >= MFU_FROM_STEPS else None
+        metrics: dict[str, float] = {}
+        begun = logged = time.monotonic()
+        logged_step = self.start
+        reporter.start(total, self.start, recipe.train.batch_size)
+        try:
+            with _StopRequest() as stop:
+                for batch, draws in self._feed():
+                    step = batch.step
+                    if step == self.start:
+                        self.step.settle(batch, draws)
+                    result = self.step(batch, draws, self.rate(step))
+                    done = step + 1
+                    logs = done % recipe.train.log_every == 0 or done == total
+                    previews = bool(recipe.train.preview_every) and done % recipe.train.preview_every == 0
+                    self.meters.add(result.values)
+                    # reading costs nothing on a CPU; elsewhere it waits for the device, so only at the log interval
+                    reads = logs or self.device.type == "cpu"
+                    if reads:
+                        metrics = self._check_finite(done)
+                    if logs:
+                        now = time.monotonic()
+                        speed = (done - logged_step) * recipe.train.batch_size / max(now - logged, 1e-9)
+                        logged, logged_step = now, done
+                        metrics |= self._observe(result)
+                        for warning in self.health.check(done, metrics):
+                            reporter.message(f"warning: {warning}")
+                        rates = {"lr": self.rate(step), "images_per_second": speed}
+                        if peak:
+                            rates["mfu"] = speed * self.flops_per_image / (peak * self.world.size)
+                        epoch = done * recipe.train.batch_size / self.batches.count
+                        self._log(log, trackers, done, {"epoch": epoch, **metrics, **rates})
+                        self.meters.reset()
+                    if previews or (recipe.train.preview_every and done == total):
+                        self._preview(done, trackers)
+                    for hook in self.hooks:
+                        if done % hook.every == 0 or done == total:
+                            self._call(hook, done, log, trackers)
+                    stopping = self._asked_to_stop(stop) if reads else 0
+                    if done % recipe.train.checkpoint_every == 0 or done == total or stopping:
+                        self._save(done)
+                    reporter.step(done, metrics if logs else None)
+                    if stopping and done < total:
+                        reporter.message(f"stopped after step {done}, which is saved; the same command continues")
+                        _end_as_by(stopping)
+        finally:
+            reporter.stop()
+            for tracker in trackers:
+                tracker.close()
+        return TrainingResult(self.folder, total, total - self.start, time.monotonic() - begun, metrics)
+
+    def _headline(self) -> str:
+        recipe, step = self.recipe, self.step
+        parameters = sum(p.numel() for p in step.average.model.parameters())
+        extras = [f"perceptual loss: {self.about['perceptual']}"]
+        if step.micro_batch < recipe.train.batch_size // self.world.size:
+            extras.append(f"micro-batches of {step.micro_batch}")
+        if self.world.size > 1:
+            extras.append(f"{self.world.size} processes ({'fsdp' if step.sharded else 'ddp'})")
+        if step.compiled:
+            extras.append("compiled")
+        return (
+            f"{recipe.name}: {self.images} images, {parameters / 1e6:.2f} M parameters, {self.total} steps of "
+            f"{recipe.train.batch_size} on {self.device.type} in {self.precision}, {', '.join(extras)}"
+        )
+
+    def _prepare_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for place in (self.folder, self.folder / STATE, self.folder / PREVIEWS):
             remove_leftovers(place)
         write_json(self.folder / "recipe.json", self.about["recipe"])
-        log = RunLog(self.folder, step=self.start)
-        metrics: dict[str, float] = {}
-        begun = logged = time.monotonic()
-        logged_step = self.start
-        self.model.train()
-        self.reporter.start(total, self.start, recipe.train.batch_size)
-        try:
-            for batch in self.batches:
-                step = batch.step
-                self.meters.add(self._step(batch, self.rate(step)))
-                done = step + 1
-                if self.device.type == "cpu":  # reading costs nothing here; elsewhere it waits for the log interval
-                    self._check_finite(done)
-                now_metrics = None
-                if done % recipe.train.log_every == 0 or done == total:
-                    metrics = now_metrics = self._check_finite(done)
-                    now = time.monotonic()
-                    speed = (done - logged_step) * recipe.train.batch_size / max(now - logged, 1e-9)
-                    logged, logged_step = now, done
-                    epoch = done * recipe.train.batch_size / self.batches.count
-                    log.write(
-                        {"step": done, "epoch": epoch, "lr": self.rate(step), **metrics, "images_per_second": speed}
-                    )
-                    self.meters.reset()
-                if recipe.train.preview_every and (done % recipe.train.preview_every == 0 or done == total):
-                    self._preview(done)
-                if done % recipe.train.checkpoint_every == 0 or done == total:
-                    self._save(done)
-                self.reporter.step(done, now_metrics)
-        finally:
-            self.reporter.stop()
-        return TrainingResult(self.folder, total, total - self.start, time.monotonic() - begun, metrics)
 
-    def _step(self, batch: Batch, lr: float) -> dict[str, torch.Tensor]:
-        """One optimiser step; returns the loss terms and the gradient norm, on the device."""
-        size = batch.images.shape[0]
-        micro = self.recipe.train.micro_batch or size
-        torch.manual_seed(step_seed(self.recipe.train.seed, batch.step, "network"))
-        generator = torch.Generator().manual_seed(step_seed(self.recipe.train.seed, batch.step, "noise"))
-        draws = self.objective.draw(size, generator)
-        values: dict[str, torch.Tensor] = {}
-        for start in range(0, size, micro):
-            part = slice(start, start + micro)
-            images = batch.images[part].to(self.device, non_blocking=True)
-            labels = None if batch.labels is None else batch.labels[part].to(self.device, non_blocking=True)
-            share = images.shape[0] / size
-            with autocast(self.device, self.precision):
-                loss = self.objective(images, labels, draws[part])
-            (loss.total * share).backward()
-            for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
-                values[name] = values[name] + value * share if name in values else value * share
-        values["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.average.update()
-        return values
+    def _open_trackers(self) -> list[Tracker]:
+        if not self.world.is_first:
+            return []
+        return open_trackers(
+            self.recipe.train.trackers,
+            self.folder,
+            name=self.recipe.name,
+            config=self.about["recipe"],
+            start_step=self.start,
+            warn=self.reporter.message,
+        )
+
+    def _feed(self) -> Iterator[tuple[Batch, AutoencoderDraws]]:
+        """Each step's images and random numbers; a GPU gets the latter from a thread that is one step ahead."""
+        if self.device.type != "cuda":
+            for batch in self.batches:
+                yield batch, self.step.draw(batch.step)
+            return
+
+        def drawn(step: int) -> AutoencoderDraws:
+            return self.step.draw(step).each(Tensor.pin_memory)
+
+        with ThreadPoolExecutor(1) as thread:
+            ahead = thread.submit(drawn, self.start)
+            for batch in self.batches:
+                draws = ahead.result()
+                ahead = thread.submit(drawn, batch.step + 1)
+                yield batch, draws.each(lambda tensor: tensor.to(self.device, non_blocking=True))
+
+    def _asked_to_stop(self, stop: _StopRequest) -> int:
+        """The signal by which any process was asked to stop, 0 for none."""
+        if self.world.size == 1:
+            return stop.signal
+        return int(self.world.largest(torch.tensor(stop.signal, device=self.device)).item())
 
     def _check_finite(self, done: int) -> dict[str, float]:
         metrics = self.meters.read()
@@ -228,41 +341,117 @@ class _Run:
             )
         return metrics
 
+    def _observe(self, result: StepResult) -> dict[str, float]:
+        """Of the step's global batch: how its latents lie on the sphere, how varied its images and decodes are."""
+        observed = {name: torch.cat(list(parts)) for name, parts in result.observed.items()}
+        each = -(-LARGEST_BATCH // self.world.size)
+        values = latent_statistics(self.world.concatenate(observed["latent"][:each]))
+        values["data_deviation"] = self._deviation(observed["image"])
+        values["image_deviation"] = self._deviation(observed["decoded"])
+        return {name: value.item() for name, value in values.items()}
+
+    def _deviation(self, images: Tensor) -> Tensor:
+        """The standard deviation over the global batch of images (B, C, S, S), averaged over pixels."""
+        mean = self.world.mean(images.mean(dim=0))
+        return self.world.mean((images - mean).square().mean(dim=0)).sqrt().mean()
+
+    def _log(self, log: RunLog | None, trackers: Sequence[Tracker], done: int, values: Mapping[str, float]) -> None:
+        if log is not None:
+            log.write({"step": done, **values})
+        for tracker in trackers:
+            tracker.log(done, values)
+
+    def _call(self, hook: TrainingHook, done: int, log: RunLog | None, trackers: Sequence[Tracker]) -> None:
+        with torch.no_grad():
+            values = hook.after_step(RunView(self.folder, self.step.average.model, self.recipe.name, done), done)
+        if values:
+            self._log(log, trackers, done, values)
+
     def _save(self, done: int) -> None:
         self._check_finite(done)
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        state = self._state()
+        if not self.world.is_first:
+            return
+        if not all(bool(tensor.isfinite().all()) for name, tensor in state.items() if name.startswith("model.")):
             raise TrainingError(
                 f"weights are not finite at step {done}; the last checkpoint is intact. Lower optimizer.lr"
             )
-        save_checkpoint(
-            self.folder,
-            done,
-            self.model,
-            self.average.model,
-            self.optimizer,
-            self.meters.sums,
-            about=self.about,
-            keep=self.recipe.train.keep,
-        )
-        self._save_model(done)
+        about = {**self.about, "health": self.health.state()}
+        save_checkpoint(self.folder, done, state, about=about, keep=self.recipe.train.keep)
+        self._save_model(done, state)
 
-    def _save_model(self, done: int) -> None:
-        card = model_card(self.recipe, self.info, steps=done, total=self.total)
-        save_model(self.folder, self.average.model, self.info, card=card)
+    def _state(self) -> dict[str, Tensor]:
+        step = self.step
+        return training_state(step.model, step.average.model, step.optimizer, self.meters.sums, self.world)
+
+    def _save_model(self, done: int, state: Mapping[str, Tensor]) -> None:
+        if self.world.is_first:
+            card = model_card(self.recipe, self.info, steps=done, total=self.total)
+            weights = _averaged(state)
+            save_model(self.folder, self.step.average.model, self.info, card=card, state=weights)
 
     def _model_is_current(self) -> bool:
         """Whether the model folder holds the averaged weights: a run may die after its state and before its model."""
+        ours = _averaged(self._state())
+        if not self.world.is_first:
+            return True
         try:
             saved = load_model(self.folder).model.state_dict()
         except ModelFileError:
             return False
-        ours = self.average.model.state_dict()
-        return saved.keys() == ours.keys() and all(torch.equal(saved[name], ours[name].cpu()) for name in ours)
+        return saved.keys() == ours.keys() and all(torch.equal(saved[name], ours[name]) for name in ours)
 
-    def _preview(self, done: int) -> None:
-        originals = self.batches.batch(0).images.to(self.device)
+    def _preview(self, done: int, trackers: Sequence[Tracker]) -> None:
+        if not (self.world.is_first or self.step.sharded):  # a sharded model computes only where all take part
+            return
+        first, sampling = self.batches.batch(0), self.recipe.sampling
         path = self.folder / PREVIEWS / f"step-{done:09d}.png"
-        save_preview(self.average.model, originals, path, {"step": str(done), "recipe": self.recipe.name})
+        save_preview(
+            self.step.average.model,
+            first.images.to(self.device),
+            path if self.world.is_first else None,
+            {"step": str(done), "recipe": self.recipe.name},
+            labels=first.labels,
+            schedule=sampling.schedule,
+            guidance=sampling.guidance,
+            guidance_at=sampling.guidance_at,
+            share_noise=sampling.share_noise,
+        )
+        for tracker in trackers:
+            tracker.image(done, "preview", path)
+
+
+class _StopRequest(contextlib.AbstractContextManager["_StopRequest"]):
+    """Hears SIGTERM and SIGINT, so that a run can finish its step and save; a second signal acts at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopRequest:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+def _end_as_by(number: int) -> NoReturn:
+    """End as a signal would have ended the program."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
 def image_options(recipe: Recipe) -> ImageOptions:
@@ -276,10 +465,22 @@ def image_options(recipe: Recipe) -> ImageOptions:
     )
 
 
-def step_seed(seed: int, step: int, stream: str) -> int:
-    """The seed of one stream of randomness in one step: 63 well-mixed bits."""
-    digest = hashlib.blake2b(f"{seed} {step} {stream}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+def _told_now_and_then(reporter: Reporter) -> Progress:
+    """Tells how far the decoding or checking of the images is, every ten seconds."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            last = time.monotonic()
+            reporter.message(f"decoded {done} of {total} images")
+
+    return progress
+
+
+def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged weights in a run's state, by their names in the model."""
+    return {name.removeprefix("average."): tensor for name, tensor in state.items() if name.startswith("average.")}
 
 
 def _check_classes(recipe: Recipe, source: ImageSource) -> None:

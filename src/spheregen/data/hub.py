@@ -1,0 +1,187 @@
+"""Data sets of the Hugging Face Hub: downloaded once, or read over the network while training runs.
+
+Only files are read; the Python scripts that some repositories bring are never run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from spheregen.data.folders import FolderSource
+from spheregen.data.names import is_image_name
+from spheregen.data.patterns import choose_files
+from spheregen.data.ranges import LocalFiles
+from spheregen.data.remote import RemoteFiles, _cause, _system_of
+from spheregen.data.sources import ARCHIVES, ImageSource, open_files
+from spheregen.errors import DataError
+
+HUB = "hf://datasets/"
+_REFERENCE = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<folder>.*))?"
+)
+_COMPANIONS = ("classes.txt", "dataset_info.json")  # they name the classes of shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """What of a repository is read."""
+
+    kind: str  # a suffix of ARCHIVES, or "images"
+    files: list[str]  # paths in the repository
+    split: str
+    folder: str  # of the images
+
+
+def open_hub(reference: str, split: str, *, stream: bool, path_too: bool = False) -> ImageSource:
+    """Open a data set of the Hub.
+
+    Args:
+        reference: user/name[@revision][/folder].
+        stream: leave the files where they are and read them when they are needed.
+        path_too: the name could also have been meant as a path; the error says so.
+
+    Raises:
+        DataError: huggingface_hub is not installed, the repository cannot be reached, is private or does not exist, or
+            holds nothing that can be read.
+    """
+    match = _REFERENCE.fullmatch(reference.rstrip("/"))
+    if match is None:
+        raise DataError(f"{HUB}{reference} is no Hub data set; write {HUB}user/name[@revision][/folder]")
+    repo, revision, folder = match["repo"], match["revision"], match["folder"] or ""
+    typo = f"there is no path {reference} here (a typo?); as a Hub data set: " if path_too else ""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise DataError(
+            f'{typo}{repo} is on the Hugging Face Hub, which needs a package: pip install "spheregen[hub]"'
+        ) from error
+    try:
+        listed = _request(lambda: huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset", revision=revision))
+    except _HubError as error:
+        if error.permanent or stream:
+            raise DataError(f"{typo}{error}") from error
+        try:  # no network: what was downloaded before will do
+            root = Path(
+                huggingface_hub.snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)
+            )
+        except Exception:
+            raise DataError(f"{typo}{error}") from error
+        listed = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+        return _open_local(root, _choose(listed, folder, split, repo), split, repo)
+    choice = _choose(sorted(listed), folder, split, repo)
+    if stream:
+        return _open_stream(repo, revision, choice, split)
+    wanted = [*choice.files, *(name for name in listed if PurePosixPath(name).name in _COMPANIONS)]
+    if choice.kind == "images":
+        wanted = [f"{choice.folder}/*" if choice.folder else "*"]
+    try:
+        root = Path(
+            _request(
+                lambda: huggingface_hub.snapshot_download(
+                    repo,
+                    repo_type="dataset",
+                    revision=revision,
+                    allow_patterns=[_literal(name) for name in wanted] if choice.kind != "images" else wanted,
+                )
+            )
+        )
+    except _HubError as error:
+        raise DataError(f"{error}") from error
+    return _open_local(root, choice, split, repo)
+
+
+def _open_local(root: Path, choice: _Choice, split: str, repo: str) -> ImageSource:
+    name = repo.rpartition("/")[2]
+    if choice.kind == "images":
+        source: ImageSource = FolderSource(root / choice.folder, split)
+    else:
+        missing = [file for file in choice.files if not (root / file).is_file()]
+        if missing:
+            raise DataError(f"{repo}: {missing[0]} was not downloaded completely; connect to the network and try again")
+        source = open_files(LocalFiles([root / file for file in choice.files]), split, name, chosen=True)
+    source.name = name
+    return source
+
+
+def _open_stream(repo: str, revision: str | None, choice: _Choice, split: str) -> ImageSource:
+    if choice.kind == "images":
+        raise DataError(
+            f"{repo} holds single image files, which are too slow to stream; download it (stream=False) instead"
+        )
+    base = f"{HUB}{repo}" + (f"@{revision.replace('/', '%2F')}" if revision else "")
+    urls = [f"{base}/{file}" for file in choice.files]
+    systems = [_system_of(url) for url in urls]
+    files = RemoteFiles(systems[0][0], [path for _, path in systems], urls)
+    return open_files(files, split, repo.rpartition("/")[2], chosen=True)
+
+
+def _choose(listed: Sequence[str], folder: str, split: str, repo: str) -> _Choice:
+    """Which files of a repository make the data set: parquet, else tar, else zip, else image files."""
+    visible = [name for name in listed if not any(part.startswith(".") for part in name.split("/"))]
+    inside = [name for name in visible if not folder or name.startswith(f"{folder}/") or name == folder]
+    if folder and not inside:
+        raise DataError(f"{repo} has no folder {folder}; it has {', '.join(_folders(visible)) or 'no folders'}")
+    for suffix in ARCHIVES:
+        found = [name for name in inside if name.lower().endswith(suffix)]
+        if not found:
+            continue
+        folders = sorted({str(PurePosixPath(name).parent) for name in found})
+        usual = [place for place in (folder or ".", f"{folder}/data".lstrip("/")) if place in folders]
+        if not usual and len(folders) > 1:
+            raise DataError(
+                f"{repo} holds several data sets; choose one: {HUB}{repo}/{folders[0]} (of {', '.join(folders)})"
+            )
+        place = (usual or folders)[0]
+        found = [name for name in found if str(PurePosixPath(name).parent) == place]
+        names = [PurePosixPath(name).name for name in found]
+        if suffix == ".zip":
+            return _Choice(kind=suffix, files=found, split=split, folder=place)
+        proper, chosen = choose_files(names, split, repo, chosen=False, numbered_splits=suffix == ".parquet")
+        return _Choice(kind=suffix, files=[found[i] for i in chosen], split=proper, folder=place)
+    if any(is_image_name(name) for name in inside):
+        return _Choice(kind="images", files=[], split=split, folder=folder)
+    raise DataError(
+        f"{repo} holds no parquet, tar, zip or image files{f' in {folder}' if folder else ''}; "
+        "data sets that only a script can load are not supported"
+    )
+
+
+def _folders(names: Sequence[str]) -> list[str]:
+    return sorted({name.split("/", 1)[0] for name in names if "/" in name})
+
+
+def _literal(name: str) -> str:
+    """A name as a pattern that matches it alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+class _HubError(Exception):
+    """A request that failed, as one line."""
+
+    def __init__(self, text: str, *, permanent: bool) -> None:
+        super().__init__(text)
+        self.permanent = permanent  # trying again, or without a network, does not help
+
+
+def _request(action: Any) -> Any:
+    """What the Hub answers; its errors, which differ between its versions 0, 1 and 2, become one line."""
+    from huggingface_hub import errors
+
+    def named(*names: str) -> tuple[type[BaseException], ...]:
+        return tuple(kind for name in names if isinstance(kind := getattr(errors, name, None), type))
+
+    try:
+        return action()
+    except named("GatedRepoError") as error:
+        text = "access must be asked for on its web page; then log in with `hf auth login`"
+        raise _HubError(f"{text} ({_cause(error)})", permanent=True) from error
+    except named("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError") as error:
+        text = "the Hub has no such data set or revision, or it is private: check for a typo, or `hf auth login`"
+        raise _HubError(f"{text} ({_cause(error)})", permanent=True) from error
+    except Exception as error:  # offline, time-outs, proxies, and what the HTTP library of the day raises
+        text = "the Hugging Face Hub cannot be reached; check the connection"
+        raise _HubError(f"{text} ({_cause(error)})", permanent=False) from error

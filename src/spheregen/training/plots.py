@@ -1,0 +1,260 @@
+"""The curves of a run's log, as numbers and as a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spheregen.errors import ConfigError, did_you_mean
+from spheregen.files import atomic_path
+from spheregen.training.log import LOG
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CURVES = "curves.png"
+FORMATS = (".png", ".svg", ".pdf")
+COLUMNS = 3
+# Okabe and Ito's colours, told apart under every kind of colour blindness; dashes tell further lines apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of a run, in the order of its steps."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    """As many as steps; not all of them need be finite."""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    metrics: tuple[str, ...]
+    log: bool = False
+
+
+# panels in the order in which they are drawn; what fits none gets a panel of its own
+_PANELS = (
+    _Panel("loss and its unweighted terms", ("loss", "*_reconstruction", "*_consistency", "uniformity"), log=True),
+    _Panel("gradient norm, before clipping", ("grad_norm",), log=True),
+    _Panel("learning rate", ("lr",)),
+    _Panel("images per second", ("images_per_second",)),
+    _Panel("MFU, model FLOPs utilisation", ("mfu",)),
+    _Panel("latent angles, degrees", ("latent_*_angle",)),
+    _Panel("latent coverage of the sphere", ("latent_coverage",)),
+    _Panel("latent radius, RMS before the sphere", ("latent_radius",)),
+    _Panel("standard deviation over the batch", ("image_deviation", "data_deviation")),
+)
+_NOT_DRAWN = ("step", "epoch")  # the x axis, and the same in other units
+
+
+def read_series(run: Path) -> dict[str, Series]:
+    """The metrics in the log of a run folder, by name. A run may go on meanwhile: a half-written line is left out.
+
+    Where a step occurs twice its later line counts. Values that are no numbers are left out.
+
+    Raises:
+        ConfigError: there is no such folder, no log in it, or nothing in the log yet.
+    """
+    path = run / LOG
+    if not path.is_file():
+        what = "has no log.jsonl" if run.is_dir() else "is no run folder" if run.exists() else "does not exist"
+        raise ConfigError(f"{run} {what}; give the folder of a run of `spheregen train`")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    points: dict[str, dict[int, float]] = {}
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        step = entry.get("step") if isinstance(entry, dict) else None
+        if not isinstance(step, int) or isinstance(step, bool):
+            continue
+        for name, value in entry.items():
+            if name not in _NOT_DRAWN and isinstance(value, (int, float)) and not isinstance(value, bool):
+                points.setdefault(name, {})[step] = float(value)
+    if not points:
+        raise ConfigError(f"{path} has no entry yet; a run writes the first one after train.log_every steps")
+    return {
+        name: Series(tuple(sorted(values)), tuple(values[step] for step in sorted(values)))
+        for name, values in points.items()
+    }
+
+
+def choose_metrics(runs: Mapping[str, Mapping[str, Series]], only: Sequence[str] | None) -> list[str]:
+    """The metrics to show, in the order of the logs: all, or those that `only` names.
+
+    Raises:
+        ConfigError: a name that is in none of the logs.
+    """
+    known = list(dict.fromkeys(name for series in runs.values() for name in series))
+    if only is None:
+        return known
+    for name in only:
+        if name not in known:
+            raise ConfigError(
+                f"no log has the metric {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
+            )
+    return list(dict.fromkeys(only))
+
+
+def summary(series: Series) -> dict[str, float | int | None]:
+    """A series in numbers: `count`, `last`, `last_step`, `min`, `min_step`, `max`, `max_step`.
+
+    Values that are not finite are not counted, except that `last` is None where the last one is not finite. All are
+    None if none is finite.
+    """
+    finite = [(value, step) for step, value in zip(series.steps, series.values, strict=True) if math.isfinite(value)]
+    last, last_step = series.values[-1], series.steps[-1]
+    low = min(finite, default=(None, None))
+    high = max(finite, key=lambda point: point[0], default=(None, None))
+    return {
+        "count": len(finite),
+        "last": last if math.isfinite(last) else None,
+        "last_step": last_step,
+        "min": low[0],
+        "min_step": low[1],
+        "max": high[0],
+        "max_step": high[1],
+    }
+
+
+def smoothed(values: Sequence[float], count: int) -> list[float]:
+    """The mean of each value and its neighbours, `count` in all and centred; fewer at both ends. Values that are not
+    finite become NaN and are left out of the means."""
+    before, after = (count - 1) // 2, count // 2
+    result = []
+    for place, value in enumerate(values):
+        window = [v for v in values[max(0, place - before) : place + after + 1] if math.isfinite(v)]
+        result.append(math.fsum(window) / len(window) if math.isfinite(value) else math.nan)
+    return result
+
+
+def draw_curves(
+    runs: Mapping[str, Mapping[str, Series]], path: Path, *, only: Sequence[str] | None = None, smooth: int = 1
+) -> None:
+    """Draw the curves of one or more runs over their steps.
+
+    One run has a panel for each group of metrics that belong together; several have one for each metric, where a run
+    has the same colour everywhere. Panels of losses and gradient norms have a logarithmic axis.
+
+    Args:
+        runs: the series of `read_series` by the label of the run; at least one run.
+        path: the picture, `.png`, `.svg` or `.pdf`.
+        only: the metrics to draw; None for all.
+        smooth: log entries to average over; with more than one the raw curves stay behind the smooth ones, in pale.
+
+    Raises:
+        ConfigError: matplotlib is missing, the kind of picture or a metric is unknown, or `smooth` is below 1.
+        SphereGenError: the picture cannot be written.
+    """
+    if smooth < 1:
+        raise ConfigError(f"a curve is smoothed over at least 1 log entry, not {smooth}")
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"a picture of curves ends in {', '.join(FORMATS)}, not {path.name!r}")
+    panels = _panels(choose_metrics(runs, only), grouped=len(runs) == 1)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError('drawing needs matplotlib, which is missing: pip install "spheregen[plot]"')
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = len(panels) if len(panels) < COLUMNS else 2 if len(panels) == 4 else COLUMNS
+    rows = -(-len(panels) // columns)
+    with rc_context({"svg.fonttype": "none", "font.size": 9.0, "axes.unicode_minus": False}):
+        figure = Figure(figsize=(max(5.6, 4.6 * columns), 2.9 * rows + 0.7), layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)  # without pyplot, hence without global state and without a display
+        handles: dict[str, Any] = {}
+        places = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for panel, axes in zip(panels, places, strict=False):
+            handles |= _draw_panel(axes, panel, runs, smooth)
+        for axes in places[len(panels) :]:
+            axes.remove()
+        smoothing = f"means over {smooth} log entries" if smooth > 1 else ""
+        if len(runs) > 1:
+            title = smoothing or None
+            figure.legend(
+                handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(runs)), title=title
+            )
+        else:
+            figure.suptitle(next(iter(runs)) + (f" ({smoothing})" if smoothing else ""), fontsize=11)
+        kind = path.suffix.lower().removeprefix(".")
+        metadata = {"Software": "spheregen", "runs": ", ".join(runs)} if kind == "png" else None
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
+
+
+def _panels(metrics: Sequence[str], *, grouped: bool) -> list[_Panel]:
+    """The panels for metrics, in the order of `_PANELS`, then as the metrics come."""
+    left = list(metrics)
+    panels = []
+    for group in _PANELS:
+        members = [name for pattern in group.metrics for name in left if _fits(name, pattern)]
+        left = [name for name in left if name not in members]
+        if grouped and members:
+            panels.append(_Panel(group.title, tuple(members), group.log))
+        elif members:
+            panels += [_Panel(name, (name,), group.log) for name in members]
+    panels += [_Panel(name, (name,)) for name in left]
+    return panels
+
+
+def _fits(name: str, pattern: str) -> bool:
+    front, star, back = pattern.partition("*")
+    return name.startswith(front) and name.endswith(back) if star else name == pattern
+
+
+def _draw_panel(axes: Axes, panel: _Panel, runs: Mapping[str, Mapping[str, Series]], smooth: int) -> dict[str, Any]:
+    """Draw one panel; returns a line of each run by its label, for the legend of the figure."""
+    from matplotlib.ticker import MaxNLocator
+
+    handles: dict[str, Any] = {}
+    positive = True
+    for number, (label, series) in enumerate(runs.items()):
+        for place, name in enumerate(panel.metrics):
+            if name not in series:
+                continue
+            index = place if len(runs) == 1 else number
+            style: dict[str, Any] = {
+                "color": COLOURS[index % len(COLOURS)],
+                "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
+            }
+            points = series[name]
+            finite = [value for value in points.values if math.isfinite(value)]
+            positive = positive and bool(finite) and min(finite) > 0
+            if len(finite) == 1:  # a line needs two
+                style |= {"marker": "o", "markersize": 3}
+            if smooth > 1:
+                axes.plot(points.steps, points.values, color=style["color"], linewidth=0.8, alpha=0.25)
+            line = axes.plot(points.steps, smoothed(points.values, smooth), linewidth=1.5, label=name, **style)
+            handles[label] = line[0]
+    if panel.log and positive:
+        axes.set_yscale("log")
+    if len(runs) == 1 and len(panel.metrics) > 1:
+        axes.legend(fontsize=7.5, frameon=True, framealpha=0.8, edgecolor="none", loc="best")
+    axes.set_title(panel.title if len(panel.metrics) > 1 or len(runs) > 1 else _named(panel), fontsize=9.5, loc="left")
+    axes.set_xlabel("step", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.01)
+    return handles
+
+
+def _named(panel: _Panel) -> str:
+    """The title of a panel of one metric: with its name in the log where the title does not say it."""
+    name = panel.metrics[0]
+    return name if panel.title == name else f"{panel.title} ({name})"

@@ -1,0 +1,114 @@
+"""`spheregen bench` and `spheregen info` as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spheregen.cli import bench as bench_command
+from spheregen.evaluation.peak import PeakMeter
+from spheregen.training import bench as bench_module
+from spheregen.training import estimate
+from tests.cli.test_commands import Run, assert_one_line_error, model, run
+
+__all__ = ["model", "run"]  # fixtures
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small products instead of those that take seconds."""
+
+    def small(device: object, precision: str, **_: object) -> PeakMeter:
+        return PeakMeter(device, precision, sizes=(64,))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench_module, "PeakMeter", small)
+    monkeypatch.setattr(estimate, "PeakMeter", small)
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_as_json_and_as_a_table(run: Run) -> None:
+    options = ("bench", "debug", "--device", "cpu", "--precision", "float32", "--repeats", 2, "--steps", "1,2")
+    answer = json.loads(run(*options, "--json").out)
+    assert [(row["what"], row["steps"]) for row in answer["rows"]] == [("sample", 1), ("sample", 2), ("train", 1)]
+    assert set(answer) == {"recipe", "machine", "peaks", "rows", "notes", "profiles"}
+    assert answer["peaks"]["float32"]["by_size"]
+    shown = run(*options, "--only", "train", "--batch-size", 4, "--profile")
+    assert shown.code == 0, shown.err
+    assert "GFLOP/s" in shown.out and "of peak" in shown.out and "where the time of train float32 goes" in shown.out
+    assert answer["machine"]["torch"] in shown.out
+    assert "turn 2 of 2" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["bench", "digitz"], "did you mean"),
+        (["bench", "debug", "--precision", "fp8"], "unknown precision"),
+        (["bench", "debug", "--steps", "two"], "--steps takes whole numbers"),
+        (["bench", "debug", "--only", "sleep"], "unknown kind of work"),
+        (["bench", "debug", "--perceptual", "frog"], "random"),
+        (["bench", "debug", "--set", "train.batchsize=3"], "did you mean"),
+        (["info", "debug", "--processes", "0"], "--processes"),
+        (["info", "debug", "--processes", "3"], "multiple of 3"),
+        (["info", "debug", "--device", "frog"], "frog"),
+        (["info", "MODEL", "--data", "digits"], "--data"),
+    ],
+)
+def test_bad_options_are_one_line(run: Run, model: Path, arguments: list[str], part: str) -> None:
+    assert_one_line_error(run(*(str(model) if a == "MODEL" else a for a in arguments)), part)
+
+
+def test_info_tells_the_memory_of_a_recipe(run: Run) -> None:
+    answer = json.loads(run("info", "debug", "--device", "cpu", "--json").out)
+    memory = answer["memory"]
+    assert answer["time"] is None
+    assert memory["total"] > memory["activations"] > 0
+    assert (memory["micro_batch"], memory["device"], memory["precision"], memory["processes"]) == (
+        16,
+        "cpu",
+        "float32",
+        1,
+    )
+    assert answer["sampling_memory"]["total"] > answer["sampling_memory"]["weights"]
+    planned = run("info", "debug", "--device", "cuda", "--processes", 4, "--set", "train.parallel=fsdp", "--json")
+    elsewhere = json.loads(planned.out)["memory"]
+    assert elsewhere["micro_batch"] == 4 and elsewhere["weights"] < memory["weights"] and elsewhere["gathered"]
+    chosen = json.loads(run("info", "debug", "--set", "train.micro_batch=auto", "--json").out)
+    assert chosen["memory"]["micro_batch"] == 16
+    text = run("info", "debug", "--set", "train.micro_batch=4").out
+    assert "memory to train with 4 images a pass" in text and "memory to generate 16" in text
+
+
+def test_info_warns_where_it_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "available_memory", lambda _: 10_000)
+    out = run("info", "debug", "--device", "cpu").out
+    assert "warning: this run needs about" in out and "a smaller model" in out
+
+
+@pytest.mark.usefixtures("quick")
+def test_info_tells_the_time(run: Run) -> None:
+    of_recipe = run("info", "debug", "--device", "cpu", "--time", "--json")
+    assert of_recipe.code == 0, of_recipe.err
+    time = json.loads(of_recipe.out)["time"]
+    assert time["steps"] == 40 and time["hours"] > 0
+    text = run("info", "debug", "--device", "cpu", "--time").out
+    assert "the run of 40 steps" in text and "s a step" in text
+
+
+def test_info_of_a_run_and_of_a_bare_model(run: Run, model: Path) -> None:
+    of_run = json.loads(run("info", model, "--json").out)
+    assert of_run["memory"]["total"] == json.loads(run("info", "debug", "--json").out)["memory"]["total"]
+    bare = Path("bare")
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((model / name).read_bytes())
+    answer = json.loads(run("info", bare, "--json").out)
+    assert answer["memory"] is None and answer["sampling_memory"]["total"] > 0
+    assert "to train" not in run("info", bare).out
+    assert_one_line_error(run("info", bare, "--time"), "recipe.json")
+
+
+def test_numbers_of_steps() -> None:
+    assert bench_command._numbers("1, 4") == [1, 4]
