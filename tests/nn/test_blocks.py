@@ -22,7 +22,7 @@ from spheregen.nn.modulation import modulate
 from spheregen.nn.norm import RMSNorm
 from spheregen.nn.patches import ConvPixelHead, LinearPixelHead, PatchEmbedding
 from spheregen.nn.positions import AxialRotary, sincos_table
-from spheregen.nn.swiglu import SwiGLU
+from spheregen.nn.swiglu import SwiGLU, gated_silu
 from spheregen.nn.tags import DECAY, ENCODER, NO_DECAY, tags_of
 
 
@@ -433,3 +433,20 @@ def test_recomputed_activations_give_the_same_gradients_to_the_bit(conditional: 
         block(x, rotary, condition).square().sum().backward()
         grads.append([x.grad, *(parameter.grad for parameter in block.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gated_silu_has_the_gradients_of_its_formula(dtype: torch.dtype) -> None:
+    x = gaussian(3, 4, 10).to(dtype).requires_grad_()
+    grad = gaussian(3, 4, 5, seed=1).to(dtype)
+    gate, value = x.chunk(2, dim=-1)
+    expected = functional.silu(gate) * value
+    (by_formula,) = torch.autograd.grad(expected, x, grad)
+    ours = gated_silu(x)
+    (by_hand,) = torch.autograd.grad(ours, x, grad)
+    with torch.no_grad():
+        torch.testing.assert_close(gated_silu(x), ours)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(by_hand, by_formula)
+    if dtype == torch.float64:
+        torch.autograd.gradcheck(gated_silu, x)

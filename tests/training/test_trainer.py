@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spheregen.errors import ConfigError, SphereGenError, TrainingError
 from spheregen.model_folder import load_model
+from spheregen.nn.block import blocks_of
 from spheregen.training import checkpoint as checkpoints
 from spheregen.training.health import HealthMonitor
 from spheregen.training.hooks import RunView
@@ -227,6 +228,36 @@ def test_recomputing_changes_no_bit_and_may_change_when_a_run_continues(whole: P
     run(folder, "train.recompute=true")
     ours, theirs = weights(folder), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it traces
+def test_compiled_blocks_compute_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def traced(model: torch.nn.Module) -> None:
+        for block in blocks_of(model):
+            block.compile(dynamic=False, backend="aot_eager")  # what is traced, without the minute that kernels take
+
+    monkeypatch.setattr("spheregen.training.step.compile_blocks", traced)
+    messages = Messages()
+    folder = run(tmp_path / "run", "train.compile=true", "train.log_every=5", reporter=messages)
+    assert any(line.endswith("compiled") for line in messages.lines)
+    assert [entry["loss"] for entry in log(folder)] == pytest.approx([entry["loss"] for entry in log(whole)], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it traces
+def test_a_compiler_that_fails_is_one_line_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(graph: object, inputs: object) -> object:
+        raise RuntimeError("no C++ compiler")
+
+    def broken(model: torch.nn.Module) -> None:
+        for block in blocks_of(model):
+            block.compile(dynamic=False, backend=failing)
+
+    monkeypatch.setattr("spheregen.training.step.compile_blocks", broken)
+    with pytest.raises(
+        TrainingError, match=r"torch\.compile failed .*no C\+\+ compiler.* train\.compile=false"
+    ) as caught:
+        run(tmp_path / "run", "train.compile=true")
+    assert "\n" not in str(caught.value)
 
 
 def test_warnings_of_a_dying_run_reach_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import spheregen
+from spheregen.allocator import keep_freed_memory
 from spheregen.cli import bench, demo, info, plot, recipes, reconstruct, sample, stats, train
 from spheregen.errors import SphereGenError
 
@@ -54,6 +55,7 @@ def run() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    keep_freed_memory()
     try:
         app()
     except SphereGenError as error:

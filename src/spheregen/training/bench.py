@@ -25,16 +25,18 @@ from spheregen.evaluation.cost import autoencoder_cost
 from spheregen.evaluation.peak import SIZES, Peak, PeakMeter, matmul_peak, synchronize
 from spheregen.losses.perceptual import PerceptualLoss, load_perceptual
 from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.nn.block import compile_blocks
 from spheregen.sampling.loop import sample
 from spheregen.training.estimate import keep_random_state, random_perceptual, synthetic_batch
 from spheregen.training.recipe import Recipe
-from spheregen.training.step import TrainingStep
+from spheregen.training.step import TrainingStep, compiles
 from spheregen.training.system import AutoencoderSystem
 
 PRECISIONS = ("float32", "bf16")
 WHAT = ("sample", "train")
 SLOW_BF16 = 0.1
 """Below this part of the float32 rate, bf16 is measured only where it was asked for."""
+_LONG = 10**6  # steps of a run that counts epochs
 _ENOUGH = 0.05  # seconds of work between two looks at an accelerator's clock
 
 
@@ -344,6 +346,8 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
     with device:
         model = SphereAutoencoder(recipe.model)
     model = model.to(dtype).eval().requires_grad_(False)
+    if compiles(recipe, device, _LONG):
+        compile_blocks(model)
     cost = autoencoder_cost(recipe.model)
     batch, classes = recipe.train.batch_size, recipe.model.num_classes
     noise = torch.randn(batch, *model.latent_shape).to(device, dtype)
@@ -362,14 +366,14 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
 def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: str | None, notes: list[str]) -> _Work:
     system = AutoencoderSystem(recipe, _perceptual(recipe, perceptual))
     micro_batch = recipe.train.micro_batch if isinstance(recipe.train.micro_batch, int) else None
-    total = recipe.train.steps or 10**6  # a run that counts epochs is long
+    total = recipe.train.steps or _LONG
     step = TrainingStep(system, recipe, device=device, precision=precision, micro_batch=micro_batch, total=total)
     batch, draws = synthetic_batch(step, recipe.train.batch_size)
     note = f"training with the perceptual networks: {system.perceptual_name}{' (random)' if perceptual else ''}"
     if system.perceptual is not None and note not in notes:
         notes.append(note)
     if step.compiled:
-        notes.append(f"{precision}: training compiles the transformer blocks")
+        notes.append(f"{precision}: the transformer blocks are compiled")
 
     def run() -> object:
         return step(batch, draws, 1e-6)

@@ -43,13 +43,13 @@ from spheregen.models.sizes import TransformerSize
 from spheregen.nn.backbones.convnext import ConvNeXt
 from spheregen.nn.backbones.feature_net import FeatureNet
 from spheregen.nn.backbones.vgg16 import STAGE_WIDTHS, Vgg16Features
-from spheregen.nn.block import Block
+from spheregen.nn.block import Block, blocks_of
 from spheregen.noise import Radii
 from spheregen.training.distributed import World
 from spheregen.training.optimizer import parameter_groups, tags_by_name
 from spheregen.training.recipe import Recipe
 from spheregen.training.step import TrainingStep
-from spheregen.training.system import AutoencoderSystem, blocks_of
+from spheregen.training.system import AutoencoderSystem
 
 SAFE_SHARE = 0.9
 """The part of the available memory that an estimate may fill."""

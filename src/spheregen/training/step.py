@@ -19,11 +19,12 @@ from spheregen.data import Batch
 from spheregen.devices import autocast
 from spheregen.losses.autoencoder import AutoencoderDraws
 from spheregen.losses.terms import LossTerms
+from spheregen.nn.block import blocks_of, compile_blocks
 from spheregen.training.distributed import World, shard, whole
 from spheregen.training.ema import EMA
 from spheregen.training.optimizer import Optimizer, tags_by_name
 from spheregen.training.recipe import Recipe
-from spheregen.training.system import AutoencoderSystem, blocks_of
+from spheregen.training.system import AutoencoderSystem
 
 COMPILE_FROM_STEPS = 200  # shorter runs do not win back the minute that compiling takes
 
@@ -73,8 +74,10 @@ class TrainingStep:
         tags = tags_by_name(self.model)
         for block in blocks_of(self.model):
             block.recompute = recipe.train.recompute
-            if self.compiled:
-                block.compile(dynamic=False)
+        if self.compiled:
+            # nobody asked for it under `auto`: a block that does not compile runs as it is
+            torch._dynamo.config.suppress_errors = recipe.train.compile == "auto"
+            compile_blocks(self.model)
         self._loss: nn.Module = _Loss(system)
         if self.sharded:
             shard([*system.shards(self.model), self._loss], device)

@@ -6,7 +6,7 @@ optimiser, average, checkpoints and the log. A new kind of model is a new system
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -17,7 +17,7 @@ from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderObjective
 from spheregen.losses.perceptual import PerceptualLoss, load_perceptual
 from spheregen.losses.terms import LossTerms
 from spheregen.models.autoencoder import SphereAutoencoder
-from spheregen.nn.block import Block
+from spheregen.nn.block import blocks_of
 from spheregen.training.recipe import Recipe
 
 
@@ -82,11 +82,6 @@ def build_system(recipe: Recipe) -> AutoencoderSystem:
     """The system that a recipe trains, with weights initialised from the recipe's seed, on the CPU."""
     perceptual = load_perceptual(recipe.perceptual) if recipe.loss.needs_perceptual else None
     return AutoencoderSystem(recipe, perceptual)
-
-
-def blocks_of(model: nn.Module) -> Iterator[Block]:
-    """The transformer blocks of a model: what is compiled, recomputed and sharded as one."""
-    return (module for module in model.modules() if isinstance(module, Block))
 
 
 def perceptual_flops(perceptual: PerceptualLoss, shape: tuple[int, int, int]) -> float:

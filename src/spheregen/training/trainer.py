@@ -99,7 +99,15 @@ def train(
     with joined_world(device, recipe.train.backend) as world:
         reporter = reporter or QuietReporter()
         run = _Run(recipe, Path(out), device, reporter if world.is_first else QuietReporter(), world, hooks)
-        return run.train()
+        try:
+            return run.train()
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = " ".join(str(error).partition("\nSet TORCHDYNAMO")[0].split())[:200]
+            raise TrainingError(
+                f"torch.compile failed ({reason}); set train.compile=false, or install a C++ compiler such as g++"
+            ) from error
 
 
 class _Run:
