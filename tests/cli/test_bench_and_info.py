@@ -10,7 +10,7 @@ import pytest
 from spheregen.cli import bench as bench_command
 from spheregen.evaluation.peak import PeakMeter
 from spheregen.training import bench as bench_module
-from spheregen.training import estimate
+from spheregen.training import fitting, timing
 from tests.cli.test_commands import Run, assert_one_line_error, model, run
 
 __all__ = ["model", "run"]  # fixtures
@@ -24,7 +24,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return PeakMeter(device, precision, sizes=(64,))  # type: ignore[arg-type]
 
     monkeypatch.setattr(bench_module, "PeakMeter", small)
-    monkeypatch.setattr(estimate, "PeakMeter", small)
+    monkeypatch.setattr(timing, "PeakMeter", small)
 
 
 @pytest.mark.usefixtures("quick")
@@ -82,7 +82,7 @@ def test_info_tells_the_memory_of_a_recipe(run: Run) -> None:
 
 
 def test_info_warns_where_it_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "available_memory", lambda _: 10_000)
+    monkeypatch.setattr(fitting, "available_memory", lambda _: 10_000)
     out = run("info", "debug", "--device", "cpu").out
     assert "warning: this run needs about" in out and "a smaller model" in out
 

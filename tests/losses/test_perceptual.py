@@ -26,6 +26,7 @@ from spheregen.losses.perceptual import (
     PublishedPerceptual,
     available_provider,
     load_perceptual,
+    random_perceptual,
 )
 from spheregen.losses.perceptual_weights import (
     CONVNEXT_SMALL,
@@ -421,3 +422,12 @@ def test_names_carry_the_hash() -> None:
     for file in (VGG16, CONVNEXT_SMALL):
         assert f"-{file.sha256_start}." in file.name
         assert file.url.endswith(file.name)
+
+
+def test_random_networks_are_as_large_as_the_published_ones() -> None:
+    networks = random_perceptual()
+    assert networks.name == "published"
+    assert sum(p.numel() for p in networks.parameters()) == pytest.approx(14_714_688 + 50_223_688, rel=1e-3)
+    assert not any(p.requires_grad for p in networks.parameters())
+    with pytest.raises(ConfigError, match="random networks"):
+        random_perceptual("none")

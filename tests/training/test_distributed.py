@@ -74,8 +74,10 @@ class Processes:
 
 
 def run(count: int, folder: Path, *settings: str) -> Path:
-    for code, messages in Processes(count, folder, *settings).finish():
+    for rank, (code, messages) in enumerate(Processes(count, folder, *settings).finish()):
         assert code == 0, messages
+        assert ("the model is in" in messages) == (rank == 0)  # one of them talks
+        assert "Warning" not in messages
     return folder
 
 
@@ -105,6 +107,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in two processes."""
     return run(2, tmp_path_factory.mktemp("pair") / "run", *WIDE)
+
+
+def wait_for_a_checkpoint(folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("state/step-*.safetensors")):
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.002)
 
 
 def assert_same_files(a: Path, b: Path) -> None:
@@ -143,6 +152,18 @@ def test_sharded_processes_train_as_one(alone: Path, tmp_path: Path, optimizer: 
     }
 
 
+def test_a_sharded_run_continues_to_the_bit(tmp_path: Path) -> None:
+    settings = (*WIDE, "train.parallel=fsdp")
+    whole = run(2, tmp_path / "whole", *settings)
+    folder = tmp_path / "run"
+    processes = Processes(2, folder, *settings)
+    wait_for_a_checkpoint(folder)
+    processes.all[1].send_signal(signal.SIGTERM)
+    assert {code for code, _ in processes.finish()} in ({143}, {0})
+    run(2, folder, *settings)
+    assert all(torch.equal(a, b) for a, b in zip(state(folder).values(), state(whole).values(), strict=True))
+
+
 def test_micro_batches_and_recomputing_change_nothing_in_two_processes(alone: Path, tmp_path: Path) -> None:
     split = run(2, tmp_path / "split", *WIDE, "train.micro_batch=3", "train.recompute=true")
     assert losses(split) == pytest.approx(losses(alone), abs=1e-4)
@@ -151,10 +172,7 @@ def test_micro_batches_and_recomputing_change_nothing_in_two_processes(alone: Pa
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_exactly(alone: Path, pair: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     processes = Processes(2, folder, *WIDE)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("state/step-*.safetensors")):
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.002)
+    wait_for_a_checkpoint(folder)
     processes.all[1].send_signal(signal.SIGKILL)
     (code, messages), _ = processes.finish(timeout=60)
     if not (folder / "state" / f"step-{STEPS:09d}.safetensors").exists():  # else it was too quick to be killed
@@ -175,10 +193,7 @@ def test_three_processes_continue_to_the_bit(tmp_path: Path) -> None:
     whole = run(3, tmp_path / "whole", *settings)
     folder = tmp_path / "run"
     processes = Processes(3, folder, *settings)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("state/step-*.safetensors")):
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.002)
+    wait_for_a_checkpoint(folder)
     processes.all[0].send_signal(signal.SIGTERM)
     codes = [code for code, _ in processes.finish(timeout=60)]
     assert codes in ([143, 143, 143], [0, 0, 0])  # one asked to stop: all save and stop; or the run was quicker

@@ -42,7 +42,8 @@ def info(
     from spheregen.errors import ConfigError
     from spheregen.evaluation.cost import autoencoder_cost
     from spheregen.model_folder import read_architecture
-    from spheregen.training.estimate import estimate_sampling_memory, readable
+    from spheregen.training.fitting import readable
+    from spheregen.training.memory import estimate_sampling_memory
     from spheregen.training.recipe import build_recipe, load_recipe
 
     if processes < 1:
@@ -126,7 +127,8 @@ def _precision(recipe: Recipe, place: torch.device, is_here: bool) -> str:
 
 
 def _memory(recipe: Recipe, place: torch.device, is_here: bool, processes: int, images: int | None) -> dict[str, Any]:
-    from spheregen.training.estimate import available_memory, estimate_memory, explain_fit, largest_micro_batch
+    from spheregen.training.fitting import available_memory, explain_fit, largest_micro_batch
+    from spheregen.training.memory import estimate_memory
 
     precision = _precision(recipe, place, is_here)
     available = available_memory(place) if is_here else None
@@ -159,14 +161,14 @@ def _memory(recipe: Recipe, place: torch.device, is_here: bool, processes: int, 
 
 
 def _time(recipe: Recipe, place: torch.device, processes: int, images: int | None) -> dict[str, Any]:
-    from spheregen.training.estimate import estimate_time
+    from spheregen.training.timing import estimate_time
 
     precision = _precision(recipe, place, True)
     return estimate_time(recipe, images, place, precision, world_size=processes).as_dict()
 
 
 def _print_training(answer: dict[str, Any], recipe: Recipe | None) -> None:
-    from spheregen.training.estimate import readable
+    from spheregen.training.fitting import readable
 
     memory, time = answer["memory"], answer["time"]
     if memory is None or recipe is None:

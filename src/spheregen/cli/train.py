@@ -13,7 +13,9 @@ from spheregen.cli.options import Device, Json, Quiet, output_folder, print_json
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `spheregen recipes`) or a YAML file.")],
-    data: Annotated[str | None, typer.Option(help="Images: digits, a folder, or parquet files.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Images: digits, a folder, zip, parquet or tar files, a Hub data set.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/RECIPE by default.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting, a.b=c; repeatable.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
@@ -33,11 +35,14 @@ def train(
 
             print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
         return
+    from spheregen.training.distributed import is_first_process
     from spheregen.training.progress import default_reporter
     from spheregen.training.trainer import train as run_training
 
     folder = output_folder(out or Path("runs") / resolved.name)
     result = run_training(resolved, folder, device=device, reporter=default_reporter(quiet=quiet))
+    if not is_first_process():
+        return
     if as_json:
         print_json({**dataclasses.asdict(result), "folder": str(result.folder)})
     else:

@@ -221,6 +221,19 @@ def load_perceptual(provider: str = "auto", weights: Path | str | None = None) -
     return BuiltinPerceptual()
 
 
+def random_perceptual(provider: str = "published") -> PerceptualLoss:
+    """The networks of a provider with random weights: as large and as fast as the real ones, and no use otherwise.
+
+    Raises:
+        ConfigError: no such provider.
+    """
+    if provider == "builtin":
+        return BuiltinPerceptual(FeatureNet())
+    if provider != "published":
+        raise ConfigError(f"there are no random networks {provider!r}; use published or builtin")
+    return PublishedPerceptual(Vgg16Features(), [torch.rand(1, width, 1, 1) for width in STAGE_WIDTHS], ConvNeXt())
+
+
 def _as_colour(images: torch.Tensor) -> torch.Tensor:
     """Images (B, 1 or 3, H, W) of any float dtype as (B, 3, H, W) float32; grey is repeated."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):

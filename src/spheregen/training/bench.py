@@ -23,14 +23,15 @@ from torch import Tensor
 from spheregen.errors import ConfigError
 from spheregen.evaluation.cost import autoencoder_cost
 from spheregen.evaluation.peak import SIZES, Peak, PeakMeter, matmul_peak, synchronize
-from spheregen.losses.perceptual import PerceptualLoss, load_perceptual
+from spheregen.losses.perceptual import PerceptualLoss, load_perceptual, random_perceptual
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.nn.block import compile_blocks
 from spheregen.sampling.loop import sample
-from spheregen.training.estimate import keep_random_state, random_perceptual, synthetic_batch
 from spheregen.training.recipe import Recipe
 from spheregen.training.step import TrainingStep, compiles
+from spheregen.training.synthetic import synthetic_batch
 from spheregen.training.system import AutoencoderSystem
+from spheregen.training.tracing import keep_random_state
 
 PRECISIONS = ("float32", "bf16")
 WHAT = ("sample", "train")

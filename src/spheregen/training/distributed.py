@@ -96,6 +96,11 @@ class World:
             dist.barrier()
 
 
+def is_first_process() -> bool:
+    """Whether this process talks to the user: the only one, or the first that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def joined_world(device: str, backend: Backend = "auto", *, timeout_minutes: float = 30.0) -> Iterator[World]:
     """Join the processes that `torchrun` started, and leave them at the end; alone where there is no launcher.

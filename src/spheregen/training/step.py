@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,11 @@ from spheregen.training.optimizer import Optimizer, tags_by_name
 from spheregen.training.recipe import Recipe
 from spheregen.training.system import AutoencoderSystem
 
+# The buffers are fixed tables: nothing to exchange in each step. torch 2.13 renamed the option.
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
+}
 COMPILE_FROM_STEPS = 200  # shorter runs do not win back the minute that compiling takes
 
 
@@ -85,7 +93,9 @@ class TrainingStep:
         self.model.to(device)
         self.average.model.to(device)
         if self.world.size > 1 and not self.sharded:
-            self._loss = DistributedDataParallel(self._loss, gradient_as_bucket_view=True, broadcast_buffers=False)
+            # of kernels with one channel, whose strides are a matter of taste; nothing is slower for it
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            self._loss = DistributedDataParallel(self._loss, gradient_as_bucket_view=True, **_NO_BUFFERS)
         self.optimizer = Optimizer(self.model, tags, recipe.optimizer)
         self.model.train()
 

@@ -32,7 +32,7 @@ from spheregen.training.card import model_card
 from spheregen.training.checkpoint import FOLDER as STATE
 from spheregen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, training_state
 from spheregen.training.distributed import World, joined_world, local_device
-from spheregen.training.estimate import choose_micro_batch, fits_warning, try_micro_batch
+from spheregen.training.fitting import choose_micro_batch, fits_warning, try_micro_batch
 from spheregen.training.health import HealthMonitor
 from spheregen.training.hooks import RunView, TrainingHook
 from spheregen.training.latents import LARGEST_BATCH, latent_statistics

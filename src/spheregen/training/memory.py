@@ -1,0 +1,296 @@
+"""The memory that a training run or sampling takes, told before it starts.
+
+It is not computed from formulas that drift away from the code. The real model and the real loss run forward and
+backward on torch's meta device (see `tracing`). Depth and micro-batch enter affinely, so that a few shallow traces tell
+about deep models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spheregen.losses.autoencoder import AutoencoderDraws
+from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.sizes import TransformerSize
+from spheregen.nn.block import blocks_of
+from spheregen.noise import Radii
+from spheregen.training.distributed import World
+from spheregen.training.optimizer import parameter_groups, tags_by_name
+from spheregen.training.recipe import Recipe
+from spheregen.training.synthetic import synthetic_perceptual
+from spheregen.training.system import AutoencoderSystem
+from spheregen.training.tracing import AsOnDevice, LiveBytes, OnMeta
+
+CPU_RESERVE = 128 << 20
+"""What the C library was measured to keep of small blocks that were freed, 60 to 210 MiB, if a pass takes as much."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that one process of a training run holds at its peak."""
+
+    micro_batch: int
+    """Images of one pass in this process."""
+    weights: int
+    gradients: int
+    moments: int
+    """The optimiser's: two numbers a weight under AdamW, one where Muon rules."""
+    average: int
+    """The averaged weights."""
+    perceptual: int
+    """The frozen perceptual networks."""
+    activations: int
+    """What the forward pass leaves for the backward pass."""
+    temporary: int
+    """What a pass holds for a moment beyond that."""
+    gathered: int
+    """Weights and gradients of the blocks that a sharded model gathers at one time; 0 where nothing is sharded."""
+    overlap: int
+    """To subtract: a batch in one piece frees its activations while its gradients appear."""
+    data: int
+    """The decoded data set, where it is kept in memory that is this device's; 0 where its size is not known."""
+    reserve: int
+    """What a CPU's allocator keeps of small blocks that were freed."""
+    activations_per_image: int
+    """How much an image more or less in a pass changes `activations` and `temporary`."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        held = self.weights + self.gradients + self.moments + self.average + self.perceptual + self.gathered + self.data
+        return held + self.activations + self.temporary + self.reserve - self.overlap
+
+    def as_dict(self) -> dict[str, int]:
+        """The estimate as plain numbers, in bytes."""
+        return {**dataclasses.asdict(self), "total": self.total}
+
+
+def estimate_memory(
+    recipe: Recipe,
+    *,
+    precision: str,
+    world_size: int = 1,
+    micro_batch: int | None = None,
+    device_type: str = "cpu",
+    images: int | None = None,
+) -> MemoryEstimate:
+    """The peak memory of one process, without allocating it.
+
+    Compiled blocks need less than this; a CUDA context and the fragmentation of freed memory come on top.
+
+    Args:
+        recipe: the run; `train.recompute`, `train.parallel` and the optimiser count, `train.micro_batch` where
+            `micro_batch` is None.
+        precision: `float32` or `bf16`, see `devices.choose_precision`.
+        world_size: processes that share each batch.
+        micro_batch: images of one pass; None takes the recipe's, and the whole share for None or `auto` there.
+        device_type: `cpu`, `cuda` or `mps`.
+        images: size of the data set, for its cache.
+
+    Raises:
+        ConfigError: the processes cannot share the batch equally.
+    """
+    share = images_per_process(recipe, world_size)
+    asked = micro_batch if micro_batch is not None else recipe.train.micro_batch
+    count = min(asked, share) if isinstance(asked, int) else share
+    kept, peak, slope = _activations(recipe, precision, device_type)(count, share)
+    return _assemble(recipe, world_size, count, share, kept, peak, slope, device_type, images)
+
+
+def estimate_sampling_memory(
+    config: AutoencoderConfig, batch: int, *, dtype: torch.dtype = torch.float32, device_type: str = "cpu"
+) -> dict[str, int]:
+    """Bytes of generating `batch` images at a time without guidance: `weights`, `activations` and their `total`.
+
+    Args:
+        config: the architecture.
+        batch: images of one pass.
+        dtype: of the weights and of all arithmetic.
+        device_type: `cpu`, `cuda` or `mps`.
+    """
+    from spheregen.sampling.loop import sample
+
+    # a block's activations go when it is done, so two blocks tell about any number
+    sizes = (
+        dataclasses.replace(size, depth=min(size.depth, 2), in_context_start=0)
+        for size in (config.encoder_size, config.decoder_size)
+    )
+    shallow = dataclasses.replace(config, encoder=next(sizes), decoder=next(sizes))
+    with OnMeta():
+        weights = _bytes([*(whole := SphereAutoencoder(config)).parameters(), *whole.buffers()])
+        model = SphereAutoencoder(shallow).to(dtype).eval()
+        noise = torch.empty(batch, *model.latent_shape, dtype=dtype)
+        labels = torch.empty(batch, dtype=torch.int64) if config.num_classes else None
+        with LiveBytes() as live, AsOnDevice("float32", device_type):
+            sample(model, noise, labels, steps=2, step_noise=noise)
+    weights = weights * dtype.itemsize // 4
+    return {"batch": batch, "weights": weights, "activations": live.peak, "total": weights + live.peak}
+
+
+def images_per_process(recipe: Recipe, world_size: int) -> int:
+    """Images of a batch that fall to one process."""
+    rows = World(size=world_size).share(recipe.train.batch_size)
+    return int(rows.stop - rows.start)
+
+
+def _assemble(
+    recipe: Recipe,
+    world_size: int,
+    count: int,
+    share: int,
+    kept: int,
+    peak: int,
+    slope: int,
+    device_type: str,
+    images: int | None,
+) -> MemoryEstimate:
+    sizes = _weights(recipe)
+    sharded = recipe.train.parallel == "fsdp" and world_size > 1
+    shares = world_size if sharded else 1
+    gradients = -(-sizes.weights // shares)
+    in_one_piece = count == share and (world_size == 1 or sharded)  # DDP keeps its buckets of gradients
+    cache = 0
+    if images is not None and device_type == "cpu":
+        config = recipe.model
+        decoded = images * config.image_channels * config.image_size**2
+        cache = decoded if decoded <= recipe.data.cache_mb << 20 else 0
+    return MemoryEstimate(
+        micro_batch=count,
+        weights=-(-sizes.stored // shares),
+        gradients=gradients,
+        moments=-(-sizes.moments // shares),
+        average=-(-sizes.stored // shares),
+        perceptual=sizes.perceptual,
+        activations=kept,
+        temporary=peak - kept,
+        gathered=sizes.gathered if sharded else 0,
+        overlap=min(gradients, peak) if in_one_piece else 0,
+        data=cache,
+        reserve=min(CPU_RESERVE, peak) if device_type == "cpu" else 0,
+        activations_per_image=slope,
+    )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    weights: int  # what learns
+    stored: int  # and the fixed tables
+    moments: int
+    perceptual: int
+    gathered: int
+
+
+@functools.lru_cache(maxsize=32)
+def _weights(recipe: Recipe) -> _Weights:
+    """Bytes of what is there whatever the batch."""
+    with OnMeta():
+        model = SphereAutoencoder(recipe.model)
+        perceptual = synthetic_perceptual(recipe)
+    groups = parameter_groups(model, tags_by_name(model), recipe.optimizer)
+    moments = sum((1 if group["muon"] else 2) * _bytes(group["params"]) for group in groups)
+    blocks = [_bytes(block.parameters()) for block in blocks_of(model)]
+    learned = _bytes(model.parameters())
+    # what is outside of blocks stays gathered while its network works; of blocks there is one, the next, and gradients
+    gathered = learned - sum(blocks) + 3 * max(blocks, default=0)
+    return _Weights(
+        weights=learned,
+        stored=learned + _bytes(model.buffers()),
+        moments=moments,
+        perceptual=_bytes([*perceptual.parameters(), *perceptual.buffers()]) if perceptual is not None else 0,
+        gathered=gathered,
+    )
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _activations(recipe: Recipe, precision: str, device_type: str) -> Callable[[int, int], tuple[int, int, int]]:
+    """A law of (kept, peak, peak per image) for a micro-batch out of a share of that many images."""
+
+    def law(count: int, share: int) -> tuple[int, int, int]:
+        small = _deep_trace(recipe, precision, device_type, 1)
+        if share == 1:
+            return (*small, small[1])
+        if count == 1:
+            share = 2
+        large = _deep_trace(recipe, precision, device_type, share)
+        # the peak is the largest of several affine functions, hence convex: its chord errs on the safe side
+        part = (count - 1) / (share - 1)
+        kept, peak = (round(a + (b - a) * part) for a, b in zip(small, large, strict=True))
+        return kept, peak, round((large[1] - small[1]) / (share - 1))
+
+    return law
+
+
+@functools.lru_cache(maxsize=64)
+def _deep_trace(recipe: Recipe, precision: str, device_type: str, count: int) -> tuple[int, int]:
+    """Bytes kept after the forward pass and at the peak, from models of one block and of two."""
+    encoder, decoder = recipe.model.encoder_size, recipe.model.decoder_size
+    depths = (encoder.depth, decoder.depth)
+
+    def trace(*shallow: int) -> tuple[int, int]:
+        return _trace(_with_depths(recipe, *shallow), precision, device_type, count)
+
+    if max(depths) <= 2:
+        return trace(*depths)
+    base = trace(1, 1)
+    if encoder == decoder:
+        both = trace(2, 2)
+        return _line(base, [(both, depths[0] - 1)])
+    return _line(base, [(trace(2, 1), depths[0] - 1), (trace(1, 2), depths[1] - 1)])
+
+
+def _line(base: tuple[int, int], more: Sequence[tuple[tuple[int, int], int]]) -> tuple[int, int]:
+    kept, peak = (base[i] + sum((other[i] - base[i]) * times for other, times in more) for i in (0, 1))
+    return kept, max(kept, peak)
+
+
+def _with_depths(recipe: Recipe, encoder: int, decoder: int) -> Recipe:
+    """The recipe with that many blocks; in-context tokens, if any, are in all but the first."""
+
+    def shallow(size: TransformerSize, depth: int) -> TransformerSize:
+        return dataclasses.replace(size, depth=depth, in_context_start=0)
+
+    config = recipe.model
+    changed = dataclasses.replace(
+        config, encoder=shallow(config.encoder_size, encoder), decoder=shallow(config.decoder_size, decoder)
+    )
+    return recipe.model_copy(update={"model": changed})
+
+
+def _trace(recipe: Recipe, precision: str, device_type: str, count: int) -> tuple[int, int]:
+    """Bytes kept after the forward pass of `count` images, and at the peak of forward and backward.
+
+    Weights and their gradients are left out: they are there before.
+    """
+    config = recipe.model
+    with OnMeta(), torch.enable_grad():
+        system = AutoencoderSystem(recipe, synthetic_perceptual(recipe))
+        system.model.train()
+        for parameter in system.model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        for block in blocks_of(system.model):
+            block.recompute = recipe.train.recompute
+        with LiveBytes() as live, AsOnDevice(precision, device_type) as device:
+            images = torch.empty(count, config.image_channels, config.image_size, config.image_size)
+            labels = torch.empty(count, dtype=torch.int64) if config.num_classes else None
+            draws = AutoencoderDraws(
+                radii=Radii(strong=torch.empty(count), weak=torch.empty(count)),
+                direction=torch.empty(count, *system.model.latent_shape),
+                dropped=torch.empty(4, count, dtype=torch.bool),
+            )
+            loss = system.loss(images, labels, draws)
+            device.forget()
+            kept = live.now
+            # backward() would suspend the modes, under which blocks that recompute must run again
+            torch.autograd.Variable._execution_engine.run_backward(
+                (loss.total,), (torch.empty(()),), False, False, (), allow_unreachable=True, accumulate_grad=True
+            )
+            return kept, live.peak
