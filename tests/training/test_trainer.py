@@ -184,6 +184,26 @@ def test_a_signal_saves_the_step_it_comes_in(
     assert_same_run(folder, whole)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
+def test_a_cluster_that_stops_all_processes_at_once_gets_a_saved_run(whole: Path, tmp_path: Path) -> None:
+    """The workers hear the signal too; they must live until the main process has finished its step."""
+    folder = tmp_path / "run"
+    script = "import sys, torch; torch.set_num_threads(int(sys.argv.pop())); from spheregen.cli.main import run; run()"
+    command = [sys.executable, "-c", script, "train", "debug", "--out", str(folder), "--device", "cpu", "--quiet"]
+    command += ["--set", "data.cache_mb=0", "--set", "data.workers=2", str(torch.get_num_threads())]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("state/step-*.safetensors")) and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode in (143, 0), messages  # 0: the run was quicker
+    assert process.returncode == 0 or "which is saved" in messages
+    run(folder)
+    assert_same_run(folder, whole)
+
+
 def test_hooks_see_the_averaged_model_and_their_values_are_logged(whole: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, bool]] = []
 

@@ -127,13 +127,10 @@ class _Worker:
         return result
 
     def stop(self) -> None:
-        self._process.terminate()  # it holds nothing that must be put in order
+        self._process.kill()  # it holds nothing that must be put in order, and does not hear a polite kill
 
     def close(self) -> None:
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._process.join()
         self._pipe.close()
         self._process.close()
 
@@ -151,9 +148,10 @@ def _work(function: Callable[[Any], Any], pipe: Connection, inherited: list[Conn
     """What a worker process does."""
     for end in inherited:
         end.close()
-    # Ctrl-C and a polite kill are the main process's business; what it set up for them must not run here
+    # Ctrl-C and a polite kill, which a cluster sends to all processes at once, are the main process's business: it may
+    # want one more batch to finish its step. What it set up for them must not run here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     gc.freeze()  # the collector would write into every inherited object, and so copy its page
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
