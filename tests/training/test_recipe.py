@@ -54,6 +54,7 @@ def test_overrides_reach_the_recipe_and_numbers_may_be_written_as_people_do() ->
         (["model.encoder=bsae"], "did you mean 'base'"),
         (["model.encoder={width: 64, depth: 1, heads: 5}"], "5 heads do not divide"),
         (["train.steps=0"], "train.steps: input should be greater than or equal to 1"),
+        (["train.micro_batch=0"], r"train\.micro_batch: input should be greater than or equal to 1 \(not 0\)"),
         (["sampling.schedule=fixd"], "did you mean 'fixed'"),
         (["loss.pixel_reconstruction=-1"], "not negative"),
         (["noise.hard_probability=2"], r"lies in \[0, 1\]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -305,10 +306,13 @@ def _section(values: dict[str, Any], path: Sequence[str], what: str) -> dict[str
     return values
 
 
+_BRANCH = re.compile(r"TransformerSize|str|bool|constrained-int|literal\[.*\]")
+
+
 def _explain(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     # pydantic names the branch of a union in the path; users know only the keys
-    location = [part for part in location if part not in ("TransformerSize", "str")]
+    location = [part for part in location if not _BRANCH.fullmatch(part)]
     dotted = ".".join(location) or "settings"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(location[:-1])
