@@ -11,9 +11,8 @@ from spheregen.cli import bench as bench_command
 from spheregen.evaluation.peak import PeakMeter
 from spheregen.training import bench as bench_module
 from spheregen.training import fitting, timing
-from tests.cli.test_commands import Run, assert_one_line_error, model, run
-
-__all__ = ["model", "run"]  # fixtures
+from tests.cli.conftest import Run
+from tests.cli.test_commands import assert_one_line_error
 
 
 @pytest.fixture

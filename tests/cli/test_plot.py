@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from spheregen.cli import main
 from spheregen.data import read_metadata
+from tests.cli.conftest import Run
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+def call(run: Run) -> Call:
     """Run the command in a folder with two runs, `one` and `two`; returns exit code, stdout and stderr."""
     pytest.importorskip("matplotlib")
-    monkeypatch.chdir(tmp_path)
     for name, factor in (("one", 1.0), ("two", 0.5)):
         lines = [{"step": step, "loss": factor / step, "grad_norm": 1.0, "lr": 1e-3} for step in range(5, 50, 5)]
         Path(name).mkdir()
         Path(name, "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 50')
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["spheregen", "plot", *arguments])
-        code = 0
-        try:
-            main.run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+    def plot(*arguments: str) -> tuple[int, str, str]:
+        result = run("plot", *arguments)
+        return result.code, result.out, result.err
 
-    return run
+    return plot
 
 
 def test_the_picture_of_a_run_lies_in_its_folder(call: Call) -> None:

@@ -14,7 +14,10 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
+
+from spheregen.data import Batch
 
 CLASSES = ("ant", "bee", "wasp é")
 
@@ -103,3 +106,14 @@ def all_kinds(folder: Path, files: Mapping[str, bytes]) -> dict[str, str]:
         "remote pattern": f"{remote_shards}/s-{{00..01}}.tar",
         "remote folder": remote_shards,
     }
+
+
+def same(first: Batch, second: Batch) -> bool:
+    assert first.labels is not None
+    assert second.labels is not None
+    return (
+        first.step == second.step
+        and torch.equal(first.images, second.images)
+        and torch.equal(first.labels, second.labels)
+        and torch.equal(first.indices, second.indices)
+    )

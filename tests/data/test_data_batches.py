@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spheregen.data import Batch, ImageOptions, SampleOrder, TrainingBatches, open_source, permutation
+from spheregen.data import ImageOptions, SampleOrder, TrainingBatches, open_source, permutation
 from spheregen.data.decoding import Decoder, Work
 from spheregen.data.order import OrderedBatch, flip_draws
 from spheregen.errors import ConfigError, DataError
+from tests.data.kinds import same
 
 # Python 3.12 warns about fork in a process with threads, which torch's own loader does by default.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -34,17 +35,6 @@ def folder(tmp_path: Path) -> Path:
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)).save(path)
     return tmp_path
-
-
-def same(first: Batch, second: Batch) -> bool:
-    assert first.labels is not None
-    assert second.labels is not None
-    return (
-        first.step == second.step
-        and torch.equal(first.images, second.images)
-        and torch.equal(first.labels, second.labels)
-        and torch.equal(first.indices, second.indices)
-    )
 
 
 # --- the order

@@ -22,7 +22,7 @@ from spheregen.data.batches import finish_images, free_memory, to_device
 from spheregen.data.decoding import decode_chunks
 from spheregen.data.pool import ordered_map
 from spheregen.errors import ConfigError, DataError
-from tests.data.kinds import all_kinds, contents, write_folder
+from tests.data.kinds import all_kinds, contents, same, write_folder
 
 OPTIONS = ImageOptions(image_size=5)
 GOLDEN_BLOCKS = [1, 2, 9, 0, 7, 8, 3, 6, 5, 4]
@@ -46,17 +46,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         original(self, *arguments, **{"window_bytes": 8 * PICTURE_BYTES, **options})
 
     monkeypatch.setattr(BlockOrder, "__init__", with_small_windows)
-
-
-def same(first: Batch, second: Batch) -> bool:
-    assert first.labels is not None
-    assert second.labels is not None
-    return (
-        first.step == second.step
-        and torch.equal(first.images, second.images)
-        and torch.equal(first.labels, second.labels)
-        and torch.equal(first.indices, second.indices)
-    )
 
 
 # --- the order of blocks
