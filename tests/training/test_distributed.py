@@ -35,16 +35,38 @@ torch.set_num_threads(1)
 from spheregen.cli.main import run
 run()
 """
+FAILING = """
+import os
+from spheregen.errors import DataError
+from spheregen.training.step import TrainingStep
+original = TrainingStep.__call__
+def call(self, batch, draws, lr):
+    if os.environ["RANK"] == "1" and batch.step == 5:
+        raise DataError("photos/7.jpg: the image is empty")
+    return original(self, batch, draws, lr)
+TrainingStep.__call__ = call
+"""
 
 
 class Processes:
     """The processes of one run, on this machine."""
 
-    def __init__(self, count: int, folder: Path, *settings: str) -> None:
+    def __init__(self, count: int, folder: Path, *settings: str, before: str = "") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-c", SCRIPT, "train", "debug", "--out", str(folder), "--device", "cpu", "--quiet"]
+        command = [
+            sys.executable,
+            "-c",
+            before + SCRIPT,
+            "train",
+            "debug",
+            "--out",
+            str(folder),
+            "--device",
+            "cpu",
+            "--quiet",
+        ]
         command += [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
         # without torchrun, which would end the others itself: they must notice on their own
@@ -201,7 +223,14 @@ def test_three_processes_continue_to_the_bit(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(state(folder).values(), state(whole).values(), strict=True))
 
 
-def test_an_error_of_one_process_reaches_all(tmp_path: Path) -> None:
+def test_an_error_of_one_process_reaches_the_others(tmp_path: Path) -> None:
+    (first, told), (second, own) = Processes(2, tmp_path / "run", *WIDE, before=FAILING).finish(timeout=60)
+    assert first == second == 2
+    assert "error: photos/7.jpg: the image is empty" in own
+    assert "error: stopped because another process failed: process 1: photos/7.jpg: the image is empty" in told
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     odd = Processes(2, tmp_path / "odd", *WIDE, "train.batch_size=15").finish(timeout=60)
     assert {code for code, _ in odd} == {2}
     assert any("multiple of" in messages for _, messages in odd)
