@@ -15,7 +15,7 @@ from spheregen.data.folders import FolderSource
 from spheregen.data.names import is_image_name
 from spheregen.data.patterns import choose_files
 from spheregen.data.ranges import LocalFiles
-from spheregen.data.remote import RemoteFiles, _cause, _system_of
+from spheregen.data.remote import RemoteFiles, cause_of, system_of
 from spheregen.data.sources import ARCHIVES, ImageSource, open_files
 from spheregen.errors import DataError
 
@@ -114,7 +114,7 @@ def _open_stream(repo: str, revision: str | None, choice: _Choice, split: str) -
         )
     base = f"{HUB}{repo}" + (f"@{revision.replace('/', '%2F')}" if revision else "")
     urls = [f"{base}/{file}" for file in choice.files]
-    systems = [_system_of(url) for url in urls]
+    systems = [system_of(url) for url in urls]
     files = RemoteFiles(systems[0][0], [path for _, path in systems], urls)
     return open_files(files, split, repo.rpartition("/")[2], chosen=True)
 
@@ -178,10 +178,10 @@ def _request(action: Any) -> Any:
         return action()
     except named("GatedRepoError") as error:
         text = "access must be asked for on its web page; then log in with `hf auth login`"
-        raise _HubError(f"{text} ({_cause(error)})", permanent=True) from error
+        raise _HubError(f"{text} ({cause_of(error)})", permanent=True) from error
     except named("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError") as error:
         text = "the Hub has no such data set or revision, or it is private: check for a typo, or `hf auth login`"
-        raise _HubError(f"{text} ({_cause(error)})", permanent=True) from error
+        raise _HubError(f"{text} ({cause_of(error)})", permanent=True) from error
     except Exception as error:  # offline, time-outs, proxies, and what the HTTP library of the day raises
         text = "the Hugging Face Hub cannot be reached; check the connection"
-        raise _HubError(f"{text} ({_cause(error)})", permanent=False) from error
+        raise _HubError(f"{text} ({cause_of(error)})", permanent=False) from error

@@ -111,7 +111,7 @@ def open_remote(url: str, split: str) -> ImageSource:
 
 def _matches(url: str) -> list[tuple[Any, str]]:
     """File systems and paths of one URL without braces."""
-    system, path = _system_of(url)
+    system, path = system_of(url)
     if any(sign in path for sign in "*["):
         found = sorted(retried(lambda: list(system.glob(path)), url))
         if not found:
@@ -134,7 +134,7 @@ def _named(found: Sequence[tuple[Any, str]], url: str) -> list[tuple[Any, str, s
     return [(system, path, path if "://" in path else f"{protocol}://{path.lstrip('/')}") for system, path in found]
 
 
-def _system_of(url: str) -> tuple[Any, str]:
+def system_of(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
@@ -146,7 +146,7 @@ def _system_of(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise DataError(f"{url} cannot be opened ({error}); check the part before ://") from error
     except Exception as error:
-        raise DataError(f"{url} cannot be opened ({_cause(error)}); check address and access rights") from error
+        raise DataError(f"{url} cannot be opened ({cause_of(error)}); check address and access rights") from error
     return system, path
 
 
@@ -162,7 +162,7 @@ def retried(action: Callable[[], Answer], where: str) -> Answer:
         except FileNotFoundError as error:
             raise DataError(f"{where} does not exist; check the address") from error
         except PermissionError as error:
-            raise DataError(f"{where}: access is denied ({_cause(error)}); log in or check the rights") from error
+            raise DataError(f"{where}: access is denied ({cause_of(error)}); log in or check the rights") from error
         except ImportError as error:
             raise DataError(f"{where} needs a package that is not installed: {' '.join(str(error).split())}") from error
         except SphereGenError:
@@ -171,7 +171,7 @@ def retried(action: Callable[[], Answer], where: str) -> Answer:
             if pause is None:
                 tries = len(_PAUSES) + 1
                 raise DataError(
-                    f"{where}: cannot be read over the network, {tries} tries failed ({_cause(error)}); check the "
+                    f"{where}: cannot be read over the network, {tries} tries failed ({cause_of(error)}); check the "
                     "connection; the same command again continues"
                 ) from error
             time.sleep(pause)
@@ -228,6 +228,6 @@ def cached_index(files: RangeFiles, file: int, scan: Callable[[BinaryIO, int, st
     return index
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

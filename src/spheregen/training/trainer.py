@@ -6,17 +6,13 @@ functions of (seed, step) too; so a step depends on nothing but the weights, the
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +37,7 @@ from spheregen.training.optimizer import learning_rate
 from spheregen.training.preview import save_preview
 from spheregen.training.progress import QuietReporter, Reporter
 from spheregen.training.recipe import Recipe, recipe_differences
+from spheregen.training.signals import StopRequest, end_as_by
 from spheregen.training.step import StepResult, TrainingStep
 from spheregen.training.system import build_system
 from spheregen.training.trackers import Tracker, open_trackers
@@ -236,7 +233,7 @@ class _Run:
         logged_step = self.start
         reporter.start(total, self.start, recipe.train.batch_size)
         try:
-            with _StopRequest() as stop:
+            with StopRequest() as stop:
                 for batch, draws in self._feed():
                     step = batch.step
                     if step == self.start:
@@ -274,7 +271,7 @@ class _Run:
                     reporter.step(done, metrics if logs else None)
                     if stopping and done < total:
                         reporter.message(f"stopped after step {done}, which is saved; the same command continues")
-                        _end_as_by(stopping)
+                        end_as_by(stopping)
         finally:
             reporter.stop()
             for tracker in trackers:
@@ -331,7 +328,7 @@ class _Run:
                 ahead = thread.submit(drawn, batch.step + 1)
                 yield batch, draws.each(lambda tensor: tensor.to(self.device, non_blocking=True))
 
-    def _asked_to_stop(self, stop: _StopRequest) -> int:
+    def _asked_to_stop(self, stop: StopRequest) -> int:
         """The signal by which any process was asked to stop, 0 for none."""
         if self.world.size == 1:
             return stop.signal
@@ -427,39 +424,6 @@ class _Run:
         )
         for tracker in trackers:
             tracker.image(done, "preview", path)
-
-
-class _StopRequest(contextlib.AbstractContextManager["_StopRequest"]):
-    """Hears SIGTERM and SIGINT, so that a run can finish its step and save; a second signal acts at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-
-def _end_as_by(number: int) -> NoReturn:
-    """End as a signal would have ended the program."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + number)
 
 
 def image_options(recipe: Recipe) -> ImageOptions:
