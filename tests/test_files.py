@@ -130,7 +130,7 @@ def model_of(seed: int) -> SphereAutoencoder:
 @pytest.mark.parametrize("kind", ["OSError", "SafetensorError"])
 def test_a_failing_write_leaves_the_previous_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = model_of(0), model_of(1)
-    save_model(tmp_path, old, ModelInfo(), card="old")
+    save_model(tmp_path, old, ModelInfo(), title="old")
 
     def fail(tensors: Any, path: Any, **_: Any) -> None:
         Path(path).write_bytes(b"half")
@@ -140,9 +140,9 @@ def test_a_failing_write_leaves_the_previous_model(kind: str, tmp_path: Path, mo
 
     monkeypatch.setattr(spheregen.model_folder, "save_file", fail)
     with pytest.raises(SphereGenError, match="No space left on device") as caught:
-        save_model(tmp_path, new, ModelInfo(), card="new")
+        save_model(tmp_path, new, ModelInfo(), title="new")
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["README.md", "config.json", "model.safetensors"]
-    assert (tmp_path / "README.md").read_text() == "old"
+    assert "# old" in (tmp_path / "README.md").read_text()
     loaded = load_model(tmp_path).model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in old.state_dict().items())

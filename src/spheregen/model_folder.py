@@ -16,13 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import spheregen
+from spheregen.card import model_card
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
 from spheregen.files import atomic_path, write_json, write_text
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.nn.uninitialised import Uninitialised
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL_CLASSES = {"SphereAutoencoder": (SphereAutoencoder, AutoencoderConfig)}
 """Class name in config.json -> the model and its configuration."""
+_SECTIONS = ("sampling", "preprocessing", "training", "provenance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,13 @@ class ModelInfo:
     """Names of the classes, empty for an unconditional model."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Sampling defaults: steps, schedule, guidance, guidance_at, share_noise."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """How pictures were brought to the model's size: `fit` and `background`, see `ImageOptions`."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Where the model comes from: recipe, data, steps, or the file it was converted from."""
+    """How the model was trained here: recipe, description, data, steps, batch_size, seed, perceptual."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Where weights come from that were not trained from scratch here: `source` (the file or place they were converted
+    from), `base_model` (the model they were fine-tuned from), `license` (an SPDX id or words)."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,13 @@ def save_model(
     model: SphereAutoencoder,
     info: ModelInfo,
     *,
-    card: str,
+    title: str | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a model folder; every file is replaced as a whole.
 
     Args:
+        title: heads the model card; by default the folder's name.
         state: the weights, where they are not the model's own `state_dict()` (which is in pieces when it is sharded).
 
     Raises:
@@ -66,12 +75,11 @@ def save_model(
         "model_class": type(model).__name__,
         "architecture": dataclasses.asdict(model.config),
         "class_names": list(info.class_names),
-        "sampling": dict(info.sampling),
-        "training": dict(info.training),
+        **{name: dict(getattr(info, name)) for name in _SECTIONS},
     }
     save_tensors(folder / WEIGHTS, model.state_dict() if state is None else state)
     write_json(folder / CONFIG, config)
-    write_text(folder / CARD, card)
+    write_text(folder / CARD, model_card(model.config, info, title=title or folder.name))
 
 
 def load_model(folder: str | Path) -> LoadedModel:
@@ -96,7 +104,7 @@ def load_model(folder: str | Path) -> LoadedModel:
         raise ModelFileError(
             f"{path / WEIGHTS} does not fit {CONFIG}: {len(wrong)} weights differ, the first is {wrong[0]}"
         )
-    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced; the caller's randomness is not touched
+    with Uninitialised():
         model = model_class(architecture)
     model.to(next(iter(state.values())).dtype).load_state_dict(state)
     names = config.get("class_names") or ()
@@ -104,12 +112,11 @@ def load_model(folder: str | Path) -> LoadedModel:
         raise ModelFileError(
             f"{path / CONFIG} names {len(names)} classes for a model of {model.num_classes}; correct it"
         )
-    info = ModelInfo(
-        class_names=tuple(map(str, names)),
-        sampling=config.get("sampling") or {},
-        training=config.get("training") or {},
-    )
-    return LoadedModel(model.eval(), info)
+    sections = {name: config.get(name) or {} for name in _SECTIONS}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ModelFileError(f"{path / CONFIG}: {name} is not an object of settings; correct it")
+    return LoadedModel(model.eval(), ModelInfo(class_names=tuple(map(str, names)), **sections))
 
 
 def read_architecture(folder: str | Path) -> AutoencoderConfig:

@@ -100,14 +100,7 @@ class Pipeline:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a folder that `from_pretrained` reads."""
-        config = self.model.config
-        card = (
-            "---\nlibrary_name: spheregen\ntags: [image-generation, sphere-encoder]\n---\n\n"
-            "# A spherical image generator\n\n"
-            f"{config.image_size} x {config.image_size} px, {config.num_classes or 'no'} classes. Read it with "
-            "`spheregen.Pipeline.from_pretrained`.\n"
-        )
-        save_model(Path(folder), self.model, self.info, card=card)
+        save_model(Path(folder), self.model, self.info)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -23,6 +23,7 @@ from torch import Tensor
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
 from spheregen.models.sizes import SIZES, TransformerSize
+from spheregen.nn.uninitialised import Uninitialised
 
 # Published names -> ours: first where a part sits, then what is inside a block or a mixer.
 _RENAMES = (
@@ -90,7 +91,7 @@ def load_sphere_encoder(
     with torch.device("meta"):
         model = SphereAutoencoder(model_config)
     _check_keys(model, state, weights_path)
-    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced; the caller's randomness is not touched
+    with Uninitialised():
         model = SphereAutoencoder(model_config)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     return model.eval()

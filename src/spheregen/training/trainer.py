@@ -6,6 +6,7 @@ functions of (seed, step) too; so a step depends on nothing but the weights, the
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,6 @@ from spheregen.evaluation.peak import matmul_peak
 from spheregen.files import remove_leftovers, write_json
 from spheregen.losses.autoencoder import AutoencoderDraws
 from spheregen.model_folder import WEIGHTS, ModelInfo, load_model, save_model
-from spheregen.training.card import model_card
 from spheregen.training.checkpoint import FOLDER as STATE
 from spheregen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, training_state
 from spheregen.training.distributed import World, joined_world, local_device
@@ -207,10 +207,14 @@ class _Run:
         self.info = ModelInfo(
             class_names=source.class_names if recipe.model.num_classes else (),
             sampling=recipe.sampling.model_dump(mode="json"),
+            preprocessing={"fit": recipe.data.fit, "background": list(recipe.data.background)},
             training={
                 "recipe": recipe.name,
+                "description": recipe.description,
                 "data": source.name,
-                "steps": self.total,
+                "planned_steps": self.total,
+                "batch_size": recipe.train.batch_size,
+                "seed": recipe.train.seed,
                 "perceptual": self.about["perceptual"],
             },
         )
@@ -391,9 +395,8 @@ class _Run:
 
     def _save_model(self, done: int, state: Mapping[str, Tensor]) -> None:
         if self.world.is_first:
-            card = model_card(self.recipe, self.info, steps=done, total=self.total)
-            weights = _averaged(state)
-            save_model(self.folder, self.step.average.model, self.info, card=card, state=weights)
+            info = dataclasses.replace(self.info, training={**self.info.training, "steps": done})
+            save_model(self.folder, self.step.average.model, info, title=self.recipe.name, state=_averaged(state))
 
     def _model_is_current(self) -> bool:
         """Whether the model folder holds the averaged weights: a run may die after its state and before its model."""
