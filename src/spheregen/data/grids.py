@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,10 +75,21 @@ def image_grid(
     return sheet
 
 
+def encode_png(image: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a PNG file with `metadata` as text chunks (tEXt; iTXt where Latin-1 does not suffice).
+
+    Raises:
+        ConfigError: a key is no PNG keyword (1 to 79 Latin-1 characters).
+    """
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=_png_text(metadata))
+    return file.getvalue()
+
+
 def save_png(
     image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None, *, durable: bool = True
 ) -> None:
-    """Write a PNG atomically, with `metadata` as text chunks (tEXt; iTXt where Latin-1 does not suffice).
+    """Write what `encode_png` makes to a file, atomically.
 
     `durable=False` leaves the flush to the system: for thousands of pictures that can be made again.
 
@@ -85,15 +97,7 @@ def save_png(
         ConfigError: a key is no PNG keyword (1 to 79 Latin-1 characters).
         SphereGenError: the file cannot be written; nothing is left behind.
     """
-    text = PngImagePlugin.PngInfo()
-    for key, value in (metadata or {}).items():
-        try:
-            size = len(key.encode("latin-1", "strict"))
-        except UnicodeEncodeError:
-            size = 0
-        if not 0 < size < 80 or "\0" in key:
-            raise ConfigError(f"{key!r} cannot name PNG metadata; use 1 to 79 Latin-1 characters")
-        text.add_text(key, value)
+    text = _png_text(metadata)
     with atomic_path(path, durable=durable) as temporary:
         image.save(temporary, format="PNG", pnginfo=text)
 
@@ -110,6 +114,19 @@ def read_metadata(path: Path) -> dict[str, str]:
         if isinstance(image, PngImagePlugin.PngImageFile)
         else {}
     )
+
+
+def _png_text(metadata: Mapping[str, str] | None) -> PngImagePlugin.PngInfo:
+    text = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        try:
+            size = len(key.encode("latin-1", "strict"))
+        except UnicodeEncodeError:
+            size = 0
+        if not 0 < size < 80 or "\0" in key:
+            raise ConfigError(f"{key!r} cannot name PNG metadata; use 1 to 79 Latin-1 characters")
+        text.add_text(key, value.encode("utf-8", "replace").decode())  # names of files may be no text
+    return text
 
 
 def _pixels(images: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -1,0 +1,364 @@
+"""Pictures into folders, zips and shards, and back by our own sources."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spheregen.data import PictureWriter, encode_png, open_source, open_writer, read_metadata, save_png
+from spheregen.data import writers as module
+from spheregen.errors import ConfigError, SphereGenError
+
+CLASSES = ("ant", "bee", "wasp é")
+ARCHIVES = ["out.zip", "out.tar", "out-%03d.tar"]
+KINDS = ["folder", *ARCHIVES]
+
+
+def picture(number: int) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def fill(writer: PictureWriter, count: int = 11, *, labelled: bool = True) -> None:
+    for i in range(count):
+        writer.add(f"{i:06d}", picture(i), {"seed": str(i), "prompt": "球"}, i % 3 if labelled else None)
+
+
+def write(out: Path, *, labelled: bool = True, class_names: tuple[str, ...] = CLASSES, shard_size: int = 4) -> Path:
+    """Eleven pictures; the folder that they are in."""
+    with open_writer(out, class_names=class_names, shard_size=shard_size) as writer:
+        fill(writer, labelled=labelled)
+    return out.parent
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def opened(out: Path) -> str | Path:
+    return out.with_name(out.name.replace("%03d", "*"))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(tmp_path: Path, kind: str, labelled: bool) -> None:
+    out = tmp_path / "new" / kind
+    write(out, labelled=labelled)
+    source = open_source(opened(out))
+    assert len(source) == 11
+    if labelled and kind != "folder":
+        assert source.class_names == CLASSES
+    else:
+        assert source.labels is None
+    seen = set()
+    for i in range(len(source)):
+        number = int(Path(source.describe(i).rsplit("/", 1)[-1].rsplit(" ", 1)[-1]).stem)
+        seen.add(number)
+        assert np.array_equal(np.array(source.read(i)), np.array(picture(number)))
+        assert source.labels is None or int(source.labels[i]) == number % 3
+        assert source.read_bytes(i) == encode_png(picture(number), {"seed": str(number), "prompt": "球"})
+    assert seen == set(range(11))
+
+
+def test_members_of_shards(tmp_path: Path) -> None:
+    write(tmp_path / "s-%06d.tar")
+    assert sorted(files(tmp_path)) == ["classes.txt", "s-000000.tar", "s-000001.tar", "s-000002.tar"]
+    assert (tmp_path / "classes.txt").read_text("utf-8").splitlines() == list(CLASSES)
+    names = []
+    for shard in sorted(tmp_path.glob("*.tar")):
+        assert shard.stat().st_size % tarfile.RECORDSIZE == 0
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                names.append(member.name)
+                assert (member.mtime, member.mode, member.uid, member.uname) == (0, 0o644, 0, "")
+                number = int(Path(member.name).stem)
+                file = archive.extractfile(member)
+                assert file is not None
+                data = file.read()
+                if member.name.endswith(".json"):
+                    assert json.loads(data) == {"seed": str(number), "prompt": "球"}
+                elif member.name.endswith(".cls"):
+                    assert data == str(number % 3).encode()
+    assert names == [f"{i:06d}.{end}" for i in range(11) for end in ("png", "json", "cls")]
+
+
+def test_the_label_counts_and_not_the_metadata_that_name_it(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "a.tar", class_names=CLASSES) as writer:
+        writer.add("x", picture(0), {"label": "2", "class": "wasp é"}, 2)
+    source = open_source(tmp_path / "a.tar")
+    assert source.labels is not None
+    assert (source.labels.tolist(), source.class_names) == ([2], CLASSES)
+
+
+def test_long_and_foreign_names_fit_into_a_tar(tmp_path: Path) -> None:
+    keys = ["球" * 50, "x" * 180, "a b"]
+    with open_writer(tmp_path / "a.tar") as writer:
+        for i, key in enumerate(keys):
+            writer.add(key, picture(i), {}, i)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert archive.getnames() == [f"{key}.{end}" for key in keys for end in ("png", "json", "cls")]
+    source = open_source(tmp_path / "a.tar")
+    assert source.labels is not None
+    assert (source.labels.tolist(), source.class_names) == ([0, 1, 2], ("0", "1", "2"))
+
+
+def test_zip_is_plain(tmp_path: Path) -> None:
+    write(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [f"{CLASSES[i % 3]}/{i:06d}.png" for i in range(11)]
+        for member in archive.infolist():
+            assert (member.compress_type, member.date_time) == (zipfile.ZIP_STORED, (1980, 1, 1, 0, 0, 0))
+            assert member.external_attr >> 16 == 0o100644
+        archive.extractall(tmp_path / "tree")
+    assert open_source(tmp_path / "tree").class_names == CLASSES
+    assert read_metadata(tmp_path / "tree" / "ant" / "000003.png") == {"seed": "3", "prompt": "球"}
+
+
+@pytest.mark.parametrize("limits", [{"_LARGEST_32": 500}, {"_LARGEST_16": 5}])
+def test_zip_with_64_bit_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(module, name, value)
+    write(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.testzip() is None
+        assert len(archive.namelist()) == 11
+        for i, name in enumerate(archive.namelist()):
+            assert archive.read(name) == encode_png(picture(i), {"seed": str(i), "prompt": "球"})
+    source = open_source(tmp_path / "a.zip")
+    assert [len(source.read_bytes(i)) > 0 for i in range(len(source))] == [True] * 11
+    assert b"PK\6\6" in (tmp_path / "a.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (("../../etc", "/abs", ".hidden"), ("_", "_abs", "_hidden")),
+        (("a/b", "a\\b", "a\0b"), ("a_b", "a_b-1", "a_b-2")),
+        (("crane", "crane", ""), ("_", "crane", "crane-1")),
+        (("train", "test", "val"), ("test", "train", "val")),
+        (("__MACOSX", "..", "x\udcff"), ("_", "___MACOSX", "x?")),
+    ],
+)
+def test_folders_in_a_zip_do_not_escape(tmp_path: Path, names: tuple[str, ...], read: tuple[str, ...]) -> None:
+    write(tmp_path / "a.zip", class_names=names)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        parts = {part for name in archive.namelist() for part in name.split("/")}
+        assert not any(part in ("", "..", ".") or "\\" in part for part in parts)
+    source = open_source(tmp_path / "a.zip")
+    assert len(source) == 11
+    if names[0] == "../../etc":
+        read = ("__.._etc", "_abs", "_hidden")
+    assert source.class_names == tuple(sorted(read))
+
+
+def test_a_class_that_is_called_like_a_split_is_a_class_even_alone(tmp_path: Path) -> None:
+    for names in (("train", "tram"), ("test", "x")):
+        with open_writer(tmp_path / "a.zip", class_names=names) as writer:
+            writer.add("1", picture(1), {}, 0)
+        assert open_source(tmp_path / "a.zip").class_names == (names[0],)
+
+
+def test_class_names_on_lines(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", class_names=(" two\nlines ", "", "x\udcff\u2028y"))
+    source = open_source(tmp_path / "a.tar")
+    assert source.class_names == ("two lines", "1", "x? y")
+    assert source.labels is not None
+    assert source.labels.tolist() == [i % 3 for i in range(11)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_pictures_same_bytes(tmp_path: Path, kind: str) -> None:
+    first, second = (files(write(tmp_path / name / kind)) for name in ("a", "b"))
+    assert first == second
+    assert len(first) == {"folder": 11, "out.zip": 1, "out.tar": 2, "out-%03d.tar": 4}[kind]
+
+
+@pytest.mark.parametrize("kind", ["out.zip", "out.tar", "out-%06d.tar"])
+def test_memory_does_not_grow_with_the_count(tmp_path: Path, kind: str) -> None:
+    image = picture(0)
+
+    def peak(count: int, out: Path) -> int:
+        with open_writer(out, shard_size=50) as writer:
+            writer.add("first", image, {}, 0)  # what is loaded or cached once
+            tracemalloc.start()
+            for i in range(count):
+                writer.add(f"{i:06d}", image, {}, 0)
+            result = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return result
+
+    small, large = (peak(count, tmp_path / str(count) / kind) for count in (50, 450))
+    assert large < small + 8_000  # 20 bytes a picture; `zipfile` and `tarfile` take 400 and more
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_leaves_nothing_half_written(tmp_path: Path, kind: str, error: type[BaseException]) -> None:
+    if kind in ("out.zip", "out.tar"):
+        (tmp_path / kind).write_bytes(b"older")
+
+    def interrupted() -> None:
+        with open_writer(tmp_path / kind, class_names=CLASSES, shard_size=4) as writer:
+            fill(writer, 10)
+            raise error("mine")
+
+    with pytest.raises(error, match="mine"):
+        interrupted()
+    left = sorted(files(tmp_path))
+    if kind == "folder":
+        assert left == [f"folder/{i:06d}.png" for i in range(10)]
+    elif kind == "out-%03d.tar":
+        assert left == ["classes.txt", "out-000.tar", "out-001.tar"]
+        assert len(open_source(tmp_path)) == 8
+    else:
+        assert left == [kind]
+        assert (tmp_path / kind).read_bytes() == b"older"
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_nothing_is_under_the_final_name_before_the_end(tmp_path: Path, kind: str) -> None:
+    with open_writer(tmp_path / kind, class_names=CLASSES) as writer:
+        assert list(tmp_path.iterdir()) == []
+        fill(writer)
+        assert all(name.startswith(".") for name in files(tmp_path))
+    assert not any(name.startswith(".") for name in files(tmp_path))
+    with pytest.raises(SphereGenError, match="closed"):
+        writer.add("x", picture(0), {})
+
+
+@pytest.mark.parametrize("kind", ["out.zip", "out.tar"])
+def test_a_complete_archive_replaces_an_older_one(tmp_path: Path, kind: str) -> None:
+    (tmp_path / kind).write_bytes(b"older")
+    write(tmp_path / kind)
+    assert len(open_source(tmp_path / kind)) == 11
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_pictures_make_no_file(tmp_path: Path, kind: str) -> None:
+    with open_writer(tmp_path / kind, class_names=CLASSES):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with open_writer(tmp_path / kind, class_names=CLASSES, shard_size=4) as writer:
+        fill(writer, 6)
+        monkeypatch.setattr(tarfile.TarInfo, "tobuf", full)
+        monkeypatch.setattr(module, "zlib", SimpleNamespace(crc32=full))
+        for message in ("No space left", "closed"):  # a member may be cut off: nothing can follow, nothing is published
+            with pytest.raises(SphereGenError, match=message):
+                writer.add("x", picture(0), {}, 0)
+    assert sorted(files(tmp_path)) == (["classes.txt", "out-000.tar"] if "%" in kind else [])
+
+
+@pytest.mark.parametrize("key", ["", ".", "..", "../x", "a/b", "a\\b", ".hidden", "a\0b", "a\nb", "x\udcff"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_keys_do_not_escape_and_a_refused_picture_does_no_harm(tmp_path: Path, kind: str, key: str) -> None:
+    out = tmp_path / "in" / kind
+    with open_writer(out) as writer:
+        writer.add("good", picture(0), {})
+        with pytest.raises(ConfigError, match="cannot name"):
+            writer.add(key, picture(0), {})
+        with pytest.raises(ConfigError, match="PNG metadata"):
+            writer.add("x", picture(0), {"": "no keyword"})
+        writer.add("better", picture(1), {})
+    assert len(open_source(opened(out))) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_are_checked(tmp_path: Path, kind: str) -> None:
+    with open_writer(tmp_path / kind, class_names=CLASSES) as writer:
+        for label in (-1, 3):
+            with pytest.raises(ConfigError, match="0 to 2"):
+                writer.add("x", picture(0), {}, label)
+        writer.add("x", picture(0), {}, 2)
+        if kind == "folder":
+            writer.add("y", picture(0), {})
+        else:
+            with pytest.raises(ConfigError, match="label all pictures or none"):
+                writer.add("y", picture(0), {})
+    with open_writer(tmp_path / "other" / kind) as writer, pytest.raises(ConfigError, match="-1"):
+        writer.add("x", picture(0), {}, -1)
+
+
+def test_dots_in_keys(tmp_path: Path) -> None:
+    for kind in ("folder", "a.zip"):
+        with open_writer(tmp_path / kind) as writer:
+            writer.add("a.b", picture(0), {})
+        assert len(open_source(tmp_path / kind)) == 1
+    with open_writer(tmp_path / "a.tar") as writer, pytest.raises(ConfigError, match="dot"):
+        writer.add("a.b", picture(0), {})
+
+
+def bad_places(folder: Path) -> Iterator[tuple[Path, str]]:
+    (folder / "file").write_bytes(b"x")
+    for name in ("dir.zip", "dir.tar", "dir.zip/x"):
+        (folder / name).mkdir()
+    yield folder / "file", "is a file"
+    yield folder / "dir.zip", "is a folder"
+    yield folder / "dir.tar", "is a folder"
+    for name in ("x", "x/y", "x.zip", "x.tar", "x-%06d.tar", "x/y.zip"):
+        yield folder / "file" / name, "is a file"
+    for name in ("a.png", "a.tar.gz", "a.tgz", "a.parquet", "A.JPG"):
+        yield folder / name, "neither"
+    for name in ("a-%06d", "a-%06d.zip"):
+        yield folder / name, "only shards"
+    for name in ("a-%d.tar", "a-%6d.tar", "a-%s.tar", "a-%06d-%06d.tar", "100%.tar", "a-{}.tar", "a-{000..009}.tar"):
+        yield folder / name, "no pattern"
+
+
+def test_complaints_come_before_any_work(tmp_path: Path) -> None:
+    places = list(bad_places(tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    for out, message in places:
+        with pytest.raises(ConfigError, match=message) as caught:
+            open_writer(out)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="shard_size"):
+        open_writer(tmp_path / "x.tar", shard_size=0)
+    with pytest.raises(ConfigError):
+        open_writer(tmp_path / ("x" * 300) / "a.zip")
+    assert sorted(tmp_path.rglob("*")) == before
+    for good in ("v1.5", "dir.zip/x", "new/deep/a.ZIP"):
+        open_writer(tmp_path / good)
+
+
+def test_shards_do_not_mix(tmp_path: Path) -> None:
+    write(tmp_path / "a-%03d.tar")
+    before = files(tmp_path)
+    for name in ("a-%03d.tar", "a-%06d.tar"):
+        with pytest.raises(ConfigError, match=r"a-000\.tar is there already"):
+            open_writer(tmp_path / name, class_names=CLASSES)
+    with pytest.raises(ConfigError, match=r"classes\.txt names other classes"):
+        open_writer(tmp_path / "b.tar", class_names=("other",))
+    write(tmp_path / "b.tar")
+    assert files(tmp_path).items() > before.items()
+
+
+def test_encode_png_is_what_save_png_writes(tmp_path: Path) -> None:
+    metadata = {"seed": "1", "class": "x\udcff"}
+    save_png(picture(3), tmp_path / "a.png", metadata)
+    assert (tmp_path / "a.png").read_bytes() == encode_png(picture(3), metadata)
+    assert read_metadata(tmp_path / "a.png") == {"seed": "1", "class": "x?"}
+    with pytest.raises(ConfigError):
+        encode_png(picture(3), {"": "x"})
