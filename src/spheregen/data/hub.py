@@ -9,15 +9,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from spheregen.data.folders import FolderSource
 from spheregen.data.names import is_image_name
 from spheregen.data.patterns import choose_files
 from spheregen.data.ranges import LocalFiles
-from spheregen.data.remote import RemoteFiles, cause_of, system_of
+from spheregen.data.remote import RemoteFiles, system_of
 from spheregen.data.sources import ARCHIVES, ImageSource, open_files
 from spheregen.errors import DataError
+from spheregen.hub import HubError, find_downloaded, import_hub, request
 
 HUB = "hf://datasets/"
 _REFERENCE = re.compile(
@@ -53,25 +53,19 @@ def open_hub(reference: str, split: str, *, stream: bool, path_too: bool = False
         raise DataError(f"{HUB}{reference} is no Hub data set; write {HUB}user/name[@revision][/folder]")
     repo, revision, folder = match["repo"], match["revision"], match["folder"] or ""
     typo = f"there is no path {reference} here (a typo?); as a Hub data set: " if path_too else ""
+    hub = import_hub(f"{typo}{repo}", DataError)
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise DataError(
-            f'{typo}{repo} is on the Hugging Face Hub, which needs a package: pip install "spheregen[hub]"'
-        ) from error
-    try:
-        listed = _request(lambda: huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset", revision=revision))
-    except _HubError as error:
+        listed: list[str] = request(
+            lambda: hub.HfApi().list_repo_files(repo, repo_type="dataset", revision=revision), "data set"
+        )
+    except HubError as error:
         if error.permanent or stream:
             raise DataError(f"{typo}{error}") from error
-        try:  # no network: what was downloaded before will do
-            root = Path(
-                huggingface_hub.snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)
-            )
-        except Exception:
+        before = find_downloaded(hub, repo, "data set", revision)  # no network: what was downloaded before will do
+        if before is None:
             raise DataError(f"{typo}{error}") from error
-        listed = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-        return _open_local(root, _choose(listed, folder, split, repo), split, repo)
+        listed = sorted(path.relative_to(before).as_posix() for path in before.rglob("*") if path.is_file())
+        return _open_local(before, _choose(listed, folder, split, repo), split, repo)
     choice = _choose(sorted(listed), folder, split, repo)
     if stream:
         return _open_stream(repo, revision, choice, split)
@@ -80,16 +74,17 @@ def open_hub(reference: str, split: str, *, stream: bool, path_too: bool = False
         wanted = [f"{choice.folder}/*" if choice.folder else "*"]
     try:
         root = Path(
-            _request(
-                lambda: huggingface_hub.snapshot_download(
+            request(
+                lambda: hub.snapshot_download(
                     repo,
                     repo_type="dataset",
                     revision=revision,
                     allow_patterns=[_literal(name) for name in wanted] if choice.kind != "images" else wanted,
-                )
+                ),
+                "data set",
             )
         )
-    except _HubError as error:
+    except HubError as error:
         raise DataError(f"{error}") from error
     return _open_local(root, choice, split, repo)
 
@@ -157,31 +152,3 @@ def _folders(names: Sequence[str]) -> list[str]:
 def _literal(name: str) -> str:
     """A name as a pattern that matches it alone."""
     return re.sub(r"([*?[])", r"[\1]", name)
-
-
-class _HubError(Exception):
-    """A request that failed, as one line."""
-
-    def __init__(self, text: str, *, permanent: bool) -> None:
-        super().__init__(text)
-        self.permanent = permanent  # trying again, or without a network, does not help
-
-
-def _request(action: Any) -> Any:
-    """What the Hub answers; its errors, which differ between its versions 0, 1 and 2, become one line."""
-    from huggingface_hub import errors
-
-    def named(*names: str) -> tuple[type[BaseException], ...]:
-        return tuple(kind for name in names if isinstance(kind := getattr(errors, name, None), type))
-
-    try:
-        return action()
-    except named("GatedRepoError") as error:
-        text = "access must be asked for on its web page; then log in with `hf auth login`"
-        raise _HubError(f"{text} ({cause_of(error)})", permanent=True) from error
-    except named("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError") as error:
-        text = "the Hub has no such data set or revision, or it is private: check for a typo, or `hf auth login`"
-        raise _HubError(f"{text} ({cause_of(error)})", permanent=True) from error
-    except Exception as error:  # offline, time-outs, proxies, and what the HTTP library of the day raises
-        text = "the Hugging Face Hub cannot be reached; check the connection"
-        raise _HubError(f"{text} ({cause_of(error)})", permanent=False) from error

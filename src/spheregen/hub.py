@@ -1,0 +1,111 @@
+"""The Hugging Face Hub, for data sets and models alike: the optional package, and what goes wrong in one line.
+
+huggingface_hub 0.x, 1.x and 2.x raise errors of three HTTP libraries; here they are told apart by name and status.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, TypeVar
+
+from spheregen.errors import SphereGenError
+
+Answer = TypeVar("Answer")
+Kind = Literal["data set", "model"]
+"""What a repository holds."""
+
+_MISSING = ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class HubError(Exception):
+    """A request that failed, as one line; who asked makes an error for the user of it."""
+
+    def __init__(self, text: str, *, permanent: bool) -> None:
+        super().__init__(text)
+        self.permanent = permanent  # trying again, or without a network, does not help
+
+
+def import_hub(what: str, error: type[SphereGenError]) -> ModuleType:
+    """The package huggingface_hub.
+
+    Args:
+        what: what is on the Hub, the first words of the message.
+        error: the error to raise.
+
+    Raises:
+        SphereGenError: an `error`, if the package is not installed.
+    """
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError as missing:
+        raise error(
+            f'{what} is on the Hugging Face Hub, which needs a package: pip install "spheregen[hub]"'
+        ) from missing
+
+
+def request(action: Callable[[], Answer], kind: Kind) -> Answer:
+    """What the Hub answers to `action`.
+
+    Raises:
+        HubError: anything that huggingface_hub raised.
+    """
+    try:
+        return action()
+    except Exception as error:  # what the HTTP library of the day raises has no common base
+        text, permanent = _explain(error, kind)
+        raise HubError(f"{text} ({_cause(error)})", permanent=permanent) from error
+
+
+def find_downloaded(hub: ModuleType, repo: str, kind: Kind, revision: str | None) -> Path | None:
+    """The folder of what was downloaded of a repository before, be it complete or not; None if that is nothing.
+
+    Args:
+        hub: the package huggingface_hub.
+        repo: user/name.
+    """
+    repo_type = kind.replace(" ", "")
+    try:
+        return Path(hub.snapshot_download(repo, repo_type=repo_type, revision=revision, local_files_only=True))
+    except Exception as error:
+        # Version 2 says so where files of the repository are missing; but we never wanted all of them.
+        place = getattr(error, "snapshot_path", None) if _is_named(error, "IncompleteSnapshotError") else None
+        return Path(place) if place else None
+
+
+def _is_named(error: BaseException, *names: str) -> bool:
+    """Whether `error` is of one of the classes of `huggingface_hub.errors`; each version lacks some of them."""
+    from huggingface_hub import errors
+
+    return any(isinstance(kind := getattr(errors, name, None), type) and isinstance(error, kind) for name in names)
+
+
+def _explain(error: Exception, kind: Kind) -> tuple[str, bool]:
+    """Cause and cure, and whether it is permanent."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if _is_named(error, "GatedRepoError"):
+        return "access must be asked for on its web page; then log in with `hf auth login`", True
+    if _is_named(error, *_MISSING) or status == 404:
+        return f"the Hub has no such {kind} or revision, or it is private: check for a typo, or `hf auth login`", True
+    if _is_named(error, "LocalTokenNotFoundError") or status == 401:
+        return "nobody is logged in, or the token is wrong or has expired: log in with `hf auth login`", True
+    if status == 403:
+        return "the Hub denies this to the account or its token; use one that may, with `hf auth login`", True
+    if status == 429:
+        return "the Hub wants fewer requests; wait a few minutes and try again", False
+    if isinstance(status, int) and 400 <= status < 500 and status != 408:
+        return "the Hub refuses the request; correct what it names", True
+    if isinstance(error, OSError) and (
+        error.errno in _DISK or (isinstance(error, PermissionError) and error.filename is not None)
+    ):
+        return "the cache of the Hub cannot be written to; free space, or choose another place with HF_HOME", True
+    return "the Hugging Face Hub cannot be reached; check the connection", False  # offline, time-outs, proxies
+
+
+def _cause(error: BaseException) -> str:
+    text = " ".join(str(getattr(error, "server_message", None) or error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
