@@ -112,10 +112,10 @@ def rotate(v: Tensor, towards: Tensor, angle: Tensor | float) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
-    """Walk from `a` (t = 0) to `b` (t = 1) on the great circle, at constant angular speed.
+    """Walk from `a` (t = 0) to `b` (t = 1) on the great circle, at constant angular speed; both ends are exact.
 
-    Points closer than about 1e-4 degrees are joined by a straight line, the limit of the formula. Opposite points
-    have no unique great circle: the result there is finite, but not on the sphere.
+    Points closer than about 1e-4 degrees are joined by a straight line, the limit of the formula. Opposite points have
+    no unique great circle: one of them is taken, always the same for the same points.
 
     Args:
         a, b: points on the sphere (B, ...).
@@ -126,11 +126,17 @@ def slerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
     position = _per_sample(position, a) if position.ndim else position
     omega = _per_sample(torch.deg2rad(angle_between(a, b)).to(wide_a.dtype), a)
     sine = torch.sin(omega)
-    straight = sine < 2e-6
-    safe = torch.where(straight, torch.ones_like(sine), sine)  # divide safely before where, for the gradients' sake
-    weight_a = torch.where(straight, 1 - position, torch.sin((1 - position) * omega) / safe)
-    weight_b = torch.where(straight, position.expand_as(weight_a), torch.sin(position * omega) / safe)
-    return (weight_a * wide_a + weight_b * wide_b).to(a.dtype)
+    degenerate = sine < 2e-6  # divide safely before where, for the gradients' sake
+    safe = torch.where(degenerate, torch.ones_like(sine), sine)
+    weight_a = torch.where(degenerate, 1 - position, torch.sin((1 - position) * omega) / safe)
+    weight_b = torch.where(degenerate, position.expand_as(weight_a), torch.sin(position * omega) / safe)
+    between = weight_a * wide_a + weight_b * wide_b
+    # near opposite points the weights above cancel: turn towards b, or where it gives no direction anywhere at all
+    opposite = math.pi - omega < 1e-3
+    aside = wide_b.flatten(1).roll(1, dims=-1).view_as(wide_b)
+    turned = rotate(wide_a, torch.where(degenerate, aside, wide_b), torch.rad2deg(position * omega).flatten())
+    between = torch.where(opposite, turned, between)
+    return torch.where(position == 0, wide_a, torch.where(position == 1, wide_b, between)).to(a.dtype)
 
 
 def _sample_axes(x: Tensor) -> tuple[int, ...]:

@@ -171,13 +171,14 @@ def test_bfloat16_is_close_to_float32(head: str, classes: int) -> None:
     model = model_of(pixel_head=head, num_classes=classes)
     half = model_of(pixel_head=head, num_classes=classes).to(torch.bfloat16)
     images, labels = images_of(model), labels_of(model)
-    v, v_half = model.encode(images, labels), half.encode(images.bfloat16(), labels)
-    assert v_half.dtype == torch.bfloat16
-    assert torch.cosine_similarity(v.flatten(1), v_half.float().flatten(1)).min() > 0.99
-    decoded = half.decode(v.bfloat16(), labels)
-    assert decoded.dtype == torch.bfloat16
+    v, v_half = model.encode(images, labels), half.encode(images, labels)
+    assert v_half.dtype == torch.float32  # the networks compute in bfloat16; what is between them is wide
+    assert torch.cosine_similarity(v.flatten(1), v_half.flatten(1)).min() > 0.99
+    decoded = half.decode(v, labels)
+    assert decoded.dtype == torch.float32
     expected = model.decode(v, labels)
-    assert (decoded.float() - expected).norm() < 0.15 * expected.norm()
+    assert (decoded - expected).norm() < 0.15 * expected.norm()
+    assert torch.equal(half.decode(v.bfloat16(), labels), decoded)
 
 
 @pytest.mark.parametrize("classes", [0, 3])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spheregen.conditioning import ClassEmbedding
 from spheregen.errors import ConfigError, check_choices
+from spheregen.models.protocol import Labels
 from spheregen.models.sizes import TransformerSize, resolve_size
 from spheregen.nn.block import Block
 from spheregen.nn.linear import Init, linear
@@ -23,7 +24,7 @@ from spheregen.nn.norm import RMSNorm
 from spheregen.nn.patches import ConvPixelHead, LinearPixelHead, PatchEmbedding
 from spheregen.nn.positions import AxialRotary, sincos_table
 from spheregen.nn.tags import ENCODER, NO_DECAY, tag
-from spheregen.sphere import angle_to_sigma, spherify
+from spheregen.sphere import angle_to_sigma, spherify, upcast
 
 DEFAULT_PATCH = {32: 4, 64: 4, 128: 8, 256: 16, 512: 32}
 """The published patch of each image size; the "high" latent resolution halves it."""
@@ -159,10 +160,43 @@ class AutoencoderConfig:
         return resolve_size(self.decoder)
 
 
+@dataclass(frozen=True)
+class NetworkCondition:
+    """What an encoder or a decoder makes of labels, before it sees any token; the batch axis may be 1 for all."""
+
+    embedding: Tensor
+    """(B, W) class embedding."""
+    blocks: tuple[tuple[Tensor, ...], ...]
+    """Of each block the six adaLN vectors (B, 1, W)."""
+    output: tuple[Tensor, ...]
+    """The output's shift and scale, (B, 1, W)."""
+
+    def rows(self, index: Tensor) -> NetworkCondition:
+        """The condition of these rows."""
+        return NetworkCondition(
+            self.embedding[index],
+            tuple(tuple(vector[index] for vector in block) for block in self.blocks),
+            tuple(vector[index] for vector in self.output),
+        )
+
+
+@dataclass(frozen=True)
+class AutoencoderCondition:
+    """Labels as encoder and decoder need them; a `Condition`."""
+
+    encoder: NetworkCondition
+    decoder: NetworkCondition
+
+    def rows(self, index: Tensor) -> AutoencoderCondition:
+        """The condition of these rows."""
+        return AutoencoderCondition(self.encoder.rows(index), self.decoder.rows(index))
+
+
 class Trunk(nn.Module):
     """What encoder and decoder share: positions, transformer blocks, the class embedding and in-context tokens.
 
-    Tokens (B, N, W) and labels (B,) or None to tokens (B, N, W) and the condition (B, W) or None.
+    Tokens (B, N, W) and labels (B,), a prepared condition or None to tokens (B, N, W) and what the output is
+    conditioned on: an embedding (B, W), its adaLN vectors, or None.
     """
 
     positions: Tensor
@@ -182,24 +216,46 @@ class Trunk(nn.Module):
                 self.context = _context_parameter(config.in_context_tokens, width)
             self.context_positions = _context_parameter(config.in_context_tokens, width)
 
-    def forward(self, tokens: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, tokens: Tensor, labels: Tensor | NetworkCondition | None
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, ...] | None]:
+        if isinstance(labels, NetworkCondition):
+            embedding: Tensor | None = labels.embedding
+        else:
+            embedding = self.embed(labels, tokens.shape[0])
+        x = upcast(tokens) + self.positions
+        for index, block in enumerate(self.blocks):
+            if self.context_tokens and index == self.context_start:
+                x = torch.cat([self._context(embedding, x), x], dim=1)
+            x = block(x, self.rotary, labels.blocks[index] if isinstance(labels, NetworkCondition) else embedding)
+            if self.spherify_blocks and index < len(self.blocks) - 1:
+                x = spherify(x)
+        x = x[:, self.context_tokens :] if self.context_tokens else x
+        return x, labels.output if isinstance(labels, NetworkCondition) else embedding
+
+    def embed(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        """The class embedding (B, W) of labels; None for an unconditional model.
+
+        Raises:
+            ValueError: labels for an unconditional model, or for another number of samples.
+        """
         if labels is not None:
             if self.labels is None:
                 raise ValueError("this model is unconditional and takes no labels; leave them out")
-            if labels.shape != tokens.shape[:1]:
-                raise ValueError(f"{tuple(labels.shape)} labels for a batch of {tokens.shape[0]}; give one for each")
-        condition = None if self.labels is None else self.labels(labels, tokens.shape[0])
-        x = tokens + self.positions
-        for index, block in enumerate(self.blocks):
-            if self.context_tokens and index == self.context_start:
-                x = torch.cat([self._context(condition, x), x], dim=1)
-            x = block(x, self.rotary, condition)
-            if self.spherify_blocks and index < len(self.blocks) - 1:
-                x = spherify(x)
-        return x[:, self.context_tokens :] if self.context_tokens else x, condition
+            if labels.shape[0] != batch or labels.ndim != 1 + labels.is_floating_point():
+                raise ValueError(f"{tuple(labels.shape)} labels for a batch of {batch}; give one for each")
+        return None if self.labels is None else self.labels(labels, batch)
 
-    def _context(self, condition: Tensor | None, x: Tensor) -> Tensor:
-        content = self.context if condition is None else condition.unsqueeze(1)
+    def condition(self, labels: Tensor | None, output: Output | None) -> NetworkCondition:
+        """Everything that this trunk and its output make of labels (B,), or of the null class for all."""
+        embedding = self.embed(labels, 1 if labels is None else labels.shape[0])
+        if embedding is None or output is None:
+            raise ValueError("an unconditional model makes nothing of labels")
+        blocks = tuple(block.modulation(embedding) for block in self.blocks)  # type: ignore[operator]
+        return NetworkCondition(embedding, blocks, output.modulation(embedding))
+
+    def _context(self, embedding: Tensor | None, x: Tensor) -> Tensor:
+        content = self.context if embedding is None else embedding.unsqueeze(1)
         return (content + self.context_positions).to(x.dtype).expand(x.shape[0], -1, -1)  # type: ignore[operator]
 
 
@@ -211,8 +267,8 @@ class Output(nn.Module):
         self.norm = RMSNorm(width)
         self.modulation = Modulation(width, 2)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.modulation(condition)
+    def forward(self, x: Tensor, condition: Tensor | tuple[Tensor, ...]) -> Tensor:
+        shift, scale = condition if isinstance(condition, tuple) else self.modulation(condition)
         return modulate(self.norm(x), shift, scale)
 
 
@@ -233,7 +289,7 @@ class Encoder(nn.Module):
             else None
         )
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | NetworkCondition | None = None) -> Tensor:
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (B, *{self.image_shape})")
         x, condition = self.trunk(self.patches(images), labels)
@@ -262,7 +318,7 @@ class Decoder(nn.Module):
         self.head = head(size.width, config.patch, config.image_channels, config.grid, init=config.output_init)
         self.tanh = config.output_activation == "tanh"
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor | NetworkCondition | None = None) -> Tensor:
         x = self.embed(latents)
         if self.mixer is not None:
             x = self.mixer(x)
@@ -299,18 +355,48 @@ class SphereAutoencoder(nn.Module):
     def sigma_max(self) -> float:
         return angle_to_sigma(self.config.max_angle)
 
-    def encode_raw(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.encoder(images, labels)  # type: ignore[no-any-return]
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.config.image_channels, self.config.image_size, self.config.image_size
 
-    def encode(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        return spherify(self.encoder(images, labels))
+    def condition(self, labels: Tensor | None) -> AutoencoderCondition | None:
+        if not self.num_classes:
+            self.encoder.trunk.embed(labels, 0)  # complains about labels
+            return None
+        if labels is not None and not labels.is_floating_point() and labels.shape[0] > self.num_classes + 1:
+            # classes repeat: compute each once
+            return self.condition(torch.arange(self.num_classes + 1, device=labels.device)).rows(labels)  # type: ignore[union-attr]
+        encoder, decoder = self.encoder, self.decoder
+        return AutoencoderCondition(
+            encoder.trunk.condition(labels, encoder.output), decoder.trunk.condition(labels, decoder.output)
+        )
 
-    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.decoder(latents, labels).clamp(-1, 1)  # type: ignore[no-any-return]
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, in which the networks compute. What comes out of them is float32 or wider."""
+        return self.decoder.embed.weight.dtype
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def encode_raw(self, images: Tensor, labels: Labels = None) -> Tensor:
+        return upcast(self.encoder(images.to(self.dtype), _part(labels, "encoder")))
+
+    def encode(self, images: Tensor, labels: Labels = None) -> Tensor:
+        return spherify(self.encode_raw(images, labels))
+
+    def decode(self, latents: Tensor, labels: Labels = None) -> Tensor:
+        return upcast(self.decoder(latents.to(self.dtype), _part(labels, "decoder"))).clamp(-1, 1)
+
+    def forward(self, images: Tensor, labels: Labels = None) -> Tensor:
         """Reconstruct images: decode(encode(x))."""
         return self.decode(self.encode(images, labels), labels)
+
+
+def _part(labels: Labels, network: Literal["encoder", "decoder"]) -> Tensor | NetworkCondition | None:
+    """Labels as one of the two networks takes them."""
+    if labels is None or isinstance(labels, Tensor):
+        return labels
+    if not isinstance(labels, AutoencoderCondition):
+        raise ValueError(f"a {type(labels).__name__} is no condition of this model; take model.condition(labels)")
+    return labels.encoder if network == "encoder" else labels.decoder
 
 
 def _context_parameter(tokens: int, width: int) -> nn.Parameter:

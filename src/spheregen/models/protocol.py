@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+
+from spheregen.conditioning import Condition
+
+Labels = Tensor | Condition | None
+"""Class ids (B,), mixtures (B, num_classes + 1), a prepared condition of B samples, or None for the null class."""
 
 
 @runtime_checkable
 class SphereGenerator(Protocol):
     """A decoder from the sphere to images, with an encoder back.
 
-    Legend: B samples, C image channels, S image size, L = prod(latent_shape) numbers of a latent.
+    Legend: B samples, C image channels, S image size, L = prod(latent_shape) numbers of a latent. Labels are described
+    in `spheregen.conditioning`.
     """
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of one image, (C, S, S)."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -26,11 +37,18 @@ class SphereGenerator(Protocol):
     def sigma_max(self) -> float:
         """The largest noise magnitude of training, tan(alpha_max): what schedules are fractions of."""
 
-    def encode_raw(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the networks compute; images and latents outside are float32, or float64 under float64."""
+
+    def condition(self, labels: Tensor | None) -> Condition | None:
+        """What the three calls below take in place of `labels`, computed once; None for an unconditional generator."""
+
+    def encode_raw(self, images: Tensor, labels: Labels = None) -> Tensor:
         """Images (B, C, S, S) in [-1, 1] to latents (B, N, d) before the sphere: guidance combines these."""
 
-    def encode(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, labels: Labels = None) -> Tensor:
         """Images (B, C, S, S) in [-1, 1] to points on the sphere (B, N, d). `labels=None`: the null class."""
 
-    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    def decode(self, latents: Tensor, labels: Labels = None) -> Tensor:
         """Points on the sphere to images in [-1, 1]. `labels=None`: the null class."""

@@ -20,7 +20,8 @@ class Block(nn.Module):
     """Attention, then SwiGLU, each behind an RMSNorm and on a residual path; (B, T, W) to (B, T, W).
 
     A conditional block modulates both by adaLN-Zero (shift, scale, gate of the attention, then of the MLP); an
-    unconditional one has no modulation and gates of 1.
+    unconditional one has no modulation and gates of 1. The condition is an embedding (B, W), or what `modulation` made
+    of it, where the same one is needed again and again.
     """
 
     def __init__(self, width: int, heads: int, *, conditional: bool) -> None:
@@ -35,17 +36,18 @@ class Block(nn.Module):
         self.recompute = False
         """Keep no activations for the backward pass but compute them again: less memory, a third more time."""
 
-    def forward(self, x: Tensor, rotary: AxialRotary, condition: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: AxialRotary, condition: Tensor | tuple[Tensor, ...] | None) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             # blocks draw no random numbers, so there is no state to put back
             return checkpoint(self._compute, x, rotary, condition, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
         return self._compute(x, rotary, condition)
 
-    def _compute(self, x: Tensor, rotary: AxialRotary, condition: Tensor | None) -> Tensor:
+    def _compute(self, x: Tensor, rotary: AxialRotary, condition: Tensor | tuple[Tensor, ...] | None) -> Tensor:
         if self.modulation is None or condition is None:
             x = x + self.attention(self.attention_norm(x), rotary)
             return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)
+        vectors = condition if isinstance(condition, tuple) else self.modulation(condition)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
         x = gated(x, gate_a, self.attention(modulate(self.attention_norm(x), shift_a, scale_a), rotary))
         return gated(x, gate_m, self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m)))
 

@@ -14,6 +14,21 @@ Init = Literal["xavier", "zero", "normal", "scaled"]
 """Weights: Xavier-uniform; zeros; N(0, 1); N(0, 1/fan_in). Biases start at zero."""
 
 
+class Linear(nn.Linear):
+    """A linear that takes its input in the type of its weights, where those are half as wide.
+
+    So a network in bfloat16 can keep its residual path in float32, as it has it under autocast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(narrowed(x, self.weight), self.weight, self.bias)
+
+
+def narrowed(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` in the type of a half-wide weight, else as it is: under autocast the weight is wide and `x` may be narrow."""
+    return x.to(weight.dtype) if weight.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class PaddedLinear(nn.Linear):
     """A linear that is computed with zeros added to its sides, while its parameters keep their shape.
 
@@ -39,12 +54,12 @@ class PaddedLinear(nn.Linear):
             weight = functional.pad(rows, (0, self.pad_inputs, 0, self.pad_outputs)).flatten(0, 1)
         if self.pad_outputs:
             bias = functional.pad(bias.unflatten(0, (self.parts, -1)), (0, self.pad_outputs)).flatten()
-        return functional.linear(x, weight, bias)
+        return functional.linear(narrowed(x, weight), weight, bias)
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True, init: Init = "xavier") -> nn.Linear:
     """A tagged `nn.Linear` with the given initialisation."""
-    return prepared(nn.Linear(inputs, outputs, bias=bias), init)
+    return prepared(Linear(inputs, outputs, bias=bias), init)
 
 
 LinearLayer = TypeVar("LinearLayer", bound=nn.Linear)

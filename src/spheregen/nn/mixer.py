@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from spheregen.nn.linear import Init, linear
 from spheregen.nn.norm import RMSNorm
 from spheregen.nn.tags import NO_DECAY, tag
+from spheregen.sphere import upcast
 
 
 class MixerBlock(nn.Module):
@@ -48,6 +49,7 @@ class Mixer(nn.Module):
         self.norm = RMSNorm(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = upcast(x)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)  # type: ignore[no-any-return]

@@ -1,20 +1,39 @@
-"""From points on the sphere to images: the few-step loop, its schedules and guidance."""
+"""From points on the sphere to images: the few-step loop, its schedules and guidance, editing and restoration."""
 
-from spheregen.sampling.guidance import Guided, guide
-from spheregen.sampling.loop import Samples, edit, reconstruct, refine, sample
-from spheregen.sampling.schedules import edit_radii, refinement_radii
+from spheregen.sampling.editing import MASKS, crossover_mask, edit, stitch, vary
+from spheregen.sampling.guidance import ClassifierFreeGuidance, Guidance, Guided, Steered, guide
+from spheregen.sampling.interpolation import blend, interpolate, lerp
+from spheregen.sampling.loop import Samples, reconstruct, refine, sample
+from spheregen.sampling.restoration import Masked, Observation, Reduced, restore
+from spheregen.sampling.schedules import SCHEDULES, Schedule, edit_radii, refinement_radii
 from spheregen.sampling.seeds import SeededNoise, seeded_noise
 
 __all__ = [
+    "MASKS",
+    "SCHEDULES",
+    "ClassifierFreeGuidance",
+    "Guidance",
     "Guided",
+    "Masked",
+    "Observation",
+    "Reduced",
     "Samples",
+    "Schedule",
     "SeededNoise",
+    "Steered",
+    "blend",
+    "crossover_mask",
     "edit",
     "edit_radii",
     "guide",
+    "interpolate",
+    "lerp",
     "reconstruct",
     "refine",
     "refinement_radii",
+    "restore",
     "sample",
     "seeded_noise",
+    "stitch",
+    "vary",
 ]

@@ -1,7 +1,7 @@
-"""The few-step loop: generation, editing and reconstruction are one refinement step with different starts.
+"""The few-step loop: generation, editing and restoration are one refinement step with different starts.
 
-Source: Yue et al. 2026 (arXiv 2602.15030), generation and editing. Legend: T steps, B samples, latents (B, N, d),
-images (B, C, S, S) in [-1, 1].
+Source: Yue et al. 2026 (arXiv 2602.15030), generation. Legend: T steps, B samples, latents (B, N, d), images
+(B, C, S, S) in [-1, 1].
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spheregen.errors import ConfigError
 from spheregen.models.protocol import SphereGenerator
-from spheregen.sampling.guidance import Guided, guide
-from spheregen.sampling.schedules import Schedule, edit_radii, refinement_radii
+from spheregen.sampling.guidance import Guidance, Steered, guide
+from spheregen.sampling.schedules import Schedule, refinement_radii
 from spheregen.sphere import spherify, tilt
 
 StepNoise = Tensor | Sequence[Tensor]
@@ -32,10 +32,10 @@ class Samples:
     """The images of every step, each (B, C, S, S); the last is `images`."""
 
 
-def refine(guided: Guided, images: Tensor, radius: float, noise: Tensor) -> Tensor:
+def refine(steered: Steered, images: Tensor, radius: float, noise: Tensor) -> Tensor:
     """One refinement step: encode, tilt by `radius` of sigma_max along `noise`, decode."""
-    v = spherify(guided.encode_raw(images))
-    return guided.decode(tilt(v, noise, radius * guided.model.sigma_max))
+    v = spherify(steered.encode_raw(images))
+    return steered.decode(tilt(v, noise, radius * steered.sigma_max))
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def sample(
     labels: Tensor | None = None,
     steps: int = 4,
     schedule: Schedule = "fixed",
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
     guidance_at: str = "both",
     step_noise: StepNoise | None = None,
     generator: torch.Generator | None = None,
@@ -55,11 +55,11 @@ def sample(
 
     Args:
         model: any generator of the family.
-        noise: Gaussian noise (B, N, d); spherified it is the starting point.
-        labels: (B,) int64 class ids; None is the null class of a conditional model.
+        noise: Gaussian noise (B, N, d), or points on the sphere; spherified it is the starting point.
+        labels: (B,) int64 class ids or (B, K+1) mixtures; None is the null class of a conditional model.
         steps: T >= 1 decodes.
-        schedule: `fixed` (r_t = 1), `decay` (r_t = 1 - t/T) or T-1 fractions of sigma_max.
-        guidance: scale s; 1 is none.
+        schedule: `fixed` (r_t = 1), `decay` (r_t = 1 - t/T), T-1 fractions of sigma_max, or a function (t, T) -> r_t.
+        guidance: scale s, 1 for none; or a `Guidance` of your own.
         guidance_at: `pixel`, `latent` or `both` (sqrt(s) each).
         step_noise: noise of the refinement steps, one tensor for all or a list of T-1; drawn where None.
         generator: source of the drawn step noise, on the device of `noise` or the CPU.
@@ -70,44 +70,12 @@ def sample(
     """
     radii = refinement_radii(schedule, steps)
     _check_shape("noise", noise, model)
-    guided = guide(model, labels, guidance, guidance_at)
-    directions = _directions(step_noise, len(radii), noise, generator, share=share_noise)
-    trajectory = [guided.decode(spherify(noise))]
+    check_labels(labels, noise.shape[0])
+    steered = guide(model, labels, guidance, guidance_at)
+    directions = step_directions(step_noise, len(radii), noise, generator, share=share_noise)
+    trajectory = [steered.decode(spherify(noise))]
     for radius, direction in zip(radii, directions, strict=True):
-        trajectory.append(refine(guided, trajectory[-1], radius, direction))
-    return Samples(images=trajectory[-1], trajectory=tuple(trajectory))
-
-
-@torch.no_grad()
-def edit(
-    model: SphereGenerator,
-    images: Tensor,
-    labels: Tensor | None = None,
-    steps: int = 4,
-    strength: float = 0.25,
-    schedule: Schedule = "fixed",
-    guidance: float = 1.0,
-    guidance_at: str = "both",
-    step_noise: StepNoise | None = None,
-    generator: torch.Generator | None = None,
-    share_noise: bool = True,
-) -> Samples:
-    """Pull images towards a condition: T pairs of encode, with noise scaled by `strength`, and decode.
-
-    Args:
-        images: (B, C, S, S) in [-1, 1]. Every encode, the first included, is under the target `labels`.
-        steps: T >= 1 pairs; the trajectory has T images.
-        strength: the noise of a step as a fraction of sigma_max (`decay`: strength * (1 - t/(T+1))).
-
-    The other arguments are those of `sample`; a list of step noise holds T tensors.
-    """
-    radii = edit_radii(schedule, steps, strength)
-    guided = guide(model, labels, guidance, guidance_at)
-    like = images.new_empty((images.shape[0], *model.latent_shape))
-    directions = _directions(step_noise, len(radii), like, generator, share=share_noise)
-    trajectory: list[Tensor] = []
-    for radius, direction in zip(radii, directions, strict=True):
-        trajectory.append(refine(guided, trajectory[-1] if trajectory else images, radius, direction))
+        trajectory.append(refine(steered, trajectory[-1], radius, direction))
     return Samples(images=trajectory[-1], trajectory=tuple(trajectory))
 
 
@@ -117,9 +85,14 @@ def reconstruct(model: SphereGenerator, images: Tensor, labels: Tensor | None = 
     return model.decode(model.encode(images, labels), labels)
 
 
-def _directions(
-    given: StepNoise | None, count: int, like: Tensor, generator: torch.Generator | None, *, share: bool
+def step_directions(
+    given: StepNoise | None, count: int, like: Tensor, generator: torch.Generator | None = None, *, share: bool = True
 ) -> Iterator[Tensor] | Sequence[Tensor]:
+    """The noise of `count` steps: what is given, checked; else one draw for all, or one for each.
+
+    Raises:
+        ConfigError: another number of noises, or of another shape than `like`.
+    """
     if isinstance(given, Tensor):
         _check_like("step_noise", given, like)
         return [given] * count
@@ -132,6 +105,16 @@ def _directions(
     if share:
         return [_draw(like, generator)] * count if count else []
     return (_draw(like, generator) for _ in range(count))
+
+
+def check_labels(labels: Tensor | None, count: int) -> None:
+    """Complain unless there is a label for each of `count` samples: a prepared condition does not know their number.
+
+    Raises:
+        ConfigError: another number of labels.
+    """
+    if labels is not None and tuple(labels.shape[:1]) != (count,):
+        raise ConfigError(f"labels have shape {tuple(labels.shape)} for {count} samples; give one for each")
 
 
 def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,0 +1,80 @@
+"""Ways between points on the sphere: two along a line, four over a square.
+
+Legend: F frames, latents (N, d) or with leading axes; all shapes but those axes are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from spheregen.errors import ConfigError, did_you_mean
+from spheregen.sphere import slerp, spherify
+
+
+def lerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
+    """The straight line between points on the sphere (B, ...), put back on it: `spherify((1-t)*a + t*b)`.
+
+    The ends are exact; the speed in between is not constant, unlike that of `slerp`.
+    """
+    weight = torch.as_tensor(t, dtype=a.dtype, device=a.device)
+    weight = weight.view(-1, *(1 for _ in range(a.ndim - 1))) if weight.ndim else weight
+    between = spherify((1 - weight) * a + weight * b)
+    return torch.where(weight == 0, a, torch.where(weight == 1, b, between))
+
+
+PATHS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType({"slerp": slerp, "lerp": lerp})
+"""How two points are joined: on the great circle at constant speed, or on a straight line put back on the sphere."""
+
+
+def interpolate(ends: Tensor, frames: int, path: str = "slerp") -> Tensor:
+    """Points between two or four points on the sphere.
+
+    Args:
+        ends: (2, ...) or (4, ...) points on the sphere; four are the corners upper left, upper right, lower left, lower
+            right.
+        frames: F >= 2 points along each side, the ends included and exact.
+        path: `slerp` or `lerp`.
+
+    Returns:
+        (F, ...) points, or (F*F, ...) row by row: across along the upper and the lower side, then down between the two.
+
+    Raises:
+        ConfigError: another number of ends or frames, or an unknown path.
+    """
+    across, down = positions(len(ends), frames)
+    if path not in PATHS:
+        raise ConfigError(f"unknown path {path!r}{did_you_mean(path, PATHS)}; use {', '.join(PATHS)}")
+    join = PATHS[path]
+
+    def repeated(end: Tensor) -> Tensor:
+        return end.expand(len(across), *end.shape)
+
+    upper = join(repeated(ends[0]), repeated(ends[1]), across)
+    if len(ends) == 2:
+        return upper
+    return join(upper, join(repeated(ends[2]), repeated(ends[3]), across), down)
+
+
+def blend(ends: Tensor, frames: int) -> Tensor:
+    """Class mixtures of the ends (2 or 4, K) mixed linearly, as `interpolate` goes: (F, K) or (F*F, K)."""
+    across, down = (t[:, None] for t in positions(len(ends), frames))
+    upper = (1 - across) * ends[0] + across * ends[1]
+    if len(ends) == 2:
+        return upper
+    return (1 - down) * upper + down * ((1 - across) * ends[2] + across * ends[3])
+
+
+def positions(ends: int, frames: int) -> tuple[Tensor, Tensor]:
+    """Where the points of `interpolate` are, across and down, each (F,) or (F*F,) from 0 to 1."""
+    if ends not in (2, 4):
+        raise ConfigError(f"interpolation goes between two ends or the four corners of a square, not {ends}")
+    if frames < 2:
+        raise ConfigError(f"frames is at least 2, the ends themselves, not {frames}")
+    t = torch.linspace(0, 1, frames)
+    if ends == 2:
+        return t, torch.zeros(frames)
+    return t.repeat(frames), t.repeat_interleave(frames)
