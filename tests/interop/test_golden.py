@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import typer.main
 from safetensors.torch import load_file
 from torch import Tensor
 
 import spheregen as sg
+from spheregen.cli.main import app
 from spheregen.losses.reconstruction import latent_distance, pixel_distance, to_unit
+from spheregen.model_folder import load_model
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.noise import Radii, perturb
 from tests.conftest import GOLDEN_NAMES
@@ -36,15 +41,42 @@ class Golden:
         assert worst <= self.tolerance, f"{name} differs by {worst:.2e}"
 
 
-@pytest.fixture(scope="module", params=[(name, dtype) for name in GOLDEN_NAMES for dtype in ("float32", "float64")])
-def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
-    name, dtype_name = request.param
+@pytest.fixture(
+    scope="module",
+    params=[
+        (name, dtype, way)
+        for name in GOLDEN_NAMES
+        for dtype, way in (("float32", "load"), ("float64", "load"), ("float32", "convert"), ("float64", "shapes"))
+    ],
+    ids="-".join,
+)
+def golden(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    """Each golden case as it is read, through `spheregen convert`, and through it without the configuration."""
+    name, dtype_name, way = request.param
     folder = shared / "golden" / "official-sphere-encoder" / name
     dtype = getattr(torch, dtype_name)
     io = load_file(folder / "io.safetensors")
     io = {key: value.to(dtype) if value.is_floating_point() else value for key, value in io.items()}
-    model = sg.interop.load_sphere_encoder(folder).to(dtype)
+    if way == "load":
+        model = sg.interop.load_sphere_encoder(folder).to(dtype)
+    else:
+        model = converted(folder, tmp_path_factory.mktemp("converted"), shapes_only=way == "shapes").to(dtype)
     return Golden(model, io, 3e-5 if dtype is torch.float32 else 1e-5)
+
+
+def converted(folder: Path, place: Path, *, shapes_only: bool) -> SphereAutoencoder:
+    """The model of a folder that the command wrote; `shapes_only` gives it no more than what shapes cannot tell."""
+    weights = folder / "weights.safetensors"
+    settings = []
+    if shapes_only:
+        weights = Path(shutil.copy(weights, place / "alone.safetensors"))
+        told = json.loads((folder / "config.json").read_text())
+        heads = {told["sizes"][told[f"{part}_model_size"]]["heads"] for part in ("vit_enc", "vit_dec")}
+        assert heads == {2}
+        settings = [f"noise_sigma_max_angle={told['noise_sigma_max_angle']}", "vit_enc_heads=2", "vit_dec_heads=2"]
+    words = ["convert", "sphere-encoder", "--weights", str(weights), "--out", str(place / "out")]
+    typer.main.get_command(app).main([*words, *(f"--set={setting}" for setting in settings)], standalone_mode=False)
+    return load_model(place / "out").model
 
 
 @torch.no_grad()

@@ -1,154 +1,35 @@
-"""Published checkpoints of every kind become our model; foreign and broken ones are refused in one line.
-
-The published layout is written here a second time, from the golden files' names, as the inverse of what is tested.
-"""
+"""Published checkpoints of every kind become our model; foreign and broken ones are refused in one line."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import nn
 
-from spheregen.errors import ConfigError, ModelFileError, SphereGenError
+from spheregen.errors import ConfigError, ModelFileError
+from spheregen.interop import convert_sphere_encoder
 from spheregen.interop.sphere_encoder import autoencoder_config, load_sphere_encoder
+from spheregen.model_folder import load_model
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
-from spheregen.models.sizes import TransformerSize
-
-SIZE = TransformerSize(width=16, depth=2, heads=2, in_context_start=1)
-INSIDE_BLOCKS = {
-    "attention_norm": "norm1",
-    "mlp_norm": "norm2",
-    "attention.qkv": "attn.qkv",
-    "attention.out": "attn.proj",
-    "mlp.gate_value": "mlp.w12",
-    "mlp.out": "mlp.w3",
-    "modulation.linear": "adaLN_modulation.1",
-}
-INSIDE_MIXERS = {
-    "token_norm": "norm1",
-    "channel_norm": "norm2",
-    "token_mlp": "tok_mixer.mix",
-    "channel_mlp": "chn_mixer.mix",
-    "token_gain": "alpha1",
-    "channel_gain": "alpha2",
-    "norm": "norm",
-}
-PARTS = {
-    "encoder.patches.patches": "encoder.x_embedder.0",
-    "encoder.patches.mix": "encoder.x_embedder.1",
-    "encoder.project": "encoder.ffn.linear",
-    "decoder.head.linear": "decoder.ffn.linear",
-    "decoder.head.smooth": "decoder.out.2",
-    "decoder.head.up": "decoder.out.4",
-    **{
-        f"{part}.{ours}": f"{part}.{theirs}"
-        for part in ("encoder", "decoder")
-        for ours, theirs in (
-            ("trunk.labels.table", "y_embedder.embedding_table"),
-            ("trunk.positions", "pos_embed"),
-            ("trunk.context", "inctx_embed"),
-            ("trunk.context_positions", "inctx_pos_embed"),
-            ("output.norm", "ffn.norm"),
-            ("output.modulation.linear", "ffn.adaLN_modulation.1"),
-        )
-    },
-}
-
-
-def model_of(**options: Any) -> SphereAutoencoder:
-    defaults: dict[str, Any] = {
-        "image_size": 8,
-        "patch_size": 4,
-        "encoder": SIZE,
-        "decoder": SIZE,
-        "latent_channels": 4,
-        "num_classes": 3,
-        "encoder_mixer_depth": 1,
-        "decoder_mixer_depth": 2,
-    }
-    torch.manual_seed(0)
-    model = SphereAutoencoder(AutoencoderConfig(**{**defaults, **options}))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-def published_name(name: str, config: AutoencoderConfig) -> str:
-    module, _, leaf = name.rpartition(".")
-    pieces = name.split(".")
-    if pieces[1:3] == ["trunk", "blocks"]:
-        inside = ".".join(pieces[4:-1])
-        return f"{pieces[0]}.blocks.{pieces[3]}.{INSIDE_BLOCKS[inside]}.{leaf}"
-    if pieces[1] == "mixer":
-        start = "encoder.out" if pieces[0] == "encoder" else "decoder.x_embedder.1"
-        index = 4 if pieces[2] == "blocks" else 2
-        path = [*pieces[2:index], INSIDE_MIXERS[pieces[index]], *pieces[index + 1 :]]
-        return ".".join([start, *path])
-    if module == "decoder.embed":
-        return f"decoder.x_embedder.{'0.' if config.decoder_mixer_depth else ''}{leaf}"
-    return PARTS[name] if name in PARTS else f"{PARTS[module]}.{leaf}"
-
-
-def published_state(model: SphereAutoencoder) -> dict[str, Tensor]:
-    state = {published_name(name, model.config): tensor.clone() for name, tensor in model.state_dict().items()}
-    state["encoder.x_embedder.1.weight"] = state["encoder.x_embedder.1.weight"][:, :, None, None].contiguous()
-    return state
-
-
-def published_config(model: SphereAutoencoder) -> dict[str, Any]:
-    """The constructor's arguments, as golden folders hold them."""
-    config = model.config
-    return {
-        "input_size": config.image_size,
-        "patch_size": config.patch,
-        "vit_enc_model_size": "mine",
-        "vit_dec_model_size": "mine",
-        "token_channels": config.channels,
-        "num_classes": config.num_classes,
-        "pixel_head_type": config.pixel_head,
-        "vit_enc_latent_mlp_mixer_depth": config.encoder_mixer_depth,
-        "vit_dec_latent_mlp_mixer_depth": config.decoder_mixer_depth,
-        "affine_latent_mlp_mixer": config.mixer_affine,
-        "in_context_size": config.in_context_tokens,
-        "noise_sigma_max_angle": config.max_angle,
-        "sizes": {"mine": {"width": 16, "layers": 2, "heads": 2, "in_context_start": 1}},
-    }
-
-
-def write(folder: Path, model: SphereAutoencoder, state: dict[str, Tensor] | None = None, **options: Any) -> Path:
-    (folder / "config.json").write_text(json.dumps({**published_config(model), **options}))
-    save_file(published_state(model) if state is None else state, folder / "weights.safetensors")
-    return folder
-
-
-@torch.no_grad()
-def assert_same(loaded: SphereAutoencoder, model: SphereAutoencoder) -> None:
-    assert not loaded.training
-    images = torch.rand((3, 3, 8, 8), generator=torch.Generator().manual_seed(2)) * 2 - 1
-    for labels in (None, torch.tensor([0, 1, 2])) if model.num_classes else (None,):
-        v = model.encode(images, labels)
-        assert torch.equal(loaded.encode(images, labels), v)
-        assert torch.equal(loaded.decode(v, labels), model.decode(v, labels))
-    assert model.decode(v).std() > 0.01
-    assert loaded.sigma_max == model.sigma_max
-
-
-def refuses(kind: type[SphereGenError], call: Any, *reasons: str) -> None:
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for reason in reasons:
-        assert reason in message
-
+from tests.interop.published import (
+    OTHER,
+    SIZE,
+    assert_same,
+    model_of,
+    published_config,
+    published_state,
+    refuses,
+    untold,
+    weight_file,
+    write,
+)
 
 # architectures --------------------------------------------------------------------------------------------------------
 
@@ -163,13 +44,24 @@ def refuses(kind: type[SphereGenError], call: Any, *reasons: str) -> None:
         {"decoder_mixer_depth": 0},
         {"in_context_tokens": 2},
         {"mixer_affine": False},
+        {"mixer_affine": False, "encoder_mixer_depth": 0, "in_context_tokens": 3},
         {"max_angle": 80.0},
+        {"spherify_decoder_blocks": True},
+        {"encoder": OTHER, "latent_channels": 7},
+        {"decoder": OTHER, "in_context_tokens": 1},
+        {"patch_size": 2},
+        {"image_size": 32, "patch_size": 8, "encoder_mixer_depth": 0},
+        {"image_size": 32, "patch_size": 16, "decoder_mixer_depth": 0},
     ],
     ids=str,
 )
 def test_every_architecture_loads(head: str, classes: int, options: dict[str, Any], tmp_path: Path) -> None:
     model = model_of(pixel_head=head, num_classes=classes, **options)
     assert_same(load_sphere_encoder(write(tmp_path, model)), model)
+    (tmp_path / "config.json").unlink()
+    assert_same(load_sphere_encoder(tmp_path, options=untold(model)), model)
+    convert_sphere_encoder(tmp_path, tmp_path / "converted", options=untold(model))
+    assert_same(load_model(tmp_path / "converted").model, model)
 
 
 def test_the_published_names_of_a_model_without_mixers() -> None:
@@ -217,8 +109,9 @@ def test_training_checkpoints(ema: bool, tmp_path: Path) -> None:
 
 def test_a_bare_state_dictionary(tmp_path: Path) -> None:
     model = model_of()
-    torch.save(published_state(model), tmp_path / "weights.pth")
-    assert_same(load_sphere_encoder(tmp_path, published_config(model)), model)
+    for zipped in (True, False):
+        torch.save(published_state(model), tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
+        assert_same(load_sphere_encoder(tmp_path, published_config(model)), model)
     refuses(
         ModelFileError,
         lambda: load_sphere_encoder(tmp_path, published_config(model), ema=True),
@@ -237,18 +130,33 @@ class Evil:
         return (Path.write_text, (self.path, "executed"))
 
 
-@pytest.mark.parametrize("place", ["model", "extra", "whole"])
-def test_code_in_a_pickle_is_refused_and_not_executed(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["model", "extra", "whole", "weight"])
+@pytest.mark.parametrize("container", ["zip", "legacy", "pickle"])
+def test_code_in_a_pickle_is_refused_and_not_executed(place: str, container: str, tmp_path: Path) -> None:
     model, proof = model_of(), tmp_path / "proof"
     evil = Evil(proof)
     content: Any = {
         "model": {"model": evil},
         "extra": {"model": published_state(model), "args": evil},
         "whole": evil,
+        "weight": {"model": {**published_state(model), "encoder.pos_embed": evil}},
     }[place]
-    torch.save(content, tmp_path / "evil.pth")
-    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path / "evil.pth", published_config(model)), "evil.pth")
+    path = tmp_path / "evil.pth"
+    if container == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=container == "zip")
+    for call in (
+        lambda: load_sphere_encoder(path, published_config(model)),
+        lambda: convert_sphere_encoder(path, tmp_path / "out", options=untold(model)),
+    ):
+        message = refuses(ModelFileError, call, "evil.pth", "nothing of it was executed")
+        assert "weights_only" not in message  # torch recommends to switch its protection off
     assert not proof.exists()
+    assert not (tmp_path / "out").exists()
+    if container == "zip":
+        torch.load(path, weights_only=False)
+        assert proof.exists()  # it would have been
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"\x80\x02]q\x00."])
@@ -257,6 +165,114 @@ def test_broken_weights_are_refused(content: bytes, suffix: str, tmp_path: Path)
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
     refuses(ModelFileError, lambda: load_sphere_encoder(path, published_config(model_of())), "broken")
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
+def test_truncated_weights_are_refused(name: str, tmp_path: Path) -> None:
+    model = model_of()
+    path = weight_file(tmp_path, model, name)
+    whole = path.read_bytes()
+    for length in [1, 7, 8, 100, *range(1000, len(whole), len(whole) // 10), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        refuses(ModelFileError, lambda: load_sphere_encoder(path, options=untold(model)), name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda tensor: tensor.to(torch.int8), "int8"),
+        (lambda tensor: tensor.to(torch.complex64), "complex64"),
+        (lambda tensor: tensor > 0, "bool"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "float8"),
+        (lambda tensor: tensor.to_sparse(), "sparse"),
+        (lambda tensor: torch.ones(1).expand(tensor.shape), "expanded"),
+        (lambda tensor: torch.empty(1, 10**15, 0), "empty"),
+        (lambda tensor: tensor.to("meta"), "no numbers"),
+        (lambda tensor: tensor.clone().fill_(float("nan")), "NaN"),
+        (lambda tensor: tensor.clone().fill_(float("inf")), "infinite"),
+        (lambda tensor: tensor.double() * 1e300, "infinite"),
+        (lambda tensor: tensor.tolist(), "a list"),
+        (lambda tensor: {"weight": tensor}, "a dict"),
+        (lambda tensor: None, "a NoneType"),
+    ],
+)
+def test_weights_that_are_no_dense_numbers_are_refused(spoil: Any, reason: str, tmp_path: Path) -> None:
+    model = model_of()
+    state: dict[str, Any] = dict(published_state(model))
+    state["decoder.ffn.linear.weight"] = spoil(state["decoder.ffn.linear.weight"])
+    torch.save({"model": state, "epoch": 1}, tmp_path / "odd.pth")
+    refuses(
+        ModelFileError,
+        lambda: load_sphere_encoder(tmp_path / "odd.pth", options=untold(model)),
+        "odd.pth",
+        "decoder.ffn.linear.weight",
+        reason,
+    )
+
+
+def test_shared_and_transposed_tensors_and_parameters_are_read(tmp_path: Path) -> None:
+    model = model_of()
+    state: dict[str, Any] = dict(published_state(model))
+    for name in ("encoder.pos_embed", "decoder.pos_embed"):
+        state[name] = state["encoder.pos_embed"]
+    weight = state["decoder.ffn.linear.weight"]
+    state["decoder.ffn.linear.weight"] = nn.Parameter(weight.T.contiguous().T)
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    assert_same(load_sphere_encoder(tmp_path, options=untold(model)), model)
+
+
+def test_a_key_twice_and_keys_that_are_no_names(tmp_path: Path) -> None:
+    model = model_of()
+    state: dict[Any, Any] = dict(published_state(model))
+    torch.save({**state, "module.encoder.pos_embed": state["encoder.pos_embed"]}, tmp_path / "a.pth")
+    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path / "a.pth"), "encoder.pos_embed twice")
+    torch.save({**state, 5: torch.zeros(1)}, tmp_path / "b.pth")
+    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path / "b.pth"), "b.pth", "'5'")
+    torch.save({"model": {}}, tmp_path / "c.pth")
+    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path / "c.pth"), "c.pth", "empty")
+
+
+FOREIGN = {
+    "ViT": ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "head.weight"],
+    "UNet": ["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight", "mid_block.attentions.0.proj.weight"],
+    "VAE": ["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight"],
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_checkpoints_of_other_models_are_refused(kind: str, suffix: str, tmp_path: Path) -> None:
+    state = {name: torch.randn(4, 4) for name in FOREIGN[kind]}
+    path = tmp_path / f"foreign{suffix}"
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    for config in (None, published_config(model_of())):
+        refuses(
+            ModelFileError,
+            lambda config=config: load_sphere_encoder(path, config),
+            "holds no Sphere Encoder",
+            f"none of its {len(state)} keys",
+            FOREIGN[kind][0],
+        )
+
+
+def test_names_with_line_ends_stay_on_one_line(tmp_path: Path) -> None:
+    model = model_of()
+    torch.save({**published_state(model), "two\nlines": torch.zeros(1)}, tmp_path / "a.pth")
+    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path / "a.pth", options=untold(model)), r"two\nlines")
+    torch.save({"two\nlines": torch.zeros(1)}, tmp_path / "b.pth")
+    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path / "b.pth"), "no Sphere Encoder")
+
+
+def test_models_of_ours_and_halves_of_models_are_refused(tmp_path: Path) -> None:
+    model = model_of()
+    path = tmp_path / "model.safetensors"
+    save_file(model.state_dict(), path)
+    refuses(ModelFileError, lambda: load_sphere_encoder(path), "a SphereGen model already")
+    save_file({name: value for name, value in published_state(model).items() if name.startswith("encoder")}, path)
+    refuses(ModelFileError, lambda: load_sphere_encoder(path), "lacks the whole decoder")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"a": 1}}, {"model": None}, 5])
@@ -273,6 +289,14 @@ def test_a_checkpoint_without_ema_weights(tmp_path: Path) -> None:
         ModelFileError,
         lambda: load_sphere_encoder(tmp_path / "a.pth", published_config(model), ema=True),
         "holds no ema_model",
+    )
+    torch.save({"ema_model": published_state(model)}, tmp_path / "b.pth")
+    assert_same(load_sphere_encoder(tmp_path / "b.pth", published_config(model), ema=True), model)
+    refuses(
+        ModelFileError,
+        lambda: load_sphere_encoder(tmp_path / "b.pth", published_config(model)),
+        "holds no model",
+        "--ema",
     )
 
 
@@ -297,12 +321,13 @@ def test_gains_without_an_axis(tmp_path: Path) -> None:
     assert_same(load_sphere_encoder(write(tmp_path, model, state)), model)
 
 
-def test_bfloat16_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_types(dtype: torch.dtype, tmp_path: Path) -> None:
     model = model_of()
-    state = {name: tensor.bfloat16() for name, tensor in published_state(model).items()}
+    state = {name: tensor.to(dtype) for name, tensor in published_state(model).items()}
     loaded = load_sphere_encoder(write(tmp_path, model, state))
     assert all(tensor.dtype == torch.float32 for tensor in loaded.state_dict().values())
-    model.load_state_dict({name: tensor.bfloat16().float() for name, tensor in model.state_dict().items()})
+    model.load_state_dict({name: tensor.to(dtype).float() for name, tensor in model.state_dict().items()})
     assert_same(loaded, model)
 
 
@@ -411,21 +436,46 @@ def test_impossible_options_are_refused(change: dict[str, Any], reasons: list[st
     refuses(ConfigError, lambda: autoencoder_config({**published_config(model_of()), **change}), *reasons)
 
 
-def test_missing_and_unexpected_weights_are_listed(tmp_path: Path) -> None:
+def test_missing_and_unexpected_weights_are_listed_by_their_published_names(tmp_path: Path) -> None:
     model = model_of()
     state = published_state(model)
     del state["encoder.blocks.0.norm1.weight"]
     state["encoder.discriminator.weight"] = torch.zeros(1)
     state["decoder.ffn.linear.bias"] = torch.zeros(7)
+    state["encoder.x_embedder.1.weight"] = torch.zeros(16, 16, 3, 3)
     write(tmp_path, model, state)
-    refuses(
-        ModelFileError,
-        lambda: load_sphere_encoder(tmp_path),
+    expected = (
         "weights.safetensors",
-        "missing: encoder.trunk.blocks.0.attention_norm.weight",
+        "missing: encoder.blocks.0.norm1.weight",
         "unexpected: encoder.discriminator.weight",
-        "other shape: decoder.head.linear.bias (7,) instead of (48,)",
+        "other shape: decoder.ffn.linear.bias (7,) instead of (48,)",
+        "encoder.x_embedder.1.weight (16, 16, 3, 3) instead of (16, 16, 1, 1)",
     )
+    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path), *expected)
+    (tmp_path / "config.json").unlink()
+    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path, options=untold(model)), *expected)
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    model = model_of()
+    extra = {f"zebra.{number:02}": torch.zeros(1) for number in range(20)}
+    write(tmp_path, model, {**published_state(model), **extra})
+    message = refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path), "zebra.07 and 12 more")
+    assert "zebra.08" not in message
+
+
+def test_no_weight_can_be_left_out(tmp_path: Path) -> None:
+    """Each missing weight is an error that names it, or says what the others show without it."""
+    small = dataclasses.replace(SIZE, depth=1, in_context_start=0)
+    model = model_of(encoder=small, decoder=small, decoder_mixer_depth=1, in_context_tokens=2)
+    path = tmp_path / "weights.pth"
+    whole = published_state(model)
+    for name in whole:
+        torch.save({other: tensor for other, tensor in whole.items() if other != name}, path)
+        message = refuses(
+            (ModelFileError, ConfigError), lambda: load_sphere_encoder(path, published_config(model)), "weights.pth"
+        )
+        assert name in message or "the weights show" in message
 
 
 def test_missing_files_are_refused(tmp_path: Path) -> None:
@@ -433,12 +483,87 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
     refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path / "nothing"), "no checkpoint at", "nothing")
     refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path), "found none")
     write(tmp_path, model)
-    (tmp_path / "config.json").write_text("{")
-    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path), "config.json")
-    (tmp_path / "config.json").write_text("[]")
-    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path), "config.json")
+    for text in ("{", "[]", "[" * 100_000, "\xff"):
+        (tmp_path / "config.json").write_text(text, encoding="latin-1")
+        refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path), "config.json")
     (tmp_path / "config.json").unlink()
-    refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path), "no config.json or cfg.json")
     refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path, tmp_path / "gone.json"), "gone.json")
+    refuses(ConfigError, lambda: load_sphere_encoder(tmp_path, {"lr": 0.1}), "no option of a Sphere Encoder")
     torch.save(published_state(model), tmp_path / "second.pth")
     refuses(ModelFileError, lambda: load_sphere_encoder(tmp_path), "second.pth, weights.safetensors")
+
+
+# conversion -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_converted_folder_says_where_it_comes_from(ema: bool, tmp_path: Path) -> None:
+    model = model_of()
+    state = published_state(model)
+    torch.save({"model": state, "ema_model": state, "epoch": 7}, tmp_path / "ep7.pth")
+    result = convert_sphere_encoder(
+        tmp_path / "ep7.pth",
+        tmp_path / "out",
+        ema=ema,
+        options=untold(model),
+        class_names=["a", "b", "c"],
+        sampling={"steps": 2},
+    )
+    loaded = load_model(tmp_path / "out")
+    assert_same(loaded.model, model)
+    assert loaded.info.class_names == ("a", "b", "c")
+    assert loaded.info.sampling == {"steps": 2}
+    which = "EMA" if ema else "raw"
+    source = f"ep7.pth (published Sphere Encoder checkpoint, arXiv 2602.15030, {which} weights, epoch 7)"
+    assert loaded.info.provenance["source"] == source
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert source in card and "license: other" in card and "origin" in card and "non-commercial" in card
+    assert (result.weights, result.epoch) == ("ema_model" if ema else "model", 7)
+    assert result.config == loaded.model.config
+    assert result.parameters == sum(tensor.numel() for tensor in model.state_dict().values())
+    assert "vit_enc_model_size" in result.inferred
+    assert result.assumed == {"spherify_model": False}
+    told = convert_sphere_encoder(tmp_path / "ep7.pth", tmp_path / "told", config=published_config(model))
+    assert (told.inferred, told.assumed) == ((), {})
+
+
+def test_a_licence_that_is_given_is_written(tmp_path: Path) -> None:
+    path = weight_file(tmp_path, model := model_of())
+    convert_sphere_encoder(path, tmp_path / "out", options=untold(model), licence=" cc-by-nc-4.0\n")
+    assert load_model(tmp_path / "out").info.provenance["license"] == "cc-by-nc-4.0"
+    assert "license: cc-by-nc-4.0\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_conversion_to_bfloat16(tmp_path: Path) -> None:
+    path = weight_file(tmp_path, model := model_of())
+    convert_sphere_encoder(path, tmp_path / "out", options=untold(model), dtype="bfloat16")
+    loaded = load_model(tmp_path / "out").model.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor.bfloat16())
+
+
+def test_a_conversion_never_overwrites(tmp_path: Path) -> None:
+    path = weight_file(tmp_path, model := model_of(), "model.safetensors")
+    before = path.read_bytes()
+    refuses(ConfigError, lambda: convert_sphere_encoder(path, tmp_path, options=untold(model)), "another folder")
+    assert path.read_bytes() == before
+    out = tmp_path / "out"
+    convert_sphere_encoder(path, out, options=untold(model))
+    refuses(ConfigError, lambda: convert_sphere_encoder(path, out, options=untold(model)), "config.json already")
+    refuses(ConfigError, lambda: convert_sphere_encoder(path, path, options=untold(model)), "is a file")
+
+
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        ({"dtype": "bfloat"}, ["unknown dtype 'bfloat'", "did you mean 'bfloat16'"]),
+        ({"class_names": ["a"]}, ["1 class names for a model of 3 classes"]),
+        ({"options": {"noise_angle": 80}}, ["unknown option 'noise_angle'"]),
+        ({"options": {"noise_sigma_max_angel": 80}}, ["did you mean 'noise_sigma_max_angle'"]),
+    ],
+)
+def test_bad_arguments_write_nothing(change: dict[str, Any], reasons: list[str], tmp_path: Path) -> None:
+    path = weight_file(tmp_path, model := model_of())
+    arguments: dict[str, Any] = {"options": untold(model), **change}
+    refuses(ConfigError, lambda: convert_sphere_encoder(path, tmp_path / "out", **arguments), *reasons)
+    assert not (tmp_path / "out").exists()
