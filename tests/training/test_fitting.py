@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from spheregen.errors import ConfigError
 from spheregen.training import fitting as module
 from spheregen.training.distributed import World
 from spheregen.training.fitting import (
-    available_memory,
     choose_micro_batch,
     explain_fit,
     fits_warning,
@@ -33,27 +31,6 @@ CPU = torch.device("cpu")
 
 def recipe(*settings: str) -> Recipe:
     return load_recipe("debug", settings)
-
-
-def test_available_memory_minds_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = available_memory(CPU)
-    assert found is None or found > 0
-    assert available_memory(torch.device("mps")) is None
-    info = tmp_path / "meminfo"
-    info.write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
-    assert module._meminfo(info) == 2048 << 10
-    assert module._meminfo(tmp_path / "missing") is None
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 200000\n")
-    assert 500_000 in module._container_limits(tmp_path)
-    (tmp_path / "memory.max").write_text("max\n")
-    old = tmp_path / "memory"
-    old.mkdir()
-    (old / "memory.limit_in_bytes").write_text("5000")
-    (old / "memory.usage_in_bytes").write_text("6000")
-    monkeypatch.setattr(module, "_meminfo", lambda: 10**6)
-    assert list(module._container_limits(tmp_path)) == [-1000]
 
 
 def test_micro_batches_are_halves() -> None:

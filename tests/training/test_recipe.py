@@ -44,6 +44,15 @@ def test_overrides_reach_the_recipe_and_numbers_may_be_written_as_people_do() ->
     assert recipe.data.flips
 
 
+def test_the_model_to_start_from_is_an_option_or_a_key() -> None:
+    assert load_recipe("debug").init is None
+    assert load_recipe("debug", init="runs/base").init == load_recipe("debug", ["init=runs/base"]).init == "runs/base"
+    old, new = (load_recipe("debug", init=init).model_dump(mode="json") for init in (None, "runs/base"))
+    assert recipe_differences(old, new) == ["init: None -> runs/base"]
+    del old["init"]  # of a run before there was such a key
+    assert recipe_differences(old, load_recipe("debug").model_dump(mode="json")) == []
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -58,6 +67,7 @@ def test_overrides_reach_the_recipe_and_numbers_may_be_written_as_people_do() ->
         (["sampling.schedule=fixd"], "did you mean 'fixed'"),
         (["loss.pixel_reconstruction=-1"], "not negative"),
         (["noise.hard_probability=2"], r"lies in \[0, 1\]"),
+        (["init=''"], "init: string should have at least 1 character"),
         (["train.steps"], "takes key=value"),
         (["train.steps.more=1"], "steps is a single value"),
         (["optimizer.warmup_steps=1", "optimizer.lr=-1"], "optimizer.lr"),

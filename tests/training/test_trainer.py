@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,19 +14,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spheregen.errors import ConfigError, SphereGenError, TrainingError
 from spheregen.model_folder import load_model
 from spheregen.nn.block import blocks_of
+from spheregen.progress import QuietReporter
 from spheregen.training import checkpoint as checkpoints
 from spheregen.training.health import HealthMonitor
 from spheregen.training.hooks import RunView
-from spheregen.training.progress import QuietReporter
 from spheregen.training.recipe import load_recipe
 from spheregen.training.step import step_seed
 from spheregen.training.trainer import train
+from tests.training.test_distributed import Processes
 
 
 class StopAt(QuietReporter):
@@ -416,3 +418,128 @@ def test_weights_stay_float32_under_bf16(tmp_path: Path) -> None:
     last = checkpoints.latest_checkpoint(folder)
     assert last is not None
     assert all(t.dtype == torch.float32 for n, t in load_file(last.path).items() if not n.startswith("meter."))
+
+
+# fine-tuning
+
+WIDE = ("model.encoder={width: 16, depth: 2, heads: 2}", "model.num_classes=0")
+
+
+def tuned(folder: Path, base: Path | str, *overrides: str, **options: object) -> Path:
+    train(load_recipe("debug", overrides, init=str(base)), folder, device="cpu", **options)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def base(whole: Path, tmp_path: Path) -> Path:
+    """A trained model as it is passed on: without the state of its run, and with a licence."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((whole / name).read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["provenance"] = {"source": "digits.pth", "license": "cc-by-4.0"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_fine_tuning_starts_where_the_model_was(tmp_path: Path) -> None:
+    base = run(tmp_path / "base", "train.steps=150", "train.preview_every=0")
+    messages = Messages()
+    folder = tuned(tmp_path / "run", base, "train.steps=3", "train.log_every=1", reporter=messages)
+    fresh = run(tmp_path / "fresh", "train.steps=1", "train.log_every=1")
+    assert log(folder)[0]["loss"] < 0.6 * log(fresh)[0]["loss"]
+    told = [line for line in messages.lines if line.startswith(f"from {base}: ")]
+    assert len(told) == 1 and "(69 of 69 tensors)" in told[0]
+    # before a step of any size, the averaged weights are the model's
+    still = tuned(tmp_path / "still", base, "train.steps=1", "optimizer.lr=1e-30")
+    ours, theirs = weights(still), weights(base)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("other", [(), WIDE], ids=["same", "adapted"])
+def test_a_fine_tuned_run_continues_to_the_bit_without_its_base(
+    base: Path, tmp_path: Path, other: tuple[str, ...]
+) -> None:
+    reference = tuned(tmp_path / "whole", base, "train.steps=25", *other)
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        tuned(folder, base, "train.steps=25", *other, reporter=StopAt(4))  # before its first checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        tuned(folder, base, "train.steps=25", *other, reporter=StopAt(13))
+    shutil.rmtree(base)
+    messages = Messages()
+    tuned(folder, base, "train.steps=25", *other, reporter=messages)
+    assert_same_run(folder, reference)
+    assert not any("parameters (" in line for line in messages.lines)  # the checkpoint rules, nothing is transferred
+    assert (folder / "config.json").read_bytes() == (reference / "config.json").read_bytes()
+
+
+def test_a_fine_tuned_model_carries_source_and_licence(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        tuned(folder, base, reporter=StopAt(13))
+    for _ in range(2):  # of the interrupted run, and of the continued one
+        info = load_model(folder).info
+        assert info.provenance == {
+            "base_model": f"{base} (recipe debug)",
+            "source": "digits.pth",
+            "license": "cc-by-4.0",
+        }
+        assert info.training["init"] == str(base)
+        card = (folder / "README.md").read_text()
+        assert all(text in card for text in ("license: cc-by-4.0", "digits.pth", str(base)))
+        tuned(folder, base)
+    again = tuned(tmp_path / "again", folder, "train.steps=1")
+    assert load_model(again).info.provenance["license"] == "cc-by-4.0"
+    assert f"fine-tuned from {base}" in load_model(again).info.provenance["base_model"]
+    assert "init" not in load_model(base).info.training
+
+
+def test_another_base_is_refused_as_any_other_change(whole: Path, base: Path, tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "run", base, "train.steps=2")
+    for init in (str(whole), None):
+        with pytest.raises(TrainingError, match=f"init: {base} -> {init}"):
+            train(load_recipe("debug", ["train.steps=2"], init=init), folder, device="cpu")
+    with pytest.raises(TrainingError, match=r"init: None -> .*--out"):
+        tuned(whole, whole)  # into the folder that it starts from
+    with pytest.raises(TrainingError, match="without training state"):
+        tuned(base, base)
+
+
+def test_a_wrong_base_is_one_line(base: Path, tmp_path: Path) -> None:
+    def refused(match: str, init: Path, *overrides: str) -> None:
+        with pytest.raises(SphereGenError, match=match) as caught:
+            tuned(tmp_path / "run", init, *overrides)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "run").exists()
+
+    refused("no model folder at", tmp_path / "nothing")
+    wide = "{width: 32, depth: 1, heads: 2}"
+    refused("nothing of the model fits", base, f"model.encoder={wide}", f"model.decoder={wide}")
+    state = weights(base)
+    state["decoder.embed.weight"][0, 0] = float("inf")
+    save_file(state, base / "model.safetensors")
+    refused(r"decoder\.embed\.weight.* not finite", base)
+    (base / "model.safetensors").write_bytes(b"half of it")
+    refused("truncated or of another kind", base)
+    (base / "config.json").write_text('{"model_class": "Unknown"}')
+    refused("names no model class that this version knows", base)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_processes_fine_tune_as_one(base: Path, tmp_path: Path, parallel: str) -> None:
+    settings = ("model.num_classes=0", "train.steps=20", "train.log_every=1")
+    settings += ("train.checkpoint_every=5", "train.preview_every=0")
+    alone = tuned(tmp_path / "alone", base, *settings)
+    folder = tmp_path / "run"
+    together = Processes(2, folder, f"init={base}", "model.num_classes=0", f"train.parallel={parallel}")
+    for code, messages in together.finish():
+        assert code == 0, messages
+    losses = [[entry["loss"] for entry in log(path)] for path in (alone, folder)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert load_model(folder).info.provenance == load_model(alone).info.provenance
+    # the sharded average started from the same weights
+    ours, theirs = weights(folder), weights(alone)
+    assert all(torch.allclose(ours[name], theirs[name], atol=2e-3) for name in theirs)

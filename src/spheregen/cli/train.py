@@ -16,6 +16,9 @@ def train(
     data: Annotated[
         str | None, typer.Option(help="Images: digits, a folder, zip, parquet or tar files, a Hub data set.")
     ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Fine-tune this model: a model folder, a bundled model or user/name of the Hub.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/RECIPE by default.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting, a.b=c; repeatable.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
@@ -23,10 +26,10 @@ def train(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a generator. The same command again continues an interrupted run exactly where it was saved."""
+    """Train a generator, or fine-tune one. The same command again continues an interrupted run where it was saved."""
     from spheregen.training.recipe import load_recipe
 
-    resolved = load_recipe(recipe, settings or (), data=data)
+    resolved = load_recipe(recipe, settings or (), data=data, init=init)
     if dry_run:
         if as_json:
             print_json(resolved.model_dump(mode="json"))
@@ -35,8 +38,8 @@ def train(
 
             print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
         return
+    from spheregen.progress import default_reporter
     from spheregen.training.distributed import is_first_process
-    from spheregen.training.progress import default_reporter
     from spheregen.training.trainer import train as run_training
 
     folder = output_folder(out or Path("runs") / resolved.name)

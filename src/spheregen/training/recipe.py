@@ -154,6 +154,9 @@ class Recipe(_Section):
 
     name: str
     description: str = ""
+    init: str | None = Field(None, min_length=1)
+    """The model to fine-tune: a model folder, a bundled model or one of the Hub; None starts from random weights
+    (`--init`). Read before the first step alone."""
     data: DataConfig = DataConfig()
     model: AutoencoderConfig
     noise: NoiseConfig = NoiseConfig()
@@ -212,8 +215,14 @@ def shipped_recipes() -> dict[str, str]:
     return {name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for name, file in files}
 
 
-def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, data: str | None = None) -> Recipe:
+def load_recipe(
+    recipe: str | Path, overrides: Sequence[str] = (), *, data: str | None = None, init: str | None = None
+) -> Recipe:
     """Read a recipe by its shipped name or from a YAML file, with `a.b=c` overrides in front of it.
+
+    Args:
+        data: becomes `data.source`, where it is given.
+        init: becomes `init`, likewise.
 
     Raises:
         ConfigError: unknown recipe or key, impossible value; all problems in one line.
@@ -239,6 +248,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, data: str 
     values.setdefault("name", path.stem)
     if data is not None:
         _section(values, ["data"], "--data")["source"] = data
+    if init is not None:
+        values["init"] = init
     for override in overrides:
         _apply_override(values, override)
     return build_recipe(values, origin)

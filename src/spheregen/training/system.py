@@ -16,9 +16,11 @@ from spheregen.evaluation.cost import autoencoder_cost, count_flops
 from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderObjective
 from spheregen.losses.perceptual import PerceptualLoss, load_perceptual
 from spheregen.losses.terms import LossTerms
+from spheregen.model_folder import LoadedModel
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.nn.block import blocks_of
 from spheregen.training.recipe import Recipe
+from spheregen.training.transfer import Transfer, transfer
 
 
 class AutoencoderSystem:
@@ -46,6 +48,19 @@ class AutoencoderSystem:
         if self.perceptual is not None:
             self.perceptual.to(device)
         return self
+
+    def start_from(self, base: LoadedModel, class_names: Sequence[str]) -> Transfer:
+        """Put a trained model's weights into this system's fresh model; what does not fit stays as it is.
+
+        Args:
+            base: the model to fine-tune; on the CPU, as this one must still be.
+            class_names: of this run's data, empty for an unconditional model.
+
+        Raises:
+            ConfigError: nothing of it fits.
+            ModelFileError: its weights are broken.
+        """
+        return transfer(self.model, base.model, target_classes=class_names, source_classes=base.info.class_names)
 
     def draw(self, batch: int, generator: torch.Generator, rows: slice | None = None) -> AutoencoderDraws:
         """The random numbers of a global batch, or of these rows of it, on the CPU."""

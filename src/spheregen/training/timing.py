@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from spheregen.devices import available_memory
 from spheregen.evaluation.peak import PeakMeter, synchronize
 from spheregen.nn.block import Block
-from spheregen.training.fitting import SAFE_SHARE, available_memory, rough_total
+from spheregen.training.fitting import SAFE_SHARE, rough_total
 from spheregen.training.memory import estimate_memory, images_per_process
 from spheregen.training.recipe import Recipe
 from spheregen.training.step import TrainingStep

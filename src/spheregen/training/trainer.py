@@ -24,7 +24,9 @@ from spheregen.errors import ConfigError, ModelFileError, TrainingError
 from spheregen.evaluation.peak import matmul_peak
 from spheregen.files import remove_leftovers, write_json
 from spheregen.losses.autoencoder import AutoencoderDraws
-from spheregen.model_folder import WEIGHTS, ModelInfo, load_model, save_model
+from spheregen.model_folder import WEIGHTS, LoadedModel, ModelInfo, load_model, read_architecture, save_model
+from spheregen.model_source import find_model
+from spheregen.progress import QuietReporter, Reporter
 from spheregen.training.checkpoint import FOLDER as STATE
 from spheregen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, training_state
 from spheregen.training.distributed import World, joined_world, local_device
@@ -35,12 +37,12 @@ from spheregen.training.latents import LARGEST_BATCH, latent_statistics
 from spheregen.training.log import Meters, RunLog
 from spheregen.training.optimizer import learning_rate
 from spheregen.training.preview import save_preview
-from spheregen.training.progress import QuietReporter, Reporter
 from spheregen.training.recipe import Recipe, recipe_differences
 from spheregen.training.signals import StopRequest, end_as_by
 from spheregen.training.step import StepResult, TrainingStep
-from spheregen.training.system import build_system
+from spheregen.training.system import AutoencoderSystem, build_system
 from spheregen.training.trackers import Tracker, open_trackers
+from spheregen.training.transfer import check_fits, fingerprint, inherited_provenance
 
 PREVIEWS = "previews"
 PROGRESS_SECONDS = 10.0
@@ -87,10 +89,13 @@ def train(
         reporter: hears of progress, in the first process; silent by default.
         hooks: code of yours that looks at the run, see `TrainingHook`.
 
+    With `recipe.init` a new run starts from the weights of that model, see `spheregen.training.transfer`.
+
     Raises:
+        ModelFileError: the model to start from is missing or broken.
         TrainingError: the folder holds a run with other settings, the loss is no longer finite, or another process of
             the run failed.
-        DataError, ConfigError: data and recipe do not fit together.
+        DataError, ConfigError: data and recipe do not fit together, or nothing of the model to start from fits.
         KeyboardInterrupt, SystemExit: the run was asked to stop, and has saved its state.
     """
     with joined_world(device, recipe.train.backend) as world:
@@ -136,6 +141,8 @@ class _Run:
             raise TrainingError(
                 f"the processes see different checkpoints in {folder}; put it on storage that all machines share"
             )
+        self.class_names = tuple(source.class_names) if recipe.model.num_classes else ()
+        base = _load_base(recipe, world) if recipe.init is not None and checkpoint is None else None
         self.batches = TrainingBatches(
             source,
             image_options(recipe),
@@ -174,6 +181,11 @@ class _Run:
             _refuse_changes(checkpoint.run, self.about, folder)
         elif (folder / WEIGHTS).exists():
             raise TrainingError(f"{folder} holds a model without training state; choose another folder with --out")
+        if base is not None:
+            self.about["init"] = self._start_from(base, system)
+            del base
+        elif checkpoint and "init" in checkpoint.run:
+            self.about["init"] = checkpoint.run["init"]  # the model itself is never read again
         micro_batch = recipe.train.micro_batch
         if micro_batch == "auto":
             micro_batch = choose_micro_batch(recipe, self.device, self.precision, world)
@@ -205,7 +217,7 @@ class _Run:
             self.health.restore(checkpoint.run.get("health", {}))
             reporter.message(f"continuing {folder} from step {self.start}")
         self.info = ModelInfo(
-            class_names=source.class_names if recipe.model.num_classes else (),
+            class_names=self.class_names,
             sampling=recipe.sampling.model_dump(mode="json"),
             preprocessing={"fit": recipe.data.fit, "background": list(recipe.data.background)},
             training={
@@ -216,8 +228,21 @@ class _Run:
                 "batch_size": recipe.train.batch_size,
                 "seed": recipe.train.seed,
                 "perceptual": self.about["perceptual"],
+                **({"init": recipe.init} if recipe.init is not None else {}),
             },
+            provenance=self.about.get("init", {}).get("provenance", {}),
         )
+
+    def _start_from(self, base: LoadedModel, system: AutoencoderSystem) -> dict[str, Any]:
+        """Begin with the weights of a trained model; returns what the run must know of it when it continues."""
+        name = self.recipe.init
+        assert name is not None
+        for line in system.start_from(base, self.class_names).summary():
+            self.reporter.message(f"from {name}: {line}")
+        weights = fingerprint(base.model)
+        if len(set(self.world.gather_objects(weights))) > 1:
+            raise TrainingError(f"the processes see different models at {name}; give all of them the same one")
+        return {"provenance": inherited_provenance(name, base.info), "weights": weights}
 
     def train(self) -> TrainingResult:
         recipe, total, reporter = self.recipe, self.total, self.reporter
@@ -470,6 +495,18 @@ def _check_classes(recipe: Recipe, source: ImageSource) -> None:
     raise ConfigError(
         f"{source.name} has {given} classes, but the recipe asks for {wanted}: --set model.num_classes={given}"
     )
+
+
+def _load_base(recipe: Recipe, world: World) -> LoadedModel:
+    """The model that a run starts from; refused here, before the data is read, if nothing of it can fit."""
+    assert recipe.init is not None
+    if not world.is_first:
+        world.wait_for_all()  # the first may have to download it
+    folder = find_model(recipe.init)
+    if world.is_first:
+        world.wait_for_all()
+    check_fits(recipe.model, read_architecture(folder))
+    return load_model(folder)
 
 
 def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
