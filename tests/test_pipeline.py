@@ -159,7 +159,7 @@ def test_generate_images_are_pil(pipe: sg.Pipeline) -> None:
 
 @pytest.mark.parametrize("label", [2, "2", "horse"])
 def test_labels_by_id_digits_and_name(pipe: sg.Pipeline, label: int | str) -> None:
-    assert pipe.label_id(label) == 2
+    assert pipe.classes.id(label) == 2
     result = pipe.generate(2, labels=label)
     assert result.labels == (2, 2)
     assert torch.equal(result.tensor, pipe.generate(2, labels=[2, 2]).tensor)
@@ -342,16 +342,19 @@ def test_an_unconditional_model_refuses_labels(unconditional: sg.Pipeline) -> No
         lambda: unconditional.generate(labels=["cat"]),
         lambda: unconditional.reconstruct(image, labels=1),
         lambda: unconditional.encode(image, labels="cat"),
-        lambda: unconditional.label_id(0),
+        lambda: unconditional.classes.id(0),
     ):
         refuses(call, "unconditional", "leave the label out")
     refuses(lambda: unconditional.generate(guidance=1.5), "give labels")
 
 
 def test_impossible_pictures_are_refused(pipe: sg.Pipeline, tmp_path: Path) -> None:
-    refuses(lambda: pipe.reconstruct(torch.zeros(1, 3, 9, 8)), "(1, 3, 9, 8)", "(B, 3, 8, 8)")
-    refuses(lambda: pipe.reconstruct(torch.zeros(3, 8, 8)), "(3, 8, 8)")
-    refuses(lambda: pipe.encode(torch.zeros(1, 1, 8, 8)), "(1, 1, 8, 8)")
+    refuses(lambda: pipe.reconstruct(torch.zeros(1, 4, 8, 8)), "(4, 8, 8)", "1 or 3 channels")
+    refuses(lambda: pipe.reconstruct(torch.zeros(8, 8)), "(8, 8)")
+    refuses(lambda: pipe.reconstruct(torch.full((1, 3, 8, 8), -1.0)), "values from -1 to -1", "[0, 1]")
+    refuses(lambda: pipe.encode(torch.full((3, 8, 8), float("nan"))), "nan", "[0, 1]")
+    refuses(lambda: pipe.encode(torch.zeros(3, 8, 8, dtype=torch.int32)), "int32", "uint8")
+    refuses(lambda: pipe.reconstruct([3.5]), "float is no picture")  # type: ignore[list-item]
     refuses(lambda: pipe.reconstruct([]), "no images")
     refuses(lambda: pipe.reconstruct(tmp_path / "nothing.png"), "nothing.png")
     (tmp_path / "broken.png").write_bytes(b"not a picture")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spheregen.training.progress import BarReporter, LineReporter, QuietReporter, Reporter, default_reporter
+from spheregen.progress import BarReporter, LineReporter, QuietReporter, Reporter, default_reporter
 
 
 @pytest.mark.parametrize("reporter", [LineReporter(every=0.0), BarReporter(), QuietReporter()])

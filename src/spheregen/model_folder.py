@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from spheregen.nn.uninitialised import Uninitialised
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL_CLASSES = {"SphereAutoencoder": (SphereAutoencoder, AutoencoderConfig)}
 """Class name in config.json -> the model and its configuration."""
+_FINGERPRINTED = 64 << 20  # bytes
 _SECTIONS = ("sampling", "preprocessing", "training", "provenance")
 
 
@@ -119,6 +121,22 @@ def load_model(folder: str | Path) -> LoadedModel:
     return LoadedModel(model.eval(), ModelInfo(class_names=tuple(map(str, names)), **sections))
 
 
+def model_fingerprint(folder: str | Path) -> str:
+    """Twelve hexadecimal digits that tell two models apart: of the weight file's length and 64 MiB of it at most.
+
+    A model that was trained on gets another fingerprint; a folder that was moved or renamed keeps its own.
+    """
+    path = Path(folder) / WEIGHTS
+    size = path.stat().st_size
+    found = hashlib.sha256(str(size).encode())
+    pieces = 256 if size > _FINGERPRINTED else 1
+    with path.open("rb") as file:
+        for piece in range(pieces):
+            file.seek(piece * size // pieces)
+            found.update(file.read(_FINGERPRINTED // pieces))
+    return found.hexdigest()[:12]
+
+
 def read_architecture(folder: str | Path) -> AutoencoderConfig:
     """The architecture of a model folder, without its weights.
 
@@ -166,7 +184,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise ModelFileError(
                 f"{folder} is not a model folder: it has no {name} (a run gets it with its first checkpoint; published "
-                "checkpoints are read by spheregen.interop.load_sphere_encoder)"
+                "checkpoints are read by `spheregen convert`)"
             )
     path = folder / CONFIG
     try:
@@ -176,7 +194,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or str(config.get("model_class")) not in MODEL_CLASSES:
         raise ModelFileError(
             f"{path} names no model class that this version knows ({', '.join(MODEL_CLASSES)}); "
-            "published checkpoints are read by spheregen.interop.load_sphere_encoder"
+            "published checkpoints are read by `spheregen convert`"
         )
     return config
 

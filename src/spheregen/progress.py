@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Part = TypeVar("Part")
 
 
 class Reporter(Protocol):
@@ -109,6 +111,25 @@ class BarReporter:
 def default_reporter(*, quiet: bool = False) -> Reporter:
     """A bar on a terminal, plain lines elsewhere and under `quiet`."""
     return BarReporter() if sys.stderr.isatty() and not quiet else LineReporter()
+
+
+def watched(
+    parts: Iterable[Part], count: int, size: Callable[[Part], int], reporter: Callable[[], Reporter]
+) -> Iterator[Part]:
+    """Pass on the batches of `count` images and tell how far it is; nothing is said where there is only one batch."""
+    telling: Reporter | None = None
+    done = 0
+    try:
+        for part in parts:
+            done += size(part)
+            if telling is None:
+                telling = reporter() if done < count else QuietReporter()
+                telling.start(count, 0, 1)
+            yield part
+            telling.step(done, None)
+    finally:
+        if telling is not None:
+            telling.stop()
 
 
 def _minutes(seconds: float) -> str:

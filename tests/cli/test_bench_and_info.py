@@ -10,7 +10,8 @@ import pytest
 from spheregen.cli import bench as bench_command
 from spheregen.evaluation.peak import PeakMeter
 from spheregen.training import bench as bench_module
-from spheregen.training import fitting, timing
+from spheregen import devices
+from spheregen.training import timing
 from tests.cli.conftest import Run
 from tests.cli.test_commands import assert_one_line_error
 
@@ -81,7 +82,7 @@ def test_info_tells_the_memory_of_a_recipe(run: Run) -> None:
 
 
 def test_info_warns_where_it_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "available_memory", lambda _: 10_000)
+    monkeypatch.setattr(devices, "available_memory", lambda _: 10_000)
     out = run("info", "debug", "--device", "cpu").out
     assert "warning: this run needs about" in out and "a smaller model" in out
 

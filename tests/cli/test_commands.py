@@ -126,7 +126,7 @@ def test_debug_shows_the_traceback(run: Run) -> None:
         (["sample", "MODEL", "--seed", "-3"], ["seed"]),
         (["sample", "MODEL", "--batch-size", "0"], ["batch_size"]),
         (["sample", "MODEL", "--out", "file"], ["file is a file"]),
-        (["sample", "missing"], ["no model folder at missing"]),
+        (["sample", "missing"], ["there is no model"]),
         (["sample", "empty"], ["not a model folder"]),
         (["sample", "truncated"], ["truncated"]),
         (["reconstruct", "MODEL", "texts/text.png"], ["text.png", "not an image"]),

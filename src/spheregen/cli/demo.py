@@ -31,7 +31,7 @@ def demo(
     from spheregen.evaluation.digits import DigitJudge
     from spheregen.files import write_json, write_text
     from spheregen.pipeline import Pipeline
-    from spheregen.training.progress import default_reporter
+    from spheregen.progress import default_reporter
     from spheregen.training.recipe import load_recipe
     from spheregen.training.trainer import train
 

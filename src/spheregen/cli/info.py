@@ -127,7 +127,8 @@ def _precision(recipe: Recipe, place: torch.device, is_here: bool) -> str:
 
 
 def _memory(recipe: Recipe, place: torch.device, is_here: bool, processes: int, images: int | None) -> dict[str, Any]:
-    from spheregen.training.fitting import available_memory, explain_fit, largest_micro_batch
+    from spheregen.devices import available_memory
+    from spheregen.training.fitting import explain_fit, largest_micro_batch
     from spheregen.training.memory import estimate_memory
 
     precision = _precision(recipe, place, is_here)

@@ -9,7 +9,27 @@ import typer
 
 import spheregen
 from spheregen.allocator import keep_freed_memory
-from spheregen.cli import bench, demo, info, plot, recipes, reconstruct, sample, stats, train
+from spheregen.cli import (
+    bench,
+    convert,
+    crossover,
+    demo,
+    edit,
+    info,
+    inpaint,
+    interpolate,
+    models,
+    plot,
+    recipes,
+    reconstruct,
+    sample,
+    stats,
+    suggest,
+    sweep,
+    train,
+    upscale,
+    vary,
+)
 from spheregen.errors import SphereGenError
 
 app = typer.Typer(
@@ -23,14 +43,24 @@ app = typer.Typer(
 )
 for command in (
     demo.demo,
-    train.train,
     sample.sample,
+    sweep.sweep,
     reconstruct.reconstruct,
+    interpolate.interpolate,
+    crossover.crossover,
+    edit.edit,
+    vary.vary,
+    inpaint.inpaint,
+    upscale.upscale,
+    suggest.suggest,
+    train.train,
     plot.plot,
     info.info,
     bench.bench,
     stats.stats,
+    models.models,
     recipes.recipes,
+    convert.convert,
 ):
     app.command()(command)
 

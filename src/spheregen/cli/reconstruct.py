@@ -7,20 +7,30 @@ from typing import Annotated
 
 import typer
 
-from spheregen.cli.options import BatchSize, Device, Json, Model, Quiet, output_folder, print_json, say, watch
+from spheregen.cli.options import (
+    BatchSize,
+    Device,
+    Images,
+    Json,
+    Model,
+    Quiet,
+    Split,
+    output_folder,
+    print_json,
+    say,
+    watch,
+)
 
 COMPARED = 20
 
 
 def reconstruct(
     model: Model,
-    images: Annotated[
-        list[str], typer.Argument(help="Image files, or any data set: folders, .zip, .parquet, .tar, `digits`.")
-    ],
+    images: Images,
     out: Annotated[Path, typer.Option(help="A folder for the pictures.")] = Path("reconstructions"),
-    split: Annotated[str, typer.Option(help="Which part of a data set: train, test, all.")] = "train",
+    split: Split = "train",
     pictures: Annotated[bool, typer.Option(help="Write each reconstruction, not only the comparison.")] = True,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -28,43 +38,33 @@ def reconstruct(
     """Encode and decode pictures (null class); write them with a comparison sheet, and print the mean PSNR."""
     import torch
 
-    from spheregen.data import ARCHIVES, ImageSource, image_grid, load_image, open_source, read_image, save_png, to_pil
-    from spheregen.errors import ConfigError
+    from spheregen.cli.pictures import gather, parts
+    from spheregen.data import image_grid, save_png, to_pil
+    from spheregen.data.inputs import load_pictures
     from spheregen.evaluation.fidelity import psnr
     from spheregen.pipeline import Pipeline
 
     output_folder(out)
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size is at least 1, not {batch_size}")
-    pipe = Pipeline.from_pretrained(model, device=device)
-
-    sources: list[ImageSource | Path] = []
-    for name in images:
-        path = Path(name)
-        is_image = path.is_file() and path.suffix.lower() not in ARCHIVES
-        sources.append(path if is_image else open_source(name, split=split))
-    places = [(source, i) for source in sources for i in range(1 if isinstance(source, Path) else len(source))]
-
-    total = 0.0
-    compared: list[torch.Tensor] = []
-    for start in watch(range(0, len(places), batch_size), len(places), batch_size, quiet=quiet):
-        part = places[start : start + batch_size]
-        opened = [read_image(source) if isinstance(source, Path) else source.read(i) for source, i in part]
-        x = torch.stack([load_image(picture, pipe.image_options) for picture in opened]) / 255
+    pipe = Pipeline.from_pretrained(model, device=device, batch_size=batch_size, progress=False, quiet=True)
+    files = gather(images, split)
+    total, done = 0.0, 0
+    rows: list[torch.Tensor] = []
+    for part in watch(parts(files), len(files), len, quiet=quiet):
+        x = load_pictures([file.open() for file in part], pipe.image_options)
         y = pipe.reconstruct(x)
         total += psnr(y, x).sum().item()
-        if start == 0:
-            compared = [x[:COMPARED], y[:COMPARED]]
+        if not rows:
+            shown = range(0, min(COMPARED, len(x)), 10)
+            rows = [images[start : start + 10] for start in shown for images in (x[:COMPARED], y[:COMPARED])]
         if pictures:
-            for offset, (picture, (source, i)) in enumerate(zip(to_pil(y), part, strict=True)):
-                where = source if isinstance(source, Path) else Path(source.describe(i).partition(" row ")[0])
-                save_png(picture, out / f"{start + offset:06d}-{where.stem}.png", {"model": model}, durable=False)
-    mean = total / len(places)
-    rows = torch.cat([torch.cat([a[i : i + 10], b[i : i + 10]]) for a, b in [compared] for i in range(0, len(a), 10)])
+            for number, (picture, file) in enumerate(zip(to_pil(y), part, strict=True), start=done):
+                save_png(picture, out / f"{number:06d}-{file.name}.png", {"model": model}, durable=False)
+        done += len(part)
+    mean = total / len(files)
     sheet = out / "comparison.png"
-    columns = min(10, len(compared[0]))
-    save_png(image_grid(rows, columns=columns, scale=max(1, 64 // rows.shape[-1])), sheet, {"model": model})
+    grid = image_grid(torch.cat(rows), columns=len(rows[0]), scale=max(1, 64 // rows[0].shape[-1]))
+    save_png(grid, sheet, {"model": model})
     if as_json:
-        print_json({"count": len(places), "psnr": mean, "comparison": str(sheet)})
+        print_json({"count": len(files), "psnr": mean, "comparison": str(sheet)})
     else:
-        say(f"{len(places)} pictures, mean PSNR {mean:.2f} dB; originals above reconstructions: {sheet}")
+        say(f"{len(files)} pictures on {pipe.place}, mean PSNR {mean:.2f} dB; originals above reconstructions: {sheet}")

@@ -35,7 +35,7 @@ def stats(
     """Count images, classes, sizes, formats, duplicates and bad files of a data set; write a contact sheet."""
     from spheregen.data import contact_sheet, open_source, save_png, source_statistics
     from spheregen.errors import ConfigError
-    from spheregen.training.progress import QuietReporter, default_reporter
+    from spheregen.progress import QuietReporter, default_reporter
 
     if out is not None and (out.suffix.lower() != ".png" or out.is_dir()):
         raise ConfigError(f"the contact sheet is a PNG file, not {out}; give --out a name that ends in .png")

@@ -6,6 +6,7 @@ digits, as the generator does; the other 397 are held out.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,10 @@ class DigitJudge:
             deviation_ratio=_deviation(flat, asked) / self.real_deviation,
             distance_ratio=float(np.median(_nearest(flat, self.train))) / self.real_distance,
         )
+
+    def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """The score as a `Judge` gives it."""
+        return dataclasses.asdict(self.score(images, labels))
 
 
 def _real(split: str) -> tuple[Array, npt.NDArray[np.int64]]:

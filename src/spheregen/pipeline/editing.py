@@ -1,314 +1,360 @@
-"""What people use: load a generator, make pictures, reconstruct photos, save it again."""
+"""Changing, joining, varying and restoring pictures through the sphere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from operator import index
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from spheregen.data import ImageOptions, load_image, read_image, to_model_range, to_pil
-from spheregen.devices import choose_device
-from spheregen.errors import ConfigError, did_you_mean
-from spheregen.losses.reconstruction import to_unit
-from spheregen.model_folder import ModelInfo, load_model, save_model
-from spheregen.models.autoencoder import SphereAutoencoder
-from spheregen.sampling import reconstruct, sample, seeded_noise
-from spheregen.sampling.schedules import Schedule, refinement_radii
+from spheregen import sampling
+from spheregen.batching import in_batches
+from spheregen.classes import Labels
+from spheregen.conditioning import mixture
+from spheregen.data.inputs import Picture, Pictures, load_mask, load_pictures, open_pictures, shorter_side
+from spheregen.errors import ConfigError
+from spheregen.pipeline.core import check_seeds
+from spheregen.pipeline.generation import Generation
+from spheregen.pipeline.output import PipelineOutput, SamplerOptions, join_outputs
+from spheregen.sampling.loop import Samples, StepNoise
+from spheregen.sampling.schedules import edit_radii, refinement_radii
 from spheregen.sphere import spherify
 
-BATCH_SIZE = 64
-Labels = int | str | Sequence[int | str] | Tensor | None
-"""Class ids or names: one for all pictures, or one for each."""
-SEED_LIMIT = 2**63
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-Images = Tensor | Image.Image | str | Path | Sequence[Image.Image | str | Path]
-"""Pictures in: a tensor (B, C, S, S) of the model's size, in [0, 1] or uint8, or PIL images or paths of any size."""
+EDIT_STRENGTH = 0.25  # the published one
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
-    """How to sample; what is None takes the model's default."""
+class Editing(Generation):
+    """A pipeline's ways from pictures to changed pictures. Each encodes a picture once to find it on the sphere."""
 
-    steps: int | None = None
-    schedule: Schedule | None = None
-    guidance: float | None = None
-    guidance_at: str | None = None
-    share_noise: bool | None = None
-
-
-@dataclass(frozen=True)
-class PipelineOutput:
-    """Generated pictures."""
-
-    tensor: Tensor
-    """(B, C, S, S) float32 in [0, 1], on the CPU."""
-    seeds: tuple[int, ...]
-    """The seed of each picture."""
-    labels: tuple[int, ...] | None
-    """The class id of each picture; None for an unconditional model."""
-    settings: Mapping[str, Any]
-    """steps, schedule, guidance, guidance_at and share_noise as used: with a seed they repeat a picture."""
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """The pictures as PIL images, mode L or RGB."""
-        return to_pil(self.tensor)
-
-
-class Pipeline:
-    """A generator with everything around it: device, class names, sampling defaults, pictures in and out.
-
-    Args:
-        model: a generator; it is put into evaluation mode, its gradients are turned off.
-        info: class names and sampling defaults.
-        device: a torch device or `auto`.
-    """
-
-    def __init__(self, model: SphereAutoencoder, info: ModelInfo | None = None, *, device: str = "auto") -> None:
-        self.device = choose_device(device)
-        self.model = model.eval().requires_grad_(False).to(self.device)
-        self.info = info or ModelInfo()
-
-    @classmethod
-    def from_pretrained(cls, model: str | Path, *, device: str = "auto", dtype: str | None = None) -> Pipeline:
-        """Load a model folder.
-
-        Args:
-            model: the folder.
-            device: a torch device or `auto`.
-            dtype: `float32`, `bfloat16` or `float64`; by default the type that the weights were saved in.
-
-        Raises:
-            ModelFileError: a missing, broken or foreign folder.
-            ConfigError: an unknown device or dtype.
-        """
-        loaded = load_model(model)
-        network = loaded.model
-        if dtype is not None:
-            if dtype not in DTYPES:
-                raise ConfigError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use {', '.join(DTYPES)}")
-            network = network.to(DTYPES[dtype])
-        return cls(network, loaded.info, device=device)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model as a folder that `from_pretrained` reads."""
-        save_model(Path(folder), self.model, self.info)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return next(self.model.parameters()).dtype
-
-    @property
-    def image_options(self) -> ImageOptions:
-        """How pictures that come in are cropped and resized: the ADM centre crop."""
-        config = self.model.config
-        return ImageOptions(image_size=config.image_size, channels=config.image_channels)
-
-    def generate(
+    def edit(
         self,
-        count: int | None = None,
+        images: Pictures,
+        label: Labels = None,
         *,
-        labels: Labels = None,
+        strength: float = EDIT_STRENGTH,
+        steps: int = 4,
         seed: int = 0,
-        seeds: Sequence[int] | None = None,
-        steps: int | None = None,
-        schedule: Schedule | None = None,
-        guidance: float | None = None,
-        guidance_at: str | None = None,
-        share_noise: bool | None = None,
-        batch_size: int = BATCH_SIZE,
+        step_noise: StepNoise | None = None,
+        **options: Unpack[SamplerOptions],
     ) -> PipelineOutput:
-        """Make pictures. A picture depends on its seed, class and settings alone, not on how many are made together.
+        """Pull pictures towards a class: encode with noise and decode, under the class, `steps` times.
 
         Args:
-            count: how many; by default as many as `labels` or `seeds` holds, else 1.
-            labels: class ids or names, one for all or one for each; None spreads them over the classes: the picture of
-                seed s gets class s modulo their number.
-            seed: picture i has seed `seed + i`.
-            seeds: the seeds themselves, instead of `seed`.
-            steps, schedule, guidance, guidance_at, share_noise: see `spheregen.sampling.sample`; None takes the model's
-                default.
-            batch_size: pictures in one pass through the network.
+            images: pictures of any size.
+            label: the class to pull towards, one for all or one for each; None is the null class.
+            strength: noise of a step as a fraction of the training noise: 0 reconstructs under the class, 1 leaves
+                little of the picture.
+            steps: pairs of encode and decode; `trajectory` holds the pictures after each.
+            seed: the noise of picture i has seed `seed + i`.
+            step_noise: the noise itself, (B, N, d) for all steps or a list of `steps` of them.
+            options: see `SamplerOptions`; guidance acts only with a label.
 
         Raises:
-            ConfigError: an unknown class, or numbers that do not fit together.
+            DataError, ConfigError: pictures, classes or options that are impossible.
         """
-        options = GenerationOptions(
-            steps=steps, schedule=schedule, guidance=guidance, guidance_at=guidance_at, share_noise=share_noise
-        )
-        if seeds is None:
-            total = 1 if labels is None or isinstance(labels, int | str | np.integer) else len(labels)
-            total = total if count is None else count
-            if total < 1:
-                raise ConfigError(f"the number of pictures is at least 1, not {total}")
-            seeds = range(seed, seed + total)
-        elif count not in (None, len(seeds)):
-            raise ConfigError(f"{len(seeds)} seeds for {count} pictures; leave one of them out")
-        parts = list(self.stream(seeds, labels=labels, options=options, batch_size=batch_size))
-        return PipelineOutput(
-            tensor=torch.cat([part.tensor for part in parts]),
-            seeds=tuple(seeds),
-            labels=tuple(label for part in parts for label in part.labels or ()) if self.model.num_classes else None,
-            settings=parts[0].settings,
-        )
+        x = self._to_tensor(images)
+        settings = self._edit_settings("edit", options, steps, strength, guided=label is not None)
+        return self._refined(x, label, seed, step_noise, settings, sampling.edit)
 
-    def stream(
+    def crossover(
         self,
-        seeds: Sequence[int],
+        a: Pictures,
+        b: Pictures,
         *,
+        mask: str | Picture = "left-right",
+        swap: bool = False,
+        label: Labels = None,
+        strength: float = EDIT_STRENGTH,
+        steps: int = 4,
+        seed: int = 0,
+        step_noise: StepNoise | None = None,
+        **options: Unpack[SamplerOptions],
+    ) -> PipelineOutput:
+        """Join parts of two pictures and let a few steps heal the seam.
+
+        Args:
+            a, b: pictures of any size, as many of one as of the other.
+            mask: where `a` is taken: `left-right` (its left half), `top-bottom` (its upper half), `diagonal` or
+                `antidiagonal` (its part above them), or a picture, white for `a` and black for `b`, of the size of the
+                pictures or of the model.
+            swap: exchange the two.
+            label, strength, steps, seed, step_noise, options: as in `edit`.
+        """
+        first, second = self._to_tensor(a), self._to_tensor(b)
+        if len(first) != len(second):
+            raise ConfigError(
+                f"a crossover joins as many pictures as it has partners, not {len(first)} and {len(second)}"
+            )
+        size = self.image_options.image_size
+        if isinstance(mask, str) and (mask in sampling.MASKS or not Path(mask).is_file()):
+            shape, shown = sampling.crossover_mask(mask, size), mask
+        else:
+            shape = load_mask(mask, [*open_pictures(a), *open_pictures(b)], self.image_options)
+            shown = str(mask) if isinstance(mask, str | Path) else "picture"
+        if swap:
+            first, second = second, first
+        joined = sampling.stitch(first, second, self._here(shape))
+        settings = self._edit_settings("crossover", options, steps, strength, guided=label is not None)
+        return self._refined(joined, label, seed, step_noise, settings | {"mask": shown}, sampling.edit)
+
+    def vary(
+        self,
+        image: Pictures,
+        count: int = 8,
+        *,
+        angle: float = 30.0,
+        label: Labels = None,
+        steps: int = 1,
+        strength: float = EDIT_STRENGTH,
+        seed: int = 0,
+        **options: Unpack[SamplerOptions],
+    ) -> PipelineOutput:
+        """Variations of a picture: decode points at exactly `angle` degrees around its code.
+
+        Args:
+            image: one picture of any size.
+            count: how many variations; number i goes in the direction of seed `seed + i`.
+            angle: degrees on the sphere, 0 to 180; 0 is the reconstruction, at 90 nothing is left of the picture.
+            label: the class under which it is encoded and decoded; None is the null class.
+            steps: decodes; those after the first refine with noise of `strength`, as `edit` does.
+        """
+        if len(open_pictures(image)) != 1:
+            raise ConfigError("variations are made of one picture at a time")
+        if count < 1:
+            raise ConfigError(f"the number of pictures is at least 1, not {count}")
+        seeds = range(seed, seed + count)
+        check_seeds(seeds)
+        v = self.encode(image, label)
+        settings = self._decode_settings("vary", options, steps, strength, guided=label is not None)
+        drawn = sampling.seeded_noise(seeds, self.model.latent_shape, steps - 1, share=settings["share_noise"])
+        start = sampling.vary(v.expand(count, *v.shape[1:]), self._here(drawn.initial), angle)
+        labels = self._label_tensor(label, count)
+        return self._decoded(start, labels, drawn.steps, seeds, settings | {"angle": angle})
+
+    def interpolate(
+        self,
+        ends: Sequence[Picture | int] | Tensor,
+        frames: int = 16,
+        *,
+        path: str = "slerp",
         labels: Labels = None,
-        options: GenerationOptions | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> Iterator[PipelineOutput]:
-        """Make the pictures of `seeds` batch by batch, in constant memory. Arguments as in `generate`."""
-        settings = self._settings(options or GenerationOptions())
-        refinement_radii(settings["schedule"], settings["steps"])  # complain before any work is done
-        if not len(seeds):
-            raise ConfigError("no seeds: the number of pictures is at least 1")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is at least 1, not {batch_size}")
-        for edge in (seeds[0], seeds[-1]) if isinstance(seeds, range) else seeds:
-            if not 0 <= edge < SEED_LIMIT:
-                raise ConfigError(f"a seed lies between 0 and 2^63 - 1, not {edge}")
-        ids, classes = self._label_ids(labels, len(seeds)), self.model.num_classes
-        for start in range(0, len(seeds), batch_size):
-            part = seeds[start : start + batch_size]
-            if isinstance(ids, list):
-                part_ids: list[int] | None = ids[start : start + batch_size]
-            elif ids is not None:
-                part_ids = [ids] * len(part)
-            else:
-                part_ids = [seed % classes for seed in part] if classes else None
-            yield self._generate_batch(part, part_ids, settings)
+        steps: int = 1,
+        strength: float | None = None,
+        seed: int = 0,
+        **options: Unpack[SamplerOptions],
+    ) -> PipelineOutput:
+        """Pictures on the way between two ends, or over the square between four.
 
-    def encode(self, images: Images, labels: Labels = None) -> Tensor:
-        """Pictures to points on the sphere (B, N, d); `labels=None` is the null class."""
-        x = self._to_tensor(images)
-        ids = self._label_tensor(labels, x.shape[0])
-        return torch.cat([self.model.encode(*part) for part in _batches(x, ids)])
-
-    def decode(self, latents: Tensor, labels: Labels = None) -> Tensor:
-        """Points (B, N, d), spherified first, to pictures (B, C, S, S) in [0, 1]; `labels=None` is the null class."""
-        if tuple(latents.shape[1:]) != self.model.latent_shape:
-            shape = ", ".join(map(str, self.model.latent_shape))
-            raise ConfigError(f"latents have shape {tuple(latents.shape)}; this model takes (B, {shape})")
-        v = spherify(latents.to(self.device, self.dtype))
-        ids = self._label_tensor(labels, v.shape[0])
-        return torch.cat([to_unit(self.model.decode(*part)) for part in _batches(v, ids)])
-
-    def reconstruct(self, images: Images, labels: Labels = None) -> Tensor:
-        """Pictures there and back, (B, C, S, S) in [0, 1] on the CPU; `labels=None` is the null class."""
-        x = self._to_tensor(images)
-        ids = self._label_tensor(labels, x.shape[0])
-        return torch.cat([to_unit(reconstruct(self.model, *part)).cpu() for part in _batches(x, ids)])
-
-    def label_id(self, label: int | str) -> int:
-        """A class id from an id, its digits or a class name.
+        Args:
+            ends: two ends, or four corners (upper left, upper right, lower left, lower right). A picture stands for its
+                code, an integer for the random point of that seed; both may be mixed.
+            frames: pictures along each side, ends included: F for two ends, F*F row by row for four.
+            path: `slerp` (constant angular speed) or `lerp` (straight, then back onto the sphere).
+            labels: the class, or one for each end, between which the condition is mixed; the same seed twice with two
+                labels goes from class to class. By default photos are under the null class and seeds under their own
+                class (seed modulo classes), so that a seed's end is what `generate` makes of it.
+            steps: decodes; those after the first refine each frame.
+            strength: noise of the refinements as a fraction of the training noise; by default 1 between seeds, 0.25
+                where a photo takes part.
+            seed: of the refinement noise of photos.
 
         Raises:
-            ConfigError: the model is unconditional, or has no such class.
+            DataError, ConfigError: ends, classes or options that are impossible.
         """
-        count, names = self.model.num_classes, self.info.class_names
-        if not count:
-            raise ConfigError("this model is unconditional and has no classes; leave the label out")
-        if isinstance(label, str):
-            if label in names:
-                return names.index(label)
-            if label.isdecimal():
-                return self.label_id(int(label))
-            hint = did_you_mean(label, names)
-            raise ConfigError(f"unknown class {label!r}{hint}{';' if hint else ''} the classes are {self._classes()}")
-        number = index(label)
-        if not 0 <= number < count:
-            raise ConfigError(f"label {number} is outside the {count} classes 0 to {count - 1}: {self._classes()}")
-        return number
+        items: list[Any] = list(ends)
+        sampling.interpolation.positions(len(items), frames)
+        is_seed = [isinstance(end, int | np.integer) for end in items]
+        if strength is None:
+            strength = 1.0 if all(is_seed) else EDIT_STRENGTH
+        seeds = [int(end) if seeded else seed for end, seeded in zip(items, is_seed, strict=True)]
+        check_seeds(seeds)
+        ids = self._end_labels(labels, seeds, is_seed)
+        guided = ids is not None and any(label != self.classes.count for label in ids)
+        # between seeds as `generate` goes; a single step has no schedule
+        own = {"schedule": self._settings({})["schedule"]} if all(is_seed) and steps > 1 else {}
+        settings = self._decode_settings("interpolate", {**own, **options}, steps, strength, guided=guided)
+        drawn = sampling.seeded_noise(seeds, self.model.latent_shape, steps - 1, share=settings["share_noise"])
+        points = spherify(self._here(drawn.initial))
+        photos = [number for number, seeded in enumerate(is_seed) if not seeded]
+        if photos:
+            given = None if ids is None else torch.tensor([ids[number] for number in photos], device=self.device)
+            with torch.no_grad():
+                points[photos] = self.model.encode(self._to_tensor([items[number] for number in photos]), given)
+        start = sampling.interpolate(points, frames, path)
+        noises = [drawn.steps] if isinstance(drawn.steps, Tensor) else drawn.steps
+        directions = [sampling.interpolate(noise, frames) for noise in noises]
+        step_noise = directions[0] if isinstance(drawn.steps, Tensor) else directions
+        mixed = None if ids is None else torch.tensor(ids)
+        if mixed is not None and len(set(mixed.tolist())) == 1:
+            mixed = mixed[:1].expand(len(start))  # nothing to mix, and guidance knows a class
+        elif mixed is not None:
+            mixed = sampling.blend(mixture(mixed, self.classes.count), frames)
+        settings |= {"path": path, "frames": frames}
+        every = range(len(start)) if photos else [seeds[0]] * len(start)
+        return self._decoded(start, None if mixed is None else mixed.to(self.device), step_noise, every, settings)
 
-    def _classes(self) -> str:
-        names = self.info.class_names or tuple(map(str, range(self.model.num_classes)))
-        return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    # restoration ------------------------------------------------------------------------------------------------------
 
-    def _settings(self, options: GenerationOptions) -> dict[str, Any]:
-        defaults = {"steps": 4, "schedule": "fixed", "guidance": 1.0, "guidance_at": "both", "share_noise": True}
-        known = {name: value for name, value in self.info.sampling.items() if name in defaults}
-        if not self.model.num_classes:
-            known["guidance"] = 1.0  # a recipe's guidance says nothing about a model without classes
-        given = {name: value for name, value in vars(options).items() if value is not None}
-        return {**defaults, **known, **given}
-
-    def _label_ids(self, labels: Labels, count: int) -> int | list[int] | None:
-        """Labels as one id for all, one for each of `count` pictures, or None."""
-        if labels is None:
-            return None
-        if isinstance(labels, Tensor):
-            labels = labels.tolist()
-        if isinstance(labels, int | str | np.integer):
-            return self.label_id(labels)
-        if len(labels) != count:
-            raise ConfigError(f"{len(labels)} labels for {count} pictures; give one for each, or one for all")
-        return [self.label_id(label) for label in labels]
-
-    def _label_tensor(self, labels: Labels, count: int) -> Tensor | None:
-        ids = self._label_ids(labels, count)
-        if ids is None:
-            return None
-        return torch.tensor([ids] * count if isinstance(ids, int) else ids, device=self.device)
-
-    def _generate_batch(
-        self, seeds: Sequence[int], ids: Sequence[int] | None, settings: dict[str, Any]
+    def inpaint(
+        self,
+        images: Pictures,
+        mask: Picture,
+        *,
+        label: Labels = None,
+        strength: float = 0.5,
+        steps: int = 8,
+        seed: int = 0,
+        step_noise: StepNoise | None = None,
+        **options: Unpack[SamplerOptions],
     ) -> PipelineOutput:
-        noise = seeded_noise(seeds, self.model.latent_shape, settings["steps"] - 1, share=settings["share_noise"])
-        shared = isinstance(noise.steps, Tensor)
-        steps = [noise.steps] if isinstance(noise.steps, Tensor) else list(noise.steps)
-        steps = [step.to(self.device, self.dtype) for step in steps]
-        samples = sample(
-            self.model,
-            noise.initial.to(self.device, self.dtype),
-            None if ids is None else torch.tensor(ids, device=self.device),
-            step_noise=steps[0] if shared else steps,
-            **{name: value for name, value in settings.items() if name != "share_noise"},
+        """Fill in a region; the known pixels stay as they are.
+
+        Args:
+            images: pictures of any size.
+            mask: white where the picture is missing, of the pictures' size or the model's.
+            strength: noise of the first step as a fraction of the training noise; it decays.
+            steps: prior and data steps; `trajectory` holds the pictures after each.
+            label, seed, step_noise, options: as in `edit`.
+
+        Source: SP3 (arXiv 2606.16396).
+        """
+        x = self._to_tensor(images)
+        missing = self._here(load_mask(mask, images, self.image_options))
+        settings = self._edit_settings(
+            "inpaint", {"schedule": "decay", **options}, steps, strength, guided=label is not None
         )
-        return PipelineOutput(
-            tensor=to_unit(samples.images).float().cpu(),
-            seeds=tuple(seeds),
-            labels=None if ids is None else tuple(ids),
-            settings=settings,
+
+        def restore(model: Any, part: Tensor, labels: Tensor | None, **how: Any) -> Samples:
+            return sampling.restore(model, sampling.Masked(part, missing), labels, **how)
+
+        return self._refined(x, label, seed, step_noise, settings, restore)
+
+    def upscale(
+        self,
+        images: Pictures,
+        factor: int | None = None,
+        *,
+        label: Labels = None,
+        strength: float = 0.25,
+        steps: int = 8,
+        seed: int = 0,
+        step_noise: StepNoise | None = None,
+        **options: Unpack[SamplerOptions],
+    ) -> PipelineOutput:
+        """Enlarge small pictures to the model's size; averaged back, the result is the small picture again.
+
+        Args:
+            images: small pictures. With a `factor`, pictures of any size, which are first reduced to S / factor.
+            factor: how many pixels become of one, along each side; by default S over the shorter side of the pictures,
+                which must divide S.
+            label, strength, steps, seed, step_noise, options: as in `inpaint`.
+
+        Source: SP3 (arXiv 2606.16396).
+        """
+        size = self.image_options.image_size
+        opened = open_pictures(images)
+        if factor is None:
+            side, *others = sorted({shorter_side(picture) for picture in opened})
+            if others:
+                raise ConfigError(f"the pictures have shorter sides of {side} and {others[-1]} px; give a factor for all")
+            if size % side:
+                raise ConfigError(f"a shorter side of {side} px does not divide the model's {size} px; give a factor")
+            factor = size // side
+        if factor < 1 or size % factor:
+            raise ConfigError(f"the factor must divide the model's {size} px, and {factor} does not")
+        small_options = dataclasses.replace(self.image_options, image_size=size // factor)
+        small = self._here(load_pictures(opened, small_options) * 2 - 1)
+        settings = self._edit_settings(
+            "upscale", {"schedule": "decay", **options}, steps, strength, guided=label is not None
         )
 
-    def _to_tensor(self, images: Images) -> Tensor:
-        """Pictures as (B, C, S, S) in [-1, 1] on the model's device."""
-        config = self.model.config
-        if isinstance(images, Tensor):
-            shape = (config.image_channels, config.image_size, config.image_size)
-            if images.ndim != 4 or tuple(images.shape[1:]) != shape:
-                raise ConfigError(
-                    f"images have shape {tuple(images.shape)}; this model takes (B, {', '.join(map(str, shape))})"
-                )
-            x = images * 2 - 1 if images.is_floating_point() else to_model_range(images)
-        else:
-            pictures = [images] if isinstance(images, Image.Image | str | Path) else list(images)
-            if not pictures:
-                raise ConfigError("no images were given")
-            opened = [item if isinstance(item, Image.Image) else read_image(Path(item)) for item in pictures]
-            x = to_model_range(torch.stack([load_image(picture, self.image_options) for picture in opened]))
-        return x.to(self.device, self.dtype)
+        def restore(model: Any, part: Tensor, labels: Tensor | None, **how: Any) -> Samples:
+            return sampling.restore(model, sampling.Reduced(part, factor), labels, **how)
 
+        return self._refined(small, label, seed, step_noise, settings | {"factor": factor}, restore)
 
-def _batches(inputs: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Inputs (B, ...) and labels (B,) in parts of at most BATCH_SIZE."""
-    for start in range(0, inputs.shape[0], BATCH_SIZE):
-        part = slice(start, start + BATCH_SIZE)
-        yield inputs[part], None if labels is None else labels[part]
+    def _refined(
+        self,
+        x: Tensor,
+        labels: Labels,
+        seed: int,
+        step_noise: StepNoise | None,
+        settings: dict[str, Any],
+        loop: Callable[..., Samples],
+    ) -> PipelineOutput:
+        """A loop that starts from images (B, C, H, W) in [-1, 1] and adds noise at each of its steps."""
+        count, steps = len(x), settings["steps"]
+        edit_radii(settings["schedule"], steps, settings["strength"])  # complain before any work is done
+        seeds = range(seed, seed + count)
+        check_seeds(seeds)
+        ids = self._label_tensor(labels, count)
+        how = {name: settings[name] for name in ("steps", "strength", "schedule", "guidance", "guidance_at")}
 
+        def make(part: slice) -> PipelineOutput:
+            drawn = sampling.seeded_noise(seeds[part], self.model.latent_shape, steps, share=settings["share_noise"])
+            noise = self._step_noise(step_noise, drawn.steps, part, count)
+            of = None if ids is None else ids[part]
+            samples = loop(self.model, x[part], of, step_noise=noise, **how)
+            listed = None if of is None else of.tolist()
+            return self._output(samples, tuple(seeds[part]), listed, settings, trajectory=True)
 
-def load(model: str | Path, *, device: str = "auto") -> SphereAutoencoder:
-    """The bare network of a model folder, in evaluation mode."""
-    return load_model(model).model.to(choose_device(device))
+        outputs = (output for _, output in in_batches(count, self._batch_size(), make))
+        return join_outputs(self._watched(outputs, count))
+
+    def _decoded(
+        self,
+        start: Tensor,
+        labels: Tensor | None,
+        step_noise: StepNoise,
+        seeds: Sequence[int],
+        settings: dict[str, Any],
+    ) -> PipelineOutput:
+        """Decode points (B, N, d) under ids or mixtures, and refine them."""
+        radii = refinement_radii(settings["schedule"], settings["steps"])
+        schedule = [settings["strength"] * radius for radius in radii]
+        how = {name: settings[name] for name in ("steps", "guidance", "guidance_at")}
+
+        def make(part: slice) -> PipelineOutput:
+            of = None if labels is None else labels[part]
+            noise = self._step_noise(step_noise, (), part, len(start))
+            samples = sampling.sample(self.model, start[part], of, schedule=schedule, step_noise=noise, **how)
+            listed = None if of is None or of.is_floating_point() else of.tolist()
+            return self._output(samples, tuple(seeds[part]), listed, settings, trajectory=True)
+
+        outputs = (output for _, output in in_batches(len(start), self._batch_size(), make))
+        return join_outputs(self._watched(outputs, len(start)))
+
+    def _end_labels(self, labels: Labels, seeds: Sequence[int], is_seed: Sequence[bool]) -> list[int] | None:
+        """The class of each end of an interpolation; a photo without one has the null class."""
+        chosen = self.classes.one_or_each(labels, len(seeds))
+        if not self.classes.count:
+            return None
+        if isinstance(chosen, int):
+            return [chosen] * len(seeds)
+        if chosen is not None:
+            return [self.classes.id(label) for label in chosen]
+        null = self.classes.count
+        return [seed % null if seeded else null for seed, seeded in zip(seeds, is_seed, strict=True)]
+
+    def _edit_settings(
+        self, name: str, options: Mapping[str, Any], steps: int, strength: float, *, guided: bool
+    ) -> dict[str, Any]:
+        """The options of an edit. The model's default schedule is meant for generation; guidance wants a class."""
+        unknown = options.keys() - SamplerOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"{name}() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        own = {"schedule": "fixed"} | ({} if guided else {"guidance": 1.0})
+        settings = self._settings({**own, **options, "steps": steps})
+        return {"edit": name, **settings, "strength": strength}
+
+    def _decode_settings(
+        self, name: str, options: Mapping[str, Any], steps: int, strength: float, *, guided: bool
+    ) -> dict[str, Any]:
+        settings = self._edit_settings(name, options, steps, strength, guided=guided)
+        refinement_radii(settings["schedule"], steps)  # complain before any work is done
+        edit_radii("fixed", 1, strength)
+        return settings

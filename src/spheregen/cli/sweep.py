@@ -1,0 +1,147 @@
+"""`spheregen sweep`: the same seeds under many settings, on one labelled sheet."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spheregen.cli.options import (
+    BatchSize,
+    Device,
+    Json,
+    Model,
+    Quiet,
+    output_folder,
+    print_json,
+    say,
+    split_list,
+    split_numbers,
+    table,
+    watch,
+)
+
+if TYPE_CHECKING:
+    from spheregen.evaluation.judges import Judge
+    from spheregen.pipeline import Pipeline
+
+LARGEST = 400  # settings
+
+
+def sweep(
+    model: Model,
+    steps: Annotated[str, typer.Option(help="Numbers of steps.")] = "1,2,4",
+    guidance: Annotated[str | None, typer.Option(help="Guidance scales: 1,1.2,1.4. Default: the model's.")] = None,
+    guidance_at: Annotated[str | None, typer.Option(help="Places of guidance: pixel,latent,both.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Schedules: fixed,decay.")] = None,
+    noise: Annotated[str | None, typer.Option(help="shared,fresh: one noise for all steps, or new ones.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures of each setting on the sheet.")] = 8,
+    labels: Annotated[str | None, typer.Option(help="Classes by id or name, in turn. Default: spread.")] = None,
+    seed: Annotated[int, typer.Option(help="Picture i of every setting has seed SEED + i.")] = 0,
+    score: Annotated[
+        int, typer.Option(help="Samples of each setting to score, where something can judge this model; 0: none.")
+    ] = 500,
+    out: Annotated[Path, typer.Option(help="The sheet, a .png file.")] = Path("sweep.png"),
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Sample the same seeds under all combinations of settings: a labelled contact sheet, times and scores.
+
+    Columns are the values of guidance, or of what else was asked for.
+    """
+    from spheregen.data import labelled_sheet, save_png
+    from spheregen.errors import ConfigError
+    from spheregen.evaluation.judges import find_judge
+    from spheregen.pipeline import Pipeline
+    from spheregen.sampling import ClassifierFreeGuidance, refinement_radii
+
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ConfigError(f"the sheet is a PNG file, not {out}; give --out a name that ends in .png")
+    output_folder(out.parent)
+    if count < 1 or score < 0:
+        raise ConfigError(f"--count is at least 1 and --score not negative, not {count} and {score}")
+    swept: dict[str, list[Any]] = {"steps": split_numbers(steps, "--steps", int)}
+    if schedule is not None:
+        swept["schedule"] = split_list(schedule) or []
+    if guidance_at is not None:
+        swept["guidance_at"] = split_list(guidance_at) or []
+    if noise is not None:
+        kinds = split_list(noise) or []
+        if not set(kinds) <= {"shared", "fresh"}:
+            raise ConfigError(f"--noise takes shared, fresh or both with a comma, not {noise!r}")
+        swept["share_noise"] = [kind == "shared" for kind in kinds]
+    if guidance is not None:
+        swept["guidance"] = split_numbers(guidance, "--guidance", float)
+    settings = [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
+    if len(settings) > LARGEST:
+        raise ConfigError(
+            f"{len(settings)} settings are too many for one sheet (at most {LARGEST}); sweep fewer values"
+        )
+    for each in settings:  # complain before any work is done
+        refinement_radii(each.get("schedule", "fixed"), each["steps"])
+        ClassifierFreeGuidance(each.get("guidance", 1.0), each.get("guidance_at", "both"))
+    pipe = Pipeline.from_pretrained(model, device=device, batch_size=batch_size, progress=False, quiet=True)
+    judge = find_judge(pipe.info, pipe.model.image_shape) if score else None
+    named = split_list(labels)
+    chosen = None if named is None else [named[i % len(named)] for i in range(count)]
+    pipe.generate(1, steps=2, seed=seed)  # the first call of a process is slow
+
+    cells, figures = [], []
+    for each in watch(settings, len(settings), lambda _: 1, quiet=quiet):
+        begun = time.perf_counter()
+        output = pipe.generate(count, seed=seed, labels=chosen, **each)
+        seconds = (time.perf_counter() - begun) / count
+        scores = _score(pipe, judge, score, seed, each)
+        cells.append(output.tensor)
+        figures.append({**each, "ms_per_image": 1000 * seconds, **scores})
+    *outer, last = swept
+    columns = len(swept[last])
+    starts = range(0, len(cells), columns)
+    notes = [_note(figure, swept) for figure in figures]
+    sheet = labelled_sheet(
+        [cells[start : start + columns] for start in starts],
+        [", ".join(_label(name, settings[start][name]) for name in outer) for start in starts],
+        [_label(last, value) for value in swept[last]],
+        title=f"{model}: seeds {seed} to {seed + count - 1}",
+        scale=max(1, 48 // pipe.image_options.image_size),
+        notes=[notes[start : start + columns] for start in starts],
+    )
+    save_png(sheet, out, {"model": model, "fingerprint": pipe.fingerprint, "seed": str(seed)})
+    if as_json:
+        print_json({"sheet": str(out), "settings": figures})
+        return
+    header = tuple(figures[0])
+    print(table([tuple(_shown(figure[name]) for name in header) for figure in figures], header))
+    say(f"sheet: {out}")
+
+
+def _score(pipe: Pipeline, judge: Judge | None, count: int, seed: int, settings: dict[str, Any]) -> dict[str, float]:
+    """Figures of `count` samples by the judge, if there is one."""
+    import torch
+
+    if judge is None:
+        return {}
+    output = pipe.generate(count, seed=seed, **settings)
+    return judge.figures(output.tensor, torch.tensor(output.labels))
+
+
+def _label(name: str, value: Any) -> str:
+    if name == "steps":
+        return f"{value} step{'s' if value != 1 else ''}"
+    if name == "share_noise":
+        return "shared noise" if value else "fresh noise"
+    return f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+
+
+def _note(figure: dict[str, Any], swept: dict[str, list[Any]]) -> str:
+    own = {name: value for name, value in figure.items() if name not in swept}
+    return ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in own.items())
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

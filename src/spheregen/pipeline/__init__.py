@@ -1,0 +1,109 @@
+"""What people use: load a generator, make pictures, change and restore photos, save it again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from spheregen.devices import choose_device
+from spheregen.errors import ConfigError, did_you_mean
+from spheregen.model_folder import load_model, model_fingerprint, save_model
+from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.nn.block import compile_blocks
+from spheregen.pipeline.editing import Editing
+from spheregen.pipeline.output import GenerationOptions, PipelineOutput, SamplerOptions
+
+__all__ = ["GenerationOptions", "Pipeline", "PipelineOutput", "SamplerOptions", "load"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class Pipeline(Editing):
+    """A generator with everything around it: device, class names, sampling defaults, pictures in and out.
+
+    Every method that makes pictures takes any pictures in (PIL images, paths, arrays, tensors of any size), uses the
+    model's sampling defaults where an option is left out, splits long work into batches that fit into memory, and shows
+    a progress bar on a terminal. Options of all loops: `schedule`, `guidance`, `guidance_at` and `share_noise`, see
+    `spheregen.sampling.sample`.
+
+    Args:
+        model: a generator; it is put into evaluation mode, its gradients are turned off.
+        info: class names, preprocessing and sampling defaults.
+        device: a torch device or `auto`.
+        name: what the metadata of pictures calls the model.
+        batch_size: pictures in one pass through the network; by default what fits into memory. It does not change them.
+        progress: show a bar during long calls; by default on a terminal.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        quiet: bool = False,
+    ) -> Self:
+        """Load a model; one line on stderr says where and in which type it runs.
+
+        Args:
+            model: a model folder, the name of a bundled model (see `spheregen models`), or a Hub id `user/name`.
+            revision: a branch, tag or commit of a Hub model.
+            device: a torch device or `auto`.
+            dtype: `float32`, `bfloat16` or `float64`; by default the type that the weights were saved in.
+            batch_size, progress: see the class.
+            quiet: say nothing.
+
+        Raises:
+            ModelFileError: a missing, broken or foreign folder, or a Hub model that cannot be had.
+            ConfigError: an unknown device or dtype.
+        """
+        from spheregen.model_source import find_model
+
+        if dtype is not None and dtype not in DTYPES:
+            raise ConfigError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use {', '.join(DTYPES)}")
+        folder = find_model(model, revision=revision)
+        loaded = load_model(folder)
+        network = loaded.model if dtype is None else loaded.model.to(DTYPES[dtype])
+        pipe = cls(network, loaded.info, device=device, name=str(model), batch_size=batch_size, progress=progress)
+        pipe.fingerprint = model_fingerprint(folder)
+        if not quiet:
+            print(f"{model}: {pipe.image_options.image_size} px, on {pipe.place}", file=sys.stderr)
+        return pipe
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as a folder that `from_pretrained` reads."""
+        save_model(Path(folder), self.model, self.info)
+
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the model to the Hugging Face Hub as `user/name`; returns its address.
+
+        Raises:
+            ModelFileError: not logged in, no rights, or the Hub cannot be reached.
+        """
+        import tempfile
+
+        from spheregen.model_source import push_model
+
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / repo.rpartition("/")[2]
+            self.save_pretrained(folder)
+            return push_model(folder, repo, private=private, token=token)
+
+    def compile(self) -> Self:
+        """Compile the transformer blocks by torch.compile: a slow first batch of each size, then faster ones."""
+        compile_blocks(self.model)
+        return self
+
+
+def load(model: str | Path, *, device: str = "auto") -> SphereAutoencoder:
+    """The bare network of a model folder, a bundled model or a Hub model, in evaluation mode."""
+    from spheregen.model_source import find_model
+
+    return load_model(find_model(model)).model.to(choose_device(device))
