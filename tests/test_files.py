@@ -14,7 +14,14 @@ import torch
 import spheregen.model_folder
 from spheregen.errors import SphereGenError
 from spheregen.files import atomic_path, write_json, write_text
-from spheregen.model_folder import ModelInfo, load_model, load_tensors, save_model, save_tensors
+from spheregen.model_folder import (
+    ModelInfo,
+    load_model,
+    load_tensors,
+    model_fingerprint,
+    save_model,
+    save_tensors,
+)
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
 from spheregen.models.sizes import TransformerSize
 
@@ -146,3 +153,23 @@ def test_a_failing_write_leaves_the_previous_model(kind: str, tmp_path: Path, mo
     assert "# old" in (tmp_path / "README.md").read_text()
     loaded = load_model(tmp_path).model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in old.state_dict().items())
+
+
+def test_fingerprints_tell_weights_apart_and_not_folders(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        save_model(tmp_path / name, model_of(seed), ModelInfo(), title=name)
+    prints = {name: load_model(tmp_path / name).fingerprint for name in "abc"}
+    assert prints["a"] == prints["b"] != prints["c"]
+    assert len(prints["a"]) == 12 and int(prints["a"], 16) >= 0
+    assert model_fingerprint(tmp_path / "a") == prints["a"]
+
+
+def test_a_large_file_is_fingerprinted_all_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spheregen.model_folder, "_FINGERPRINTED", 2560)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(10_000)
+    path.write_bytes(content)
+    before = model_fingerprint(tmp_path)
+    for place in (0, 5000, 9940):
+        path.write_bytes(content[:place] + bytes([1]) * 60 + content[place + 60 :])
+        assert model_fingerprint(tmp_path) != before

@@ -53,6 +53,8 @@ class LoadedModel:
 
     model: SphereAutoencoder
     info: ModelInfo
+    fingerprint: str = ""
+    """Tells its weights from others, see `model_fingerprint`."""
 
 
 def save_model(
@@ -118,7 +120,8 @@ def load_model(folder: str | Path) -> LoadedModel:
     for name, section in sections.items():
         if not isinstance(section, dict):
             raise ModelFileError(f"{path / CONFIG}: {name} is not an object of settings; correct it")
-    return LoadedModel(model.eval(), ModelInfo(class_names=tuple(map(str, names)), **sections))
+    info = ModelInfo(class_names=tuple(map(str, names)), **sections)
+    return LoadedModel(model.eval(), info, model_fingerprint(path))
 
 
 def model_fingerprint(folder: str | Path) -> str:

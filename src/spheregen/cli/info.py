@@ -42,6 +42,7 @@ def info(
     from spheregen.errors import ConfigError
     from spheregen.evaluation.cost import autoencoder_cost
     from spheregen.model_folder import read_architecture
+    from spheregen.model_source import find_model
     from spheregen.training.fitting import readable
     from spheregen.training.memory import estimate_sampling_memory
     from spheregen.training.recipe import build_recipe, load_recipe
@@ -49,11 +50,12 @@ def info(
     if processes < 1:
         raise ConfigError(f"--processes is at least 1, not {processes}")
     recipe: Recipe | None
-    if Path(target).is_dir():
+    if _is_model(target):
         if settings or data:
             raise ConfigError(f"{target} is a trained model; --set and --data change recipes only")
-        config = read_architecture(target)
-        of_run = Path(target) / "recipe.json"
+        folder = find_model(target)
+        config = read_architecture(folder)
+        of_run = folder / "recipe.json"
         recipe = build_recipe(json.loads(of_run.read_text("utf-8")), str(of_run)) if of_run.is_file() else None
     else:
         recipe = load_recipe(target, settings or (), data=data)
@@ -93,6 +95,19 @@ def info(
     print(table(rows, ("GFLOPs to generate", *(f"{step} step{'s' if step != '1' else ''}" for step in steps))))
     print(f"memory to generate {SAMPLING_BATCH} at a time: {readable(answer['sampling_memory']['total'])}")
     _print_training(answer, recipe)
+
+
+def _is_model(target: str) -> bool:
+    """Whether a name means a model, not a recipe; where both have one name they are the same network."""
+    from spheregen.model_source import bundled_models
+    from spheregen.training.recipe import shipped_recipes
+
+    path = Path(target)
+    if path.is_dir():
+        return True
+    if path.is_file() or path.suffix.lower() in (".yaml", ".yml") or target in shipped_recipes():
+        return False
+    return "/" in target or target in bundled_models()
 
 
 def _place(name: str, *, must_be_here: bool) -> tuple[torch.device, bool]:

@@ -10,7 +10,7 @@ import torch
 
 from spheregen.devices import choose_device
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.model_folder import load_model, model_fingerprint, save_model
+from spheregen.model_folder import load_model, save_model
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.nn.block import compile_blocks
 from spheregen.pipeline.editing import Editing
@@ -68,11 +68,10 @@ class Pipeline(Editing):
 
         if dtype is not None and dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use {', '.join(DTYPES)}")
-        folder = find_model(model, revision=revision)
-        loaded = load_model(folder)
+        loaded = load_model(find_model(model, revision=revision))
         network = loaded.model if dtype is None else loaded.model.to(DTYPES[dtype])
         pipe = cls(network, loaded.info, device=device, name=str(model), batch_size=batch_size, progress=progress)
-        pipe.fingerprint = model_fingerprint(folder)
+        pipe.fingerprint = loaded.fingerprint
         if not quiet:
             print(f"{model}: {pipe.image_options.image_size} px, on {pipe.place}", file=sys.stderr)
         return pipe

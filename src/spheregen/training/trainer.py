@@ -42,7 +42,7 @@ from spheregen.training.signals import StopRequest, end_as_by
 from spheregen.training.step import StepResult, TrainingStep
 from spheregen.training.system import AutoencoderSystem, build_system
 from spheregen.training.trackers import Tracker, open_trackers
-from spheregen.training.transfer import check_fits, fingerprint, inherited_provenance
+from spheregen.training.transfer import check_fits, inherited_provenance
 
 PREVIEWS = "previews"
 PROGRESS_SECONDS = 10.0
@@ -239,10 +239,9 @@ class _Run:
         assert name is not None
         for line in system.start_from(base, self.class_names).summary():
             self.reporter.message(f"from {name}: {line}")
-        weights = fingerprint(base.model)
-        if len(set(self.world.gather_objects(weights))) > 1:
+        if len(set(self.world.gather_objects(base.fingerprint))) > 1:
             raise TrainingError(f"the processes see different models at {name}; give all of them the same one")
-        return {"provenance": inherited_provenance(name, base.info), "weights": weights}
+        return {"provenance": inherited_provenance(name, base.info), "weights": base.fingerprint}
 
     def train(self) -> TrainingResult:
         recipe, total, reporter = self.recipe, self.total, self.reporter

@@ -9,7 +9,6 @@ Legend: K classes, W width, N tokens, d latent channels, P patch, C image channe
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -155,15 +154,6 @@ def check_fits(target: AutoencoderConfig, source: AutoencoderConfig) -> None:
             f"nothing of the model fits: its encoder and decoder are {theirs[0]} and {theirs[1]} wide, the recipe's "
             f"{ours[0]} and {ours[1]}; set model.encoder and model.decoder to its sizes, or train without --init"
         )
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A digest of a model's weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def inherited_provenance(name: str, base: ModelInfo) -> dict[str, str]:
