@@ -71,6 +71,8 @@ def read_record(path: Path) -> PictureRecord:
         seed = int(text["seed"])
         if "edit" in settings:
             raise DataError(f"{path} was made by {settings['edit']} from other pictures, which it does not hold")
+        if "noise" in settings:
+            raise DataError(f"{path} was made from given noise, which it does not hold; its seed cannot repeat it")
         for name, kind in _TYPES.items():
             if not isinstance(settings[name], kind):
                 raise ValueError(name)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from spheregen.training import suggestion as module
+from spheregen.training import ladder, suggestion
 from spheregen.training.recipe import Recipe, load_recipe
 from tests.cli.conftest import Run
 
@@ -24,8 +24,8 @@ def _same_machine_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
         measure = guess
 
-    monkeypatch.setattr(module, "DeviceClock", FakeClock)
-    monkeypatch.setattr(module, "available_memory", lambda device: 1 << 50)
+    monkeypatch.setattr(suggestion, "Clock", FakeClock)
+    monkeypatch.setattr(ladder, "available_memory", lambda device: 1 << 50)
 
 
 @pytest.fixture

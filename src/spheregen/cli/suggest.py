@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from spheregen.training.suggestion import Reason, Suggestion
 
 WIDTH = 100  # characters of a line of comment
-NO_BREAK = "\u00a0"
 
 
 def suggest(
@@ -43,9 +42,11 @@ def suggest(
     It looks at the images, measures the machine for some seconds, and prints a YAML file.
     """
     from spheregen.data import open_source
+    from spheregen.data.look import look_at
     from spheregen.devices import choose_device, choose_precision
     from spheregen.files import write_text
-    from spheregen.training.suggestion import check_wishes, look_at, suggest_recipe
+    from spheregen.training.ladder import check_wishes
+    from spheregen.training.suggestion import suggest_recipe
 
     check_wishes(hours, image_size)
     if out is not None:
@@ -65,7 +66,7 @@ def suggest(
     if out is not None:
         write_text(out, text)
     if as_json:
-        print_json(_plain(suggestion))
+        print_json({**dataclasses.asdict(suggestion), "recipe": suggestion.recipe.model_dump(mode="json")})
     elif out is None:
         print(text, end="")
     for warning in suggestion.warnings:
@@ -97,26 +98,11 @@ def recipe_text(suggestion: Suggestion) -> str:
 def _entry(reason: Reason) -> str:
     import yaml
 
-    why = re.sub(r"(?<=\d) (?=\d{3})", NO_BREAK, " ".join(reason.why.split()))  # numbers stay in one line
-    comment = textwrap.fill(
-        why, WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
-    )
-    text = comment.replace(NO_BREAK, " ") + "\n"
+    text = textwrap.fill(reason.why, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False) + "\n"
     for key, value in reason.settings.items():
         listed = yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False)
         text += f"{key.rpartition('.')[2]}: {listed.strip()[1:-1]}\n"
     return text
-
-
-def _plain(suggestion: Suggestion) -> dict[str, object]:
-    return {
-        "recipe": suggestion.recipe.model_dump(mode="json"),
-        "reasons": [{"settings": dict(reason.settings), "why": reason.why} for reason in suggestion.reasons],
-        "warnings": list(suggestion.warnings),
-        "seconds_per_step": suggestion.seconds_per_step,
-        "hours": suggestion.hours,
-        "epochs": suggestion.epochs,
-    }
 
 
 def _load() -> float:

@@ -121,7 +121,9 @@ class Generation(PipelineCore):
                 step_noise=self._step_noise(step_noise, drawn.steps, part, len(seeds)),
                 **{name: value for name, value in settings.items() if name != "share_noise"},
             )
-            return self._output(samples, of, ids, settings, trajectory=trajectory)
+            # noise that the seeds did not make is not in the record of a picture
+            told = settings if noise is None and step_noise is None else settings | {"noise": "given"}
+            return self._output(samples, of, ids, told, trajectory=trajectory)
 
         for _, output in in_batches(len(seeds), batch_size or self._batch_size(), make):
             yield output

@@ -16,7 +16,7 @@ class RememberedConditions:
 
     Args:
         model: a conditional generator.
-        classes: the ids that will be asked for; others raise an IndexError.
+        classes: the ids that will be asked for; others are computed each time.
     """
 
     def __init__(self, model: SphereGenerator, classes: Iterable[int], device: torch.device) -> None:
@@ -25,7 +25,8 @@ class RememberedConditions:
         table = model.condition(torch.tensor(ids, device=device))
         assert table is not None  # the generator is conditional
         self._table = table
-        self._places = torch.full((model.num_classes + 1,), len(ids), device=device)
+        self._unknown = len(ids)
+        self._places = torch.full((model.num_classes + 1,), self._unknown, device=device)
         self._places[ids] = torch.arange(len(ids), device=device)
 
     def condition(self, labels: Tensor | None) -> Condition | None:
@@ -33,7 +34,10 @@ class RememberedConditions:
             return self._table.rows(self._places[-1:])
         if labels.is_floating_point():
             return self.model.condition(labels)
-        return self._table.rows(self._places[labels])
+        places = self._places[labels]
+        if bool((places == self._unknown).any()):
+            return self.model.condition(labels)
+        return self._table.rows(places)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
