@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a model; by default random weights of the recipe")
     parser.add_argument("--recipe", default="cifar10-laptop")
-    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--count", type=int, default=64, help="pictures of a call; batches are the pipeline's own")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
@@ -47,11 +47,11 @@ def main() -> None:
     for turn in range(given.repeats + 1):  # the first round warms up
         for name, (pictures, options) in settings.items():
             begun = time.perf_counter()
-            pipe.generate(pictures, seed=turn * pictures, batch_size=count, **options)
+            pipe.generate(pictures, seed=turn * pictures, **options)
             if turn:
                 times[name].append((time.perf_counter() - begun) / pictures)
     base = statistics.median(times["4 steps"])
-    print(f"{given.model or given.recipe}, {count} pictures a batch, {pipe.place}, {torch.get_num_threads()} threads")
+    print(f"{given.model or given.recipe}, {count} pictures a call, {pipe.place}, {torch.get_num_threads()} threads")
     for name, measured in times.items():
         median = statistics.median(measured)
         print(f"{name:32s} {1000 * median:8.2f} ms a picture   {median / base:5.2f} of 4 steps")

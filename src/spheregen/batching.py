@@ -13,23 +13,28 @@ from spheregen.errors import SphereGenError
 from spheregen.models.protocol import SphereGenerator
 
 Result = TypeVar("Result")
-_MOST = {"cpu": 64, "cuda": 512, "mps": 64}  # larger batches are no faster
+_MOST = 512  # larger batches are no faster anywhere
+_CACHED = 4 << 20  # bytes of a layer's output beyond which a CPU gets slower, not faster
 _SHARE = 0.5  # of the free memory, which others use too
 _COPIES = 6  # activations of the widest layer that are alive at a time, generously
 
 
-def images_at_once(model: SphereGenerator, device: torch.device) -> int:
-    """How many images, guided ones too, surely fit into half of the free memory; at least 1."""
-    most = _MOST.get(device.type, 64)
-    available = available_memory(device)
-    if available is None or not isinstance(model, nn.Module):
-        return most
+def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool = False) -> int:
+    """How many images to send through a network at once; at least 1.
+
+    As many as surely fit into half of the free memory; on a CPU no more than its caches like. Under guidance half of
+    them, since condition and null class go together.
+    """
+    if not isinstance(model, nn.Module):
+        return _MOST
     widest = max((layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)), default=1)
-    itemsize = max(4, next(model.parameters()).element_size())
-    guided = 2  # condition and null class go together
-    pixels = 4 * torch.Size(model.image_shape).numel()
-    each = itemsize * guided * (_COPIES * model.latent_shape[0] * widest + pixels)
-    return max(1, min(most, int(_SHARE * available / each)))
+    layer = max(4, next(model.parameters()).element_size()) * model.latent_shape[0] * widest  # bytes of an image
+    rows = _MOST
+    if (available := available_memory(device)) is not None:
+        rows = min(rows, int(_SHARE * available / (_COPIES * layer + 4 * torch.Size(model.image_shape).numel() * 4)))
+    if device.type == "cpu":
+        rows = min(rows, _CACHED // layer)
+    return max(1, rows // 2 if guided else rows)
 
 
 def in_batches(count: int, size: int, run: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:

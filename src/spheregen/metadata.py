@@ -70,9 +70,13 @@ def read_record(path: Path) -> PictureRecord:
         label = int(text["label"]) if "label" in text else None
         seed = int(text["seed"])
         if "edit" in settings:
-            raise DataError(f"{path} was made by {settings['edit']} from other pictures, which it does not hold")
+            what = str(settings["edit"])
+            what = what if what.isalpha() and len(what) < 20 else "an edit"
+            raise DataError(f"{path} was made by {what} from other pictures, which it does not hold")
         if "noise" in settings:
             raise DataError(f"{path} was made from given noise, which it does not hold; its seed cannot repeat it")
+        if isinstance(settings["schedule"], list):
+            settings["schedule"] = [float(r) for r in settings["schedule"]]
         for name, kind in _TYPES.items():
             if not isinstance(settings[name], kind):
                 raise ValueError(name)

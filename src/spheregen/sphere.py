@@ -131,10 +131,10 @@ def slerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
     weight_a = torch.where(degenerate, 1 - position, torch.sin((1 - position) * omega) / safe)
     weight_b = torch.where(degenerate, position.expand_as(weight_a), torch.sin(position * omega) / safe)
     between = weight_a * wide_a + weight_b * wide_b
-    # near opposite points the weights above cancel: turn towards b, or where it gives no direction anywhere at all
-    opposite = math.pi - omega < 1e-3
+    # near opposite points the weights above cancel: turn towards what the two have in common, or just anywhere
+    opposite = math.pi - omega < 0.1
     aside = wide_b.flatten(1).roll(1, dims=-1).view_as(wide_b)
-    turned = rotate(wide_a, torch.where(degenerate, aside, wide_b), torch.rad2deg(position * omega).flatten())
+    turned = rotate(wide_a, torch.where(degenerate, aside, wide_a + wide_b), torch.rad2deg(position * omega).flatten())
     between = torch.where(opposite, turned, between)
     return torch.where(position == 0, wide_a, torch.where(position == 1, wide_b, between)).to(a.dtype)
 

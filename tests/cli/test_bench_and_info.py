@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from spheregen import devices
 from spheregen.cli import bench as bench_command
 from spheregen.evaluation.peak import PeakMeter
 from spheregen.training import bench as bench_module
-from spheregen import devices
 from spheregen.training import timing
 from tests.cli.conftest import Run
 from tests.cli.test_commands import assert_one_line_error

@@ -249,9 +249,7 @@ def test_fewer_steps_are_the_start_of_more(model: SphereAutoencoder) -> None:
 def test_one_step_decodes_a_random_point(model: SphereAutoencoder) -> None:
     result = sample(model, NOISE, LABELS, steps=1)
     torch.testing.assert_close(result.images, model.decode(spherify(NOISE), LABELS), atol=1e-6, rtol=0)
-    torch.testing.assert_close(
-        sample(model, NOISE, steps=1).images, model.decode(spherify(NOISE)), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(sample(model, NOISE, steps=1).images, model.decode(spherify(NOISE)), atol=1e-6, rtol=0)
 
 
 def test_a_shared_noise_is_a_list_of_equal_noises(model: SphereAutoencoder) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from spheregen.cli.options import (
     AllSteps,
     BatchSize,
     Device,
+    EditSchedule,
     EditSteps,
     FreshNoise,
     Guidance,
@@ -20,27 +21,34 @@ from spheregen.cli.options import (
     Model,
     Out,
     Quiet,
-    ScheduleOption,
     Seed,
     Split,
     Strength,
+    load_pipeline,
     sampler_options,
-    watch,
 )
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from spheregen.pipeline import PipelineOutput
 
 
 def edit(
     model: Model,
     images: Images,
-    label: Annotated[str | None, typer.Option(help="The class to pull towards, by id or name.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The class to pull towards, by id or name. Default: the null class.")
+    ] = None,
     out: Out = Path("edited"),
     strength: Strength = 0.25,
     steps: EditSteps = 4,
     seed: Seed = 0,
-    schedule: ScheduleOption = None,
+    schedule: EditSchedule = "fixed",
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
-    fresh_noise: FreshNoise = False,
+    fresh_noise: FreshNoise = None,
     all_steps: AllSteps = False,
     split: Split = "train",
     batch_size: BatchSize = None,
@@ -48,19 +56,22 @@ def edit(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Pull pictures towards a class: encode with noise and decode under it, a few times."""
-    from spheregen.cli.pictures import EditWriter, gather, parts, step_rows
-    from spheregen.data.inputs import load_pictures
-    from spheregen.pipeline import Pipeline
+    """Pull pictures towards a class.
 
-    writer = EditWriter(out, all_steps=all_steps)
-    pipe = Pipeline.from_pretrained(model, device=device, batch_size=batch_size, progress=False, quiet=True)
-    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+    They are encoded with noise and decoded under the class, a few times. A row of the sheet shows a picture, then each
+    step.
+    """
+    from spheregen.cli.pictures import EditWriter, change_all, gather
+    from spheregen.data.inputs import load_pictures
+
     files = gather(images, split)
-    done = 0
-    for part in watch(parts(files), len(files), len, quiet=quiet):
-        x = load_pictures([file.open() for file in part], pipe.image_options)
-        output = pipe.edit(x, label, strength=strength, steps=steps, seed=seed + done, **options)
-        writer.add(output, [file.name for file in part], step_rows([x], output))
-        done += len(part)
-    writer.finish(f"edited pictures on {pipe.place}", as_json=as_json)
+    writer = EditWriter(out, [file.where for file in files], all_steps=all_steps)
+    pipe = load_pipeline(model, device, batch_size)
+    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+
+    def change(pictures: list[Image.Image], seed: int) -> tuple[PipelineOutput, list[Tensor]]:
+        x = load_pictures(pictures, pipe.image_options)
+        return pipe.edit(x, label, strength=strength, steps=steps, seed=seed, **options), [x]
+
+    change_all(files, change, writer, seed=seed, quiet=quiet)
+    writer.finish(f"edited on {pipe.place}", as_json=as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from spheregen.cli.options import (
     AllSteps,
     BatchSize,
     Device,
+    EditSchedule,
     FreshNoise,
     Guidance,
     GuidanceAt,
@@ -20,13 +21,19 @@ from spheregen.cli.options import (
     Model,
     Out,
     Quiet,
-    ScheduleOption,
+    RestoreSteps,
     Seed,
     Split,
     Strength,
+    load_pipeline,
     sampler_options,
-    watch,
 )
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from spheregen.pipeline import PipelineOutput
 
 
 def inpaint(
@@ -38,12 +45,12 @@ def inpaint(
     label: Label = None,
     out: Out = Path("inpainted"),
     strength: Strength = 0.5,
-    steps: Annotated[int, typer.Option(help="Prior and data steps.")] = 8,
+    steps: RestoreSteps = 8,
     seed: Seed = 0,
-    schedule: ScheduleOption = None,
+    schedule: EditSchedule = "decay",
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
-    fresh_noise: FreshNoise = False,
+    fresh_noise: FreshNoise = None,
     all_steps: AllSteps = False,
     split: Split = "train",
     batch_size: BatchSize = None,
@@ -51,21 +58,24 @@ def inpaint(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Fill in a region; known pixels stay. The sheet shows the picture, what was known of it, and each step."""
-    from spheregen.cli.pictures import EditWriter, gather, parts, step_rows
-    from spheregen.data.inputs import load_mask, load_pictures
-    from spheregen.pipeline import Pipeline
+    """Fill in a region of pictures; known pixels stay.
 
-    writer = EditWriter(out, all_steps=all_steps)
-    pipe = Pipeline.from_pretrained(model, device=device, batch_size=batch_size, progress=False, quiet=True)
-    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+    A row of the sheet shows a picture, what is known of it (the rest is grey), and each step.
+    """
+    from spheregen.cli.pictures import EditWriter, change_all, gather
+    from spheregen.data import read_image
+    from spheregen.data.inputs import load_mask, load_pictures
+
     files = gather(images, split)
-    done = 0
-    for part in watch(parts(files), len(files), len, quiet=quiet):
-        opened = [file.open() for file in part]
-        output = pipe.inpaint(opened, mask, label=label, strength=strength, steps=steps, seed=seed + done, **options)
-        x = load_pictures(opened, pipe.image_options)
-        known = x * (1 - load_mask(mask, opened, pipe.image_options))
-        writer.add(output, [file.name for file in part], step_rows([x, known], output))
-        done += len(part)
-    writer.finish(f"inpainted pictures on {pipe.place}", as_json=as_json)
+    writer = EditWriter(out, [mask, *(file.where for file in files)], all_steps=all_steps)
+    missing = read_image(mask)
+    pipe = load_pipeline(model, device, batch_size)
+    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+
+    def change(pictures: list[Image.Image], seed: int) -> tuple[PipelineOutput, list[Tensor]]:
+        output = pipe.inpaint(pictures, missing, label=label, strength=strength, steps=steps, seed=seed, **options)
+        x = load_pictures(pictures, pipe.image_options)
+        return output, [x, x.lerp(x.new_full((), 0.5), load_mask(missing, pictures, pipe.image_options))]
+
+    change_all(files, change, writer, seed=seed, quiet=quiet)
+    writer.finish(f"inpainted on {pipe.place}", as_json=as_json)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
-from spheregen.cli.options import output_folder, print_json, say
-from spheregen.errors import ConfigError
+from spheregen.cli.options import output_file, pictures_of, print_json, say, sheet_of, watch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,18 +19,31 @@ if TYPE_CHECKING:
 
     from spheregen.pipeline import PipelineOutput
 
-SHEET_ROWS = 20  # pictures of which the sheet shows something
+SHEET_ROWS = 20  # rows of a sheet, at most
 SHEET_PIXELS = 64  # small pictures are enlarged to about this in sheets
 AT_ONCE = 64  # pictures that are read, changed and written together
+LONGEST_NAME = 120  # bytes of a name; with number and suffix it must be a file name
 
 
 @dataclass(frozen=True)
 class PictureFile:
     """A picture that a command was given."""
 
-    name: str
-    """For the file that is made of it."""
+    where: str
+    """Its path, or its place in an archive or data set."""
     open: Callable[[], Image.Image]
+
+    @property
+    def name(self) -> str:
+        """For the file that is made of it: no folder, no suffix, nothing that is unusual in file names."""
+        inside = re.sub(r"^.*\.(?:zip|tar) ", "", self.where, flags=re.IGNORECASE | re.DOTALL)
+        return file_name(Path(inside).stem)
+
+
+def file_name(text: str) -> str:
+    """A text without signs that are unusual in file names, and not too long for one."""
+    plain = re.sub(r"[^\w()+,=@-]+", "-", text)
+    return plain.encode("utf-8", "replace")[:LONGEST_NAME].decode("utf-8", "ignore")
 
 
 def gather(images: Sequence[str], split: str) -> list[PictureFile]:
@@ -41,59 +57,72 @@ def gather(images: Sequence[str], split: str) -> list[PictureFile]:
     found: list[PictureFile] = []
     for given in images:
         path = Path(given)
-        if path.is_file() and path.suffix.lower() not in ARCHIVES:
-            found.append(PictureFile(path.stem, lambda path=path: read_image(path)))  # type: ignore[misc]
+        if os.path.isfile(given) and path.suffix.lower() not in ARCHIVES:  # noqa: PTH113 (any text is welcome)
+            found.append(PictureFile(given, lambda path=path: read_image(path)))  # type: ignore[misc]
             continue
         source = open_source(given, split=split)
         for i in range(len(source)):
-            where = Path(source.describe(i).partition(" row ")[0])
-            found.append(PictureFile(where.stem, lambda source=source, i=i: source.read(i)))  # type: ignore[misc]
+            found.append(PictureFile(source.describe(i), lambda source=source, i=i: source.read(i)))  # type: ignore[misc]
     return found
 
 
-def check_out(out: Path) -> None:
-    """Complain before any work if `out` can be neither a folder nor a .png file.
+def parts(files: Sequence[PictureFile]) -> list[Sequence[PictureFile]]:
+    """Files in parts that are worked on together."""
+    return [files[start : start + AT_ONCE] for start in range(0, len(files), AT_ONCE)]
+
+
+class EditWriter(AbstractContextManager["EditWriter"]):
+    """What an editing command leaves: single PNGs, and a sheet beside them; or the sheet alone.
+
+    Args:
+        out: as `--out` says it: a folder or archive, or a .png for the sheet alone.
+        inputs: files that are read, which the sheet must not overwrite.
+        all_steps: write the pictures after each step, too.
 
     Raises:
-        ConfigError: it is a file where a folder is needed, or the other way round.
+        ConfigError: `out` cannot be written to; nothing has been done yet.
     """
-    as_sheet = out.suffix.lower() == ".png"
-    output_folder(out.parent if as_sheet else out)
-    if as_sheet and out.is_dir():
-        raise ConfigError(f"the output path {out} is a folder; choose a file for the sheet")
 
+    def __init__(self, out: Path, inputs: Sequence[str | Path], *, all_steps: bool = False) -> None:
+        from spheregen.data import open_writer
 
-class EditWriter:
-    """What an editing command leaves: single PNGs in a folder and a sheet beside it, or the sheet alone."""
-
-    def __init__(self, out: Path, *, all_steps: bool = False) -> None:
-        check_out(out)
         self.out, self.all_steps = out, all_steps
-        self.only_sheet = out.suffix.lower() == ".png"
-        self.sheet = out if self.only_sheet else out.with_name(f"{out.name}.png")
+        self.sheet = output_file(sheet_of(out), inputs)
+        self._singles = None if self.sheet == out else open_writer(out)
         self._rows: list[Tensor] = []
         self._count = 0
-        self._settings: dict[str, Any] = {}
+        self._metadata: dict[str, str] = {}
+        self._answer: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if self._singles is not None:
+            self._singles.__exit__(kind, error, trace)
 
     def add(self, output: PipelineOutput, names: Sequence[str], rows: Sequence[Tensor]) -> None:
         """Pictures of one call, the names of the files they were made of, and rows (n, C, S, S) for the sheet."""
-        from spheregen.data import save_png, to_pil
+        from spheregen.data import to_pil
 
+        if not self._count:
+            self._metadata = output.metadata(0)
+            self._answer = {"seed": output.seeds[0], **output.settings}
         self._rows += rows[: SHEET_ROWS - len(self._rows)]
-        if not self.only_sheet:
+        if self._singles is not None:
             steps = [to_pil(images) for images in output.trajectory] if self.all_steps else []
             for number, (picture, name) in enumerate(zip(output.images, names, strict=True)):
                 metadata = output.metadata(number) | {"image": name}
-                stem = f"{self._count + number:06d}-{name}"
+                key = f"{self._count + number:06d}-{name}"
                 for step, pictures in enumerate(steps, start=1):
-                    path = self.out / f"{stem}-step-{step}.png"
-                    save_png(pictures[number], path, metadata | {"step": str(step)}, durable=False)
-                save_png(picture, self.out / f"{stem}.png", metadata, durable=False)
+                    self._singles.add(f"{key}-step-{step}", pictures[number], metadata | {"step": str(step)})
+                self._singles.add(key, picture, metadata)
         self._count += len(names)
-        self._settings = dict(output.settings)
 
-    def finish(self, what: str, *, as_json: bool) -> None:
-        """Write the sheet and say where everything is."""
+    def finish(self, done: str, *, as_json: bool) -> None:
+        """Write the sheet and say what was done, such as "edited on cpu", and where everything is."""
         import torch
 
         from spheregen.data import image_grid, save_png
@@ -101,12 +130,33 @@ class EditWriter:
         rows = torch.cat(self._rows)
         scale = max(1, SHEET_PIXELS // rows.shape[-1])
         grid = image_grid(rows, columns=len(self._rows[0]), scale=scale)
-        save_png(grid, self.sheet, {name: str(value) for name, value in self._settings.items()})
+        save_png(grid, self.sheet, self._metadata)
         if as_json:
-            print_json({"count": self._count, "out": str(self.out), "sheet": str(self.sheet), **self._settings})
+            print_json({"count": self._count, "out": str(self.out), "sheet": str(self.sheet), **self._answer})
         else:
-            place = f"the sheet is {self.sheet}" if self.only_sheet else f"{self.out}, sheet {self.sheet}"
-            say(f"{self._count} {what}: {place}")
+            place = f"the sheet is {self.sheet}" if self._singles is None else f"{self.out}, sheet {self.sheet}"
+            say(f"{pictures_of(self._count)} {done}: {place}")
+
+
+def change_all(
+    files: Sequence[PictureFile],
+    change: Callable[[list[Image.Image], int], tuple[PipelineOutput, list[Tensor]]],
+    writer: EditWriter,
+    *,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Change pictures part by part and write them.
+
+    `change` gets pictures and the seed of the first; it returns what it made and what the rows of the sheet begin with,
+    tensors (B, C, S, S).
+    """
+    done = 0
+    with writer:
+        for part in watch(parts(files), len(files), len, quiet=quiet):
+            output, before = change([file.open() for file in part], seed + done)
+            writer.add(output, [file.name for file in part], step_rows(before, output))
+            done += len(part)
 
 
 def step_rows(before: Sequence[Tensor], output: PipelineOutput) -> list[Tensor]:
@@ -114,8 +164,3 @@ def step_rows(before: Sequence[Tensor], output: PipelineOutput) -> list[Tensor]:
     import torch
 
     return list(torch.stack([*before, *output.trajectory], dim=1))
-
-
-def parts(files: Sequence[PictureFile]) -> list[Sequence[PictureFile]]:
-    """Files in parts that are worked on together."""
-    return [files[start : start + AT_ONCE] for start in range(0, len(files), AT_ONCE)]

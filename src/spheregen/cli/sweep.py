@@ -15,7 +15,8 @@ from spheregen.cli.options import (
     Json,
     Model,
     Quiet,
-    output_folder,
+    load_pipeline,
+    output_file,
     print_json,
     say,
     split_list,
@@ -29,41 +30,52 @@ if TYPE_CHECKING:
     from spheregen.pipeline import Pipeline
 
 LARGEST = 400  # settings
+MOST_PICTURES = 10_000  # on a sheet
+SCORED = 500
 
 
 def sweep(
     model: Model,
-    steps: Annotated[str, typer.Option(help="Numbers of steps.")] = "1,2,4",
+    steps: Annotated[str, typer.Option(help="Numbers of steps, with commas.")] = "1,2,4",
     guidance: Annotated[str | None, typer.Option(help="Guidance scales: 1,1.2,1.4. Default: the model's.")] = None,
-    guidance_at: Annotated[str | None, typer.Option(help="Places of guidance: pixel,latent,both.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="Schedules: fixed,decay.")] = None,
-    noise: Annotated[str | None, typer.Option(help="shared,fresh: one noise for all steps, or new ones.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Pictures of each setting on the sheet.")] = 8,
-    labels: Annotated[str | None, typer.Option(help="Classes by id or name, in turn. Default: spread.")] = None,
-    seed: Annotated[int, typer.Option(help="Picture i of every setting has seed SEED + i.")] = 0,
+    guidance_at: Annotated[
+        str | None, typer.Option(help="Places of guidance: pixel,latent,both. Default: the model's.")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="Schedules: fixed,decay. Default: the model's.")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="shared,fresh: one noise for all steps, or new ones. Default: the model's.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures of each combination on the sheet.")] = 8,
+    labels: Annotated[
+        str | None, typer.Option(help="Classes by id or name, in turn: 3 or cat,dog. Default: all in turn.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Picture i of every combination has seed SEED + i.")] = 0,
     score: Annotated[
-        int, typer.Option(help="Samples of each setting to score, where something can judge this model; 0: none.")
-    ] = 500,
+        int | None,
+        typer.Option(
+            help="Samples of each combination to score, if there is something that can judge this model; 0: none. "
+            f"Default: {SCORED}."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The sheet, a .png file.")] = Path("sweep.png"),
     batch_size: BatchSize = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Sample the same seeds under all combinations of settings: a labelled contact sheet, times and scores.
+    """Compare settings of sampling on the same seeds.
 
-    Columns are the values of guidance, or of what else was asked for.
+    All combinations are sampled. A labelled sheet shows them, a column for each guidance scale or, without these, of
+    another setting; a table tells times and, where something can judge the model, scores of samples of all its classes.
     """
     from spheregen.data import labelled_sheet, save_png
     from spheregen.errors import ConfigError
-    from spheregen.evaluation.judges import find_judge
-    from spheregen.pipeline import Pipeline
     from spheregen.sampling import ClassifierFreeGuidance, refinement_radii
 
-    if out.suffix.lower() != ".png" or out.is_dir():
+    if out.suffix.lower() != ".png":
         raise ConfigError(f"the sheet is a PNG file, not {out}; give --out a name that ends in .png")
-    output_folder(out.parent)
-    if count < 1 or score < 0:
+    output_file(out)
+    if count < 1 or (score or 0) < 0:
         raise ConfigError(f"--count is at least 1 and --score not negative, not {count} and {score}")
     swept: dict[str, list[Any]] = {"steps": split_numbers(steps, "--steps", int)}
     if schedule is not None:
@@ -78,25 +90,29 @@ def sweep(
     if guidance is not None:
         swept["guidance"] = split_numbers(guidance, "--guidance", float)
     settings = [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
-    if len(settings) > LARGEST:
+    if len(settings) > LARGEST or len(settings) * count > MOST_PICTURES:
         raise ConfigError(
-            f"{len(settings)} settings are too many for one sheet (at most {LARGEST}); sweep fewer values"
+            f"{len(settings)} combinations with {count} pictures each are too many for one sheet (at most {LARGEST}, "
+            f"and {MOST_PICTURES} pictures); sweep fewer values"
         )
     for each in settings:  # complain before any work is done
         refinement_radii(each.get("schedule", "fixed"), each["steps"])
         ClassifierFreeGuidance(each.get("guidance", 1.0), each.get("guidance_at", "both"))
-    pipe = Pipeline.from_pretrained(model, device=device, batch_size=batch_size, progress=False, quiet=True)
-    judge = find_judge(pipe.info, pipe.model.image_shape) if score else None
+    pipe = load_pipeline(model, device, batch_size)
     named = split_list(labels)
+    for label in named or ():
+        pipe.classes.id(label)
+    judge = None if score == 0 else _judge(pipe, asked=score is not None)
+    scored = 0 if judge is None else score or SCORED
     chosen = None if named is None else [named[i % len(named)] for i in range(count)]
-    pipe.generate(1, steps=2, seed=seed)  # the first call of a process is slow
+    pipe.generate(count, steps=2, seed=seed)  # the first call of a process is slow
 
     cells, figures = [], []
-    for each in watch(settings, len(settings), lambda _: 1, quiet=quiet):
+    for each in watch(settings, len(settings) * (count + scored), lambda _: count + scored, quiet=quiet):
         begun = time.perf_counter()
         output = pipe.generate(count, seed=seed, labels=chosen, **each)
         seconds = (time.perf_counter() - begun) / count
-        scores = _score(pipe, judge, score, seed, each)
+        scores = {} if judge is None else _score(pipe, judge, scored, seed, each)
         cells.append(output.tensor)
         figures.append({**each, "ms_per_image": 1000 * seconds, **scores})
     *outer, last = swept
@@ -107,7 +123,7 @@ def sweep(
         [cells[start : start + columns] for start in starts],
         [", ".join(_label(name, settings[start][name]) for name in outer) for start in starts],
         [_label(last, value) for value in swept[last]],
-        title=f"{model}: seeds {seed} to {seed + count - 1}",
+        title=f"{Path(model).name or model}: seeds {seed} to {seed + count - 1}",
         scale=max(1, 48 // pipe.image_options.image_size),
         notes=[notes[start : start + columns] for start in starts],
     )
@@ -120,12 +136,27 @@ def sweep(
     say(f"sheet: {out}")
 
 
-def _score(pipe: Pipeline, judge: Judge | None, count: int, seed: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Figures of `count` samples by the judge, if there is one."""
+def _judge(pipe: Pipeline, *, asked: bool) -> Judge | None:
+    """Who judges this model; what is missing is an error only if scores were asked for."""
+    from spheregen.errors import SphereGenError
+    from spheregen.evaluation.judges import find_judge
+
+    try:
+        judge = find_judge(pipe.info, pipe.model.image_shape)
+    except SphereGenError as error:
+        if asked:
+            raise
+        say(f"no scores: {error}")
+        return None
+    if judge is None and asked:
+        say("no scores: nothing can judge this model")
+    return judge
+
+
+def _score(pipe: Pipeline, judge: Judge, count: int, seed: int, settings: dict[str, Any]) -> dict[str, float]:
+    """Figures of `count` samples by the judge."""
     import torch
 
-    if judge is None:
-        return {}
     output = pipe.generate(count, seed=seed, **settings)
     return judge.figures(output.tensor, torch.tensor(output.labels))
 
@@ -140,7 +171,7 @@ def _label(name: str, value: Any) -> str:
 
 def _note(figure: dict[str, Any], swept: dict[str, list[Any]]) -> str:
     own = {name: value for name, value in figure.items() if name not in swept}
-    return ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in own.items())
+    return "\n".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in own.items())
 
 
 def _shown(value: Any) -> str:

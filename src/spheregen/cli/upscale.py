@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,7 @@ from spheregen.cli.options import (
     AllSteps,
     BatchSize,
     Device,
+    EditSchedule,
     FreshNoise,
     Guidance,
     GuidanceAt,
@@ -20,30 +22,40 @@ from spheregen.cli.options import (
     Model,
     Out,
     Quiet,
-    ScheduleOption,
+    RestoreSteps,
     Seed,
     Split,
     Strength,
+    load_pipeline,
     sampler_options,
-    watch,
 )
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from spheregen.pipeline import PipelineOutput
 
 
 def upscale(
     model: Model,
     images: Images,
     factor: Annotated[
-        int | None, typer.Option(help="Enlarge by this; larger pictures are reduced first. Default: from their size.")
+        int | None,
+        typer.Option(
+            help="Pixels that become of one, along each side; larger pictures are reduced first. Default: the model's "
+            "size over theirs."
+        ),
     ] = None,
     label: Label = None,
     out: Out = Path("upscaled"),
     strength: Strength = 0.25,
-    steps: Annotated[int, typer.Option(help="Prior and data steps.")] = 8,
+    steps: RestoreSteps = 8,
     seed: Seed = 0,
-    schedule: ScheduleOption = None,
+    schedule: EditSchedule = "decay",
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
-    fresh_noise: FreshNoise = False,
+    fresh_noise: FreshNoise = None,
     all_steps: AllSteps = False,
     split: Split = "train",
     batch_size: BatchSize = None,
@@ -51,22 +63,24 @@ def upscale(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Enlarge pictures to the model's size; averaged back they are the small ones. The sheet begins with those."""
-    from spheregen.cli.pictures import EditWriter, gather, parts, step_rows
-    from spheregen.pipeline import Pipeline
+    """Enlarge pictures to the model's size.
 
-    writer = EditWriter(out, all_steps=all_steps)
-    pipe = Pipeline.from_pretrained(model, device=device, batch_size=batch_size, progress=False, quiet=True)
-    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+    Averaged back, they are the small ones again. A row of the sheet shows the small picture, then each step.
+    """
+    from spheregen.cli.pictures import EditWriter, change_all, gather
+    from spheregen.data.inputs import load_pictures
+
     files = gather(images, split)
-    done = 0
-    for part in watch(parts(files), len(files), len, quiet=quiet):
-        opened = [file.open() for file in part]
-        output = pipe.upscale(opened, factor, label=label, strength=strength, steps=steps, seed=seed + done, **options)
-        # what averages back to the small pictures is known of any step
+    writer = EditWriter(out, [file.where for file in files], all_steps=all_steps)
+    pipe = load_pipeline(model, device, batch_size)
+    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+
+    def change(pictures: list[Image.Image], seed: int) -> tuple[PipelineOutput, list[Tensor]]:
+        output = pipe.upscale(pictures, factor, label=label, strength=strength, steps=steps, seed=seed, **options)
         blocks = output.settings["factor"]
-        small = output.tensor.unflatten(-1, (-1, blocks)).unflatten(-3, (-1, blocks)).mean((-3, -1))
-        seen = small.repeat_interleave(blocks, -1).repeat_interleave(blocks, -2)
-        writer.add(output, [file.name for file in part], step_rows([seen], output))
-        done += len(part)
-    writer.finish(f"enlarged pictures on {pipe.place}", as_json=as_json)
+        small_options = dataclasses.replace(pipe.image_options, image_size=pipe.image_options.image_size // blocks)
+        small = load_pictures(pictures, small_options)
+        return output, [small.repeat_interleave(blocks, -1).repeat_interleave(blocks, -2)]
+
+    change_all(files, change, writer, seed=seed, quiet=quiet)
+    writer.finish(f"enlarged on {pipe.place}", as_json=as_json)

@@ -10,6 +10,7 @@ import typer
 from spheregen.cli.options import (
     BatchSize,
     Device,
+    EditSchedule,
     FreshNoise,
     Guidance,
     GuidanceAt,
@@ -18,11 +19,15 @@ from spheregen.cli.options import (
     Model,
     Out,
     Quiet,
-    ScheduleOption,
     Seed,
     Strength,
+    load_pipeline,
     sampler_options,
+    watch,
 )
+
+IN_A_ROW = 7  # variations, behind the picture itself
+AT_ONCE = 9 * IN_A_ROW
 
 
 def vary(
@@ -35,28 +40,47 @@ def vary(
     steps: Annotated[int, typer.Option(help="Decodes; those after the first refine.")] = 1,
     strength: Strength = 0.25,
     seed: Seed = 0,
-    schedule: ScheduleOption = None,
+    schedule: EditSchedule = "fixed",
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
-    fresh_noise: FreshNoise = False,
+    fresh_noise: FreshNoise = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Variations of a picture: points at an exact angle around its code. The sheet begins with the picture."""
+    """Make variations of a picture.
+
+    They are decoded from points at an exact angle around its code. Each row of the sheet begins with the picture.
+    """
     import torch
 
-    from spheregen.cli.pictures import EditWriter
-    from spheregen.data.inputs import load_pictures
-    from spheregen.pipeline import Pipeline
+    from spheregen.cli.pictures import EditWriter, file_name
+    from spheregen.data.inputs import load_pictures, open_pictures
+    from spheregen.errors import ConfigError
 
-    writer = EditWriter(out)
-    pipe = Pipeline.from_pretrained(
-        model, device=device, batch_size=batch_size, progress=None if not quiet else False, quiet=True
-    )
+    if count < 1:
+        raise ConfigError(f"--count is at least 1, not {count}")
+    writer = EditWriter(out, [image])
+    opened = open_pictures(image)
+    pipe = load_pipeline(model, device, batch_size)
     options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
-    output = pipe.vary(image, count, angle=angle, label=label, steps=steps, strength=strength, seed=seed, **options)
-    original = load_pictures(image, pipe.image_options)
-    writer.add(output, [image.stem] * count, [torch.cat([original, output.tensor])])
-    writer.finish(f"variations on {pipe.place}", as_json=as_json)
+    original = load_pictures(opened, pipe.image_options)
+    columns = min(count, IN_A_ROW)
+    parts = (range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE))
+    with writer:
+        for part in watch(parts, count, len, quiet=quiet):
+            output = pipe.vary(
+                original,
+                len(part),
+                angle=angle,
+                label=label,
+                steps=steps,
+                strength=strength,
+                seed=seed + part.start,
+                **options,
+            )
+            blank = torch.ones_like(original).expand(-len(part) % columns, -1, -1, -1)
+            rows = torch.cat([output.tensor, blank]).split(columns)
+            writer.add(output, [file_name(image.stem)] * len(part), [torch.cat([original, row]) for row in rows])
+    writer.finish(f"made on {pipe.place}", as_json=as_json)

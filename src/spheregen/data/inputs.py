@@ -86,7 +86,7 @@ def _open(picture: Picture) -> Image.Image | torch.Tensor:
         return read_image(Path(picture))
     if isinstance(picture, np.ndarray):
         shape = picture.shape
-        values = torch.from_numpy(np.ascontiguousarray(picture))
+        values = torch.from_numpy(np.array(picture, order="C"))  # a copy: arrays of PIL images are read-only
         values = values[None] if values.ndim == 2 else values.movedim(-1, 0) if values.ndim == 3 else values
         layout = "(H, W), (H, W, C)"
     elif isinstance(picture, torch.Tensor):
@@ -99,6 +99,8 @@ def _open(picture: Picture) -> Image.Image | torch.Tensor:
         )
     if values.dtype == torch.uint8:
         return values.float() / 255
+    if values.dtype == torch.bool:
+        return values.float()
     if not values.is_floating_point():
         raise ConfigError(f"a picture of {values.dtype} has no known range; give uint8, or floats in [0, 1]")
     values = values.float()
@@ -127,6 +129,6 @@ def _size(picture: Image.Image | torch.Tensor) -> tuple[int, int]:
     return width, height
 
 
-def shorter_side(picture: Image.Image | torch.Tensor) -> int:
-    """The shorter side of a picture in pixels."""
-    return min(_size(picture))
+def deciding_side(picture: Image.Image | torch.Tensor, options: ImageOptions) -> int:
+    """The side in pixels that becomes the model's size: the shorter one, or the longer one of what is padded."""
+    return min(_size(picture)) if options.fit == "crop" else max(_size(picture))

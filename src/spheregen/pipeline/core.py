@@ -20,6 +20,7 @@ from spheregen.model_folder import ModelInfo
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.pipeline.output import PipelineOutput
 from spheregen.progress import default_reporter, watched
+from spheregen.sampling.guidance import Guidance
 from spheregen.sampling.loop import Samples, StepNoise
 
 SEED_LIMIT = 2**63
@@ -120,7 +121,7 @@ class PipelineCore:
         def run(part: slice) -> Tensor:
             return call(x[part], None if ids is None else ids[part])
 
-        return torch.cat([result for _, result in in_batches(len(x), self._batch_size(), run)])
+        return torch.cat([result for _, result in in_batches(len(x), self._at_once(), run)])
 
     def _label_tensor(self, labels: Labels, count: int) -> Tensor | None:
         chosen = self.classes.one_or_each(labels, count)
@@ -151,10 +152,9 @@ class PipelineCore:
         """Pictures as (B, C, S, S) in [-1, 1] on the model's device."""
         return self._here(load_pictures(images, self.image_options) * 2 - 1)
 
-    def _batch_size(self) -> int:
-        if self.batch_size is None:
-            self.batch_size = images_at_once(self.model, self.device)
-        return self.batch_size
+    def _at_once(self, guidance: float | Guidance = 1.0) -> int:
+        """Pictures in one pass, by what was asked for or what fits."""
+        return self.batch_size or images_at_once(self.model, self.device, guided=guidance != 1)
 
     def _watched(self, parts: Iterator[PipelineOutput], count: int) -> Iterator[PipelineOutput]:
         """Pass on batches and show progress, if there are several."""

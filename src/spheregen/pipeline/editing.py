@@ -15,7 +15,7 @@ from spheregen import sampling
 from spheregen.batching import in_batches
 from spheregen.classes import Labels
 from spheregen.conditioning import mixture
-from spheregen.data.inputs import Picture, Pictures, load_mask, load_pictures, open_pictures, shorter_side
+from spheregen.data.inputs import Picture, Pictures, deciding_side, load_mask, load_pictures, open_pictures
 from spheregen.errors import ConfigError
 from spheregen.pipeline.core import check_seeds
 from spheregen.pipeline.generation import Generation
@@ -99,7 +99,7 @@ class Editing(Generation):
             first, second = second, first
         joined = sampling.stitch(first, second, self._here(shape))
         settings = self._edit_settings("crossover", options, steps, strength, guided=label is not None)
-        return self._refined(joined, label, seed, step_noise, settings | {"mask": shown}, sampling.edit)
+        return self._refined(joined, label, seed, step_noise, settings | {"mask": shown, "swap": swap}, sampling.edit)
 
     def vary(
         self,
@@ -189,13 +189,15 @@ class Editing(Generation):
         directions = [sampling.interpolate(noise, frames) for noise in noises]
         step_noise = directions[0] if isinstance(drawn.steps, Tensor) else directions
         mixed = None if ids is None else torch.tensor(ids)
-        if mixed is not None and len(set(mixed.tolist())) == 1:
+        if not guided:
+            mixed = None  # the null class for all
+        elif mixed is not None and len(set(mixed.tolist())) == 1:
             mixed = mixed[:1].expand(len(start))  # nothing to mix, and guidance knows a class
         elif mixed is not None:
             mixed = sampling.blend(mixture(mixed, self.classes.count), frames)
         settings |= {"path": path, "frames": frames}
-        every = range(len(start)) if photos else [seeds[0]] * len(start)
-        return self._decoded(start, None if mixed is None else mixed.to(self.device), step_noise, every, settings)
+        labelled = None if mixed is None else mixed.to(self.device)
+        return self._decoded(start, labelled, step_noise, [seeds[0]] * len(start), settings)
 
     # restoration ------------------------------------------------------------------------------------------------------
 
@@ -249,8 +251,8 @@ class Editing(Generation):
 
         Args:
             images: small pictures. With a `factor`, pictures of any size, which are first reduced to S / factor.
-            factor: how many pixels become of one, along each side; by default S over the shorter side of the pictures,
-                which must divide S.
+            factor: how many pixels become of one, along each side; by default S over the shorter side of the pictures
+                (the longer one of a model that pads), which must divide S.
             label, strength, steps, seed, step_noise, options: as in `inpaint`.
 
         Source: SP3 (arXiv 2606.16396).
@@ -258,11 +260,11 @@ class Editing(Generation):
         size = self.image_options.image_size
         opened = open_pictures(images)
         if factor is None:
-            side, *others = sorted({shorter_side(picture) for picture in opened})
+            side, *others = sorted({deciding_side(picture, self.image_options) for picture in opened})
             if others:
-                raise ConfigError(f"the pictures have shorter sides of {side} and {others[-1]} px; give a factor for all")
+                raise ConfigError(f"the pictures have sides of {side} and {others[-1]} px; give a factor for all")
             if size % side:
-                raise ConfigError(f"a shorter side of {side} px does not divide the model's {size} px; give a factor")
+                raise ConfigError(f"a side of {side} px does not divide the model's {size} px; give a factor")
             factor = size // side
         if factor < 1 or size % factor:
             raise ConfigError(f"the factor must divide the model's {size} px, and {factor} does not")
@@ -302,7 +304,7 @@ class Editing(Generation):
             listed = None if of is None else of.tolist()
             return self._output(samples, tuple(seeds[part]), listed, settings, trajectory=True)
 
-        outputs = (output for _, output in in_batches(count, self._batch_size(), make))
+        outputs = (output for _, output in in_batches(count, self._at_once(settings["guidance"]), make))
         return join_outputs(self._watched(outputs, count))
 
     def _decoded(
@@ -325,7 +327,7 @@ class Editing(Generation):
             listed = None if of is None or of.is_floating_point() else of.tolist()
             return self._output(samples, tuple(seeds[part]), listed, settings, trajectory=True)
 
-        outputs = (output for _, output in in_batches(len(start), self._batch_size(), make))
+        outputs = (output for _, output in in_batches(len(start), self._at_once(settings["guidance"]), make))
         return join_outputs(self._watched(outputs, len(start)))
 
     def _end_labels(self, labels: Labels, seeds: Sequence[int], is_seed: Sequence[bool]) -> list[int] | None:
@@ -348,7 +350,8 @@ class Editing(Generation):
         if unknown:
             raise TypeError(f"{name}() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         own = {"schedule": "fixed"} | ({} if guided else {"guidance": 1.0})
-        settings = self._settings({**own, **options, "steps": steps})
+        given = {name: value for name, value in options.items() if value is not None}
+        settings = self._settings({**own, **given, "steps": steps})
         return {"edit": name, **settings, "strength": strength}
 
     def _decode_settings(

@@ -125,7 +125,7 @@ class Generation(PipelineCore):
             told = settings if noise is None and step_noise is None else settings | {"noise": "given"}
             return self._output(samples, of, ids, told, trajectory=trajectory)
 
-        for _, output in in_batches(len(seeds), batch_size or self._batch_size(), make):
+        for _, output in in_batches(len(seeds), batch_size or self._at_once(settings["guidance"]), make):
             yield output
 
     @torch.no_grad()

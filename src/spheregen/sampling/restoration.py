@@ -54,14 +54,15 @@ class Masked:
 
     def start(self) -> Tensor:
         """The known pixels, and their mean where pixels are missing."""
-        known = 1 - self.missing
+        known = 1 - self.missing.to(self.images.dtype)
         count = known.sum(dim=(-2, -1), keepdim=True)
         mean = (known * self.images).sum(dim=(-2, -1), keepdim=True) / count.clamp_min(1e-6)
         return self.agree(mean.expand_as(self.images))
 
     def agree(self, images: Tensor) -> Tensor:
         """`images` in the missing region, the known pixels elsewhere."""
-        return torch.where(self.missing == 0, self.images, torch.lerp(self.images, images, self.missing))
+        mixed = torch.lerp(self.images, images, self.missing.to(images.dtype))
+        return torch.where(self.missing == 0, self.images, mixed)
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,19 @@ class Reduced:
         return self.agree(smooth)
 
     def agree(self, images: Tensor) -> Tensor:
-        """Each block of pixels moved to the mean that it must have: the pseudo-inverse of averaging is repetition."""
-        difference = self.small - functional.avg_pool2d(images, self.factor)
-        return images + difference.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
+        """Each block of pixels moved to the mean that it must have, and drawn together where it would leave [-1, 1].
+
+        The pseudo-inverse of averaging is repetition, so the move is the smallest that there is.
+        """
+        moved = (images + self._repeat(self.small - functional.avg_pool2d(images, self.factor))).clamp(-1, 1)
+        mean = functional.avg_pool2d(moved, self.factor)
+        lacking = self.small - mean  # what clamping took: a step of the whole block towards 1 or -1 gives it back
+        bound = torch.where(lacking > 0, 1.0, -1.0).to(moved.dtype)
+        share = lacking / (bound - mean).where(bound != mean, bound)
+        return moved + self._repeat(share) * (self._repeat(bound) - moved)
+
+    def _repeat(self, values: Tensor) -> Tensor:
+        return values.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
 
 
 @torch.no_grad()
@@ -114,8 +125,7 @@ def restore(
         steps: T >= 1; the trajectory has T images, each of which agrees with the observation.
         strength: the noise of a step as a fraction of sigma_max, scaled down by the schedule.
 
-    The other arguments are those of `edit`. The images may leave [-1, 1] by what the data step adds; they are clamped
-    in the result, where agreement can suffer at saturated pixels.
+    The other arguments are those of `edit`. Images of an observation of yours that leave [-1, 1] are clamped.
 
     Raises:
         ConfigError: arguments that do not fit together.

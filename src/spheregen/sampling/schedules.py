@@ -17,6 +17,9 @@ from spheregen.errors import ConfigError, did_you_mean
 Schedule = str | Sequence[float] | Callable[[int, int], float]
 """A name in `SCHEDULES`, the fractions themselves, or a function of step and steps."""
 
+MOST_STEPS = 10_000
+"""More is a typing error, or somebody else's attempt to keep us busy."""
+
 
 def fixed(t: int, steps: int) -> float:
     """r_t = 1: every step is as noisy as training was; the paper's best."""
@@ -38,8 +41,10 @@ def refinement_radii(schedule: Schedule, steps: int) -> tuple[float, ...]:
     Raises:
         ConfigError: fewer than 1 step, an unknown schedule, a sequence of another length, or negative radii.
     """
-    if steps < 1:
-        raise ConfigError(f"steps is at least 1, not {steps}: one step decodes a random point")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ConfigError(
+            f"steps is at least 1, not {steps}: one step decodes a random point; {MOST_STEPS} at most"
+        )
     return _radii(schedule, steps - 1, "refinement steps (steps - 1)")
 
 
@@ -48,8 +53,10 @@ def edit_radii(schedule: Schedule, steps: int, strength: float) -> tuple[float, 
 
     So `fixed` is r_t = strength and `decay` r_t = strength * (1 - t/(T+1)). A sequence holds T numbers.
     """
-    if steps < 1:
-        raise ConfigError(f"steps is at least 1, not {steps}: an edit step encodes and decodes once")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ConfigError(
+            f"steps is at least 1, not {steps}: a step encodes and decodes once; {MOST_STEPS} at most"
+        )
     if not 0 <= strength < math.inf:
         raise ConfigError(f"strength is a fraction of the training noise from 0 up, not {strength:g}")
     return tuple(strength * r for r in _radii(schedule, steps, "edit steps"))

@@ -1,0 +1,273 @@
+"""Restoration: what is known stays, the rest is the nearest that agrees with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spheregen.errors import ConfigError
+from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.models.protocol import Labels, SphereGenerator
+from spheregen.sampling import Masked, Observation, Reduced, Steered, edit, guide, refine, restore
+from tests.sampling.test_sampling import IMAGES, LABELS, STEP, gaussian, model_of
+
+
+@pytest.fixture(scope="module")
+def model() -> SphereAutoencoder:
+    return model_of()
+
+
+MASK = (torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(3)) < 0.5).float()
+EACH = (torch.rand((3, 1, 8, 8), generator=torch.Generator().manual_seed(4)) < 0.5).float()
+SOFT = torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(5)).where(MASK == 1, torch.zeros(()))
+MASKS = {"one": MASK, "each": EACH, "none": torch.zeros(1, 1, 8, 8), "all": torch.ones(1, 1, 8, 8)}
+TYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def small_of(images: Tensor, factor: int) -> Tensor:
+    return functional.avg_pool2d(images, factor)
+
+
+# what is known --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("mask", [*MASKS.values(), SOFT], ids=[*MASKS, "soft"])
+def test_known_pixels_are_kept_bit_for_bit(mask: Tensor, dtype: torch.dtype) -> None:
+    images = IMAGES.to(dtype)
+    observation = Masked(images, mask)
+    known = (mask == 0).expand_as(images)
+    other = gaussian(3, 3, 8, 8, seed=6).to(dtype)
+    for result in (observation.start(), observation.agree(other)):
+        assert result.shape == images.shape and result.dtype == dtype
+        assert result.isfinite().all()
+        assert torch.equal(result[known], images[known])
+    missing = (mask == 1).expand_as(images)
+    assert torch.equal(observation.agree(other)[missing], other[missing])
+
+
+def test_known_pixels_outlive_a_model_that_fails() -> None:
+    agreed = Masked(IMAGES, MASK).agree(torch.full_like(IMAGES, float("nan")))
+    assert torch.equal(agreed.isnan(), (MASK == 1).expand_as(IMAGES))
+
+
+def test_a_soft_mask_mixes() -> None:
+    other = gaussian(3, 3, 8, 8, seed=6)
+    torch.testing.assert_close(Masked(IMAGES, SOFT).agree(other), IMAGES + SOFT * (other - IMAGES))
+
+
+@pytest.mark.parametrize("mask", [MASK, EACH], ids=["one", "each"])
+def test_inpainting_starts_from_the_mean_of_what_is_known(mask: Tensor) -> None:
+    hidden = IMAGES.where(mask == 0, torch.full((), 0.7))
+    start = Masked(hidden, mask).start()
+    assert torch.equal(start, Masked(IMAGES, mask).start())  # what the missing region holds does not matter
+    for i in range(3):
+        missing = mask[min(i, len(mask) - 1), 0] == 1
+        for channel in range(3):
+            mean = IMAGES[i, channel][~missing].mean()
+            torch.testing.assert_close(start[i, channel][missing], mean.expand(int(missing.sum())), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TYPES[:2])
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_averages_are_kept(factor: int, dtype: torch.dtype) -> None:
+    small = small_of(IMAGES, factor).to(dtype)
+    observation = Reduced(small, factor)
+    for result in (observation.start(), observation.agree(gaussian(3, 3, 8, 8, seed=6).to(dtype))):
+        assert result.shape == IMAGES.shape and result.dtype == dtype
+        assert (small_of(result, factor) - small).abs().max() < 1e-5
+    if factor == 1:
+        torch.testing.assert_close(observation.start(), small)
+
+
+def test_an_enlargement_starts_smooth() -> None:
+    ramp = torch.linspace(-1, 1, 4, dtype=torch.float64).expand(1, 3, 4, 4)
+    start = Reduced(ramp, 2).start()
+    blocks = ramp.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert start.diff(dim=-1).abs().max() < blocks.diff(dim=-1).abs().max()
+
+
+OBSERVATIONS: dict[str, Observation] = {
+    **{f"masked {name}": Masked(IMAGES.double(), mask.double()) for name, mask in MASKS.items()},
+    **{f"reduced {factor}": Reduced(small_of(IMAGES.double(), factor), factor) for factor in (1, 2, 8)},
+}
+
+
+def start_of(observation: Observation) -> Tensor:
+    """A first guess that is well inside [-1, 1]."""
+    return observation.start() * 0.5
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_agree_is_the_nearest_that_agrees(name: str) -> None:
+    """An orthogonal projection of images that stay in [-1, 1]: idempotent, and the change is at right angles to all
+    that stays free."""
+    observation = OBSERVATIONS[name]
+    x, y = (start_of(observation) + 0.05 * gaussian(3, 3, 8, 8, seed=seed).double().clamp(-4, 4) for seed in (6, 7))
+    agreed, other = observation.agree(x), observation.agree(y)
+    torch.testing.assert_close(observation.agree(agreed), agreed, atol=1e-12, rtol=0)
+    torch.testing.assert_close(observation.agree(observation.start()), observation.start(), atol=1e-12, rtol=0)
+    inner = ((x - agreed) * (other - agreed)).sum((1, 2, 3))
+    assert inner.abs().max() < 1e-9
+    assert ((x - agreed).norm() <= (x - other).norm() + 1e-12).all()
+    middle = observation.agree((x + y) / 2)
+    torch.testing.assert_close(middle, (agreed + other) / 2, atol=1e-12, rtol=0)  # affine
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_an_enlargement_agrees_where_pixels_saturate_too(factor: int) -> None:
+    small = gaussian(3, 3, 8 // factor, 8 // factor, seed=8).clamp(-1, 1)  # many blocks are all white or all black
+    agreed = Reduced(small, factor).agree(gaussian(3, 3, 8, 8, seed=9) * 2)
+    assert agreed.abs().max() <= 1 + 1e-6
+    torch.testing.assert_close(small_of(agreed, factor), small, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 8, 4), (1, 1, 4, 4), (2, 1, 8, 8), (1, 3, 8, 8), (3, 3, 8, 8), (8, 8), (1, 8, 8), (4, 1, 8, 8)]
+)
+def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="does not fit images of shape") as caught:
+        Masked(IMAGES, torch.zeros(shape))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("factor", [0, -2])
+def test_impossible_factors_are_refused(factor: int) -> None:
+    with pytest.raises(ConfigError, match=f"factor of an enlargement is at least 1, not {factor}"):
+        Reduced(IMAGES, factor)
+
+
+# the loop -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["null", "class"])
+@pytest.mark.parametrize("mask", [MASK, EACH], ids=["one", "each"])
+def test_every_step_of_inpainting_agrees(model: SphereAutoencoder, mask: Tensor, labels: Tensor | None) -> None:
+    result = restore(model, Masked(IMAGES, mask), labels, steps=4, step_noise=STEP)
+    assert len(result.trajectory) == 4 and result.trajectory[-1] is result.images
+    known = (mask == 0).expand_as(IMAGES)
+    for images in result.trajectory:
+        assert images.shape == IMAGES.shape and images.abs().max() <= 1
+        assert torch.equal(images[known], IMAGES[known])
+    first, last = result.trajectory[0], result.images
+    assert not torch.allclose(first[~known], last[~known], atol=1e-3)
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A guidance that dims what is decoded, so that no data step leaves the range and is clamped."""
+
+    model: SphereGenerator | None = None
+    condition: Labels = None
+    sigma_max: float = 0.0
+
+    def __call__(self, model: SphereGenerator, labels: Tensor | None) -> Steered:
+        return Dim(model, model.condition(labels), model.sigma_max)
+
+    def decode(self, v: Tensor) -> Tensor:
+        assert self.model is not None
+        return 0.2 * self.model.decode(v, self.condition)
+
+    def encode_raw(self, images: Tensor) -> Tensor:
+        assert self.model is not None
+        return self.model.encode_raw(images, self.condition)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_every_step_of_an_enlargement_agrees(model: SphereAutoencoder, factor: int) -> None:
+    small = 0.5 * small_of(IMAGES, factor)
+    result = restore(model, Reduced(small, factor), steps=4, guidance=Dim(), step_noise=STEP)
+    assert len(result.trajectory) == 4
+    for images in result.trajectory:
+        assert images.abs().max() < 1
+        assert (small_of(images, factor) - small).abs().max() < 1e-5
+    assert not torch.allclose(result.trajectory[0], result.images, atol=1e-3)
+
+
+def test_an_enlargement_stays_in_range(model: SphereAutoencoder) -> None:
+    seen: list[Tensor] = []
+    hook = model.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    result = restore(model, Reduced(torch.ones(3, 3, 4, 4), 2), steps=3, step_noise=STEP)
+    hook.remove()
+    assert len(seen) == 3
+    assert all(images.abs().max() <= 1 for images in [*seen, *result.trajectory])
+
+
+@torch.no_grad()
+def test_a_step_is_a_refinement_and_agreement(model: SphereAutoencoder) -> None:
+    observation = Masked(IMAGES, MASK)
+    steered, x = guide(model, LABELS, 1.5), observation.start()
+    result = restore(model, observation, LABELS, steps=3, strength=0.4, guidance=1.5, step_noise=STEP)
+    for t, images in enumerate(result.trajectory, 1):
+        x = observation.agree(refine(steered, x.clamp(-1, 1), 0.4 * (1 - t / 4), STEP))  # decays by default
+        torch.testing.assert_close(images, x.clamp(-1, 1), atol=2e-5, rtol=0)
+
+
+def test_with_everything_missing_it_is_an_edit_of_grey(model: SphereAutoencoder) -> None:
+    nothing = torch.ones(1, 1, 8, 8)
+    result = restore(model, Masked(IMAGES, nothing), LABELS, steps=3, schedule="fixed", step_noise=STEP)
+    edited = edit(model, torch.zeros_like(IMAGES), LABELS, steps=3, strength=0.5, step_noise=STEP)
+    torch.testing.assert_close(result.images, edited.images, atol=2e-5, rtol=0)
+
+
+def test_with_nothing_missing_it_is_the_picture(model: SphereAutoencoder) -> None:
+    assert torch.equal(restore(model, Masked(IMAGES, torch.zeros(1, 1, 8, 8)), steps=2).images, IMAGES)
+    torch.testing.assert_close(restore(model, Reduced(IMAGES, 1), steps=2).images, IMAGES, atol=1e-6, rtol=0)
+
+
+def test_noise_of_a_restoration_is_shared_or_fresh(model: SphereAutoencoder) -> None:
+    def run(**options: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(5)
+        return restore(model, Masked(IMAGES, MASK), steps=3, generator=generator, **options).images  # type: ignore[arg-type]
+
+    assert torch.equal(run(), run())
+    assert not torch.allclose(run(), run(share_noise=False), atol=1e-4)
+
+
+@dataclass(frozen=True)
+class KnownMean:
+    """An observation of a researcher's own: only the mean of each channel is known."""
+
+    mean: Tensor
+    size: int
+
+    def start(self) -> Tensor:
+        return self.mean[..., None, None].expand(*self.mean.shape, self.size, self.size)
+
+    def agree(self, images: Tensor) -> Tensor:
+        return images + (self.mean - images.mean((-2, -1)))[..., None, None]
+
+
+def test_an_observation_of_your_own(model: SphereAutoencoder) -> None:
+    observation = KnownMean(0.1 * IMAGES.mean((-2, -1)), 8)
+    result = restore(model, observation, LABELS, steps=3, guidance=Dim(), step_noise=STEP)
+    for images in result.trajectory:
+        assert (images.mean((-2, -1)) - observation.mean).abs().max() < 1e-5
+    whole = Reduced(observation.mean[..., None, None], 8)  # the same by another name
+    same = restore(model, whole, LABELS, steps=3, guidance=Dim(), step_noise=STEP)
+    torch.testing.assert_close(result.images, same.images, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"steps": 0}, "steps is at least 1, not 0"),
+        ({"strength": -1.0}, "strength is a fraction"),
+        ({"strength": float("nan")}, "strength is a fraction"),
+        ({"schedule": "decays"}, "did you mean 'decay'"),
+        ({"schedule": [1.0]}, "1 numbers does not fit 8 edit steps"),
+        ({"labels": LABELS[:1]}, "give one for each"),
+        ({"labels": LABELS[:2]}, "give one for each"),
+        ({"guidance": 2.0}, "give labels"),
+        ({"step_noise": STEP[:2]}, "step_noise has shape"),
+        ({"step_noise": [STEP] * 7}, "7 step noises for 8 noisy steps"),
+    ],
+)
+def test_impossible_restorations_are_refused(model: SphereAutoencoder, options: dict[str, object], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        restore(model, Masked(IMAGES, MASK), **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
