@@ -42,9 +42,7 @@ def refinement_radii(schedule: Schedule, steps: int) -> tuple[float, ...]:
         ConfigError: fewer than 1 step, an unknown schedule, a sequence of another length, or negative radii.
     """
     if not 1 <= steps <= MOST_STEPS:
-        raise ConfigError(
-            f"steps is at least 1, not {steps}: one step decodes a random point; {MOST_STEPS} at most"
-        )
+        raise ConfigError(f"steps is at least 1, not {steps}: one step decodes a random point; {MOST_STEPS} at most")
     return _radii(schedule, steps - 1, "refinement steps (steps - 1)")
 
 
@@ -54,9 +52,7 @@ def edit_radii(schedule: Schedule, steps: int, strength: float) -> tuple[float, 
     So `fixed` is r_t = strength and `decay` r_t = strength * (1 - t/(T+1)). A sequence holds T numbers.
     """
     if not 1 <= steps <= MOST_STEPS:
-        raise ConfigError(
-            f"steps is at least 1, not {steps}: a step encodes and decodes once; {MOST_STEPS} at most"
-        )
+        raise ConfigError(f"steps is at least 1, not {steps}: a step encodes and decodes once; {MOST_STEPS} at most")
     if not 0 <= strength < math.inf:
         raise ConfigError(f"strength is a fraction of the training noise from 0 up, not {strength:g}")
     return tuple(strength * r for r in _radii(schedule, steps, "edit steps"))
