@@ -6,6 +6,7 @@ mixtures: weights of all classes, the null class last, that usually sum to 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
 import torch
@@ -23,6 +24,17 @@ class Condition(Protocol):
 
     def rows(self, index: Tensor) -> Self:
         """The condition of these rows, (K,) int64, of the labels; repeated rows are welcome."""
+
+
+@dataclass(frozen=True)
+class Unprepared:
+    """Labels alone, as the `Condition` of a generator that can compute nothing beforehand."""
+
+    labels: Tensor | None
+
+    def rows(self, index: Tensor) -> Unprepared:
+        """The labels of these rows."""
+        return self if self.labels is None else Unprepared(self.labels[index])
 
 
 class ClassEmbedding(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import spheregen as sg
-from spheregen.conditioning import ClassEmbedding, Condition, mixture, null_labels
+from spheregen.conditioning import ClassEmbedding, Condition, Unprepared, mixture, null_labels
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.models.protocol import SphereGenerator
 from spheregen.models.sizes import TransformerSize
@@ -297,3 +297,14 @@ def test_guided_calls_are_in_one_pass(plain: SphereAutoencoder) -> None:
         steered.decode(NOISE)
         steered.encode_raw(IMAGES)
     assert [rows for _, rows in calls] == [6, 6]
+
+
+def test_labels_alone_serve_as_a_condition(plain: SphereAutoencoder) -> None:
+    """As for a sharded model, which can compute nothing beforehand."""
+    for labels in (LABELS, None):
+        unprepared = Unprepared(labels)
+        assert isinstance(unprepared, Condition)
+        same(plain.encode_raw(IMAGES, unprepared), plain.encode_raw(IMAGES, labels))
+        same(plain.decode(NOISE, unprepared), plain.decode(NOISE, labels))
+        picked = unprepared.rows(torch.tensor([2, 0, 2]))
+        same(plain.decode(NOISE, picked), plain.decode(NOISE, None if labels is None else labels[[2, 0, 2]]))

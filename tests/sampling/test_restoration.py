@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -61,15 +62,27 @@ def test_a_soft_mask_mixes() -> None:
 
 
 @pytest.mark.parametrize("mask", [MASK, EACH], ids=["one", "each"])
-def test_inpainting_starts_from_the_mean_of_what_is_known(mask: Tensor) -> None:
+def test_inpainting_starts_from_what_is_known_around(mask: Tensor) -> None:
     hidden = IMAGES.where(mask == 0, torch.full((), 0.7))
     start = Masked(hidden, mask).start()
     assert torch.equal(start, Masked(IMAGES, mask).start())  # what the missing region holds does not matter
-    for i in range(3):
-        missing = mask[min(i, len(mask) - 1), 0] == 1
-        for channel in range(3):
-            mean = IMAGES[i, channel][~missing].mean()
-            torch.testing.assert_close(start[i, channel][missing], mean.expand(int(missing.sum())), atol=1e-5, rtol=0)
+    known = (mask == 0).expand_as(IMAGES)
+    assert torch.equal(start[known], IMAGES[known])
+    for i, channel in itertools.product(range(3), range(3)):
+        around = IMAGES[i, channel][known[i, channel]]
+        filled = start[i, channel][~known[i, channel]]
+        assert around.min() - 1e-5 <= filled.min() and filled.max() <= around.max() + 1e-5
+    even = torch.full_like(IMAGES, 0.3)
+    torch.testing.assert_close(Masked(even, mask).start(), even, atol=1e-5, rtol=0)
+
+
+def test_the_start_flows_in_from_the_nearer_side() -> None:
+    """Black at the left, white at the right, nothing known between: the fill grows from one to the other."""
+    image = torch.cat([-torch.ones(1, 1, 16, 4), torch.zeros(1, 1, 16, 8), torch.ones(1, 1, 16, 4)], dim=-1)
+    missing = torch.zeros(1, 1, 16, 16)
+    missing[..., 4:12] = 1
+    columns = Masked(image, missing).start()[0, 0].mean(0)
+    assert (columns.diff() >= -1e-6).all() and columns[5] < -0.3 and columns[10] > 0.3
 
 
 @pytest.mark.parametrize("dtype", TYPES[:2])
@@ -210,7 +223,7 @@ def test_a_step_is_a_refinement_and_agreement(model: SphereAutoencoder) -> None:
 def test_with_everything_missing_it_is_an_edit_of_grey(model: SphereAutoencoder) -> None:
     nothing = torch.ones(1, 1, 8, 8)
     result = restore(model, Masked(IMAGES, nothing), LABELS, steps=3, schedule="fixed", step_noise=STEP)
-    edited = edit(model, torch.zeros_like(IMAGES), LABELS, steps=3, strength=0.5, step_noise=STEP)
+    edited = edit(model, torch.zeros_like(IMAGES), LABELS, steps=3, step_noise=STEP)
     torch.testing.assert_close(result.images, edited.images, atol=2e-5, rtol=0)
 
 
@@ -259,12 +272,12 @@ def test_an_observation_of_your_own(model: SphereAutoencoder) -> None:
         ({"strength": -1.0}, "strength is a fraction"),
         ({"strength": float("nan")}, "strength is a fraction"),
         ({"schedule": "decays"}, "did you mean 'decay'"),
-        ({"schedule": [1.0]}, "1 numbers does not fit 8 edit steps"),
+        ({"schedule": [1.0]}, "1 numbers does not fit 4 edit steps"),
         ({"labels": LABELS[:1]}, "give one for each"),
         ({"labels": LABELS[:2]}, "give one for each"),
         ({"guidance": 2.0}, "give labels"),
         ({"step_noise": STEP[:2]}, "step_noise has shape"),
-        ({"step_noise": [STEP] * 7}, "7 step noises for 8 noisy steps"),
+        ({"step_noise": [STEP] * 7}, "7 step noises for 4 noisy steps"),
     ],
 )
 def test_impossible_restorations_are_refused(model: SphereAutoencoder, options: dict[str, object], reason: str) -> None:

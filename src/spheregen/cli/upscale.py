@@ -50,7 +50,7 @@ def upscale(
     label: Label = None,
     out: Out = Path("upscaled"),
     strength: Strength = 0.25,
-    steps: RestoreSteps = 8,
+    steps: RestoreSteps = 4,
     seed: Seed = 0,
     schedule: EditSchedule = "decay",
     guidance: Guidance = None,

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spheregen.conditioning import ClassEmbedding
+from spheregen.conditioning import ClassEmbedding, Unprepared
 from spheregen.errors import ConfigError, check_choices
 from spheregen.models.protocol import Labels
 from spheregen.models.sizes import TransformerSize, resolve_size
@@ -359,10 +359,12 @@ class SphereAutoencoder(nn.Module):
     def image_shape(self) -> tuple[int, int, int]:
         return self.config.image_channels, self.config.image_size, self.config.image_size
 
-    def condition(self, labels: Tensor | None) -> AutoencoderCondition | None:
+    def condition(self, labels: Tensor | None) -> AutoencoderCondition | Unprepared | None:
         if not self.num_classes:
             self.encoder.trunk.embed(labels, 0)  # complains about labels
             return None
+        if any(hasattr(parameter, "placements") for parameter in self.parameters()):
+            return Unprepared(labels)  # sharded weights are gathered when a whole module is called, not before
         if labels is not None and not labels.is_floating_point() and labels.shape[0] > self.num_classes + 1:
             # classes repeat: compute each once
             return self.condition(torch.arange(self.num_classes + 1, device=labels.device)).rows(labels)  # type: ignore[union-attr]
@@ -392,6 +394,8 @@ class SphereAutoencoder(nn.Module):
 
 def _part(labels: Labels, network: Literal["encoder", "decoder"]) -> Tensor | NetworkCondition | None:
     """Labels as one of the two networks takes them."""
+    if isinstance(labels, Unprepared):
+        return labels.labels
     if labels is None or isinstance(labels, Tensor):
         return labels
     if not isinstance(labels, AutoencoderCondition):

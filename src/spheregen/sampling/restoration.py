@@ -53,16 +53,24 @@ class Masked:
             )
 
     def start(self) -> Tensor:
-        """The known pixels, and their mean where pixels are missing."""
-        known = 1 - self.missing.to(self.images.dtype)
-        count = known.sum(dim=(-2, -1), keepdim=True)
-        mean = (known * self.images).sum(dim=(-2, -1), keepdim=True) / count.clamp_min(1e-6)
-        return self.agree(mean.expand_as(self.images))
+        """The known pixels, which flow smoothly into the missing region; grey if nothing is known."""
+        known = (1 - self.missing).to(self.images.dtype).expand(len(self.images), -1, -1, -1)
+        return self.agree(_smooth_fill(self.images * known, known))
 
     def agree(self, images: Tensor) -> Tensor:
         """`images` in the missing region, the known pixels elsewhere."""
         mixed = torch.lerp(self.images, images, self.missing.to(images.dtype))
         return torch.where(self.missing == 0, self.images, mixed)
+
+
+def _smooth_fill(weighted: Tensor, known: Tensor) -> Tensor:
+    """Sums of pixels (B, C, H, W) by their weights (B, 1, H, W); where those are 0, the same at half the size."""
+    here = weighted / known.clamp_min(1e-6)
+    if min(known.shape[-2:]) == 1 or bool((known > 0).all()):
+        return here
+    size = (-(-known.shape[-2] // 2), -(-known.shape[-1] // 2))
+    coarse = _smooth_fill(*(functional.adaptive_avg_pool2d(values, size) for values in (weighted, known)))
+    return torch.where(known > 0, here, functional.interpolate(coarse, size=known.shape[-2:], mode="bilinear"))
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,8 @@ def restore(
     model: SphereGenerator,
     observation: Observation,
     labels: Tensor | None = None,
-    steps: int = 8,
-    strength: float = 0.5,
+    steps: int = 4,
+    strength: float = 0.25,
     schedule: Schedule = "decay",
     guidance: float | Guidance = 1.0,
     guidance_at: str = "both",
