@@ -421,3 +421,23 @@ def test_configurations_that_do_not_fit_are_refused(folder: Path, change: dict[s
     config["architecture"].update(change)
     (folder / "config.json").write_text(json.dumps(config))
     refuses(lambda: sg.load(folder, device="cpu"), *reasons)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "reason"),
+    [
+        ({"background": 3}, "background"),
+        ({"background": ["red"]}, "background"),
+        ({"fit": "stretch"}, "fit is 'stretch'"),
+    ],
+)
+def test_impossible_preprocessing_is_refused(pipe: sg.Pipeline, preprocessing: dict[str, Any], reason: str) -> None:
+    refuses(lambda: sg.Pipeline(pipe.model, ModelInfo(preprocessing=preprocessing), device="cpu"), reason)
+
+
+def test_pictures_are_padded_as_in_training(pipe: sg.Pipeline) -> None:
+    wide = Image.new("RGB", (16, 8), (255, 0, 0))
+    padding = sg.Pipeline(pipe.model, ModelInfo(preprocessing={"fit": "pad", "background": [0, 0, 255]}), device="cpu")
+    square = Image.new("RGB", (8, 8), (0, 0, 255))
+    square.paste((255, 0, 0), (0, 2, 8, 6))
+    torch.testing.assert_close(padding.encode(wide), pipe.encode(square), atol=1e-5, rtol=0)

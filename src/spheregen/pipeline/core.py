@@ -69,7 +69,10 @@ class PipelineCore:
         self.batch_size = batch_size
         preprocessing = {key: value for key, value in self.info.preprocessing.items() if key in ("fit", "background")}
         if "background" in preprocessing:
-            preprocessing["background"] = tuple(preprocessing["background"])
+            background = preprocessing["background"]
+            if not isinstance(background, list | tuple) or not all(isinstance(value, int) for value in background):
+                raise ConfigError(f"the model's background is {background!r}; give red, green and blue from 0 to 255")
+            preprocessing["background"] = tuple(background)
         channels, size, _ = model.image_shape
         self.image_options = ImageOptions(image_size=size, channels=channels, **preprocessing)
         """How pictures that come in are cropped or padded as in training, and resized the ADM way; may be replaced."""
