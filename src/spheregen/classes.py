@@ -38,7 +38,7 @@ class Classes:
             if label.isdecimal():
                 return self.id(int(label))
             hint = did_you_mean(label, self.names)
-            raise ConfigError(f"unknown class {label!r}{hint}{';' if hint else ''} the classes are {self}")
+            raise ConfigError(f"unknown class {label!r}{hint}; the classes are {self}")
         number = index(label)
         if not 0 <= number < self.count:
             raise ConfigError(f"label {number} is outside the {self.count} classes 0 to {self.count - 1}: {self}")
