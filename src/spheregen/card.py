@@ -21,7 +21,11 @@ def model_card(config: AutoencoderConfig, info: ModelInfo, *, title: str) -> str
     channels = "1 channel" if config.image_channels == 1 else f"{config.image_channels} channels"
     rows = [
         ("images", f"{config.image_size} x {config.image_size}, {channels}"),
-        ("latent", f"{config.tokens} tokens of {config.channels} channels on one sphere"),
+        (
+            "latent",
+            f"{config.tokens} tokens of {config.channels} channels"
+            + (" on one sphere" if config.prior == "sphere" else ", a Gaussian cloud"),
+        ),
         ("noise", f"up to {config.max_angle:g} degrees"),
         ("classes", classes),
         ("source", origin.get("source")),

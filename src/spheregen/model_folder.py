@@ -140,6 +140,16 @@ def model_fingerprint(folder: str | Path) -> str:
     return found.hexdigest()[:12]
 
 
+def weights_hash(state: Mapping[str, Tensor], digits: int = 16) -> str:
+    """The first hexadecimal digits of the SHA-256 over names, types, shapes and bytes of tensors, sorted by name."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:digits]
+
+
 def read_architecture(folder: str | Path) -> AutoencoderConfig:
     """The architecture of a model folder, without its weights.
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError, check_choices
-from spheregen.sphere import angle_to_sigma, tilt
+from spheregen.prior import SPHERE, Prior
+from spheregen.sphere import angle_to_sigma
 
 STRATUM_FLOOR = 1e-3  # the smallest place of a draw inside its stratum, as published
 HARD_ANGLE_MARGIN = 5.0  # hard cases reach this many degrees beyond alpha_max,
@@ -65,12 +66,12 @@ class Radii:
 
 @dataclass(frozen=True)
 class NoisePair:
-    """Two perturbed copies of points on the sphere, along one direction."""
+    """Two perturbed copies of points of the latent space, along one direction."""
 
     strong: Tensor
-    """v_NOISY of the paper, (B, N, d) on the sphere."""
+    """v_NOISY of the paper, (B, N, d)."""
     weak: Tensor
-    """v_noisy of the paper, (B, N, d) on the sphere."""
+    """v_noisy of the paper, (B, N, d)."""
 
 
 def stratified(count: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -109,14 +110,15 @@ def hard_limit(max_angle: float) -> float:
     return max(1.0, angle_to_sigma(min(max_angle + HARD_ANGLE_MARGIN, HARD_ANGLE_LIMIT)) / sigma_max)
 
 
-def perturb(v: Tensor, direction: Tensor, radii: Radii, sigma_max: float) -> NoisePair:
-    """Perturb points on the sphere by a strong and a weak noise.
+def perturb(v: Tensor, direction: Tensor, radii: Radii, sigma_max: float, *, prior: Prior = SPHERE) -> NoisePair:
+    """Perturb points by a strong and a weak noise.
 
     Args:
-        v: points on the sphere (B, N, d).
+        v: points on the sphere, or of another `prior`, (B, N, d).
         direction: standard Gaussian noise e, (B, N, d), the same for both noises of a sample.
         radii: of these B samples.
         sigma_max: tan(alpha_max).
+        prior: the latent space, which the perturbed points stay in.
     """
     strong, weak = (r.to(v.device) * sigma_max for r in (radii.strong, radii.weak))
-    return NoisePair(strong=tilt(v, direction, strong), weak=tilt(v, direction, weak))
+    return NoisePair(strong=prior.tilt(v, direction, strong), weak=prior.tilt(v, direction, weak))

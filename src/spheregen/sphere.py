@@ -9,6 +9,7 @@ Source: Yue et al. 2026, "Image Generation with a Sphere Encoder" (arXiv 2602.15
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -21,6 +22,12 @@ EPS = 1e-6
 def upcast(x: Tensor) -> Tensor:
     """`x` in float32, or unchanged where it is that wide already."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """No autocast on this type of device: products of upcast tensors would go back to a half type under it."""
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
 def spherify(z: Tensor) -> Tensor:

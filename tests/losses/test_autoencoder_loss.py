@@ -14,9 +14,11 @@ from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderLossConfig
 from spheregen.losses.perceptual import Features, PerceptualLoss
 from spheregen.losses.reconstruction import latent_distance, pixel_distance, to_unit
 from spheregen.losses.terms import LossTerms, weighted_total
+from spheregen.losses.uniformity import hyperspherical_energy, sliced_wasserstein
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
 from spheregen.models.sizes import TransformerSize
 from spheregen.noise import NoiseConfig, perturb
+from spheregen.prior import GAUSSIAN
 from spheregen.sphere import spherify
 
 SIZE = TransformerSize(width=16, depth=1, heads=2)
@@ -376,3 +378,100 @@ def test_weighted_total() -> None:
 def test_impossible_weights_are_refused(options: dict[str, float], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         AutoencoderLossConfig(**options)
+
+
+# uniformity and the prior ---------------------------------------------------------------------------------------------
+
+each_kind = pytest.mark.parametrize("kind", ["sliced_wasserstein", "energy"])
+
+
+@each_kind
+def test_uniformity_is_a_sixth_term_of_the_clean_latents(kind: str) -> None:
+    model = model_of()
+    objective = objective_of(model, uniformity=0.3, uniformity_kind=kind, label_dropout=0.0)
+    result, plain = run(objective), run(objective_of(model, label_dropout=0.0))
+    assert set(result.terms) == {*plain.terms, "uniformity"}
+    torch.testing.assert_close(result.total, plain.total + 0.3 * result.terms["uniformity"])
+    images, labels = batch_of(model)
+    z, projections = model.encoder(images, labels), objective.draw(4, seeded()).projections
+    expected = hyperspherical_energy(z, 1.0) if kind == "energy" else sliced_wasserstein(z, projections)
+    torch.testing.assert_close(result.terms["uniformity"], expected.detach())
+
+
+@each_kind
+def test_uniformity_teaches_the_encoder_alone(kind: str) -> None:
+    weights = {**NONE, "pixel_reconstruction": 1e-30}
+    objective = objective_of(uniformity=1.0, uniformity_kind=kind, **weights)
+    grads = gradients(objective.model, run(objective).total)
+    assert total_norm(grads, "encoder") > 1e-3
+    assert total_norm(grads, "decoder") < 1e-20
+
+
+def test_projections_are_drawn_only_for_their_term_and_change_no_other_draw() -> None:
+    plain = objective_of().draw(6, seeded(3))
+    assert plain.projections is None and objective_of(uniformity_projections=7).draw(6, seeded(3)).projections is None
+    assert objective_of(uniformity=1.0, uniformity_kind="energy").draw(6, seeded(3)).projections is None
+    objective = objective_of(uniformity=1.0, uniformity_projections=7)
+    draws = objective.draw(6, seeded(3))
+    assert draws.projections is not None and draws.projections.shape == (7, 16)
+    assert torch.equal(draws.direction, plain.direction) and torch.equal(draws.dropped, plain.dropped)
+    assert torch.equal(draws.radii.strong, plain.radii.strong) and torch.equal(draws.radii.weak, plain.radii.weak)
+    for part in (draws[2:4], objective.draw(6, seeded(3), slice(2, 4))):  # the same for all parts of a batch
+        assert part.projections is not None and torch.equal(part.projections, draws.projections)
+    moved = draws.each(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    assert moved.projections is not None and moved.projections.dtype == torch.float64
+    other = objective.draw(6, seeded(4)).projections
+    assert other is not None and not torch.equal(other, draws.projections)
+
+
+@each_kind
+def test_uniformity_compares_the_images_of_one_pass(kind: str) -> None:
+    model = model_of()
+    objective = objective_of(model, uniformity=1.0, uniformity_kind=kind, label_dropout=0.0)
+    images, labels = batch_of(model, 8)
+    assert labels is not None
+    draws, z = objective.draw(8, seeded()), model.encoder(images, labels)
+    for part in (slice(0, 4), slice(4, 8)):
+        result = objective(images[part], labels[part], draws[part]).terms["uniformity"]
+        own = hyperspherical_energy(z[part]) if kind == "energy" else sliced_wasserstein(z[part], draws.projections)
+        torch.testing.assert_close(result, own.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"uniformity": -1.0}, r"loss\.uniformity is a weight"),
+        ({"uniformity_kind": "enrgy"}, "did you mean 'energy'"),
+        ({"uniformity_projections": 0}, "uniformity_projections is at least 1"),
+        ({"uniformity_exponent": 3.0}, "between 0 and 2, not 3"),
+        ({"uniformity_exponent": float("nan")}, "between 0 and 2, not nan"),
+    ],
+)
+def test_impossible_uniformity_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        AutoencoderLossConfig(**options)
+
+
+def test_a_gaussian_model_decodes_latents_mixed_with_noise() -> None:
+    model = model_of(prior="gaussian")
+    objective = objective_of(model, label_dropout=0.0, uniformity=0.1)
+    seen: list[Tensor] = []
+    hook = model.decoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    result = run(objective)
+    hook.remove()
+    images, labels = batch_of(model)
+    z, draws = model.encoder(images, labels), objective.draw(4, seeded())
+    for part, radii in zip(seen[0].chunk(2), (draws.radii.weak, draws.radii.strong), strict=True):
+        sigma = (radii * model.sigma_max)[:, None, None]
+        torch.testing.assert_close(part, (z + sigma * draws.direction) / (1 + sigma**2).sqrt(), rtol=1e-4, atol=1e-5)
+    expected = sliced_wasserstein(z, draws.projections, prior=GAUSSIAN)
+    torch.testing.assert_close(result.terms["uniformity"], expected.detach())
+    assert not torch.allclose(expected, sliced_wasserstein(z, draws.projections), rtol=1e-2)
+
+
+@pytest.mark.parametrize("options", [{"latent_norm": "batch"}, {"prior": "gaussian", "latent_norm": "batch"}])
+def test_every_parameter_learns_behind_a_batch_norm(options: dict[str, Any]) -> None:
+    model = model_of(**options)
+    grads = gradients(model, run(objective_of(model, CountingPerceptual(), uniformity=0.1), batch=8).total)
+    assert set(grads) == {name for name, _ in model.named_parameters()}
+    assert all(grad.isfinite().all() and grad.abs().sum() > 0 for grad in grads.values())

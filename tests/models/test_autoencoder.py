@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +14,13 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError
+from spheregen.model_folder import ModelInfo, load_model, save_model
+from spheregen.model_source import bundled_models
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
 from spheregen.models.protocol import SphereGenerator
 from spheregen.models.sizes import SIZES, TransformerSize, resolve_size
+from spheregen.prior import GAUSSIAN, SPHERE
+from spheregen.sphere import spherify
 
 ENCODER = TransformerSize(width=16, depth=2, heads=2, in_context_start=1)
 DECODER = TransformerSize(width=24, depth=2, heads=2, in_context_start=0)
@@ -369,3 +375,82 @@ def test_gradient_flags_do_not_change_a_bit() -> None:
     with torch.no_grad():
         with_flags = model(x)
         assert torch.equal(model.requires_grad_(False)(x), with_flags)
+
+
+# prior and latent norm
+
+
+def test_the_defaults_are_the_published_ones() -> None:
+    config = AutoencoderConfig(image_size=32)
+    assert (config.prior, config.latent_norm) == ("sphere", "none")
+    model = SphereAutoencoder(config_of())
+    assert model.prior is SPHERE and model.encoder.norm is None
+    assert not any("norm.running" in name for name in model.state_dict())
+    same = model_of(latent_norm="batch"), model_of()  # the same random numbers: the norm draws none
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in same), strict=True))
+
+
+def test_an_unknown_prior_or_norm_is_refused() -> None:
+    for options, reason in (
+        ({"prior": "gausian"}, "did you mean 'gaussian'"),
+        ({"latent_norm": "layer"}, "use one of none, batch"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            config_of(**options)
+
+
+@torch.no_grad()
+def test_a_gaussian_model_leaves_latents_where_they_are() -> None:
+    model, sphere = model_of(prior="gaussian", num_classes=3), model_of(num_classes=3)
+    assert isinstance(model, SphereGenerator) and model.prior is GAUSSIAN
+    images, labels = images_of(model), labels_of(model)
+    z = model.encode_raw(images, labels)
+    assert torch.equal(model.encode(images, labels), z)
+    assert torch.equal(z, sphere.encode_raw(images, labels))
+    assert torch.equal(spherify(z), sphere.encode(images, labels))
+    assert torch.equal(model(images, labels), model.decode(z, labels))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("mixer", [0, 1])
+def test_a_batch_norm_is_the_last_layer_of_the_encoder(classes: int, mixer: int) -> None:
+    options = {"num_classes": classes, "encoder_mixer_depth": mixer}
+    model, plain = model_of(latent_norm="batch", **options), model_of(**options)
+    images, labels = images_of(model, 5), labels_of(model, 5)
+    raw = plain.encode_raw(images, labels)
+    fresh = model.encode_raw(images, labels)
+    torch.testing.assert_close(fresh, raw / (1 + 1e-5) ** 0.5)  # statistics of nothing yet
+    model.train()
+    z = model.encoder(images, labels)
+    torch.testing.assert_close(z.mean((0, 1)), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z.var((0, 1), correction=0), torch.ones(4), atol=1e-2, rtol=0)
+    assert not torch.equal(z, model.encoder(images[:3], None if labels is None else labels[:3])[:3])
+    model.eval()
+    together = model.encode(images, labels)
+    alone = [model.encode(images[i : i + 1], None if labels is None else labels[i : i + 1]) for i in range(5)]
+    torch.testing.assert_close(torch.cat(alone), together, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together.flatten(1).norm(dim=1), torch.full((5,), 4.0), rtol=1e-4, atol=0)
+
+
+def test_a_batch_norm_is_saved_with_its_statistics(tmp_path: Path) -> None:
+    model = model_of(latent_norm="batch", prior="gaussian")
+    model.train()
+    model.encoder(images_of(model))
+    model.eval()
+    save_model(tmp_path / "model", model, ModelInfo())
+    loaded = load_model(tmp_path / "model").model
+    assert loaded.config == model.config and loaded.prior is GAUSSIAN
+    assert {"encoder.norm.running_mean", "encoder.norm.running_variance"} < loaded.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(images_of(model)), model.encode(images_of(model)))
+
+
+def test_a_folder_that_knows_of_no_prior_has_the_sphere() -> None:
+    """The bundled model was saved before there was a choice."""
+    folder = bundled_models()["digits"]
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
+    assert "prior" not in told
+    config = load_model(folder).model.config
+    assert (config.prior, config.latent_norm) == ("sphere", "none")
+    assert dataclasses.asdict(config).items() >= told.items()

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spheregen.distributed import World, choose_backend, joined_world
 from spheregen.errors import ConfigError
-from spheregen.training.distributed import World, choose_backend, joined_world
 from spheregen.training.recipe import load_recipe
 from spheregen.training.trainer import train
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from spheregen.distributed import World
 from spheregen.errors import ConfigError
 from spheregen.training import fitting as module
-from spheregen.training.distributed import World
 from spheregen.training.fitting import (
     choose_micro_batch,
     explain_fit,

@@ -118,3 +118,15 @@ def test_differences_ignore_what_does_not_change_weights() -> None:
     new = load_recipe("debug", ["train.ema=0.5"]).model_dump(mode="json")
     assert recipe_differences(old, new) == ["train.ema: 0.9 -> 0.5"]
     assert flatten(old).keys() >= FREE_TO_CHANGE
+
+
+def test_a_run_that_is_older_than_a_setting_had_its_default() -> None:
+    now = load_recipe("debug").model_dump(mode="json")
+    old = load_recipe("debug").model_dump(mode="json")
+    for section, key in (("loss", "uniformity"), ("loss", "uniformity_kind"), ("model", "prior")):
+        del old[section][key]
+    assert recipe_differences(old, now) == []
+    changed = load_recipe("debug", ["model.prior=gaussian"]).model_dump(mode="json")
+    assert recipe_differences(old, changed) == ["model.prior: sphere -> gaussian"]
+    newer = {**now, "future": {"setting": 1}}  # of a later version: compared as it is
+    assert recipe_differences(newer, now) == ["future.setting: 1 -> None"]

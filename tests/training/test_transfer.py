@@ -49,6 +49,9 @@ def trained(**options: Any) -> SphereAutoencoder:
     generator = torch.Generator().manual_seed(5)
     for parameter in model.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    if model.encoder.norm is not None:
+        model.encoder.norm.running_mean += 0.3
+        model.encoder.norm.running_variance *= 2
     return model
 
 
@@ -123,6 +126,10 @@ VARIANTS = {
     "in-context tokens": {"in_context_tokens": 2},
     "unconditional, in-context tokens": {"in_context_tokens": 2, "num_classes": 0},
     "no tanh, spherified": {"output_activation": "none", "spherify_decoder_blocks": True},
+    "batch norm": {"latent_norm": "batch"},
+    "batch norm, other latents": {"latent_norm": "batch", "latent_channels": 6},
+    "gaussian": {"prior": "gaussian"},
+    "gaussian, unconditional": {"prior": "gaussian", "num_classes": 0, "latent_norm": "batch"},
     "much": {
         "num_classes": 0,
         "image_size": 16,
@@ -390,6 +397,28 @@ def test_settings_that_no_weight_shows_are_noted() -> None:
     notes = "\n".join(transfer(target, trained()).notes)
     assert all(word in notes for word in ("decoder heads 2 -> 3", "tanh -> none", "spherified"))
     assert "in-context tokens 0 -> 2" in "\n".join(transfer(build(in_context_tokens=2), trained()).notes)
+    other = transfer(build(prior="gaussian", latent_norm="batch"), trained()).notes
+    assert "prior sphere -> gaussian: weights are kept" in other[-2]
+    assert "latent_norm none -> batch: weights are kept" in other[-1]
+
+
+def test_statistics_of_a_batch_norm_come_along_where_channels_are_the_same() -> None:
+    source, target, other = (
+        trained(latent_norm="batch"),
+        build(latent_norm="batch"),
+        build(latent_norm="batch", latent_channels=6),
+    )
+    source.train()
+    state = copy.deepcopy(source.state_dict())
+    transfer(target, source)
+    transfer(other, source)
+    transfer(build(latent_norm="batch", num_classes=0), source)  # measures token sizes, by a pass through the source
+    assert source.training
+    assert all(torch.equal(state[name], tensor) for name, tensor in source.state_dict().items())
+    assert target.encoder.norm is not None and other.encoder.norm is not None
+    assert torch.equal(target.encoder.norm.running_mean, state["encoder.norm.running_mean"])
+    assert torch.equal(target.encoder.norm.running_variance, state["encoder.norm.running_variance"])
+    assert torch.equal(other.encoder.norm.running_variance, torch.ones(6))
 
 
 # mistakes and facts
@@ -412,6 +441,11 @@ def test_broken_weights_are_refused() -> None:
         source.decoder.head.linear.weight[3, 5] = float("nan")
     with pytest.raises(ModelFileError, match=r"decoder\.head\.linear\.weight.*not finite"):
         transfer(build(), source)
+    source = trained(latent_norm="batch")
+    assert source.encoder.norm is not None
+    source.encoder.norm.running_mean[0] = float("inf")
+    with pytest.raises(ModelFileError, match=r"encoder\.norm\.running_mean.*not finite"):
+        transfer(build(latent_norm="batch"), source)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_classes": 0}, {"patch_size": 2}], ids=["same", "null", "patch"])

@@ -38,8 +38,8 @@ def train(
 
             print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
         return
+    from spheregen.distributed import is_first_process
     from spheregen.progress import default_reporter
-    from spheregen.training.distributed import is_first_process
     from spheregen.training.trainer import train as run_training
 
     folder = output_folder(out or Path("runs") / resolved.name)

@@ -43,8 +43,8 @@ Features = tuple[torch.Tensor, ...]
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 # LPIPS moves images to [-1, 1] and then applies these.
-_LPIPS_SHIFT = (-0.030, -0.088, -0.188)
-_LPIPS_SCALE = (0.458, 0.448, 0.450)
+LPIPS_SHIFT = (-0.030, -0.088, -0.188)
+LPIPS_SCALE = (0.458, 0.448, 0.450)
 
 # Constants of the builtin distance, one for each stage of the shipped FeatureNet, measured on CIFAR-10's test images.
 # A tenth of the features' mean squared norm, so that faint activity in flat areas is not blown up to unit norm.
@@ -124,7 +124,7 @@ class PublishedPerceptual(PerceptualLoss):
         self.logit_size = logit_size
         # One affine map each from [0, 1] to what the network was trained on.
         for prefix, mean, std in (
-            ("vgg16", [(1 + shift) / 2 for shift in _LPIPS_SHIFT], [scale / 2 for scale in _LPIPS_SCALE]),
+            ("vgg16", [(1 + shift) / 2 for shift in LPIPS_SHIFT], [scale / 2 for scale in LPIPS_SCALE]),
             ("convnext", _IMAGENET_MEAN, _IMAGENET_STD),
         ):
             self.register_buffer(f"{prefix}_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -139,18 +139,18 @@ class PublishedPerceptual(PerceptualLoss):
             ModelFileError: a file cannot be read or holds other weights.
         """
         return cls(
-            load_vgg16(files[VGG16]), _lpips_weights(files[LPIPS_VGG]), load_convnext_small(files[CONVNEXT_SMALL])
+            load_vgg16(files[VGG16]), lpips_weights(files[LPIPS_VGG]), load_convnext_small(files[CONVNEXT_SMALL])
         )
 
     def features(self, images: torch.Tensor) -> Features:
-        images = _as_colour(images)
+        images = as_colour(images)
         maps = self.vgg16((images - self.vgg16_mean) / self.vgg16_std)
         size = (self.logit_size, self.logit_size)
         large = images
         if images.shape[2:] != size:
             large = functional.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
         logits = self.convnext((large - self.convnext_mean) / self.convnext_std)
-        return (*[_unit_norm(x, 1e-10) for x in maps], logits.float())
+        return (*[unit_norm(x, 1e-10) for x in maps], logits.float())
 
     def distance(self, a: Features, b: Features) -> torch.Tensor:
         (*maps_a, logits_a), (*maps_b, logits_b) = a, b
@@ -179,8 +179,8 @@ class BuiltinPerceptual(PerceptualLoss):
         self._freeze()
 
     def features(self, images: torch.Tensor) -> Features:
-        maps = self.net.features(_as_colour(images))
-        return tuple(_unit_norm(x, eps) for x, eps in zip(maps, _STAGE_EPS, strict=True))
+        maps = self.net.features(as_colour(images))
+        return tuple(unit_norm(x, eps) for x, eps in zip(maps, _STAGE_EPS, strict=True))
 
     def distance(self, a: Features, b: Features) -> torch.Tensor:
         total = torch.zeros(len(a[0]), device=a[0].device)
@@ -234,7 +234,7 @@ def random_perceptual(provider: str = "published") -> PerceptualLoss:
     return PublishedPerceptual(Vgg16Features(), [torch.rand(1, width, 1, 1) for width in STAGE_WIDTHS], ConvNeXt())
 
 
-def _as_colour(images: torch.Tensor) -> torch.Tensor:
+def as_colour(images: torch.Tensor) -> torch.Tensor:
     """Images (B, 1 or 3, H, W) of any float dtype as (B, 3, H, W) float32; grey is repeated."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ConfigError(
@@ -244,13 +244,13 @@ def _as_colour(images: torch.Tensor) -> torch.Tensor:
     return images.float().expand(-1, 3, -1, -1)
 
 
-def _unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     """Divide (B, C, H, W) by its norm over channels in float32; `eps` keeps the gradient finite where all are 0."""
     x = x.float()
     return x * torch.rsqrt(x.square().sum(dim=1, keepdim=True) + eps)
 
 
-def _lpips_weights(path: Path) -> list[torch.Tensor]:
+def lpips_weights(path: Path) -> list[torch.Tensor]:
     """LPIPS's five channel weights (1, C, 1, 1) from its file `vgg.pth`."""
     state = read_torch_state(path)
     shapes = {f"lin{stage}.model.1.weight": (1, width, 1, 1) for stage, width in enumerate(STAGE_WIDTHS)}

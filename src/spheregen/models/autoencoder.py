@@ -16,6 +16,7 @@ from spheregen.conditioning import ClassEmbedding, Unprepared
 from spheregen.errors import ConfigError, check_choices
 from spheregen.models.protocol import Labels
 from spheregen.models.sizes import TransformerSize, resolve_size
+from spheregen.nn.batch_norm import BatchNorm
 from spheregen.nn.block import Block
 from spheregen.nn.linear import Init, linear
 from spheregen.nn.mixer import Mixer
@@ -24,6 +25,7 @@ from spheregen.nn.norm import RMSNorm
 from spheregen.nn.patches import ConvPixelHead, LinearPixelHead, PatchEmbedding
 from spheregen.nn.positions import AxialRotary, sincos_table
 from spheregen.nn.tags import ENCODER, NO_DECAY, tag
+from spheregen.prior import PRIORS, Prior, PriorName
 from spheregen.sphere import angle_to_sigma, spherify, upcast
 
 DEFAULT_PATCH = {32: 4, 64: 4, 128: 8, 256: 16, 512: 32}
@@ -76,6 +78,11 @@ class AutoencoderConfig:
     """The last linears of encoder and decoder start at zero (published) or Xavier-uniform."""
     spherify_decoder_blocks: bool = False
     """Spherify the decoder's tokens after every block but the last (published as `spherify_model`)."""
+    prior: PriorName = "sphere"
+    """Where latents live and what is sampled; "gaussian" puts nothing on the sphere, to see what it is good for."""
+    latent_norm: Literal["none", "batch"] = "none"
+    """"batch": a batch norm of each latent channel over images and tokens, without gain and shift, as the encoder's
+    last layer; a saved model's statistics are measured anew on the data."""
     max_angle: float = 85.0
     """alpha_max in degrees: the tilt of the strongest training noise, and the unit of every sampling schedule."""
 
@@ -288,6 +295,7 @@ class Encoder(nn.Module):
             if config.encoder_mixer_depth
             else None
         )
+        self.norm = BatchNorm(config.channels) if config.latent_norm == "batch" else None
 
     def forward(self, images: Tensor, labels: Tensor | NetworkCondition | None = None) -> Tensor:
         if tuple(images.shape[1:]) != self.image_shape:
@@ -296,7 +304,9 @@ class Encoder(nn.Module):
         if self.output is not None:
             x = self.output(x, condition)
         z: Tensor = self.project(x)
-        return z if self.mixer is None else self.mixer(z)
+        if self.mixer is not None:
+            z = self.mixer(z)
+        return z if self.norm is None else self.norm(z)
 
 
 class Decoder(nn.Module):
@@ -356,6 +366,10 @@ class SphereAutoencoder(nn.Module):
         return angle_to_sigma(self.config.max_angle)
 
     @property
+    def prior(self) -> Prior:
+        return PRIORS[self.config.prior]
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.config.image_channels, self.config.image_size, self.config.image_size
 
@@ -382,7 +396,7 @@ class SphereAutoencoder(nn.Module):
         return upcast(self.encoder(images.to(self.dtype), _part(labels, "encoder")))
 
     def encode(self, images: Tensor, labels: Labels = None) -> Tensor:
-        return spherify(self.encode_raw(images, labels))
+        return self.prior.project(self.encode_raw(images, labels))
 
     def decode(self, latents: Tensor, labels: Labels = None) -> Tensor:
         return upcast(self.decoder(latents.to(self.dtype), _part(labels, "decoder"))).clamp(-1, 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spheregen.conditioning import Condition
+from spheregen.prior import Prior
 
 Labels = Tensor | Condition | None
 """Class ids (B,), mixtures (B, num_classes + 1), a prepared condition of B samples, or None for the null class."""
@@ -16,6 +17,8 @@ Labels = Tensor | Condition | None
 @runtime_checkable
 class SphereGenerator(Protocol):
     """A decoder from the sphere to images, with an encoder back.
+
+    The sphere is that of the paper; a model of another `prior` has another latent space in its place.
 
     Legend: B samples, C image channels, S image size, L = prod(latent_shape) numbers of a latent. Labels are described
     in `spheregen.conditioning`.
@@ -36,6 +39,10 @@ class SphereGenerator(Protocol):
     @property
     def sigma_max(self) -> float:
         """The largest noise magnitude of training, tan(alpha_max): what schedules are fractions of."""
+
+    @property
+    def prior(self) -> Prior:
+        """The latent space: how raw latents and noise enter it, and how noise moves points of it."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -16,12 +16,13 @@ from spheregen.data.inputs import Pictures, load_pictures
 from spheregen.devices import choose_device
 from spheregen.errors import ConfigError
 from spheregen.losses.reconstruction import to_unit
-from spheregen.model_folder import ModelInfo
+from spheregen.model_folder import ModelInfo, weights_hash
 from spheregen.models.autoencoder import SphereAutoencoder
-from spheregen.pipeline.output import PipelineOutput
+from spheregen.pipeline.output import GenerationOptions, PipelineOutput
 from spheregen.progress import default_reporter, watched
 from spheregen.sampling.guidance import Guidance
 from spheregen.sampling.loop import Samples, StepNoise
+from spheregen.sampling.schedules import refinement_radii
 
 SEED_LIMIT = 2**63
 DEFAULTS: Mapping[str, Any] = {
@@ -83,9 +84,24 @@ class PipelineCore:
         return self.model.dtype
 
     @property
+    def identity(self) -> str:
+        """Tells the model's weights from others: the fingerprint of its folder, else a hash of the weights."""
+        return self.fingerprint or weights_hash(self.model.state_dict(), 12)
+
+    @property
     def place(self) -> str:
         """Where and in which type the model runs, in words."""
         return f"{self.device} in {str(self.dtype).removeprefix('torch.')}"
+
+    def settings(self, options: GenerationOptions | None = None) -> dict[str, Any]:
+        """The settings that `generate` uses under these options: as given, else the model's, else the paper's.
+
+        Raises:
+            ConfigError: an impossible schedule or number of steps.
+        """
+        settings = self._settings(vars(options or GenerationOptions()))
+        refinement_radii(settings["schedule"], settings["steps"])
+        return settings
 
     def _settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options of a loop: as given, else the model's defaults, else the paper's."""

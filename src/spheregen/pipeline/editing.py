@@ -22,7 +22,6 @@ from spheregen.pipeline.generation import Generation
 from spheregen.pipeline.output import PipelineOutput, SamplerOptions, join_outputs
 from spheregen.sampling.loop import Samples, StepNoise
 from spheregen.sampling.schedules import edit_radii, refinement_radii
-from spheregen.sphere import spherify
 
 EDIT_STRENGTH = 0.25  # the published one
 
@@ -178,13 +177,14 @@ class Editing(Generation):
         own = {"schedule": self._settings({})["schedule"]} if all(is_seed) and steps > 1 else {}
         settings = self._decode_settings("interpolate", {**own, **options}, steps, strength, guided=guided)
         drawn = sampling.seeded_noise(seeds, self.model.latent_shape, steps - 1, share=settings["share_noise"])
-        points = spherify(self._here(drawn.initial))
+        prior = self.model.prior
+        points = prior.project(self._here(drawn.initial))
         photos = [number for number, seeded in enumerate(is_seed) if not seeded]
         if photos:
             given = None if ids is None else torch.tensor([ids[number] for number in photos], device=self.device)
             with torch.no_grad():
                 points[photos] = self.model.encode(self._to_tensor([items[number] for number in photos]), given)
-        start = sampling.interpolate(points, frames, path)
+        start = sampling.interpolate(points, frames, path, prior=prior)
         noises = [drawn.steps] if isinstance(drawn.steps, Tensor) else drawn.steps
         directions = [sampling.interpolate(noise, frames) for noise in noises]
         step_noise = directions[0] if isinstance(drawn.steps, Tensor) else directions

@@ -19,8 +19,6 @@ from spheregen.pipeline.core import PipelineCore, check_seeds
 from spheregen.pipeline.output import GenerationOptions, PipelineOutput, SamplerOptions, join_outputs
 from spheregen.sampling.loop import StepNoise
 from spheregen.sampling.remembered import RememberedConditions
-from spheregen.sampling.schedules import refinement_radii
-from spheregen.sphere import spherify
 
 REMEMBERED_CLASSES = 64  # classes whose conditions are kept for a whole call
 
@@ -93,8 +91,7 @@ class Generation(PipelineCore):
         trajectory: bool = False,
     ) -> Iterator[PipelineOutput]:
         """Make the pictures of `seeds` batch by batch, in constant memory. Arguments as in `generate`."""
-        settings = self._settings(vars(options or GenerationOptions()))
-        refinement_radii(settings["schedule"], settings["steps"])  # complain before any work is done
+        settings = self.settings(options)  # complains before any work is done
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size is at least 1, not {batch_size}")
         check_seeds(seeds)
@@ -135,11 +132,15 @@ class Generation(PipelineCore):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, labels: Labels = None) -> Tensor:
-        """Points (B, N, d), spherified first, to pictures (B, C, S, S) in [0, 1]; `labels=None` is the null class."""
+        """Points (B, N, d), put on the sphere first, to pictures (B, C, S, S) in [0, 1].
+
+        `labels=None` is the null class. A model of another prior than the sphere takes points as they are.
+        """
         if tuple(latents.shape[1:]) != self.model.latent_shape:
             shape = ", ".join(map(str, self.model.latent_shape))
             raise ConfigError(f"latents have shape {tuple(latents.shape)}; this model takes (B, {shape})")
-        return to_unit(self._mapped(spherify(self._here(latents)), labels, self.model.decode))
+        points = self.model.prior.project(self._here(latents))
+        return to_unit(self._mapped(points, labels, self.model.decode))
 
     def reconstruct(self, images: Pictures, labels: Labels = None) -> Tensor:
         """Pictures there and back, (B, C, S, S) in [0, 1] on the CPU; `labels=None` is the null class."""

@@ -65,7 +65,8 @@ def edit(
     directions = step_directions(step_noise, len(radii), like, generator, share=share_noise)
     trajectory: list[Tensor] = []
     for radius, direction in zip(radii, directions, strict=True):
-        trajectory.append(refine(steered, trajectory[-1] if trajectory else images, radius, direction))
+        before = trajectory[-1] if trajectory else images
+        trajectory.append(refine(steered, before, radius, direction, prior=model.prior))
     return Samples(images=trajectory[-1], trajectory=tuple(trajectory))
 
 

@@ -5,32 +5,33 @@ Legend: F frames, latents (N, d) or with leading axes; all shapes but those axes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+import functools
 
 import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.sphere import slerp, spherify
+from spheregen.prior import SPHERE, Prior
+from spheregen.sphere import slerp
 
 
-def lerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
+def lerp(a: Tensor, b: Tensor, t: Tensor | float, *, prior: Prior = SPHERE) -> Tensor:
     """The straight line between points on the sphere (B, ...), put back on it: `spherify((1-t)*a + t*b)`.
 
-    The ends are exact; the speed in between is not constant, unlike that of `slerp`.
+    The ends are exact; the speed in between is not constant, unlike that of `slerp`. Under another prior the line is
+    put back into its space; under a Gaussian one it stays straight, and is shorter than its ends in between.
     """
     weight = torch.as_tensor(t, dtype=a.dtype, device=a.device)
     weight = weight.view(-1, *(1 for _ in range(a.ndim - 1))) if weight.ndim else weight
-    between = spherify((1 - weight) * a + weight * b)
+    between = prior.project((1 - weight) * a + weight * b)
     return torch.where(weight == 0, a, torch.where(weight == 1, b, between))
 
 
-PATHS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType({"slerp": slerp, "lerp": lerp})
+PATHS = ("slerp", "lerp")
 """How two points are joined: on the great circle at constant speed, or on a straight line put back on the sphere."""
 
 
-def interpolate(ends: Tensor, frames: int, path: str = "slerp") -> Tensor:
+def interpolate(ends: Tensor, frames: int, path: str = "slerp", *, prior: Prior = SPHERE) -> Tensor:
     """Points between two or four points on the sphere.
 
     Args:
@@ -38,6 +39,7 @@ def interpolate(ends: Tensor, frames: int, path: str = "slerp") -> Tensor:
             right.
         frames: F >= 2 points along each side, the ends included and exact.
         path: `slerp` or `lerp`.
+        prior: the model's, where points are not on the sphere; `slerp` is the same for all.
 
     Returns:
         (F, ...) points, or (F*F, ...) row by row: across along the upper and the lower side, then down between the two.
@@ -48,7 +50,7 @@ def interpolate(ends: Tensor, frames: int, path: str = "slerp") -> Tensor:
     across, down = positions(len(ends), frames)
     if path not in PATHS:
         raise ConfigError(f"unknown path {path!r}{did_you_mean(path, PATHS)}; use {', '.join(PATHS)}")
-    join = PATHS[path]
+    join = slerp if path == "slerp" else functools.partial(lerp, prior=prior)
 
     def repeated(end: Tensor) -> Tensor:
         return end.expand(len(across), *end.shape)

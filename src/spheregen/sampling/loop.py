@@ -14,9 +14,9 @@ from torch import Tensor
 
 from spheregen.errors import ConfigError
 from spheregen.models.protocol import SphereGenerator
+from spheregen.prior import SPHERE, Prior
 from spheregen.sampling.guidance import Guidance, Steered, guide
 from spheregen.sampling.schedules import Schedule, refinement_radii
-from spheregen.sphere import spherify, tilt
 
 StepNoise = Tensor | Sequence[Tensor]
 """Gaussian noise of the refinement steps: one (B, N, d) tensor shared by all, or one for each step."""
@@ -32,10 +32,10 @@ class Samples:
     """The images of every step, each (B, C, S, S); the last is `images`."""
 
 
-def refine(steered: Steered, images: Tensor, radius: float, noise: Tensor) -> Tensor:
-    """One refinement step: encode, tilt by `radius` of sigma_max along `noise`, decode."""
-    v = spherify(steered.encode_raw(images))
-    return steered.decode(tilt(v, noise, radius * steered.sigma_max))
+def refine(steered: Steered, images: Tensor, radius: float, noise: Tensor, *, prior: Prior = SPHERE) -> Tensor:
+    """One refinement step: encode, tilt by `radius` of sigma_max along `noise`, decode. `prior` is the model's."""
+    v = prior.project(steered.encode_raw(images))
+    return steered.decode(prior.tilt(v, noise, radius * steered.sigma_max))
 
 
 @torch.no_grad()
@@ -73,9 +73,9 @@ def sample(
     check_labels(labels, noise.shape[0])
     steered = guide(model, labels, guidance, guidance_at)
     directions = step_directions(step_noise, len(radii), noise, generator, share=share_noise)
-    trajectory = [steered.decode(spherify(noise))]
+    trajectory = [steered.decode(model.prior.project(noise))]
     for radius, direction in zip(radii, directions, strict=True):
-        trajectory.append(refine(steered, trajectory[-1], radius, direction))
+        trajectory.append(refine(steered, trajectory[-1], radius, direction, prior=model.prior))
     return Samples(images=trajectory[-1], trajectory=tuple(trajectory))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spheregen.conditioning import Condition
 from spheregen.models.protocol import Labels, SphereGenerator
+from spheregen.prior import Prior
 
 
 class RememberedConditions:
@@ -58,6 +59,10 @@ class RememberedConditions:
     @property
     def sigma_max(self) -> float:
         return self.model.sigma_max
+
+    @property
+    def prior(self) -> Prior:
+        return self.model.prior
 
     def encode_raw(self, images: Tensor, labels: Labels = None) -> Tensor:
         return self.model.encode_raw(images, labels)

@@ -147,6 +147,6 @@ def restore(
     for radius, direction in zip(
         radii, step_directions(step_noise, len(radii), like, generator, share=share_noise), strict=True
     ):
-        images = observation.agree(refine(steered, images.clamp(-1, 1), radius, direction))
+        images = observation.agree(refine(steered, images.clamp(-1, 1), radius, direction, prior=model.prior))
         trajectory.append(images.clamp(-1, 1))
     return Samples(images=trajectory[-1], trajectory=tuple(trajectory))

@@ -19,9 +19,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from spheregen.distributed import World, assign, like, whole
 from spheregen.errors import ModelFileError
 from spheregen.model_folder import load_tensors, save_tensors
-from spheregen.training.distributed import World, assign, like, whole
 from spheregen.training.optimizer import Optimizer
 
 FOLDER = "state"

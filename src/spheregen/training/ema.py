@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from spheregen.training.distributed import local
+from spheregen.distributed import local
 
 Model = TypeVar("Model", bound=nn.Module)
 

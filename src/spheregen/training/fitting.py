@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from spheregen.devices import available_memory
+from spheregen.distributed import World
 from spheregen.errors import ConfigError
-from spheregen.training.distributed import World
 from spheregen.training.memory import estimate_memory, images_per_process
 from spheregen.training.recipe import Recipe
 from spheregen.training.step import TrainingStep

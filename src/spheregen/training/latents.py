@@ -10,12 +10,10 @@ E tr(G^2) = B + B (B - 1) / L exactly. `latent_coverage` compares a batch with t
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
-from spheregen.sphere import angle_between
+from spheregen.sphere import angle_between, full_precision
 
 LARGEST_BATCH = 1024
 """Samples that are compared with one another; of a larger batch a part is measured."""
@@ -44,7 +42,7 @@ def latent_statistics(z: Tensor, *, generator: torch.Generator | None = None) ->
         A batch of one has no pairs: its angles are 90 and its coverage 1, as if it were uniform. A latent of zeros
         counts as orthogonal to all others. Latents that are not finite give values that are not finite.
     """
-    with _full_precision(z.device.type):
+    with full_precision(z.device.type):
         wide = z.detach().flatten(1).float()
         radius = wide.square().mean().sqrt()
         if wide.shape[0] > LARGEST_BATCH:
@@ -64,12 +62,6 @@ def latent_statistics(z: Tensor, *, generator: torch.Generator | None = None) ->
         uniform = batch * (1 + (batch - 1) / numbers)
         coverage = (uniform / gram.masked_fill(itself, 1.0).square().sum()).clamp(max=1.0)
         return _named(neighbour, mean_angle, coverage, radius)
-
-
-def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    """No autocast, on devices that have it."""
-    available = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
 def _some(z: Tensor, generator: torch.Generator | None) -> Tensor:

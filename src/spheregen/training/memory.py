@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from spheregen.distributed import World
 from spheregen.losses.autoencoder import AutoencoderDraws
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
 from spheregen.models.sizes import TransformerSize
 from spheregen.nn.block import blocks_of
 from spheregen.noise import Radii
-from spheregen.training.distributed import World
 from spheregen.training.optimizer import parameter_groups, tags_by_name
 from spheregen.training.recipe import Recipe
 from spheregen.training.synthetic import synthetic_perceptual

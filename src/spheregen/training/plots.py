@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spheregen.colours import COLOURS, DASHES
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.files import atomic_path
 from spheregen.training.log import LOG
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 CURVES = "curves.png"
 FORMATS = (".png", ".svg", ".pdf")
 COLUMNS = 3
-# Okabe and Ito's colours, told apart under every kind of colour blindness; dashes tell further lines apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)

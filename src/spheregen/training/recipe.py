@@ -270,13 +270,24 @@ def build_recipe(values: Mapping[str, Any], origin: str = "the recipe") -> Recip
 
 
 def recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What of two dumped recipes differs and would change the weights, as `key: old -> new` lines."""
-    before, after = flatten(old), flatten(new)
+    """What of two dumped recipes differs and would change the weights, as `key: old -> new` lines.
+
+    A setting that `old` lacks, because it is older than the setting, had its default.
+    """
+    before, after = flatten(_with_defaults(old)), flatten(new)
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
         if key not in FREE_TO_CHANGE and before.get(key) != after.get(key)
     ]
+
+
+def _with_defaults(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A dumped recipe with all settings of today; as it is where it cannot be read any more."""
+    try:
+        return Recipe.model_validate(values).model_dump(mode="json")
+    except ValidationError:
+        return values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,17 @@ from torch.utils._triton import has_triton
 
 from spheregen.data import Batch
 from spheregen.devices import autocast
+from spheregen.distributed import World, shard, whole
 from spheregen.losses.autoencoder import AutoencoderDraws
 from spheregen.losses.terms import LossTerms
 from spheregen.nn.block import blocks_of, compile_blocks
-from spheregen.training.distributed import World, shard, whole
 from spheregen.training.ema import EMA
 from spheregen.training.optimizer import Optimizer, tags_by_name
 from spheregen.training.recipe import Recipe
 from spheregen.training.system import AutoencoderSystem
 
-# The buffers are fixed tables: nothing to exchange in each step. torch 2.13 renamed the option.
+# The buffers are fixed tables, and running statistics of each process's own: nothing to exchange in each step. torch
+# 2.13 renamed the option.
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
 _NO_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
@@ -149,9 +150,27 @@ class TrainingStep:
         DDP orders its buckets by the first backward pass; with three processes or more the order decides rounding.
         """
         if self.world.size > 2 and not self.sharded:
+            running = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             for _ in range(2):
                 self.backward(batch, draws)
                 self.optimizer.zero_grad()
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(running[name])
+
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Measure the statistics that the averaged model needs of the data; every process must call it together.
+
+        Args:
+            batches: this process's rows of each; the statistics are of all processes' rows together.
+        """
+        self.system.calibrate(self.average.model, self._parts(batches), self.world.gather_objects)
+
+    def _parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for batch in batches:
+            for start in range(0, batch.images.shape[0], self.micro_batch):
+                part = slice(start, start + self.micro_batch)
+                labels = None if batch.labels is None else batch.labels[part].to(self.device)
+                yield batch.images[part].to(self.device), labels
 
     def _talking(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
         """Exchange gradients in the last micro-batch only."""

@@ -6,8 +6,8 @@ optimiser, average, checkpoints and the log. A new kind of model is a new system
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from spheregen.losses.perceptual import PerceptualLoss, load_perceptual
 from spheregen.losses.terms import LossTerms
 from spheregen.model_folder import LoadedModel
 from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.nn.batch_norm import BatchNorm, recalibrate
 from spheregen.nn.block import blocks_of
 from spheregen.training.recipe import Recipe
 from spheregen.training.transfer import Transfer, transfer
@@ -69,6 +70,31 @@ class AutoencoderSystem:
     def loss(self, images: Tensor, labels: Tensor | None, draws: AutoencoderDraws) -> LossTerms:
         """The loss of images (B, C, S, S) in [-1, 1]; a mean over samples, so that parts of a batch average."""
         return self._objective(images, labels, draws)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the model holds statistics of its data that no average of weights has."""
+        return any(isinstance(module, BatchNorm) for module in self.model.modules())
+
+    def calibrate(
+        self,
+        model: SphereAutoencoder,
+        batches: Iterable[tuple[Tensor, Tensor | None]],
+        gather: Callable[[object], list[Any]],
+    ) -> None:
+        """Measure anew what the batch norms of a model, such as the averaged one, say of the data.
+
+        Args:
+            model: like the trained one, in evaluation mode.
+            batches: images (B, C, S, S) in [-1, 1] and their labels, of this process's part of the data.
+            gather: all-gathers an object over processes; all must call this together.
+        """
+
+        def encode(batch: tuple[Tensor, Tensor | None]) -> None:
+            images, labels = batch
+            model.encode_raw(images, labels if model.num_classes else None)
+
+        recalibrate(model, encode, batches, gather=gather)
 
     def shards(self, model: nn.Module) -> Sequence[nn.Module]:
         """The modules of a model, or of its average, that are gathered as one when it is sharded, inside out."""

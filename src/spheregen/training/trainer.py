@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spheregen.data import Batch, ImageOptions, ImageSource, Progress, TrainingBatches, open_source
 from spheregen.devices import choose_device, choose_precision
+from spheregen.distributed import World, joined_world, local_device
 from spheregen.errors import ConfigError, ModelFileError, TrainingError
 from spheregen.evaluation.peak import matmul_peak
 from spheregen.files import remove_leftovers, write_json
@@ -29,7 +30,6 @@ from spheregen.model_source import find_model
 from spheregen.progress import QuietReporter, Reporter
 from spheregen.training.checkpoint import FOLDER as STATE
 from spheregen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, training_state
-from spheregen.training.distributed import World, joined_world, local_device
 from spheregen.training.fitting import choose_micro_batch, fits_warning, try_micro_batch
 from spheregen.training.health import HealthMonitor
 from spheregen.training.hooks import RunView, TrainingHook
@@ -47,6 +47,8 @@ from spheregen.training.transfer import check_fits, inherited_provenance
 PREVIEWS = "previews"
 PROGRESS_SECONDS = 10.0
 DATA_CHECK = "data-check.json"  # beside the checkpoints: which images were found to be bad
+CALIBRATION_IMAGES = 2048
+"""The first images of a run, at least so many if there are, from which the statistics of batch norms are measured."""
 MFU_FROM_STEPS = 200  # shorter runs are not worth the second that measuring the machine's peak takes
 
 
@@ -132,7 +134,7 @@ class _Run:
         self.device = choose_device(local_device(device, world))
         self.precision = choose_precision(recipe.train.precision, self.device)
         source = open_source(recipe.data.source, split=recipe.data.split, stream=recipe.data.stream)
-        _check_classes(recipe, source)
+        check_classes(recipe, source)
         self.images = len(source)
         self.total = recipe.total_steps(self.images)
         checkpoint = latest_checkpoint(folder)
@@ -209,6 +211,7 @@ class _Run:
             warmup=recipe.warmup_steps(self.images),
             total=self.total,
         )
+        self._calibrated: int | None = None  # the step whose averaged weights the statistics are of
         self.meters = Meters()
         self.health = HealthMonitor(max_angle=recipe.model.max_angle, warmup=recipe.warmup_steps(self.images))
         if checkpoint:
@@ -395,6 +398,7 @@ class _Run:
             tracker.log(done, values)
 
     def _call(self, hook: TrainingHook, done: int, log: RunLog | None, trackers: Sequence[Tracker]) -> None:
+        self._calibrate(done)
         with torch.no_grad():
             values = hook.after_step(RunView(self.folder, self.step.average.model, self.recipe.name, done), done)
         if values:
@@ -402,6 +406,7 @@ class _Run:
 
     def _save(self, done: int) -> None:
         self._check_finite(done)
+        self._calibrate(done)
         state = self._state()
         if not self.world.is_first:
             return
@@ -412,6 +417,19 @@ class _Run:
         about = {**self.about, "health": self.health.state()}
         save_checkpoint(self.folder, done, state, about=about, keep=self.recipe.train.keep)
         self._save_model(done, state)
+
+    def _calibrate(self, done: int) -> None:
+        """Give the averaged model the statistics that its weights of this step have of the data, if it needs any.
+
+        They are of the first images in the order of the run, shared among the processes, so that a run that was
+        interrupted gets the same ones.
+        """
+        if not self.step.system.needs_calibration or self._calibrated == done:
+            return
+        images = min(CALIBRATION_IMAGES, self.batches.count)
+        steps = -(-images // self.recipe.train.batch_size)
+        self.step.calibrate(self.batches.batch(step) for step in range(steps))
+        self._calibrated = done
 
     def _state(self) -> dict[str, Tensor]:
         step = self.step
@@ -434,6 +452,7 @@ class _Run:
         return saved.keys() == ours.keys() and all(torch.equal(saved[name], ours[name]) for name in ours)
 
     def _preview(self, done: int, trackers: Sequence[Tracker]) -> None:
+        self._calibrate(done)
         if not (self.world.is_first or self.step.sharded):  # a sharded model computes only where all take part
             return
         first, sampling = self.batches.batch(0), self.recipe.sampling
@@ -482,7 +501,12 @@ def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("average."): tensor for name, tensor in state.items() if name.startswith("average.")}
 
 
-def _check_classes(recipe: Recipe, source: ImageSource) -> None:
+def check_classes(recipe: Recipe, source: ImageSource) -> None:
+    """Refuse data whose classes are not those that a recipe asks for.
+
+    Raises:
+        ConfigError: there are others, or none.
+    """
     wanted, given = recipe.model.num_classes, len(source.class_names)
     if not wanted or wanted == given:
         return

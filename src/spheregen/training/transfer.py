@@ -9,6 +9,7 @@ Legend: K classes, W width, N tokens, d latent channels, P patch, C image channe
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,6 @@ from torch.nn import functional
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.model_folder import ModelInfo
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
-from spheregen.sphere import spherify
 
 Fate = Literal["kept", "adapted", "fresh", "dropped"]
 NETWORKS = ("encoder", "decoder")
@@ -115,6 +115,8 @@ def transfer(
     - Another number of tokens: the parts of the mixers that mix tokens start fresh, with a gain of 0.
     - Another patch or number of image channels: kernels and pixel head are resampled, or repeated and averaged.
     - More blocks: the added ones start as the identity. Fewer: the surplus is dropped.
+    - Another prior, and a batch norm that comes or goes: nothing can make up for it; weights are kept, and a note
+      says so.
     - All else that does not fit starts as the target was built.
 
     Args:
@@ -127,8 +129,8 @@ def transfer(
         ModelFileError: a weight of the source is not finite.
     """
     check_fits(target.config, source.config)
-    for name, parameter in source.named_parameters():
-        if not bool(parameter.isfinite().all()):
+    for name, tensor in itertools.chain(source.named_parameters(), source.named_buffers()):
+        if not bool(tensor.isfinite().all()):
             raise ModelFileError(f"the weight {name} of the model is not finite; the model is broken, take another one")
     if any(parameter.dtype != torch.float32 for parameter in source.parameters()):
         source = copy.deepcopy(source).float()
@@ -369,10 +371,15 @@ class _Plan:
             self.notes.append("the decoder's tokens are spherified after other blocks than before")
         if activation := self._changed("output_activation", theirs.output_activation, ours.output_activation):
             self.notes.append(f"{activation}: weights are kept, colours change")
+        if prior := self._changed("prior", theirs.prior, ours.prior):
+            self.notes.append(f"{prior}: weights are kept, but the decoder sees latents of another scale")
+        if norm := self._changed("latent_norm", theirs.latent_norm, ours.latent_norm):
+            self.notes.append(f"{norm}: weights are kept, but each latent channel has another mean and scale")
 
     # the end
 
     def carry_out(self) -> Transfer:
+        self._copy_statistics()
         parts = []
         for name, parameter in self.parameters.items():
             fate: Fate = "fresh"
@@ -391,6 +398,12 @@ class _Plan:
         return Transfer(tuple(parts), tuple(self.notes))
 
     # helpers
+
+    def _copy_statistics(self) -> None:
+        """What the source's batch norm knows of its data, where ours has the same channels."""
+        ours, theirs = self.target.encoder.norm, self.source.encoder.norm
+        if ours is not None and theirs is not None and ours.running_mean.shape == theirs.running_mean.shape:
+            ours.load_state_dict(theirs.state_dict())
 
     def _names(self, prefix: str) -> list[str]:
         return [name for name in self.parameters if name.startswith(f"{prefix}.")]
@@ -462,14 +475,17 @@ def _token_sizes(model: SphereAutoencoder) -> Mapping[str, Tensor]:
         handles.append(watched[network].register_forward_pre_hook(look))
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
+    training = model.training
     try:
         for network in NETWORKS:
             watch(network)
         tokens, channels = model.config.tokens, model.config.channels
         count = max(2, min(64, 1024 // tokens))
-        points = spherify(torch.randn(count, tokens, channels, generator=generator))
+        points = model.prior.project(torch.randn(count, tokens, channels, generator=generator))
+        model.eval()  # statistics of a batch norm must not run along
         encoder(decoder(points).clamp(-1, 1))
     finally:
+        model.train(training)
         for handle in handles:
             handle.remove()
     return found

@@ -1,4 +1,4 @@
-"""Several processes that train one model: who they are, what they tell each other, and how one that fails ends all.
+"""Several processes that work as one: who they are, what they tell each other, and how one that fails ends all.
 
 One process needs no launcher. Several are started by `torchrun`, on one machine or many; every helper here answers in
 a single process too, at no cost. Results depend on the global batch, never on the number of processes.

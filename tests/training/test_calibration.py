@@ -1,0 +1,157 @@
+"""Runs with the options of the ablations: they learn, continue to the bit, and save the statistics of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import spheregen as sg
+from spheregen.data import TrainingBatches, open_source
+from spheregen.model_folder import load_model
+from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.training import trainer
+from spheregen.training.hooks import RunView
+from spheregen.training.recipe import load_recipe
+from spheregen.training.trainer import image_options, train
+from tests.training.test_distributed import Processes
+from tests.training.test_trainer import Messages, StopAt, assert_same_run, log, run, weights
+
+MEAN, VARIANCE = "encoder.norm.running_mean", "encoder.norm.running_variance"
+OPTIONS = {
+    "energy": ("loss.uniformity=0.1", "loss.uniformity_kind=energy"),
+    "batch norm": ("model.latent_norm=batch",),
+    "all": ("loss.uniformity=0.1", "model.latent_norm=batch", "model.prior=gaussian", "train.micro_batch=8"),
+}
+SHORT = ("train.steps=16", "train.checkpoint_every=5", "train.preview_every=0")
+
+
+@pytest.fixture(autouse=True)
+def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "CALIBRATION_IMAGES", 100)
+
+
+@torch.no_grad()
+def measured(model: SphereAutoencoder, images: int = 100) -> tuple[Tensor, Tensor]:
+    """Mean and variance of what reaches the norm, of the first batches of the debug recipe."""
+    recipe = load_recipe("debug")
+    source = open_source("digits", split="train")
+    batches = TrainingBatches(source, image_options(recipe), batch_size=16, steps=40, seed=recipe.train.seed)
+    parts = [batches.batch(step) for step in range(-(-images // 16))]
+    norm, model.encoder.norm = model.encoder.norm, None
+    labels = [part.labels if model.num_classes else None for part in parts]
+    z = torch.cat([model.encoder(part.images, own) for part, own in zip(parts, labels, strict=True)])
+    model.encoder.norm = norm
+    rows = z.flatten(0, 1).double()
+    return rows.mean(0), rows.var(0, correction=0)
+
+
+def assert_calibrated(model: SphereAutoencoder) -> None:
+    norm = model.encoder.norm
+    assert norm is not None
+    for ours, expected in zip((norm.running_mean, norm.running_variance), measured(model), strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_each_option_learns_continues_to_the_bit_and_samples(tmp_path: Path, options: tuple[str, ...]) -> None:
+    whole, folder = run(tmp_path / "whole", *SHORT, *options), tmp_path / "run"
+    entries = log(whole)
+    assert entries[-1]["loss"] < 0.97 * entries[0]["loss"]
+    assert ("uniformity" in entries[0]) == ("loss.uniformity=0.1" in options)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, *SHORT, *options, reporter=StopAt(12))
+    run(folder, *SHORT, *options)
+    assert_same_run(folder, whole)
+    pipe = sg.Pipeline.from_pretrained(whole, device="cpu", quiet=True)
+    images = pipe.generate(3, steps=3).tensor
+    assert images.shape == (3, 1, 8, 8) and bool(images.isfinite().all())
+
+
+def test_a_run_without_the_options_knows_nothing_of_them(tmp_path: Path) -> None:
+    """The weight of a term that is off, or what it would be made of, changes no bit."""
+    plain = run(tmp_path / "plain", "train.steps=6")
+    other = run(tmp_path / "other", "train.steps=6", "loss.uniformity_kind=energy", "loss.uniformity_projections=3")
+    assert all(torch.equal(value, weights(other)[name]) for name, value in weights(plain).items())
+    assert MEAN not in weights(plain) and "uniformity" not in log(plain)[0]
+
+
+def test_saved_statistics_are_those_of_the_saved_weights(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", *SHORT, "model.latent_norm=batch")
+    assert_calibrated(load_model(folder).model)
+    state = load_file(folder / "state" / "step-000000016.safetensors")
+    for name in (MEAN, VARIANCE):
+        assert torch.equal(state[f"average.{name}"], weights(folder)[name])
+        assert not torch.equal(state[f"model.{name}"], weights(folder)[name])  # which ran along with other weights
+
+
+def test_previews_and_hooks_see_a_calibrated_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Hook:
+        every = 7
+
+        def after_step(self, view: RunView, step: int) -> Mapping[str, float] | None:
+            assert isinstance(view.model, SphereAutoencoder)
+            assert_calibrated(view.model)
+            seen.append(step)
+            return None
+
+    calls: list[Any] = []
+    real = trainer.save_preview
+
+    def preview(model: SphereAutoencoder, *arguments: Any, **options: Any) -> None:
+        assert_calibrated(model)
+        calls.append(1)
+        real(model, *arguments, **options)
+
+    monkeypatch.setattr(trainer, "save_preview", preview)
+    run(tmp_path / "run", "model.latent_norm=batch", "model.num_classes=0", "train.steps=21", hooks=(Hook(),))
+    assert seen == [7, 14, 21] and len(calls) == 2
+
+
+def test_statistics_are_measured_once_a_step_and_only_where_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = TrainingBatches.batch
+
+    def batch(self: TrainingBatches, step: int) -> Any:
+        asked.append(step)
+        return real(self, step)
+
+    data = ("data.cache_mb=0", "train.preview_every=0", "train.checkpoint_every=10", "train.steps=20")
+    monkeypatch.setattr(TrainingBatches, "batch", batch)
+    run(tmp_path / "plain", *data)
+    assert not asked
+    run(tmp_path / "norm", *data, "model.latent_norm=batch")
+    assert asked == [*range(7)] * 2  # 100 images, twice
+
+
+def test_two_processes_measure_the_same_statistics(tmp_path: Path) -> None:
+    """Each encodes its rows of the batches; the saved statistics are of all."""
+    before = "import spheregen.training.trainer as trainer\ntrainer.CALIBRATION_IMAGES = 100\n"
+    folder = tmp_path / "run"
+    settings = ("model.latent_norm=batch", "train.preview_every=20")
+    for code, messages in Processes(2, folder, *settings, before=before).finish():
+        assert code == 0, messages
+    assert_calibrated(load_model(folder).model)
+
+
+def test_fine_tuning_into_and_out_of_the_options(tmp_path: Path) -> None:
+    norm = run(tmp_path / "norm", "model.latent_norm=batch", "train.steps=5")
+    messages = Messages()
+    plain = tmp_path / "plain"
+    train(load_recipe("debug", ["train.steps=5"], init=str(norm)), plain, device="cpu", reporter=messages)
+    assert any("latent_norm batch -> none" in line for line in messages.lines)
+    assert MEAN not in weights(plain)
+    back = tmp_path / "back"
+    settings = ["train.steps=5", "model.latent_norm=batch", "model.prior=gaussian"]
+    train(load_recipe("debug", settings, init=str(plain)), back, device="cpu", reporter=messages)
+    assert any("prior sphere -> gaussian" in line for line in messages.lines)
+    assert_calibrated(load_model(back).model)
