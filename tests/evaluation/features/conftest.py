@@ -1,0 +1,43 @@
+"""What the tests of feature networks share."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from spheregen import weights
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Such small work is slower on two threads, far slower when other programs keep the cores busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub folder and no variable; returns the hub's folder of checkpoints. A download is an error."""
+    monkeypatch.delenv(weights.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("no test may use the network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def random_images(count: int, channels: int = 3, height: int = 32, width: int | None = None) -> Tensor:
+    """uint8 (count, channels, height, width), the same in every call; smooth enough that a shift matters little."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, channels, 5, 5, generator=generator) * 255
+    size = (height, width or height)
+    return torch.nn.functional.interpolate(coarse, size=size, mode="bilinear").round().to(torch.uint8)
