@@ -21,8 +21,9 @@ class Series:
     error: tuple[float, ...] | None = None
     """Half the height of each error bar."""
     kind: Literal["line", "points", "bars", "step"] = "line"
+    """`step` holds the height y around x, as a histogram does over the middles of its bins."""
     labels: tuple[str, ...] | None = None
-    """Written beside the points."""
+    """Written beside the points; below the bars."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,258 @@
+"""A result and studies with every part that a report can have. The numbers are made up."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from spheregen.data.grids import image_grid
+from spheregen.evaluation.report.parts import Picture, Plot, Section, Series, Table
+
+FIGURES = {
+    "frechet": 23.41,
+    "kid": 0.0123,
+    "kid_error": 0.0002,
+    "inception_score": 6.1,
+    "inception_score_deviation": 0.1,
+    "precision": 0.6,
+    "recall": 0.4,
+    "density": 0.5,
+    "coverage": 0.4,
+}
+
+
+def features(name: str, distance: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "title": f"The network {name}, as in the tests",
+        "distance": distance,
+        "dim": 256,
+        "preprocessing": "to 32 x 32 by bilinear filtering without antialiasing, [0, 1], minus 0.5, over 0.25",
+        "weights": "0123456789abcdef",
+        "classes": 10,
+        "normalised": False,
+    }
+
+
+def example_result() -> dict[str, Any]:
+    """A fresh copy at each call."""
+    reference = {
+        "source": "cifar10",
+        "split": "train",
+        "fingerprint": "fedcba9876543210",
+        "count": 50000,
+        "kept": 10000,
+    }
+    return {
+        "format": 1,
+        "spheregen": "0.5.0",
+        "created": "2026-11-22T10:00:00Z",
+        "line": "FD-own 23.41 of 10000 samples against 50000 images of cifar10 (train), 4 steps, fixed, guidance 1, "
+        "seed 0, balanced labels, rounded to 8 bits, float32 on cpu",
+        "model": {
+            "name": "runs/cifar10",
+            "fingerprint": "ab12cd34",
+            "class": "SphereAutoencoder",
+            "image_shape": [3, 32, 32],
+            "latent_shape": [64, 32],
+            "num_classes": 10,
+            "class_names": ["airplane", "automobile", "bird"],
+            "params": 1140000,
+            "training": {"recipe": "cifar10", "steps": 20000, "optimizer": {"lr": 1e-4, "betas": [0.9, 0.95]}},
+        },
+        "protocol": {
+            "count": 10000,
+            "seed": 0,
+            "labels": "balanced",
+            "steps": 4,
+            "schedule": "fixed",
+            "guidance": 1.0,
+            "guidance_at": "both",
+            "share_noise": True,
+            "quantise": "round",
+            "dtype": "float32",
+            "device": "cpu",
+            "batch": 64,
+            "torch": "2.13.0",
+        },
+        "data": {
+            "source": "cifar10",
+            "split": "train",
+            "fingerprint": "fedcba9876543210",
+            "count": 50000,
+            "image_size": 32,
+            "channels": 3,
+            "fit": "crop",
+            "resize": "adm",
+            "background": [255, 255, 255],
+        },
+        "metrics": {
+            "own": {
+                "features": features("own", "FD-own"),
+                "reference": dict(reference),
+                "figures": dict(FIGURES),
+                "held_out": {**FIGURES, "frechet": 3.187, "kid": 0.0001, "precision": 0.78, "recall": 0.771},
+                "neighbours": 10000,
+            },
+            "inception": {
+                "features": features("inception", "FID"),
+                "reference": dict(reference),
+                "figures": {"frechet": 18.02, "kid": 0.00912, "kid_error": 0.0011, "cmmd": None},
+            },
+        },
+        "notes": ["sphere was left out: it needs real images (--data)"],
+        "reconstruction": {
+            "count": 2000,
+            "split": "test",
+            "psnr": 28.3,
+            "ssim": 0.9,
+            "lpips": None,
+            "frechet": {"own": 3.2},
+        },
+        "curves": [
+            {
+                "name": name,
+                "setting": name,
+                "count": 2000,
+                "points": [
+                    {
+                        "settings": {name: value},
+                        "value": value,
+                        "figures": {
+                            "own": {"frechet": 40.0 / (1 + place) ** 0.4 + shift, "kid": 0.02, "kid_error": 0.001}
+                        },
+                        "ms_per_image": 3.1 * (1 + place) + shift,
+                        "gflops_per_image": 1.2 + 2.3 * place + shift,
+                    }
+                    for place, value in enumerate(values)
+                ],
+            }
+            for name, values, shift in (
+                ("steps", [1, 2, 4, 6], 0.0),
+                ("guidance", [1.0, 1.2, 1.4], 0.7),
+                ("schedule", ["fixed", "decay"], 1.3),
+            )
+        ],
+        "cost": {
+            "params": {"encoder": 512000, "decoder": 628000},
+            "gflops": {"encoder": 0.9, "decoder": 1.2},
+            "counted_gflops": {"encoder": 0.95, "decoder": 1.3},
+            "by_steps": [
+                {
+                    "steps": steps,
+                    "gflops": 1.2 + 2.1 * (steps - 1),
+                    "images_per_second": 320.0 / steps,
+                    "batch": 64,
+                    "latency_ms": {"p50": 3.0 * steps, "p90": 3.5 * steps, "p99": 4.0 * steps},
+                    "peak_memory_mb": 300.0,
+                }
+                for steps in (1, 2, 4, 6)
+            ],
+            "device": "a CPU of the tests",
+            "threads": 2,
+            "dtype": "float32",
+            "guidance": 1.0,
+            "convention": "A multiply-add counts as two operations; attention products are left out.",
+        },
+    }
+
+
+def example_studies() -> tuple[Section, ...]:
+    """Sections with every kind of plot, table and picture."""
+    noise = torch.Generator().manual_seed(0)
+    angles = tuple(range(0, 95, 5))
+    cloud = torch.randn(400, 2, generator=noise)
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    pictures = torch.rand(32, 3, 32, 32, generator=noise)
+    plots = (
+        Plot(
+            title="Latents on the sphere",
+            x_label="angle to the nearest latent, degrees",
+            y_label="density",
+            series=(
+                Series(
+                    name="training images",
+                    x=angles,
+                    y=tuple(math.exp(-(((a - 60) / 9) ** 2)) for a in angles),
+                    kind="step",
+                ),
+                Series(name="random points", x=angles, y=tuple(math.exp(-(((a - 82) / 4) ** 2)) for a in angles)),
+            ),
+        ),
+        Plot(
+            title="Pairs in the plane of the first two components",
+            x_label="first component",
+            y_label="second component",
+            series=(
+                Series(name="real", x=tuple(cloud[:, 0].tolist()), y=tuple(cloud[:, 1].tolist()), kind="points"),
+                Series(name="samples", x=(-1.0, 0.0, 1.0), y=(0.2, 0.1, -0.3), kind="points", labels=("a", "b", "c")),
+            ),
+        ),
+        Plot(
+            title="Accuracy of a classifier on samples of each class",
+            x_label="class",
+            y_label="accuracy",
+            series=(
+                Series(
+                    name="samples",
+                    x=tuple(range(10)),
+                    y=tuple(0.5 + 0.04 * i for i in range(10)),
+                    error=(0.05,) * 10,
+                    kind="bars",
+                    labels=classes,
+                ),
+                Series(name="real", x=tuple(range(10)), y=(0.9,) * 10, kind="bars", labels=classes),
+            ),
+        ),
+        Plot(
+            title="Loss of many settings",
+            x_label="seconds",
+            y_label="loss",
+            log_x=True,
+            log_y=True,
+            series=tuple(
+                Series(
+                    name=f"setting {i}",
+                    x=(1.0, 10.0, 100.0, 1000.0),
+                    y=tuple((i + 1) / 10**k for k in range(4)),
+                    error=tuple(0.2 * (i + 1) / 10**k for k in range(4)),
+                )
+                for i in range(8)
+            ),
+        ),
+    )
+    return (
+        Section(
+            key="classes",
+            title="Classes",
+            text=("Each class was sampled as often as every other, and a classifier said what it saw.",),
+            warnings=(
+                "Classes 3 (cat) and 5 (dog) are mixed up in 31 % of the samples.",
+                "Class 2 (bird) has a recall of 0.02: its samples look alike.",
+            ),
+            tables=(
+                Table(
+                    title="Worst classes",
+                    header=("class", "accuracy", "recall", "samples", "most often taken for"),
+                    rows=(("cat", 0.512, 0.31, 1000, "dog"), ("bird", 0.634, 0.0213, 12000, None)),
+                ),
+            ),
+            plots=plots,
+            pictures=(
+                Picture(
+                    image=image_grid(pictures, columns=16),
+                    title="Samples of each class",
+                    caption="A row for each class; seeds 0 to 31.",
+                ),
+                Picture(image=image_grid(pictures[:4], columns=4, pad=1), title="Four nearest neighbours"),
+            ),
+        ),
+        Section(
+            key="originality",
+            title="Originality",
+            text=("Whether samples copy the training set.",),
+            warnings=("3 of 10000 samples are nearer to a training image than any held-out image is.",),
+        ),
+    )

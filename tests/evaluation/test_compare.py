@@ -1,0 +1,305 @@
+"""Results side by side: better and worse, by how much, and when there is no telling."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spheregen.errors import ConfigError, DataError
+from spheregen.evaluation import compare as module
+from spheregen.evaluation.compare import ComparedFigure, Comparison, compare
+from tests.evaluation.report.examples import example_result
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Callable[..., Comparison]:
+    """Compare the example with changed copies of it, which are of other models."""
+
+    def call(*changes: Change, same_model: bool = False) -> Comparison:
+        paths = []
+        for place, change in enumerate((lambda result: None, *changes)):
+            result = example_result()
+            if not same_model:
+                result["model"]["fingerprint"] = f"model{place}"
+            change(result)
+            paths.append(tmp_path / "abc"[place] / "evaluation.json")
+            paths[-1].parent.mkdir(exist_ok=True)
+            paths[-1].write_text(json.dumps(result), encoding="utf-8")
+        return compare(paths)
+
+    return call
+
+
+def put(value: Any, *path: str) -> Change:
+    """A change of one value in a result."""
+
+    def change(result: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            result = result[key]
+        result[path[-1]] = value
+
+    return change
+
+
+def both(*changes: Change) -> Change:
+    def change(result: dict[str, Any]) -> None:
+        for one in changes:
+            one(result)
+
+    return change
+
+
+def figure_of(found: Comparison, key: str) -> ComparedFigure:
+    (figure,) = [figure for figure in found.figures if figure.key == key]
+    return figure
+
+
+FIGURES = ("metrics", "own", "figures")
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "value", "best"),
+    [
+        ((*FIGURES, "frechet"), "own/frechet", 20.0, 1),
+        ((*FIGURES, "frechet"), "own/frechet", 30.0, 0),
+        ((*FIGURES, "frechet"), "own/frechet", 23.41, None),
+        ((*FIGURES, "frechet"), "own/frechet", None, None),
+        ((*FIGURES, "kid"), "own/kid", 0.5, 0),
+        ((*FIGURES, "inception_score"), "own/inception_score", 7.0, 1),
+        ((*FIGURES, "precision"), "own/precision", 0.5, 0),
+        ((*FIGURES, "recall"), "own/recall", 0.5, 1),
+        ((*FIGURES, "density"), "own/density", 0.6, 1),
+        ((*FIGURES, "coverage"), "own/coverage", 0.3, 0),
+        (("metrics", "inception", "figures", "cmmd"), "inception/cmmd", 0.5, None),
+        (("reconstruction", "psnr"), "reconstruction/psnr", 30.0, 1),
+        (("reconstruction", "ssim"), "reconstruction/ssim", 0.8, 0),
+        (("reconstruction", "frechet", "own"), "reconstruction/frechet/own", 2.0, 1),
+    ],
+)
+def test_the_better_one_is_known(
+    compared: Callable[..., Comparison], path: tuple[str, ...], key: str, value: float | None, best: int | None
+) -> None:
+    found = compared(put(value, *path))
+    figure = figure_of(found, key)
+    assert figure.best == best and figure.comparable and figure.values[1] == value
+    assert found.warnings == ()
+
+
+def test_differences_are_told_in_errors(compared: Callable[..., Comparison]) -> None:
+    def change(result: dict[str, Any]) -> None:
+        result["metrics"]["own"]["figures"].update(kid=0.0133, kid_error=0.00015, inception_score=5.8)
+
+    found = compared(change)
+    kid, score, distance = (figure_of(found, f"own/{key}") for key in ("kid", "inception_score", "frechet"))
+    assert kid.errors == (0.0002, 0.00015)
+    assert kid.apart == (None, pytest.approx(0.001 / 0.00025))
+    assert score.apart == (None, pytest.approx(-0.3 / math.hypot(0.1, 0.1)))
+    assert distance.apart == (None, None) and distance.errors == (None, None)
+
+
+def test_three_results(compared: Callable[..., Comparison]) -> None:
+    found = compared(put(20.0, *FIGURES, "frechet"), both(put(20.0, *FIGURES, "frechet"), put(0.01, *FIGURES, "kid")))
+    assert figure_of(found, "own/frechet").best is None  # two share it
+    assert figure_of(found, "own/kid").best == 2
+    assert figure_of(found, "own/kid").apart[1:] == (0.0, pytest.approx(-0.0023 / math.hypot(0.0002, 0.0002)))
+    assert len(found.names) == len(found.models) == 3
+
+
+def test_settings_of_the_model_are_no_obstacle(compared: Callable[..., Comparison]) -> None:
+    found = compared(
+        both(
+            put(2, "protocol", "steps"),
+            put([1.0, 0.5], "protocol", "schedule"),
+            put(7, "protocol", "seed"),
+            put("2.14", "protocol", "torch"),
+            put("cuda", "protocol", "device"),
+            put(False, "protocol", "share_noise"),
+            put(40000, "model", "training", "steps"),
+        )
+    )
+    assert found.warnings == ()
+    assert dict(found.settings) == {
+        "model.fingerprint": ("model0", "model1"),
+        "model.training.steps": ("20000", "40000"),
+        "seed": ("0", "7"),
+        "steps": ("4", "2"),
+        "schedule": ("fixed", "1.0, 0.5"),
+        "share_noise": ("yes", "no"),
+        "device": ("cpu", "cuda"),
+        "torch": ("2.13.0", "2.14"),
+    }
+    assert figure_of(found, "own/frechet").comparable
+    assert figure_of(found, "cost/gflops").values == (pytest.approx(7.5), pytest.approx(3.3))
+    assert figure_of(found, "cost/gflops").best == 1
+    assert figure_of(found, "cost/images_per_second").values == (80.0, 160.0)
+
+
+REFERENCE = ("metrics", "own", "reference")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words", "spoilt", "sound"),
+    [
+        (("protocol", "count"), 50000, "different counts of samples: 10000", "own/frechet", "reconstruction/psnr"),
+        (("protocol", "labels"), "none", "balanced", "inception/kid", "reconstruction/psnr"),
+        (("protocol", "quantise"), "floor", "ways to 8 bits: round", "own/recall", "cost/gflops"),
+        (("model", "image_shape"), [3, 64, 64], "3 x 64 x 64", "own/frechet", "cost/gflops"),
+        (("metrics", "own", "features", "weights"), "ff", "own: different weights", "own/frechet", "inception/frechet"),
+        (("metrics", "own", "features", "preprocessing"), "no", "preprocessing", "own/kid", "inception/kid"),
+        ((*REFERENCE, "fingerprint"), "00", "own: different references", "own/frechet", "inception/frechet"),
+        ((*REFERENCE, "count"), 10000, "numbers of reference images", "own/frechet", "inception/frechet"),
+        ((*REFERENCE, "resize"), "nearest", "filters that resized", "own/precision", "inception/frechet"),
+        ((*REFERENCE, "fit"), "pad", "crops", "own/precision", "inception/frechet"),
+        ((*REFERENCE, "kept"), 500, "one by one: 10000", "own/recall", "own/frechet"),
+        (("reconstruction", "count"), 100, "counts of reconstructed", "reconstruction/psnr", "own/frechet"),
+        (("cost", "device"), "another", "different devices", "cost/images_per_second", "cost/gflops"),
+        (("cost", "threads"), 8, "different numbers of threads: 2", "cost/latency_p50", "own/frechet"),
+    ],
+)
+def test_what_makes_figures_incomparable_is_told_once(
+    compared: Callable[..., Comparison], path: tuple[str, ...], value: Any, words: str, spoilt: str, sound: str
+) -> None:
+    def change(result: dict[str, Any]) -> None:
+        for entry in result["metrics"].values():  # better in everything, so that only comparability can prevent a mark
+            entry["figures"] = {key: None if one is None else one * 0.5 for key, one in entry["figures"].items()}
+        for key in ("psnr", "ssim"):
+            result["reconstruction"][key] *= 2
+        for row in result["cost"]["by_steps"]:
+            row.update(gflops=row["gflops"] / 2, images_per_second=1.0)
+            row["latency_ms"] = {"p50": 1.0}
+        put(value, *path)(result)
+
+    found = compared(change)
+    (warning,) = found.warnings
+    assert words in warning and "\n" not in warning
+    assert all(name in warning for name in found.names)
+    assert not figure_of(found, spoilt).comparable and figure_of(found, spoilt).best is None
+    assert figure_of(found, sound).comparable and figure_of(found, sound).best is not None
+
+
+def test_another_number_type_is_a_warning_alone(compared: Callable[..., Comparison]) -> None:
+    found = compared(both(put("bfloat16", "protocol", "dtype"), put(20.0, *FIGURES, "frechet")))
+    assert len(found.warnings) == 1 and "bfloat16" in found.warnings[0]
+    assert figure_of(found, "own/frechet").best == 1
+
+
+def test_what_is_not_said_is_a_doubt(compared: Callable[..., Comparison]) -> None:
+    def images(result: dict[str, Any]) -> None:
+        result["protocol"] = {"images": "folder", "count": 10000}
+
+    found = compared(images)
+    assert any("balanced" in warning and "not said" in warning for warning in found.warnings)
+    assert not figure_of(found, "own/frechet").comparable
+
+
+def test_a_reference_may_go_by_another_name(compared: Callable[..., Comparison]) -> None:
+    assert compared(put("elsewhere/cifar10", *REFERENCE, "source")).warnings == ()
+    published = put({"file": "one.npz", "kept": 10000, "count": 50000}, *REFERENCE)
+    assert any("one.npz" in warning for warning in compared(published).warnings)
+
+
+def test_networks_of_one_result_alone(compared: Callable[..., Comparison]) -> None:
+    found = compared(lambda result: result["metrics"].pop("inception"))
+    figure = figure_of(found, "inception/frechet")
+    assert figure.values == (18.02, None) and figure.best is None
+    assert found.warnings == ()
+
+
+def test_the_same_evaluation_with_other_figures(compared: Callable[..., Comparison]) -> None:
+    other, hardly = put(23.5, *FIGURES, "frechet"), put(23.4101, *FIGURES, "frechet")
+    (warning,) = compared(other, same_model=True).warnings
+    assert "same model" in warning and "23.41 and 23.5" in warning
+    assert len(compared(hardly, same_model=True).warnings) == 1
+    elsewhere = put("cuda", "protocol", "device")
+    assert compared(both(hardly, elsewhere), same_model=True).warnings == ()  # other devices round otherwise
+    assert len(compared(both(other, elsewhere), same_model=True).warnings) == 1
+    assert compared(both(other, put(2, "protocol", "steps")), same_model=True).warnings == ()
+    assert compared(other).warnings == ()
+
+
+def test_folders_stand_for_their_files(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    compared(put(20.0, *FIGURES, "frechet"))
+    found = compare([tmp_path / "a", tmp_path / "b" / "evaluation.json"])
+    assert found.names == (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert found.models == ("runs/cifar10", "runs/cifar10")
+    answer = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert answer["figures"][0] == {
+        "key": "own/frechet",
+        "title": "FD-own",
+        "better": "lower",
+        "values": [23.41, 20.0],
+        "errors": [None, None],
+        "apart": [None, None],
+        "comparable": True,
+        "best": 1,
+    }
+    assert answer["settings"]["model.fingerprint"] == ["model0", "model1"]
+
+
+def test_strange_parts_are_not_figures(compared: Callable[..., Comparison]) -> None:
+    strange = both(
+        put({"psnr": "high", "ssim": True, "frechet": [1]}, "reconstruction"),
+        put({"by_steps": [3, {"steps": 4, "gflops": None, "latency_ms": 7}]}, "cost"),
+        put("cheap", "data"),
+        put(math.inf, *FIGURES, "frechet"),
+    )
+    found = compared(strange)
+    assert figure_of(found, "reconstruction/psnr").values == (28.3, None)
+    assert figure_of(found, "own/frechet").values == (23.41, None)
+
+
+OF_OWN = '{"format": 1, "model": {}, "protocol": {}, "metrics": {"own": {"features": {}, "figures": %s}}}'
+
+
+def good() -> str:
+    return json.dumps(example_result())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no JSON"),
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("9" * 10_000, "no JSON"),
+        ("\ud800", "no JSON"),
+        ("[]", "no result"),
+        ("{}", "no result"),
+        ('{"format": 99}', "has the format 99, this version reads 1"),
+        ('{"format": "' + "x" * 9999 + '"}', "has the format 'xxx"),
+        ('{"format": 1}', "model: field required"),
+        ('{"format": 1, "model": {}, "protocol": {}, "metrics": []}', "metrics: "),
+        (OF_OWN % '{"kid": "x"}', "metrics.own.figures.kid: "),
+        (OF_OWN % '{"kid": true}', "metrics.own.figures.kid: "),
+    ],
+    ids=lambda text: text[:25],
+)
+def test_files_that_are_no_results(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "good.json").write_text(good())
+    bad = tmp_path / "bad.json"
+    bad.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(DataError, match=r"bad\.json") as caught:
+        compare([tmp_path / "good.json", bad])
+    assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_missing_large_and_repeated_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "evaluation.json"
+    file.write_text(good())
+    with pytest.raises(ConfigError, match="two evaluations or more, not 1"):
+        compare([file])
+    with pytest.raises(ConfigError, match="given twice"):
+        compare([file, tmp_path / "x" / ".." / "evaluation.json"])
+    for path in (tmp_path / "none", tmp_path.parent):
+        with pytest.raises(DataError, match="there is no"):
+            compare([file, path])
+    monkeypatch.setattr(module, "MOST_BYTES", 100)
+    with pytest.raises(DataError, match="is larger than"):
+        compare([file, tmp_path / "none"])
