@@ -422,7 +422,7 @@ def test_sweep_prints_a_table(run: Run, model: Path) -> None:
 
 
 def test_sweep_without_a_judge(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "find_judge", lambda info, shape: None)
+    monkeypatch.setattr(judges, "find_judge", lambda *_: None)
     for score in ([], ["--score", 10]):
         result = run("sweep", model, "--steps", "1", "--json", *score)
         assert result.code == 0, result.err

@@ -87,8 +87,11 @@ def info(
     print(
         f"{target}: {config.image_size} px, {classes}, latent {config.tokens} x {config.channels}, patch {config.patch}"
     )
-    rows = [(name, f"{part.params / 1e6:.2f}", f"{part.gflops:.3g}") for name, part in vars(cost).items()]
-    print(table(rows, ("part", "M parameters", "GFLOPs/image")))
+    rows: list[tuple[str, ...]] = [
+        (name, f"{part.params / 1e6:.2f}", f"{part.gflops:.3g}", f"{part.counted_gflops:.3g}")
+        for name, part in vars(cost).items()
+    ]
+    print(table(rows, ("part", "M parameters", "GFLOPs/image", "with attention")))
     print(f"float32 weights: {answer['weights_bytes'] / 2**20:.1f} MiB")
     steps = list(answer["generation_gflops"]["unguided"])
     rows = [(name, *(f"{values[step]:.4g}" for step in steps)) for name, values in answer["generation_gflops"].items()]

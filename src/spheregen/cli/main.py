@@ -10,11 +10,14 @@ import typer
 import spheregen
 from spheregen.allocator import keep_freed_memory
 from spheregen.cli import (
+    ablate,
     bench,
+    compare,
     convert,
     crossover,
     demo,
     edit,
+    evaluate,
     info,
     inpaint,
     interpolate,
@@ -44,6 +47,9 @@ app = typer.Typer(
 for command in (
     demo.demo,
     sample.sample,
+    evaluate.evaluate,
+    compare.compare,
+    ablate.ablate,
     sweep.sweep,
     reconstruct.reconstruct,
     interpolate.interpolate,

@@ -1,4 +1,4 @@
-"""`spheregen stats`: what is in a data set."""
+"""`spheregen stats`: what is in a data set, and its statistics under a feature network."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spheregen.cli.options import Json, Quiet, print_json, say, table
+from spheregen.cli.options import Device, Json, Quiet, output_file, print_json, say, table
 
 if TYPE_CHECKING:
-    from spheregen.data import SourceStatistics
+    from spheregen.data import ImageSource, SourceStatistics
 
 BARS = 30  # classes that get a bar each
 WIDTH = 40  # characters of the longest bar
@@ -25,18 +25,44 @@ def stats(
         ),
     ],
     split: Annotated[str, typer.Option(help="Which part of the data: train, test, all.")] = "train",
-    out: Annotated[Path | None, typer.Option(help="Write a contact sheet to this PNG file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write a contact sheet to this PNG file; with --features, the statistics (.safetensors)."),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Write reference statistics under this network for `evaluate`: own, inception, dinov2, "
+            "dinov3, clip, convnext, NAME=FILE, module:factory."
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="With --features: the side in pixels that images are brought to, the model's.")
+    ] = None,
+    channels: Annotated[int, typer.Option(help="With --features: 3 for colour, 1 for grey.")] = 3,
+    fit: Annotated[str, typer.Option(help="With --features: crop or pad to a square.")] = "crop",
+    keep: Annotated[
+        int, typer.Option(help="With --features: images whose features are kept for KID, precision and recall.")
+    ] = 10_000,
+    device: Device = "auto",
     limit: Annotated[int | None, typer.Option(help="Look at this many images, evenly spread.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that decode; 0 for this one.")] = 0,
     stream: Annotated[bool, typer.Option(help="Read a Hub data set over the network, without a download.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Count images, classes, sizes, formats, duplicates and bad files of a data set; write a contact sheet."""
+    """Count images, classes, sizes, formats, duplicates and bad files of a data set; write a contact sheet.
+
+    With --features: write the statistics that `evaluate --reference` compares samples with.
+    """
     from spheregen.data import contact_sheet, open_source, save_png, source_statistics
     from spheregen.errors import ConfigError
     from spheregen.progress import QuietReporter, default_reporter
 
+    if features is not None:
+        opened = open_source(source, split=split, stream=stream)
+        _write_reference(opened, features, image_size, channels, fit, out, keep, limit, workers, device, quiet, as_json)
+        return
     if out is not None and (out.suffix.lower() != ".png" or out.is_dir()):
         raise ConfigError(f"the contact sheet is a PNG file, not {out}; give --out a name that ends in .png")
     opened = open_source(source, split=split, stream=stream)
@@ -57,6 +83,51 @@ def stats(
     print(_report(found))
     if out is not None:
         say(f"contact sheet: {out}")
+
+
+def _write_reference(
+    source: ImageSource,
+    features: str,
+    image_size: int | None,
+    channels: int,
+    fit: str,
+    out: Path | None,
+    keep: int,
+    limit: int | None,
+    workers: int,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from spheregen.data import ImageOptions
+    from spheregen.distributed import is_first_process
+    from spheregen.errors import ConfigError
+    from spheregen.evaluation.statistics import write_statistics
+    from spheregen.progress import default_reporter
+
+    size = image_size or source.native_size
+    if size is None:
+        raise ConfigError(f"say at which size {source.name} is compared: --image-size PIXELS, that of the model")
+    options = ImageOptions(image_size=size, channels=channels, fit="pad" if fit == "pad" else "crop")
+    if fit not in ("crop", "pad"):
+        raise ConfigError(f"--fit is crop or pad, not {fit!r}")
+    network = features.partition("=")[0].replace(":", ".")
+    target = output_file(out or Path(f"{source.name}-{source.split}-{size}px-{network}.safetensors"))
+    reporter = default_reporter(quiet=quiet) if is_first_process() else None
+    reference = write_statistics(
+        source, options, features, target, keep=keep, limit=limit, workers=workers, device=device, reporter=reporter
+    )
+    if not is_first_process():
+        return
+    assert reference.info is not None
+    answer = {"out": str(target), **reference.record, "count": reference.gaussian.count}
+    if as_json:
+        print_json({**answer, "features": reference.info.as_dict()})
+    else:
+        say(
+            f"statistics of {reference.gaussian.count} images of {source.name}/{source.split} at {size} px under "
+            f"{reference.info.title}: {target}"
+        )
 
 
 def _report(found: SourceStatistics) -> str:

@@ -15,6 +15,7 @@ from spheregen.cli.options import (
     Json,
     Model,
     Quiet,
+    Split,
     load_pipeline,
     output_file,
     print_json,
@@ -57,6 +58,11 @@ def sweep(
             f"Default: {SCORED}."
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Real images: score samples by the Frechet distance to them under our own network."),
+    ] = None,
+    split: Split = "train",
     out: Annotated[Path, typer.Option(help="The sheet, a .png file.")] = Path("sweep.png"),
     batch_size: BatchSize = None,
     device: Device = "auto",
@@ -77,6 +83,8 @@ def sweep(
     output_file(out)
     if count < 1 or (score or 0) < 0:
         raise ConfigError(f"--count is at least 1 and --score not negative, not {count} and {score}")
+    if data is not None and score is not None and score < 2:
+        raise ConfigError(f"a distance to --data needs at least 2 samples, not --score {score}")
     swept: dict[str, list[Any]] = {"steps": split_numbers(steps, "--steps", int)}
     if schedule is not None:
         swept["schedule"] = split_list(schedule) or []
@@ -102,7 +110,7 @@ def sweep(
     named = split_list(labels)
     for label in named or ():
         pipe.classes.id(label)
-    judge = None if score == 0 else _judge(pipe, asked=score is not None)
+    judge = None if score == 0 else _judge(pipe, data, split, asked=score is not None or data is not None)
     scored = 0 if judge is None else score or SCORED
     chosen = None if named is None else [named[i % len(named)] for i in range(count)]
     pipe.generate(count, steps=2, seed=seed)  # the first call of a process is slow
@@ -136,20 +144,23 @@ def sweep(
     say(f"sheet: {out}")
 
 
-def _judge(pipe: Pipeline, *, asked: bool) -> Judge | None:
+def _judge(pipe: Pipeline, data: str | None, split: str, *, asked: bool) -> Judge | None:
     """Who judges this model; what is missing is an error only if scores were asked for."""
+    from spheregen.data import open_source
     from spheregen.errors import SphereGenError
+    from spheregen.evaluation.images import RealImages
     from spheregen.evaluation.judges import find_judge
 
     try:
-        judge = find_judge(pipe.info, pipe.model.image_shape)
+        real = None if data is None else RealImages(open_source(data, split=split), pipe.image_options)
+        judge = find_judge(pipe.info, pipe.model.image_shape, real, str(pipe.device))
     except SphereGenError as error:
         if asked:
             raise
         say(f"no scores: {error}")
         return None
     if judge is None and asked:
-        say("no scores: nothing can judge this model")
+        say("no scores: nothing can judge this model; name real images with --data")
     return judge
 
 
@@ -158,7 +169,8 @@ def _score(pipe: Pipeline, judge: Judge, count: int, seed: int, settings: dict[s
     import torch
 
     output = pipe.generate(count, seed=seed, **settings)
-    return judge.figures(output.tensor, torch.tensor(output.labels))
+    labels = torch.tensor(output.labels) if output.labels is not None else torch.zeros(count, dtype=torch.int64)
+    return judge.figures(output.tensor, labels)
 
 
 def _label(name: str, value: Any) -> str:

@@ -1,8 +1,8 @@
 """Parameters and floating-point operations of a generator, by the convention of the published tables.
 
 A multiply-add counts as two operations; linears and convolutions count, attention products do not; T steps of
-generation take T decodes and T-1 encodes, twice that under guidance. Nothing is allocated: networks are traced on the
-meta device.
+generation take T decodes and T-1 encodes, twice that under guidance. `counted` is the same by PyTorch's counter, which
+sees attention too. Nothing is allocated: networks are traced on the meta device.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
 
@@ -24,6 +25,9 @@ class PartCost:
 
     params: int
     gflops: float
+    """By the convention of the published tables."""
+    counted_gflops: float
+    """Of all matrix products that run, those of attention among them."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,24 @@ class GeneratorCost:
     encoder: PartCost
     decoder: PartCost
 
-    def generation_gflops(self, steps: int, *, guided: bool = False) -> float:
-        """GFLOPs of one image in `steps` steps."""
-        once = steps * self.decoder.gflops + (steps - 1) * self.encoder.gflops
-        return 2 * once if guided else once
+    def generation_gflops(
+        self, steps: int, *, guided: bool = False, guidance_at: str = "both", counted: bool = False
+    ) -> float:
+        """GFLOPs of one image in `steps` steps; guidance doubles the decoder (`pixel`), the encoder (`latent`) or both.
+
+        Args:
+            counted: by PyTorch's counter instead of the convention of the published tables.
+        """
+        decode, encode = (part.counted_gflops if counted else part.gflops for part in (self.decoder, self.encoder))
+        decode *= 2 if guided and guidance_at != "latent" else 1
+        encode *= 2 if guided and guidance_at != "pixel" else 1
+        return steps * decode + (steps - 1) * encode
 
     def as_dict(self) -> dict[str, Any]:
         """The cost as plain numbers, as `spheregen info --json` prints it."""
         return {
-            "encoder": {"params": self.encoder.params, "gflops": self.encoder.gflops},
-            "decoder": {"params": self.decoder.params, "gflops": self.decoder.gflops},
+            "encoder": vars(self.encoder),
+            "decoder": vars(self.decoder),
             "generation_gflops": {
                 name: {str(steps): self.generation_gflops(steps, guided=guided) for steps in STEPS}
                 for name, guided in (("unguided", False), ("guided", True))
@@ -58,9 +70,15 @@ def autoencoder_cost(config: AutoencoderConfig) -> GeneratorCost:
         latents = torch.empty(1, *model.latent_shape)
     labels = torch.zeros(1, dtype=torch.int64, device="meta") if config.num_classes else None
     return GeneratorCost(
-        encoder=PartCost(count_parameters(model.encoder), count_flops(model.encoder, images, labels) / 1e9),
-        decoder=PartCost(count_parameters(model.decoder), count_flops(model.decoder, latents, labels) / 1e9),
+        encoder=_part_cost(model.encoder, images, labels), decoder=_part_cost(model.decoder, latents, labels)
     )
+
+
+def _part_cost(network: nn.Module, *inputs: Any) -> PartCost:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    flops = count_flops(network, *inputs)
+    return PartCost(count_parameters(network), flops / 1e9, counter.get_total_flops() / 1e9)
 
 
 def count_parameters(network: nn.Module) -> int:

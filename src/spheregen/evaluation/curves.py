@@ -1,0 +1,132 @@
+"""Quality against one setting of sampling at a time: steps, guidance, schedule, noise sharing, angle."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spheregen.errors import ConfigError, did_you_mean
+from spheregen.pipeline import GenerationOptions, Pipeline
+from spheregen.sampling.schedules import SCHEDULES
+from spheregen.sphere import angle_to_sigma, sigma_to_angle
+
+NAMES = ("steps", "guidance", "schedule", "noise", "angle")
+_STEPS = (1, 2, 4, 6, 8)
+_GUIDANCE = (1.0, 1.2, 1.4, 1.8)
+_BELOW_MAX = (30.0, 20.0, 10.0, 5.0, 0.0)  # degrees: angles of the steps' noise below that of the training
+
+
+@dataclass(frozen=True)
+class CurveRequest:
+    """One setting and the values that it takes, in order."""
+
+    name: str
+    """One of `NAMES`."""
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """A value of the setting and what it gives."""
+
+    value: Any
+    settings: Mapping[str, Any]
+    """All settings of the sampler."""
+    figures: Mapping[str, Mapping[str, float]]
+    """By network."""
+    ms_per_image: float
+    """Median of measured batches."""
+    gflops_per_image: float
+    """By the convention of the published tables."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def parse_curve(text: str) -> CurveRequest:
+    """`steps=1,2,4` as a request.
+
+    Raises:
+        ConfigError: an unknown setting, or values that it cannot take.
+    """
+    name, equals, listed = text.partition("=")
+    if name not in NAMES:
+        raise ConfigError(f"there is no curve over {name!r}{did_you_mean(name, NAMES)}; use {', '.join(NAMES)}")
+    items = [item.strip() for item in listed.split(",")]
+    if not equals or not all(items):
+        raise ConfigError(f"a curve is written as {name}=VALUE,VALUE, not {text!r}")
+    try:
+        values = tuple(_value(name, item) for item in items)
+    except ValueError as error:
+        raise ConfigError(f"{text!r}: {error}") from error
+    return CurveRequest(name, values)
+
+
+def usual_curves(pipe: Pipeline, options: GenerationOptions) -> list[CurveRequest]:
+    """The curves of a report: steps for every model, guidance where there are classes, the others where steps > 1."""
+    curves = [CurveRequest("steps", _STEPS)]
+    if pipe.classes.count:
+        curves.append(CurveRequest("guidance", _GUIDANCE))
+    if pipe.settings(options)["steps"] > 1:
+        largest = sigma_to_angle(pipe.model.sigma_max)
+        curves.append(CurveRequest("schedule", tuple(SCHEDULES)))
+        if pipe.settings(options)["steps"] > 2:
+            curves.append(CurveRequest("noise", ("shared", "fresh")))
+        curves.append(CurveRequest("angle", tuple(round(largest - less, 6) for less in _BELOW_MAX if largest > less)))
+    return curves
+
+
+def curve_options(pipe: Pipeline, options: GenerationOptions, name: str, value: Any) -> GenerationOptions:
+    """The sampler's options at a point of a curve.
+
+    Raises:
+        ConfigError: a value that is impossible for this model.
+    """
+    if name in ("steps", "guidance", "schedule"):
+        if name == "guidance" and value != 1 and not pipe.classes.count:
+            raise ConfigError("a model without classes has no guidance; leave the curve over guidance out")
+        changed = dataclasses.replace(options, **{name: value})
+    elif name == "noise":
+        changed = dataclasses.replace(options, share_noise=value == "shared")
+    else:
+        radius = angle_to_sigma(value) / pipe.model.sigma_max
+        changed = dataclasses.replace(options, schedule=[radius] * (pipe.settings(options)["steps"] - 1))
+    pipe.settings(changed)
+    return changed
+
+
+def check_curves(pipe: Pipeline, options: GenerationOptions, curves: Sequence[CurveRequest]) -> None:
+    """Refuse impossible curves before any work is done.
+
+    Raises:
+        ConfigError: a value that is impossible for this model, or a curve that would be flat.
+    """
+    steps = pipe.settings(options)["steps"]
+    for curve in curves:
+        if curve.name in ("schedule", "noise", "angle") and steps < 2:
+            raise ConfigError(f"with one step {curve.name} changes nothing; take --steps 2 or more for this curve")
+        for value in curve.values:
+            curve_options(pipe, options, curve.name, value)
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "steps":
+        return int(text)
+    if name == "noise":
+        if text not in ("shared", "fresh"):
+            raise ValueError("noise is shared or fresh")
+        return text
+    if name == "schedule":
+        if text not in SCHEDULES:
+            raise ValueError(f"a schedule is one of {', '.join(SCHEDULES)}")
+        return text
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("give finite numbers")
+    if name == "angle" and not 0 <= number < 90:
+        raise ValueError("an angle lies in [0, 90) degrees")
+    return number

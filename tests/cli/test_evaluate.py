@@ -1,0 +1,115 @@
+"""`spheregen evaluate` and `spheregen stats --features`, as users call them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spheregen.evaluation.reference import load_reference
+from tests.cli.conftest import Run
+
+
+def test_figures_come_with_their_recipe(run: Run) -> None:
+    first = run("evaluate", "digits", "-n", "200", "--seed", "3", "--steps", "1")
+    assert first.code == 0, first.err
+    assert first.out.startswith("FD-own ")
+    assert "200 samples of digits" in first.out and "seeds 3 to 202" in first.out and "1 steps" in first.out
+    again = run("evaluate", "digits", "-n", "200", "--seed", "3", "--steps", "1", "--json")
+    answer = json.loads(again.out)
+    assert answer["line"] == first.out.strip()
+    assert answer["protocol"]["count"] == 200
+    assert answer["data"]["source"] == "digits"
+
+
+def test_a_reference_file_gives_the_same_figures_as_the_data(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "own.safetensors"
+    made = run("stats", "digits", "--features", "own", "--channels", "1", "--out", str(file), "--json")
+    assert made.code == 0, made.err
+    record = json.loads(made.out)
+    assert record["count"] == record["kept"] == 1400 and record["image_size"] == 8
+    assert load_reference(file).gaussian.count == 1400
+    assert [path.name for path in tmp_path.iterdir()] == ["own.safetensors"], "no work is left behind"
+    by_data = json.loads(run("evaluate", "digits", "-n", "100", "--json").out)
+    by_file = json.loads(run("evaluate", "digits", "-n", "100", "--reference", str(file), "--json").out)
+    assert by_file["metrics"]["own"]["figures"] == by_data["metrics"]["own"]["figures"]
+    assert by_file["metrics"]["own"]["reference"]["file"] == "own.safetensors"
+
+
+def test_samples_in_a_folder_are_scored(run: Run, tmp_path: Path) -> None:
+    assert run("sample", "digits", "-n", "60", "--out", str(tmp_path / "samples")).code == 0
+    direct = json.loads(run("evaluate", "digits", "-n", "60", "--metrics", "frechet", "--json").out)
+    saved = run("evaluate", "--images", str(tmp_path / "samples"), "--data", "digits", "--metrics", "frechet", "--json")
+    assert saved.code == 0, saved.err
+    assert json.loads(saved.out)["metrics"]["own"]["figures"] == direct["metrics"]["own"]["figures"]
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
+    (tmp_path / "broken.safetensors").write_text("no")
+    for number, size in enumerate(((8, 8), (9, 9))):
+        (tmp_path / "mixed").mkdir(exist_ok=True)
+        Image.new("L", size).save(tmp_path / "mixed" / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name a model"),
+        (["digits", "--images", "x"], "one of the two"),
+        (["digits", "--features", "owl"], "did you mean 'own'"),
+        (["digits", "--features", "own,own"], "twice"),
+        (["digits", "--metrics", "fid"], "frechet"),
+        (["digits", "--metrics", "kid", "-n", "50"], "1000"),
+        (["digits", "--metrics", "cmmd"], "unit norm"),
+        (["digits", "-n", "1"], "at least 2"),
+        (["digits", "--steps", "0"], "at least 1"),
+        (["digits", "--quantise", "ceil"], "round or floor"),
+        (["digits", "--split", "valid"], "valid"),
+        (["digits", "--held-out", "train"], "cannot be held out"),
+        (["digits", "--held-out", "nosuch"], "nosuch"),
+        (["digits", "--data", "/no/such"], "/no/such"),
+        (["nosuch"], "nosuch"),
+        (["digits", "--reference", "BAD/missing.npz"], "missing.npz"),
+        (["digits", "--reference", "BAD/broken.safetensors"], "broken"),
+        (["digits", "--reference", "BAD/other.npz"], "inception"),
+        (["digits", "--reference", "own=BAD/other.npz"], "7 numbers"),
+        (["--images", "BAD/mixed", "--data", "digits"], "9 x 9"),
+        (["--images", "BAD/mixed", "--report", "BAD/r"], "need a model"),
+        (["digits", "--study", "sphered", "--report", "BAD/r"], "did you mean 'sphere'"),
+        (["digits", "--curve", "steps=0", "--report", "BAD/r"], "at least 1"),
+        (["digits", "--curve", "noise=shared", "--steps", "1", "--report", "BAD/r"], "one step"),
+        (["digits", "--report", "BAD/other.npz"], "is a file"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run: Run, bad: Path, arguments: list[str], said: str) -> None:
+    before = sorted(bad.rglob("*"))
+    result = run("evaluate", *(argument.replace("BAD", str(bad)) for argument in arguments))
+    assert result.code == 2
+    assert said in result.err and len(result.err.strip().splitlines()) == 1, result.err
+    assert sorted(path for path in bad.rglob("*") if path.suffix in (".html", ".json")) == []
+    if "--report" not in arguments:
+        assert sorted(bad.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["digits", "--features", "own", "--out", "BAD/x.png"], ".safetensors"),
+        (["digits", "--features", "own", "--keep", "-1"], "--keep"),
+        (["digits", "--features", "own", "--fit", "squash"], "crop or pad"),
+        (["BAD/mixed", "--features", "own"], "--image-size"),
+        (["digits", "--features", "nosuch:factory", "--out", "BAD/x.safetensors"], "nosuch"),
+    ],
+)
+def test_bad_statistics_are_one_line_and_leave_nothing(run: Run, bad: Path, arguments: list[str], said: str) -> None:
+    before = sorted(bad.rglob("*"))
+    result = run("stats", *(argument.replace("BAD", str(bad)) for argument in arguments))
+    assert result.code == 2
+    assert said in result.err and len(result.err.strip().splitlines()) == 1, result.err
+    assert sorted(bad.rglob("*")) == before
