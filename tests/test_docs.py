@@ -280,7 +280,9 @@ def test_python_examples_compile_and_their_names_exist(body: str) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and (dotted := dotted_name(node)):
             start, _, rest = dotted.partition(".")
-            if start == "sg" or (start == "pipe" and rest not in ("model", "info") and "." not in rest):
+            if start == "sg" or (
+                start == "pipe" and rest not in ("model", "info", "image_options") and "." not in rest
+            ):
                 resolve(known[start], rest)
         if isinstance(node, ast.Call) and (dotted := dotted_name(node.func)) and dotted.partition(".")[0] in known:
             check_arguments(node, dotted, known)
