@@ -38,7 +38,7 @@ class Diversity:
     """Mean distance to the nearest other image of the class."""
     vendi: float
     """Effective number of different images: exp of the entropy of the eigenvalues of the cosines between them, as seen
-    from the mean of the real images."""
+    from their mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,7 @@ def _diversity(samples: Tensor, real: Tensor) -> Diversity:
     return Diversity(
         variance=_ratio(samples.var(dim=0).sum(), real.var(dim=0).sum()),
         nearest=_ratio(_nearest(samples), _nearest(real)),
-        vendi=_vendi(samples - real.mean(dim=0)) / _vendi(real - real.mean(dim=0)),
+        vendi=_vendi(samples - samples.mean(dim=0)) / _vendi(real - real.mean(dim=0)),
     )
 
 
@@ -269,5 +269,5 @@ def _vendi(x: Tensor) -> float:
     unit = x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
     small = unit @ unit.T if len(x) <= x.shape[1] else unit.T @ unit  # the same eigenvalues but for zeros
     values = torch.linalg.eigvalsh(small / len(x)).clamp_min(0)
-    values = values / values.sum()
+    values = values / values.sum().clamp_min(1e-12)
     return float(torch.exp(-torch.xlogy(values, values).sum()))

@@ -85,6 +85,7 @@ class Evaluator:
         work: the folder of the stores.
         world: the processes that share the work.
         reporter: tells of progress.
+        device: computes the metrics.
     """
 
     extractors: Mapping[str, FeatureExtractor]
@@ -92,6 +93,7 @@ class Evaluator:
     work: Path
     world: World = field(default_factory=World)
     reporter: Reporter = field(default_factory=QuietReporter)
+    device: torch.device | str = "cpu"
 
     def score(self, images: ImageSet, *, metrics: Sequence[str] | None = None, thumbnails: int = 0) -> Scores:
         """Measure a set of images and compare it with the references; all processes call it together.
@@ -109,7 +111,9 @@ class Evaluator:
         found: dict[str, Figures] = {}
         if self.world.is_first:
             for name, extractor in self.extractors.items():
-                found[name] = figures(measured, self.references[name], extractor.info, metrics=metrics)
+                found[name] = figures(
+                    measured, self.references[name], extractor.info, metrics=metrics, device=self.device
+                )
         return Scores(measured, found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError, DataError, did_you_mean
@@ -19,7 +20,7 @@ from spheregen.evaluation.metrics import (
     moments,
 )
 from spheregen.evaluation.reference import Reference
-from spheregen.evaluation.rows import Rows
+from spheregen.evaluation.rows import PlacedRows, Rows
 
 METRICS = ("frechet", "kid", "class_score", "manifold", "cmmd")
 """Frechet distance; kernel distance; the Inception Score (of other classifiers: class score); precision, recall,
@@ -72,12 +73,18 @@ def check_metrics(names: Sequence[str] | None, infos: Iterable[FeatureInfo], cou
 
 
 def figures(
-    measured: Measured, reference: Reference, info: FeatureInfo, *, metrics: Sequence[str] | None = None
+    measured: Measured,
+    reference: Reference,
+    info: FeatureInfo,
+    *,
+    metrics: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Figures:
     """The figures of measured images under one network.
 
     Args:
         metrics: those that are wanted; one that cannot be had is an error then. None: all that can be had.
+        device: computes; in float64, so the CPU's part where a device has none (Apple's).
 
     Raises:
         DataError: too few images for a metric that was asked for.
@@ -87,7 +94,7 @@ def figures(
     notes: list[str] = []
     for metric in choose_metrics(metrics, info):
         try:
-            values |= _figure(metric, measured, reference, info)
+            values |= _figure(metric, measured, reference, info, torch.device(device))
         except (DataError, ConfigError) as error:
             if metrics is not None:
                 raise
@@ -101,12 +108,14 @@ def figures(
     return Figures(values, tuple(notes), neighbours)
 
 
-def _figure(metric: str, measured: Measured, reference: Reference, info: FeatureInfo) -> dict[str, float]:
-    rows = measured.features[info.name]
+def _figure(
+    metric: str, measured: Measured, reference: Reference, info: FeatureInfo, device: torch.device
+) -> dict[str, float]:
+    rows: Rows = PlacedRows(measured.features[info.name], device)
     if metric == "frechet":
         return {"frechet": frechet_distance(moments(rows).gaussian, reference.gaussian)}
     if metric == "class_score":
-        score = inception_score(measured.logits[info.name], splits=SPLITS)
+        score = inception_score(PlacedRows(measured.logits[info.name], device), splits=SPLITS)
         name = "inception_score" if info.name == "inception" else "class_score"
         return {name: score.value, f"{name}_deviation": score.deviation}
     if reference.features is None:
@@ -115,11 +124,11 @@ def _figure(metric: str, measured: Measured, reference: Reference, info: Feature
             "reference made by `spheregen stats`"
         )
     if metric == "kid":
-        distance = kernel_distance(rows, reference.features, size=KID_SUBSET)
+        distance = kernel_distance(rows, PlacedRows(reference.features, device), size=KID_SUBSET)
         return {"kid": distance.value, "kid_error": distance.error}
     count = _neighbours(rows, reference.features)
     samples = rows[0:count]  # the first ones, as seeds are all alike
-    real = pick(reference.features, spread(count, len(reference.features)))
+    real = pick(reference.features, spread(count, len(reference.features))).to(device)
     if metric == "cmmd":
         return {"cmmd": cmmd(samples, real)}
     found = manifold(samples, real)

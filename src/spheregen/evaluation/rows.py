@@ -28,6 +28,17 @@ class Rows(Protocol):
         """The rows of a slice with start and stop, (n, D), floating point."""
 
 
+class PlacedRows:
+    """Rows whose slices are moved to a device as they are read."""
+
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self.rows, self.device = rows, device
+        self.shape = rows.shape
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return self.rows[part].to(self.device)
+
+
 def blocks(rows: Rows, size: int = BLOCK) -> Iterator[tuple[slice, Tensor]]:
     """All rows in order, `size` at a time, with their places.
 

@@ -163,7 +163,7 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
         world=world,
         reporter=reporter,
     )
-    evaluator = Evaluator(extractors, references, work, world, reporter)
+    evaluator = Evaluator(extractors, references, work, world, reporter, pipe.device)
     result, scores = evaluate(pipe, options, evaluator)
     if data is not None:
         result["data"] = data.describe()
