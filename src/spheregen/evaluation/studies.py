@@ -107,7 +107,7 @@ def samples_section(pipe: Pipeline, options: EvaluationOptions) -> Section:
         if not isinstance(settings["schedule"], str | None):
             settings["schedule"] = settings["schedule"] if number == steps else None
         samples = GeneratedImages(pipe, count, seed=options.seed, options=GenerationOptions(**settings))
-        sheet = image_grid(take(samples, count), columns=columns)
+        sheet = image_grid(take(samples, count), columns=columns, scale=max(1, 64 // samples.shape[1]))
         pictures.append(Picture(image=sheet, title=f"{number} step{'s' if number != 1 else ''}"))
     order = "a column for each class" if columns == classes else "classes in turn" if classes else "unconditional"
     last = options.seed + count - 1
