@@ -10,8 +10,8 @@ import torch
 
 from spheregen.data import ImageOptions, open_source, to_uint8
 from spheregen.errors import ConfigError, DataError
-from spheregen.evaluation.curves import parse_curve, usual_curves
-from spheregen.evaluation.evaluate import EvaluationOptions, Evaluator, evaluate, make_references, score_curves
+from spheregen.evaluation.curves import parse_curve, score_curves, usual_curves
+from spheregen.evaluation.evaluate import EvaluationOptions, Evaluator, evaluate, make_references
 from spheregen.evaluation.figures import choose_metrics, figures
 from spheregen.evaluation.images import GeneratedImages, ImagesAsTheyAre, RealImages, take
 from spheregen.evaluation.measure import measure

@@ -6,12 +6,18 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spheregen.errors import ConfigError, did_you_mean
+from spheregen.evaluation.cost import autoencoder_cost
+from spheregen.evaluation.images import GeneratedImages, plain_settings
+from spheregen.evaluation.latency import gflops_per_image, sampling_speed
 from spheregen.pipeline import GenerationOptions, Pipeline
 from spheregen.sampling.schedules import SCHEDULES
 from spheregen.sphere import angle_to_sigma, sigma_to_angle
+
+if TYPE_CHECKING:
+    from spheregen.evaluation.evaluate import EvaluationOptions, Evaluator
 
 NAMES = ("steps", "guidance", "schedule", "noise", "angle")
 _STEPS = (1, 2, 4, 6, 8)
@@ -111,6 +117,52 @@ def check_curves(pipe: Pipeline, options: GenerationOptions, curves: Sequence[Cu
             raise ConfigError(f"with one step {curve.name} changes nothing; take --steps 2 or more for this curve")
         for value in curve.values:
             curve_options(pipe, options, curve.name, value)
+
+
+def score_curves(
+    pipe: Pipeline, options: EvaluationOptions, evaluator: Evaluator, *, repeats: int = 3
+) -> list[dict[str, Any]]:
+    """The Frechet distance at each point of the asked curves, with measured time and counted operations.
+
+    All processes call it together; points are empty on all but the first. A setting that occurs in two curves is
+    measured once. Times of all settings are taken in turns.
+    """
+    points: dict[str, tuple[GenerationOptions, dict[str, dict[str, float]]]] = {}
+    for curve in options.curves:
+        for value in curve.values:
+            generation = curve_options(pipe, options.generation, curve.name, value)
+            key = repr(pipe.settings(generation))
+            if key in points:
+                continue
+            images = GeneratedImages(
+                pipe,
+                options.curve_count,
+                seed=options.seed,
+                options=generation,
+                rounding=options.rounding,
+            )
+            points[key] = (generation, evaluator.score(images, metrics=("frechet",)).values)
+    if not evaluator.world.is_first or not points:
+        return []
+    speeds = sampling_speed(pipe, [generation for generation, _ in points.values()], repeats=repeats, singles=0)
+    milliseconds = {key: 1000 / speed.images_per_second for key, speed in zip(points, speeds, strict=True)}
+    cost = autoencoder_cost(pipe.model.config)
+    answer = []
+    for curve in options.curves:
+        told = []
+        for value in curve.values:
+            settings = pipe.settings(curve_options(pipe, options.generation, curve.name, value))
+            key = repr(settings)
+            point = CurvePoint(
+                value=value,
+                settings=plain_settings(settings),
+                figures=points[key][1],
+                ms_per_image=milliseconds[key],
+                gflops_per_image=gflops_per_image(cost, settings),
+            )
+            told.append(point.as_dict())
+        answer.append({"name": curve.name, "setting": curve.name, "count": options.curve_count, "points": told})
+    return answer
 
 
 def _value(name: str, text: str) -> Any:

@@ -7,7 +7,6 @@ figures on one process and on many.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,20 +19,16 @@ import spheregen
 from spheregen.data.grids import Rounding
 from spheregen.distributed import World
 from spheregen.errors import ConfigError
-from spheregen.evaluation.cost import GeneratorCost, autoencoder_cost
-from spheregen.evaluation.curves import CurvePoint, CurveRequest, check_curves, curve_options
+from spheregen.evaluation.curves import CurveRequest, check_curves
 from spheregen.evaluation.features.base import FeatureExtractor
 from spheregen.evaluation.figures import Figures, check_metrics, figures
 from spheregen.evaluation.images import GeneratedImages, ImagesAsTheyAre, ImageSet, RealImages, chunk_of
-from spheregen.evaluation.latency import sampling_speed
+from spheregen.evaluation.line import line_of
 from spheregen.evaluation.measure import Measured, measure
 from spheregen.evaluation.reference import Reference, build_reference, check_reference
-from spheregen.evaluation.report.figures import Figure, figures_in
 from spheregen.evaluation.report.sections import FORMAT
 from spheregen.pipeline import GenerationOptions, Pipeline
 from spheregen.progress import QuietReporter, Reporter
-
-SPEED_STEPS = (1, 2, 4, 6, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,148 +213,3 @@ def _result(model: dict[str, Any], protocol: dict[str, Any], evaluator: Evaluato
         result["notes"] += [f"{name}: {note}" for note in found.notes]
     result["line"] = line_of(result)
     return result
-
-
-def line_of(result: Mapping[str, Any]) -> str:
-    """The figures in one line with everything that is needed to repeat them."""
-    protocol = result["protocol"]
-    figures = "; ".join(_against(name, each) for name, each in result["metrics"].items())
-    batches = f"batches of {protocol['batch']}, spheregen {protocol['spheregen']}, torch {protocol['torch']}"
-    return f"{figures}; {_samples(result['model'], protocol)}, {batches}"
-
-
-def _against(name: str, metrics: Mapping[str, Any]) -> str:
-    """The figures under a network, and the reference."""
-    info, reference = metrics["features"], metrics["reference"]
-    values = ", ".join(tell(figure, metrics["figures"], info) for figure in figures_in(metrics["figures"]))
-    source = reference.get("file") or f"{reference['source']}/{reference['split']}"
-    told = [f"{reference['count']} images" if reference["count"] else "count unknown"]
-    if "fingerprint" in reference:
-        told += [reference["fingerprint"][:12], f"{reference['image_size']} px", reference["fit"], reference["resize"]]
-    return f"{values} against {source} ({', '.join(told)}) by {name}@{info['weights'][:8]}"
-
-
-def _samples(model: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    """Which samples."""
-    whose = f"{protocol['count']} samples of {model['name'] or model['class']} ({model['fingerprint']})"
-    if "seed" not in protocol:
-        return f"{whose} as they are, {protocol['image_size']} px"
-    schedule = protocol["schedule"]
-    if not isinstance(schedule, str):
-        schedule = f"[{', '.join(f'{radius:g}' for radius in schedule)}]"
-    noise = "shared" if protocol["share_noise"] else "fresh"
-    return (
-        f"{whose}, seeds {protocol['seed']} to {protocol['seed'] + protocol['count'] - 1}, {protocol['labels']} "
-        f"labels, {protocol['steps']} steps, {schedule} schedule, {noise} noise, "
-        f"guidance {protocol['guidance']} at {protocol['guidance_at']}, 8 bits by {protocol['quantise']}, "
-        f"{protocol['dtype']} on {protocol['device']}"
-    )
-
-
-def tell(figure: Figure, values: Mapping[str, float], info: Mapping[str, Any]) -> str:
-    """A figure with its name, its network where the name alone does not say it, and its error."""
-    value = values[figure.key]
-    if figure.key == "frechet":
-        return f"{info['distance']} {value:.4f}"
-    whose = "" if info["name"] in ("inception", "clip") else f"-{info['name']}"
-    name, digits = (f"KID{whose}", 6) if figure.key == "kid" else (figure.title, 4)
-    error = values.get(figure.error) if figure.error else None
-    return f"{name} {value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
-
-
-def score_curves(
-    pipe: Pipeline, options: EvaluationOptions, evaluator: Evaluator, *, repeats: int = 3
-) -> list[dict[str, Any]]:
-    """The Frechet distance at each point of the asked curves, with measured time and counted operations.
-
-    All processes call it together; points are empty on all but the first. A setting that occurs in two curves is
-    measured once. Times of all settings are taken in turns.
-    """
-    points: dict[str, tuple[GenerationOptions, dict[str, dict[str, float]]]] = {}
-    for curve in options.curves:
-        for value in curve.values:
-            generation = curve_options(pipe, options.generation, curve.name, value)
-            key = repr(pipe.settings(generation))
-            if key in points:
-                continue
-            images = GeneratedImages(
-                pipe,
-                options.curve_count,
-                seed=options.seed,
-                options=generation,
-                rounding=options.rounding,
-            )
-            points[key] = (generation, evaluator.score(images, metrics=("frechet",)).values)
-    if not evaluator.world.is_first or not points:
-        return []
-    speeds = sampling_speed(pipe, [generation for generation, _ in points.values()], repeats=repeats, singles=0)
-    milliseconds = {key: 1000 / speed.images_per_second for key, speed in zip(points, speeds, strict=True)}
-    cost = cost_of(pipe)
-    answer = []
-    for curve in options.curves:
-        told = []
-        for value in curve.values:
-            settings = pipe.settings(curve_options(pipe, options.generation, curve.name, value))
-            key = repr(settings)
-            point = CurvePoint(
-                value=value,
-                settings=settings,
-                figures=points[key][1],
-                ms_per_image=milliseconds[key],
-                gflops_per_image=_gflops(cost, settings),
-            )
-            told.append(point.as_dict())
-        answer.append({"name": curve.name, "setting": curve.name, "count": options.curve_count, "points": told})
-    return answer
-
-
-def cost_figures(pipe: Pipeline, options: GenerationOptions, *, batch: int = 64) -> dict[str, Any]:
-    """Parameters, operations by both conventions, and measured speed and memory at 1 to 8 steps."""
-    cost = cost_of(pipe)
-    settings = [dataclasses.replace(options, steps=steps, schedule=_named(options)) for steps in SPEED_STEPS]
-    by_steps = []
-    for generation, speed in zip(settings, sampling_speed(pipe, settings, batch=batch), strict=True):
-        chosen = pipe.settings(generation)
-        by_steps.append(
-            {
-                **speed.as_dict(),
-                "gflops": _gflops(cost, chosen),
-                "counted_gflops": _gflops(cost, chosen, counted=True),
-            }
-        )
-    return {
-        "params": {"encoder": cost.encoder.params, "decoder": cost.decoder.params},
-        "gflops": {"encoder": cost.encoder.gflops, "decoder": cost.decoder.gflops},
-        "counted_gflops": {"encoder": cost.encoder.counted_gflops, "decoder": cost.decoder.counted_gflops},
-        "by_steps": by_steps,
-        "device": device_name(pipe.device),
-        "threads": torch.get_num_threads() if pipe.device.type == "cpu" else None,
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-        "guidance": pipe.settings(options)["guidance"] if pipe.classes.count else 1.0,
-        "convention": "two operations a multiply-add; `gflops` leaves attention products out, as the published tables "
-        "do, `counted_gflops` has them",
-    }
-
-
-def cost_of(pipe: Pipeline) -> GeneratorCost:
-    """What the model's networks cost."""
-    return autoencoder_cost(pipe.model.config)
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return str(device)
-
-
-def _gflops(cost: GeneratorCost, settings: Mapping[str, Any], *, counted: bool = False) -> float:
-    return cost.generation_gflops(
-        settings["steps"], guided=settings["guidance"] != 1, guidance_at=settings["guidance_at"], counted=counted
-    )
-
-
-def _named(options: GenerationOptions) -> Any:
-    """A schedule that fits every number of steps: lists of numbers do not."""
-    schedule = options.schedule
-    return schedule if schedule is None or isinstance(schedule, str) or callable(schedule) else None

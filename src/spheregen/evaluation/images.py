@@ -7,7 +7,7 @@ is the same to the last digit however the work was shared.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -193,7 +193,7 @@ class GeneratedImages:
             "count": self.count,
             "seed": self.seed,
             "labels": "balanced" if self.labels is not None else "none",
-            **_plain(self.settings),
+            **plain_settings(self.settings),
             "quantise": self.rounding,
             "dtype": str(self.pipe.dtype).removeprefix("torch."),
         }
@@ -256,7 +256,7 @@ def take(images: ImageSet, count: int) -> Tensor:
     return torch.cat(list(images.stream(parts)))
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON values; objects of the user's own say who they are."""
     return {
         name: value if isinstance(value, int | float | str | bool) else _listed(value)

@@ -1,21 +1,24 @@
-"""How fast a model samples on this device, and what memory that takes."""
+"""What sampling costs: operations counted, and speed and memory measured on this device."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from spheregen.evaluation.cost import GeneratorCost, autoencoder_cost
 from spheregen.evaluation.peak import synchronize
 from spheregen.pipeline import GenerationOptions, Pipeline
 
 PERCENTILES = (50, 90, 99)
+SPEED_STEPS = (1, 2, 4, 6, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,56 @@ def sampling_speed(
     ]
 
 
+def cost_figures(pipe: Pipeline, options: GenerationOptions, *, batch: int = 64) -> dict[str, Any]:
+    """Parameters, operations by both conventions, and measured speed and memory at 1 to 8 steps."""
+    cost = autoencoder_cost(pipe.model.config)
+    settings = [with_steps(options, steps) for steps in SPEED_STEPS]
+    by_steps = []
+    for generation, speed in zip(settings, sampling_speed(pipe, settings, batch=batch), strict=True):
+        chosen = pipe.settings(generation)
+        by_steps.append(
+            {
+                **speed.as_dict(),
+                "gflops": gflops_per_image(cost, chosen),
+                "counted_gflops": gflops_per_image(cost, chosen, counted=True),
+            }
+        )
+    return {
+        "params": {"encoder": cost.encoder.params, "decoder": cost.decoder.params},
+        "gflops": {"encoder": cost.encoder.gflops, "decoder": cost.decoder.gflops},
+        "counted_gflops": {"encoder": cost.encoder.counted_gflops, "decoder": cost.decoder.counted_gflops},
+        "by_steps": by_steps,
+        "device": device_name(pipe.device),
+        "threads": torch.get_num_threads() if pipe.device.type == "cpu" else None,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "guidance": pipe.settings(options)["guidance"] if pipe.classes.count else 1.0,
+        "convention": "two operations a multiply-add; `gflops` leaves attention products out, as the published tables "
+        "do, `counted_gflops` has them",
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(device)
+
+
+def gflops_per_image(cost: GeneratorCost, settings: Mapping[str, Any], *, counted: bool = False) -> float:
+    """Operations of a sample under settings of the sampler, see `GeneratorCost.generation_gflops`."""
+    return cost.generation_gflops(
+        settings["steps"], guided=settings["guidance"] != 1, guidance_at=settings["guidance_at"], counted=counted
+    )
+
+
+def with_steps(options: GenerationOptions, steps: int) -> GenerationOptions:
+    """The same settings with another number of steps; a schedule of numbers, which fits one alone, is left out then."""
+    schedule = options.schedule
+    if options.steps != steps and not (schedule is None or isinstance(schedule, str) or callable(schedule)):
+        schedule = None
+    return dataclasses.replace(options, steps=steps, schedule=schedule)
+
+
 def _seconds(pipe: Pipeline, options: GenerationOptions, count: int) -> float:
     synchronize(pipe.device)
     begun = time.perf_counter()
@@ -94,7 +147,7 @@ class _Peak:
 
 
 @contextlib.contextmanager
-def _peak(device: torch.device) -> Any:
+def _peak(device: torch.device) -> Iterator[_Peak]:
     """The most memory that was in use inside the block."""
     peak = _Peak()
     status, references = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -8,14 +8,16 @@ from typing import Any
 from spheregen.data import image_grid
 from spheregen.errors import ConfigError, SphereGenError, did_you_mean
 from spheregen.evaluation.conditional import class_figures
-from spheregen.evaluation.evaluate import EvaluationOptions, Evaluator, Scores, cost_figures, score_curves
+from spheregen.evaluation.curves import score_curves
+from spheregen.evaluation.evaluate import EvaluationOptions, Evaluator, Scores
 from spheregen.evaluation.images import GeneratedImages, RealImages, take
+from spheregen.evaluation.latency import cost_figures, with_steps
 from spheregen.evaluation.measure import Measured, pick, spread
 from spheregen.evaluation.originality import find_copies
 from spheregen.evaluation.reconstruction import reconstruction_figures
 from spheregen.evaluation.report.parts import Picture, Section
 from spheregen.evaluation.sphere import sphere_report
-from spheregen.pipeline import GenerationOptions, Pipeline
+from spheregen.pipeline import Pipeline
 
 STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere", "cost")
 COPY_SAMPLES = 2000
@@ -103,10 +105,8 @@ def samples_section(pipe: Pipeline, options: EvaluationOptions) -> Section:
     steps = pipe.settings(options.generation)["steps"]
     pictures = []
     for number in dict.fromkeys((1, steps)):
-        settings = {**vars(options.generation), "steps": number}
-        if not isinstance(settings["schedule"], str | None):
-            settings["schedule"] = settings["schedule"] if number == steps else None
-        samples = GeneratedImages(pipe, count, seed=options.seed, options=GenerationOptions(**settings))
+        generation = options.generation if number == steps else with_steps(options.generation, number)
+        samples = GeneratedImages(pipe, count, seed=options.seed, options=generation)
         sheet = image_grid(take(samples, count), columns=columns, scale=max(1, 64 // samples.shape[1]))
         pictures.append(Picture(image=sheet, title=f"{number} step{'s' if number != 1 else ''}"))
     order = "a column for each class" if columns == classes else "classes in turn" if classes else "unconditional"

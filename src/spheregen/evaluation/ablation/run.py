@@ -28,11 +28,11 @@ from spheregen.evaluation.ablation.record import (
 )
 from spheregen.evaluation.ablation.sheet import save_samples
 from spheregen.evaluation.ablation.sources import Sources
-from spheregen.evaluation.evaluate import Evaluator, device_name, make_references
+from spheregen.evaluation.evaluate import Evaluator, make_references
 from spheregen.evaluation.features.base import FeatureExtractor
 from spheregen.evaluation.fidelity import psnr
 from spheregen.evaluation.images import GeneratedImages, Reconstructions, chunk_of
-from spheregen.evaluation.latency import sampling_speed
+from spheregen.evaluation.latency import device_name, sampling_speed
 from spheregen.evaluation.reference import Reference
 from spheregen.evaluation.run import WORK, open_networks
 from spheregen.files import write_text

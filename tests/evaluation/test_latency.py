@@ -1,0 +1,57 @@
+"""What sampling costs: settings take turns, every number is there, schedules of numbers fit one number of steps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spheregen.evaluation.latency import SPEED_STEPS, _percentile, cost_figures, sampling_speed, with_steps
+from spheregen.pipeline import GenerationOptions, Pipeline
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return Pipeline.from_pretrained("digits", device="cpu", progress=False, quiet=True)
+
+
+def test_each_setting_is_timed_as_asked(pipe: Pipeline) -> None:
+    one, four = sampling_speed(
+        pipe, [GenerationOptions(steps=1), GenerationOptions(steps=4)], batch=4, repeats=1, singles=2
+    )
+    assert (one.steps, four.steps, one.batch) == (1, 4, 4)
+    assert one.images_per_second > 0
+    assert set(one.latency_ms) == {"p50", "p90", "p99"}
+    assert one.latency_ms["p50"] <= one.latency_ms["p99"]
+    (alone,) = sampling_speed(pipe, [GenerationOptions(steps=1)], batch=4, repeats=1, singles=0)
+    assert alone.latency_ms == {}
+
+
+def test_costs_grow_with_steps_by_both_conventions(pipe: Pipeline) -> None:
+    found = cost_figures(pipe, GenerationOptions(schedule=[0.5, 0.5, 0.5]), batch=2)
+    json.dumps(found, allow_nan=False)
+    assert [row["steps"] for row in found["by_steps"]] == list(SPEED_STEPS)
+    for row in found["by_steps"]:
+        assert row["gflops"] < row["counted_gflops"]
+    gflops = [row["gflops"] for row in found["by_steps"]]
+    assert gflops == sorted(gflops)
+    decoder, encoder = found["gflops"]["decoder"], found["gflops"]["encoder"]
+    assert gflops[2] == pytest.approx(2 * (4 * decoder + 3 * encoder)), "the model's guidance doubles both"
+
+
+def test_guidance_at_one_place_doubles_that_network_alone(pipe: Pipeline) -> None:
+    found = cost_figures(pipe, GenerationOptions(guidance=1.4, guidance_at="pixel"), batch=2)
+    decoder, encoder = found["gflops"]["decoder"], found["gflops"]["encoder"]
+    assert found["by_steps"][1]["gflops"] == pytest.approx(2 * 2 * decoder + encoder)
+
+
+def test_a_schedule_of_numbers_stays_with_its_number_of_steps() -> None:
+    numbers = GenerationOptions(steps=3, schedule=[0.5, 0.2])
+    assert with_steps(numbers, 3) == numbers
+    assert with_steps(numbers, 4) == GenerationOptions(steps=4)
+    assert with_steps(GenerationOptions(schedule="decay"), 2) == GenerationOptions(steps=2, schedule="decay")
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    values = [float(value) for value in range(10, 0, -1)]
+    assert [_percentile(values, p) for p in (1, 50, 90, 99, 100)] == [1, 5, 9, 10, 10]
