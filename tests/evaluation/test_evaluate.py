@@ -101,7 +101,7 @@ def test_the_line_says_everything(pipe: Pipeline, evaluator: Evaluator) -> None:
         "fresh noise",
         "guidance 1.5 at pixel",
         "8 bits by floor",
-        "float32 on cpu, batches of 256",
+        f"float32 on cpu with {torch.get_num_threads()} threads, batches of 256",
         torch.__version__,
     ):
         assert part in line, part

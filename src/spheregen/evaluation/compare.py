@@ -221,7 +221,7 @@ def _unexplained(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
         fingerprint = a["model"].get("fingerprint")
         if not fingerprint or fingerprint != b["model"].get("fingerprint"):
             continue
-        machines = ("device", "batch", "torch", "spheregen")
+        machines = ("device", "threads", "batch", "torch", "spheregen")
         first, second = ({k: v for k, v in r["protocol"].items() if k not in machines} for r in (a, b))
         if first != second:
             continue

@@ -156,7 +156,8 @@ def evaluate(pipe: Pipeline, options: EvaluationOptions, evaluator: Evaluator) -
     )
     scores = evaluator.score(samples, metrics=options.metrics, thumbnails=options.thumbnails)
     protocol = {key: value for key, value in samples.describe().items() if key != "model"}
-    protocol |= {"device": str(pipe.device), "batch": chunk_of(samples.shape)}
+    threads = torch.get_num_threads() if pipe.device.type == "cpu" else None  # their number moves the last bits
+    protocol |= {"device": str(pipe.device), "threads": threads, "batch": chunk_of(samples.shape)}
     return _result(describe_model(pipe), protocol, evaluator, scores), scores
 
 
