@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
+
+from spheregen.weights import FOLDER_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -24,3 +27,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (real data and golden tensors), which is absent")
     return SHARED
+
+
+@pytest.fixture
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub folder and no variable; returns the hub's folder of checkpoints. A download is an error."""
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("no test may use the network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    return tmp_path / "hub" / "checkpoints"

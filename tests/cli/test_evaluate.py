@@ -47,6 +47,13 @@ def test_samples_in_a_folder_are_scored(run: Run, tmp_path: Path) -> None:
     assert json.loads(saved.out)["metrics"]["own"]["figures"] == direct["metrics"]["own"]["figures"]
 
 
+def test_a_reference_of_padded_images_is_refused_for_a_model_of_cropped_ones(run: Run) -> None:
+    made = run("stats", "digits", "--features", "own", "--channels", "1", "--fit", "pad", "--out", "pad.safetensors")
+    assert made.code == 0, made.err
+    result = run("evaluate", "digits", "-n", "20", "--reference", "pad.safetensors")
+    assert result.code == 2 and "--fit crop" in result.err
+
+
 @pytest.fixture
 def bad(tmp_path: Path) -> Path:
     np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))

@@ -256,19 +256,6 @@ def test_builtin_gradient_leads_back_to_the_image(builtin: BuiltinPerceptual) ->
 # --- choice of the provider -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub folder and no variable; returns the hub's folder of checkpoints. A download is an error."""
-    monkeypatch.delenv(perceptual_weights.FOLDER_VARIABLE, raising=False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("no test may use the network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    return tmp_path / "hub" / "checkpoints"
-
-
 def write_published_files(folder: Path) -> None:
     """The three files under their published names and keys, each tensor of one stored number."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,8 +165,3 @@ def _thumbnails(batch: Tensor) -> Tensor:
     size = (LARGEST_THUMBNAIL, LARGEST_THUMBNAIL)
     small = functional.interpolate(batch.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
     return small.round().clamp(0, 255).to(torch.uint8).flatten(1)
-
-
-def note_of(info: Mapping[str, Any]) -> str:
-    """A network in a line: its name and the start of its weights' hash."""
-    return f"{info['name']}@{str(info['weights'])[:8]}"

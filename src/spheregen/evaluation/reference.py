@@ -27,7 +27,6 @@ KEPT = 10_000
 FORMAT = "spheregen-reference-1"
 MOST_BYTES = 4 << 30
 """Larger reference files are refused before they are read."""
-_GEOMETRY = ("image_size", "channels", "fit", "resize", "background")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +130,6 @@ def check_reference(reference: Reference, extractor: FeatureExtractor, images: I
             f"{where} is of images with {shape[0]} channels and {shape[1]} px, the samples have {images.shape[0]} and "
             f"{images.shape[1]} px; make a reference of that size with `spheregen stats --image-size {images.shape[1]}`"
         )
-
-
-def same_geometry(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two descriptions of real images crop and resize in the same way."""
-    return all(a.get(key) == b.get(key) for key in _GEOMETRY)
 
 
 def _load_npz(path: Path) -> Reference:

@@ -151,6 +151,12 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
         options = dataclasses.replace(options, curves=tuple(usual_curves(pipe, options.generation)))
     check_curves(pipe, options.generation, options.curves)
     geometry = pipe.image_options
+    for reference in given.values():
+        if reference.data.get("fit", geometry.fit) != geometry.fit:
+            raise ConfigError(
+                f"{reference.source} is of images brought to size by {reference.data['fit']}, the model's were by "
+                f"{geometry.fit}; make it again with `spheregen stats --fit {geometry.fit}`"
+            )
     name = request.data or _known_data(pipe, given, extractors)
     data = None if name is None else _real(name, request.split, geometry, request.workers, pipe.info.class_names)
     held_out = None if name is None else _held_out(request, name, geometry, pipe.info.class_names)

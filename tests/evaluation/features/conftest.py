@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-
-from spheregen import weights
 
 
 @pytest.fixture(autouse=True)
@@ -20,19 +16,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub folder and no variable; returns the hub's folder of checkpoints. A download is an error."""
-    monkeypatch.delenv(weights.FOLDER_VARIABLE, raising=False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("no test may use the network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    return tmp_path / "hub" / "checkpoints"
 
 
 def random_images(count: int, channels: int = 3, height: int = 32, width: int | None = None) -> Tensor:

@@ -88,9 +88,10 @@ def metrics(result: Result) -> Section | None:
         "variety they reach. Figures of different networks, references, or sample counts cannot be compared."
     ]
     if any(metric.get("held_out") for metric in measured.values()):
+        counts = sorted({str(m.get("held_out_count", "some number")) for m in measured.values() if m.get("held_out")})
         notes.append(
             "The held-out columns are a yardstick: real images that are not in the reference, measured in the same "
-            "way, though their number may be another. Figures near theirs are as good as this network can tell."
+            f"way ({', '.join(counts)} of them). Figures near theirs are as good as this network can tell."
         )
     return Section(
         key="metrics",
