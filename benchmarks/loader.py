@@ -53,7 +53,7 @@ def rate(data: str, split: str, options: ImageOptions, workers: int, count: int)
             source, options, batch_size=BATCH, steps=steps, workers=workers, cache_bytes=0, validate=False
         )
         begun = time.perf_counter()
-        done = sum(len(batch.images) for batch in batches)
+        done = sum(len(batch.inputs) for batch in batches)
         results.append(done / (time.perf_counter() - begun))
     return statistics.median(results)
 

@@ -22,7 +22,7 @@ import spheregen as sg
 from spheregen.cli.main import app
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.models.sizes import SIZES, TransformerSize
-from spheregen.training.recipe import FREE_TO_CHANGE, Recipe, load_recipe, shipped_recipes
+from spheregen.training.recipe import FREE_TO_CHANGE, KINDS, AutoencoderRecipe, load_recipe, shipped_recipes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = REPOSITORY / "docs" / "recipes.md"
@@ -88,7 +88,7 @@ def resolve(start: Any, dotted: str) -> Any:
 # recipe settings
 
 
-def schema(section: Any = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def schema(section: Any = AutoencoderRecipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each setting of a recipe: its dotted key and its default, `"required"` where there is none."""
     for name, (annotation, default) in fields_of(section).items():
         if fields_of(annotation):
@@ -114,11 +114,11 @@ def fields_of(section: Any) -> dict[str, tuple[Any, Any]]:
     return {}
 
 
-def documented() -> list[tuple[str, str]]:
-    """The rows of the tables of settings in docs/recipes.md: key and default as written."""
+def documented(text: str | None = None) -> list[tuple[str, str]]:
+    """The rows of the tables of settings in a text, docs/recipes.md by default: key and default as written."""
     rows = []
     inside = False
-    for line in RECIPES.read_text("utf-8").splitlines():
+    for line in (RECIPES.read_text("utf-8") if text is None else text).splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         if cells == ["key", "type", "default", "meaning"]:
             inside = True
@@ -130,15 +130,8 @@ def documented() -> list[tuple[str, str]]:
     return rows
 
 
-def test_every_setting_is_documented_and_every_documented_setting_exists() -> None:
-    keys = [key for key, _ in documented()]
-    assert len(keys) == len(set(keys))
-    assert set(keys) == {key for key, _ in schema()}
-
-
-def test_documented_defaults_are_those_of_the_code() -> None:
-    defaults = dict(schema())
-    for key, written in documented():
+def check_defaults(rows: list[tuple[str, str]], defaults: dict[str, Any]) -> None:
+    for key, written in rows:
         if key == "name":
             continue  # load_recipe takes it from the file's name
         default = defaults[key]
@@ -146,6 +139,31 @@ def test_documented_defaults_are_those_of_the_code() -> None:
         if isinstance(default, float):
             shown = float(shown)  # YAML reads 1e-4 as text
         assert shown == json.loads(json.dumps(default)), f"{key}: documented {written}, in the code {default!r}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "heading"),
+    [("latent-denoiser", "a latent denoiser"), ("representation", "a representation autoencoder")],
+)
+def test_the_settings_of_other_kinds_are_documented(kind: str, heading: str) -> None:
+    """Those that are not in every recipe: `model`, `loss`, and what the kind has of its own."""
+    section = (REPOSITORY / "docs" / "latents.md").read_text("utf-8").partition(f"## Settings of {heading}\n")[2]
+    rows = documented(section.partition("\n## ")[0])
+    own = {key: default for key, default in schema(KINDS[kind]) if key.startswith(("model.", "loss."))}
+    own |= {"tokenizer": None} if kind == "latent-denoiser" else {}
+    sizes = {f"{key}.{field.name}" for key in own for field in dataclasses.fields(TransformerSize)}
+    assert {key for key, _ in rows} == own.keys() - sizes
+    check_defaults(rows, own)
+
+
+def test_every_setting_is_documented_and_every_documented_setting_exists() -> None:
+    keys = [key for key, _ in documented()]
+    assert len(keys) == len(set(keys))
+    assert set(keys) == {key for key, _ in schema()}
+
+
+def test_documented_defaults_are_those_of_the_code() -> None:
+    check_defaults(documented(), dict(schema()))
 
 
 def test_the_table_of_shipped_recipes_is_complete() -> None:
@@ -170,11 +188,11 @@ def test_the_settings_that_may_change_are_those_of_the_code() -> None:
 
 @every_page
 def test_dotted_settings_in_the_text_exist(page: Path) -> None:
-    keys = {key for key, _ in schema()}
+    keys = {key for recipe in KINDS.values() for key, _ in schema(recipe)}
     sections = {key.partition(".")[0] for key in keys if "." in key}
     for code in CODE.findall(prose(page)):
         match = re.match(r"(?:--set \"?)?([a-z_]+)\.([a-z_.]+)(?==|:|\"?$)", code)
-        if match is None or match[1] not in sections or match[2] == "safetensors":
+        if match is None or match[1] not in sections or match[2] in ("safetensors", "pt"):
             continue
         if hasattr(SphereAutoencoder if match[1] == "model" else getattr(sg, match[1], None), match[2]):
             continue  # `model.encode`, `sampling.sample`: a function, not a setting

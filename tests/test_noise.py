@@ -165,3 +165,51 @@ def test_configurations_are_frozen_and_keyword_only() -> None:
         NoiseConfig().weak_fraction = 0.2  # type: ignore[misc]
     with pytest.raises(TypeError):
         NoiseConfig("angle")  # type: ignore[misc]
+
+
+# pairs of independent draws, as latent denoisers have them
+
+
+@pytest.mark.parametrize("law", ["logit_normal", "uniform"])
+@pytest.mark.parametrize("radius_law", LAWS)
+def test_pairs_are_ordered_and_within_the_training_noise(law: str, radius_law: str) -> None:
+    radii = radii_of(4096, law=law, radius_law=radius_law, hard_probability=0.0)
+    assert ((radii.weak >= 0) & (radii.weak <= radii.strong) & (radii.strong <= 1 + 1e-5)).all()
+
+
+def test_uniform_pairs_have_the_moments_of_order_statistics() -> None:
+    radii = radii_of(20_000, law="uniform", hard_probability=0.0)
+    assert abs(radii.strong.mean() - 2 / 3) < 0.01
+    assert abs(radii.weak.mean() - 1 / 3) < 0.01
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (-1.0, 0.5)])
+def test_logit_normal_pairs_are_logit_normal(mean: float, deviation: float) -> None:
+    radii = radii_of(20_000, law="logit_normal", logit_mean=mean, logit_deviation=deviation, hard_probability=0.0)
+    both = torch.logit(torch.cat([radii.strong, radii.weak]).double())
+    assert abs(both.mean() - mean) < 0.02 * deviation + 0.01
+    assert abs(both.std() - deviation) < 0.02 * deviation + 0.01
+
+
+def test_hard_cases_reach_the_angle_that_is_asked_for() -> None:
+    radii = radii_of(20_000, law="logit_normal", hard_probability=0.2, hard_angle=88.0)
+    hard = radii.strong > 1
+    assert abs(hard.double().mean() - 0.2) < 0.01
+    angles = sigma_to_angle(float(radii.strong.max()) * angle_to_sigma(80))
+    assert 87.9 < angles <= 88.0 + 1e-3
+    assert (radii.weak <= 1).all()  # the weak one is never hard
+    assert hard_limit(80, 70) == 1.0  # a hard range below the training noise is none
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"law": "gauss"}, "noise.law"),
+        ({"logit_deviation": -1.0}, "logit_deviation"),
+        ({"logit_mean": float("inf")}, "logit_mean"),
+        ({"hard_angle": 90.0}, "hard_angle"),
+    ],
+)
+def test_impossible_pair_laws_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NoiseConfig(**values)  # type: ignore[arg-type]

@@ -27,14 +27,23 @@ from spheregen.metadata import read_record
 from spheregen.model_folder import ModelInfo
 from spheregen.sampling import MASKS, crossover_mask, seeded_noise
 from spheregen.sphere import angle_between
+from tests.sampling.latent_generator import LatentGenerator
 from tests.sampling.test_restoration import Dim
-from tests.test_pipeline import pipeline_of, refuses
+from tests.test_pipeline import KINDS, pipeline_of, refuses
 
 Call = Callable[..., sg.PipelineOutput]
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def predicting(pipe: sg.Pipeline) -> torch.nn.Module:
+    """The network that a step ends with."""
+    model = pipe.model
+    network = model.denoiser if isinstance(model, LatentGenerator) else model.decoder  # type: ignore[attr-defined]
+    assert isinstance(network, torch.nn.Module)
+    return network
 
 
 def close(a: Tensor, b: Tensor, within: float = 2e-5) -> None:
@@ -51,14 +60,20 @@ HOLE = torch.zeros(1, 8, 8)
 HOLE[:, 2:6, 3:8] = 1
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def pipe(request: pytest.FixtureRequest) -> sg.Pipeline:
+    return pipeline_of(kind=request.param)
+
+
 @pytest.fixture(scope="module")
-def pipe() -> sg.Pipeline:
+def autoencoding() -> sg.Pipeline:
+    """Where a test needs a model that encodes and decodes at every step, or a folder."""
     return pipeline_of()
 
 
-@pytest.fixture(scope="module")
-def unconditional() -> sg.Pipeline:
-    return pipeline_of(0)
+@pytest.fixture(scope="module", params=KINDS)
+def unconditional(request: pytest.FixtureRequest) -> sg.Pipeline:
+    return pipeline_of(0, kind=request.param)
 
 
 PICTURES: dict[str, Call] = {  # methods of one picture each
@@ -77,11 +92,12 @@ ALL = {**PICTURES, **OTHERS}
 # what all of them have in common --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", ALL)
-def test_shapes_seeds_trajectory_and_settings(name: str, steps: int, classes: int) -> None:
-    output = ALL[name](pipeline_of(classes), A, steps=steps, seed=5, strength=0.3)
+def test_shapes_seeds_trajectory_and_settings(name: str, steps: int, classes: int, kind: str) -> None:
+    output = ALL[name](pipeline_of(classes, kind), A, steps=steps, seed=5, strength=0.3)
     assert output.tensor.shape == (3, 3, 8, 8) and output.tensor.dtype == torch.float32
     assert output.tensor.device.type == "cpu" and not output.tensor.requires_grad
     assert 0 <= output.tensor.min() <= output.tensor.max() <= 1
@@ -104,7 +120,8 @@ def test_the_settings_say_how_it_was_made(pipe: sg.Pipeline, name: str) -> None:
         "interpolate": {"path": "slerp", "frames": 3},
         "upscale": {"factor": 2},
     }
-    options: dict[str, Any] = {"schedule": "decay", "guidance": 2.0, "guidance_at": "pixel", "share_noise": False}
+    place, *others = pipe.model.guidance_places
+    options: dict[str, Any] = {"schedule": "decay", "guidance": 2.0, "guidance_at": place, "share_noise": False}
     output = ALL[name](pipe, A, label="dog", steps=2, **options)
     assert {**options, **own.get(name, {})}.items() <= output.settings.items()
     assert json.loads(json.dumps(dict(output.settings))) == output.settings
@@ -112,7 +129,7 @@ def test_the_settings_say_how_it_was_made(pipe: sg.Pipeline, name: str) -> None:
     for change in (
         {"schedule": "fixed"},
         {"guidance": 1.0},
-        {"guidance_at": "latent"},
+        *({"guidance_at": other} for other in others),
         {"strength": 0.9},
         {"steps": 3},
     ):
@@ -144,21 +161,22 @@ def test_a_label_for_each_picture(pipe: sg.Pipeline, name: str) -> None:
         close(alone.tensor[i], output.tensor[i])
 
 
-def by_batches(call: Call) -> list[sg.PipelineOutput]:
+def by_batches(call: Call, kind: str) -> list[sg.PipelineOutput]:
     """The same request all at once, in sevens and one by one."""
     results = []
     for size in (64, 7, 1):
-        pipe = pipeline_of()
+        pipe = pipeline_of(kind=kind)
         pipe.batch_size = size
         results.append(call(pipe))
     for other in results[1:]:
         close(other.tensor, results[0].tensor)
         assert (other.seeds, other.labels, other.settings) == (results[0].seeds, results[0].labels, results[0].settings)
-        assert len(other.trajectory) == len(results[0].trajectory)
-        close(other.trajectory[0], results[0].trajectory[0])
+        for images, expected in zip(other.trajectory, results[0].trajectory, strict=True):
+            close(images, expected)
     return results
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "count", "options"),
     [
@@ -168,15 +186,16 @@ def by_batches(call: Call) -> list[sg.PipelineOutput]:
         ("upscale", 16, {}),
     ],
 )
-def test_pictures_do_not_depend_on_the_batch_size(name: str, count: int, options: dict[str, Any]) -> None:
-    results = by_batches(lambda pipe: PICTURES[name](pipe, bytes_of(count, seed=3), steps=2, **options))
+def test_pictures_do_not_depend_on_the_batch_size(name: str, count: int, options: dict[str, Any], kind: str) -> None:
+    results = by_batches(lambda pipe: PICTURES[name](pipe, bytes_of(count, seed=3), steps=2, **options), kind)
     assert len(results[0].tensor) == count
 
 
-def test_variations_and_frames_do_not_depend_on_the_batch_size() -> None:
-    by_batches(lambda pipe: pipe.vary(A[0], 16, steps=2, label=1))
-    by_batches(lambda pipe: pipe.interpolate([3, 4], 16, steps=2, share_noise=False))
-    by_batches(lambda pipe: pipe.interpolate([3, A[0], 4, A[1]], 4, steps=2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_variations_and_frames_do_not_depend_on_the_batch_size(kind: str) -> None:
+    by_batches(lambda pipe: pipe.vary(A[0], 16, steps=2, label=1), kind)
+    by_batches(lambda pipe: pipe.interpolate([3, 4], 16, steps=2, share_noise=False), kind)
+    by_batches(lambda pipe: pipe.interpolate([3, A[0], 4, A[1]], 4, steps=2), kind)
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -267,6 +286,65 @@ def test_another_number_of_step_noises_is_refused(pipe: sg.Pipeline) -> None:
     refuses(lambda: pipe.edit(A, steps=4, step_noise=[noise] * 3), "3 step noises for 4")
 
 
+# models that predict latents ------------------------------------------------------------------------------------------
+
+
+def decodes_of(pipe: sg.Pipeline) -> list[int]:
+    """The batch sizes of all images that the tokenizer decodes from now on."""
+    counted: list[int] = []
+    decoder = pipe.model.tokenizer.decoder  # type: ignore[attr-defined]
+    decoder.register_forward_hook(lambda _, arguments, __: counted.append(len(arguments[0])))
+    return counted
+
+
+@pytest.mark.parametrize("name", ["generate", *ALL])
+def test_the_pictures_of_steps_are_decoded_when_asked_for(name: str) -> None:
+    pipe = pipeline_of(kind="latents")
+    pipe.batch_size = 2
+    counted = decodes_of(pipe)
+    if name == "generate":
+        output = pipe.generate(3, steps=3, trajectory=True)
+    else:
+        output = ALL[name](pipe, A, steps=3, label="dog")
+    each_step = name == "upscale"  # agrees with the small pictures at every step
+    assert counted == [2] * (3 if each_step else 1) + [1] * (3 if each_step else 1)
+    trajectory = output.trajectory
+    assert torch.equal(trajectory[-1], output.tensor) and output.trajectory is trajectory
+    assert sum(counted) == 3 * 3  # each picture of each step once
+    for steps, images in enumerate(trajectory, 1):
+        assert images.shape == output.tensor.shape and not images.requires_grad
+        assert images.dtype == torch.float32 and 0 <= images.min() <= images.max() <= 1
+        if name == "generate" and steps < 3:
+            close(images, pipe.generate(3, steps=steps).tensor)
+
+
+def test_nobody_asked_for_steps(pipe: sg.Pipeline) -> None:
+    assert pipe.generate(3, steps=3, batch_size=2).trajectory == ()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_place_that_a_model_has_not_is_refused(guidance: float) -> None:
+    pipe = pipeline_of(kind="latents")
+    options: dict[str, Any] = {"guidance": guidance, "guidance_at": "pixel"}
+    refuses(lambda: pipe.generate(2, **options), "no pixel guidance", "set guidance_at to latent or both")
+    for call in ALL.values():
+        refuses(lambda call=call: call(pipe, A, label="dog", **options), "no pixel guidance")  # type: ignore[misc]
+    both, latent = (pipe.generate(2, guidance=guidance, guidance_at=place).tensor for place in ("both", "latent"))
+    assert torch.equal(both, latent)
+
+
+def test_a_crossover_of_latents_takes_the_tokens_of_each_picture() -> None:
+    """Pictures are encoded whole, and joined after that."""
+    pipe = pipeline_of(0, "latents", identity=True)
+    seen: list[Tensor] = []
+    pipe.model.tokenizer.encoder.register_forward_pre_hook(lambda _, x: seen.append(x[0]))  # type: ignore[attr-defined]
+    output = pipe.crossover(A, B, mask="left-right", strength=0.0, steps=1)
+    close(torch.stack(seen), torch.stack([A, B]) * 2 - 1)
+    raw = [pipe.model.encode_raw(x * 2 - 1) for x in (A, B)]
+    left = torch.tensor([True, False, True, False])[:, None]
+    close(output.tensor, pipe.decode(torch.where(left, *raw)), 1e-5)
+
+
 # edit and crossover ---------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +421,7 @@ def test_no_angle_is_the_reconstruction(pipe: sg.Pipeline, label: str | None) ->
 @pytest.mark.parametrize("angle", [5.0, 30.0, 90.0])
 def test_variations_decode_points_at_their_angle(pipe: sg.Pipeline, angle: float) -> None:
     seen: list[Tensor] = []
-    hook = pipe.model.decoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    hook = predicting(pipe).register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     output = pipe.vary(A[0], 5, angle=angle, seed=3)
     hook.remove()
     v = pipe.encode(A[0])
@@ -358,12 +436,15 @@ def test_variations_decode_points_at_their_angle(pipe: sg.Pipeline, angle: float
 # interpolate ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("schedule", "share"), [("fixed", True), ("decay", False)])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("path", ["slerp", "lerp"])
-def test_the_ends_between_seeds_are_what_generate_makes(path: str, steps: int, share: bool, schedule: str) -> None:
+def test_the_ends_between_seeds_are_what_generate_makes(
+    path: str, steps: int, share: bool, schedule: str, kind: str
+) -> None:
     for classes in (3, 0):
-        pipe = pipeline_of(classes)
+        pipe = pipeline_of(classes, kind)
         # by default too, the steps go as the model's
         pipe.info = dataclasses.replace(pipe.info, sampling={**pipe.info.sampling, "schedule": schedule})
         output = pipe.interpolate([7, 11], 5, path=path, steps=steps, share_noise=share)
@@ -439,10 +520,11 @@ def test_frames_have_names_of_their_own(pipe: sg.Pipeline, tmp_path: Path) -> No
 # inpaint and upscale --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("label", [None, "dog"])
-def test_inpainting_keeps_known_pixels(label: str | None, dtype: torch.dtype) -> None:
-    pipe = pipeline_of()
+def test_inpainting_keeps_known_pixels(label: str | None, dtype: torch.dtype, kind: str) -> None:
+    pipe = pipeline_of(kind=kind)
     pipe.model.to(dtype)
     output = pipe.inpaint(A, HOLE, label=label, steps=3)
     known = (HOLE == 0).expand(3, 8, 8).permute(1, 2, 0).numpy()
@@ -618,26 +700,29 @@ def test_other_errors_pass() -> None:
         list(in_batches(4, 2, run))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["generate", *PICTURES])
-def test_a_pipeline_goes_on_where_memory_is_short(name: str) -> None:
+def test_a_pipeline_goes_on_where_memory_is_short(name: str, kind: str) -> None:
     def call(pipe: sg.Pipeline) -> Tensor:
         return (pipe.generate(9, steps=2) if name == "generate" else PICTURES[name](pipe, bytes_of(9), steps=2)).tensor
 
     def short_of(most: int) -> sg.Pipeline:
-        pipe = pipeline_of()
+        pipe = pipeline_of(kind=kind)
 
         def fill(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if arguments[0].shape[0] > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
-        pipe.model.decoder.register_forward_pre_hook(fill)
+        predicting(pipe).register_forward_pre_hook(fill)
         return pipe
 
-    close(call(short_of(4)), call(pipeline_of()))
+    close(call(short_of(4)), call(pipeline_of(kind=kind)))
     refuses(lambda: call(short_of(0)), "not even one image")
 
 
-def test_batches_follow_the_memory(pipe: sg.Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_follow_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline_of(kind=kind)
     cpu = torch.device("cpu")
 
     def with_memory(available: int | None) -> int:
@@ -648,15 +733,35 @@ def test_batches_follow_the_memory(pipe: sg.Pipeline, monkeypatch: pytest.Monkey
     assert sizes[0] == 1 and sizes == sorted(sizes) and len(set(sizes)) > 2
     assert with_memory(None) == sizes[-1]  # more is no faster
     assert images_at_once(pipe.model, cpu, guided=True) == sizes[-1] // 2  # condition and null class go together
-    larger = pipeline_of(latent_channels=64)
-    monkeypatch.setattr(batching, "available_memory", lambda device: 3 * 10**5)
-    assert images_at_once(larger.model, cpu) <= images_at_once(pipe.model, cpu)
+    if kind == "images":
+        larger = pipeline_of(latent_channels=64)
+        monkeypatch.setattr(batching, "available_memory", lambda device: 3 * 10**5)
+        assert images_at_once(larger.model, cpu) <= images_at_once(pipe.model, cpu)
     monkeypatch.setattr(batching, "available_memory", lambda device: 0)
-    fresh = pipeline_of()
+    fresh = pipeline_of(kind=kind)
     counted: list[int] = []
-    fresh.model.decoder.register_forward_pre_hook(lambda _, arguments: counted.append(len(arguments[0])))
+    predicting(fresh).register_forward_pre_hook(lambda _, arguments: counted.append(len(arguments[0])))
     close(fresh.generate(3, guidance=1.0).tensor, pipe.generate(3, guidance=1.0).tensor)
     assert set(counted) == {1}
+
+
+def test_batches_follow_the_widest_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the tokenizer too, a convolutional one's at full size; without parameters as well."""
+    monkeypatch.setattr(batching, "available_memory", lambda device: 10**9)
+    gpu = torch.device("meta")  # of which nobody knows the caches
+    sizes = []
+    for layer in (
+        torch.nn.Identity(),
+        torch.nn.Conv2d(3, 10**4, 4, stride=4),  # a patch embedding makes tokens
+        torch.nn.Linear(8, 10**5),
+        torch.nn.Conv2d(8, 10**5, 3, padding=1),
+    ):
+        model = pipeline_of(0, "latents", identity=True).model
+        model.tokenizer.extra = layer  # type: ignore[attr-defined]
+        sizes.append(images_at_once(model, gpu))
+    assert sizes[0] == sizes[1] > sizes[2] > sizes[3] >= 1
+    # six layers of 4 tokens and 10^5 channels, and four copies of the image, in float32 and half of the memory
+    assert sizes[2] == 10**9 // 2 // (4 * (6 * 4 * 10**5 + 4 * 3 * 64))
 
 
 def test_progress_is_told_for_several_batches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,18 +23,33 @@ def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool
     """How many images to send through a network at once; at least 1.
 
     As many as surely fit into half of the free memory; on a CPU no more than its caches like. Under guidance half of
-    them, since condition and null class go together.
+    them, since condition and null class go together. A generator that is no module is thought to need no memory.
     """
     if not isinstance(model, nn.Module):
         return _MOST
-    widest = max((layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)), default=1)
-    layer = max(4, next(model.parameters()).element_size()) * model.latent_shape[0] * widest  # bytes of an image
+    _, height, width = model.image_shape
+    layer = max(4, model.dtype.itemsize) * _widest(model, model.latent_shape[0], height * width)  # bytes of an image
     rows = _MOST
     if (available := available_memory(device)) is not None:
         rows = min(rows, int(_SHARE * available / (_COPIES * layer + 4 * torch.Size(model.image_shape).numel() * 4)))
     if device.type == "cpu":
         rows = min(rows, _CACHED // layer)
     return max(1, rows // 2 if guided else rows)
+
+
+def _widest(model: nn.Module, tokens: int, pixels: int) -> int:
+    """Numbers of one image in the largest output of a layer: of the generating network, encoder, decoder or tokenizer.
+
+    Linears act on tokens. A convolution that is no patch embedding may act on all pixels, as the last ones of a
+    convolutional tokenizer do; for those further inside that is too much, which only makes batches smaller.
+    """
+    numbers = [1]
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            numbers.append(layer.out_features * tokens)
+        elif isinstance(layer, nn.Conv2d) and layer.stride == (1, 1) and layer.kernel_size != (1, 1):
+            numbers.append(layer.out_channels * pixels)
+    return max(numbers)
 
 
 def in_batches(count: int, size: int, run: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:

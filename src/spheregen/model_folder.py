@@ -1,31 +1,48 @@
-"""A model on disk: a folder of `config.json`, `model.safetensors` and a model card, `README.md`. No pickles."""
+"""A model on disk: a folder of `config.json`, `model.safetensors` and a model card, `README.md`. No pickles.
+
+A latent denoiser's folder holds its tokenizer too, in `tokenizer/`, so that loading needs nothing else.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import spheregen
 from spheregen.card import model_card
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
 from spheregen.files import atomic_path, write_json, write_text
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.latent_denoiser import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
+from spheregen.models.protocol import GeneratorModule
 from spheregen.nn.uninitialised import Uninitialised
+from spheregen.tokenizers.published_rae import PublishedRAE, PublishedRAEConfig
+from spheregen.tokenizers.representation import RepresentationAutoencoder, RepresentationConfig
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-MODEL_CLASSES = {"SphereAutoencoder": (SphereAutoencoder, AutoencoderConfig)}
-"""Class name in config.json -> the model and its configuration."""
+TOKENIZER = "tokenizer"
+MODEL_CLASSES: Mapping[str, tuple[Callable[[Any], nn.Module], type]] = MappingProxyType(
+    {
+        "SphereAutoencoder": (SphereAutoencoder, AutoencoderConfig),
+        "LatentDenoiser": (LatentDenoiser, LatentDenoiserConfig),
+        "RepresentationAutoencoder": (RepresentationAutoencoder.from_config, RepresentationConfig),
+        "PublishedRAE": (PublishedRAE.from_config, PublishedRAEConfig),
+    }
+)
+"""Class name in config.json -> the network whose weights the folder holds, and its configuration."""
+_TOKENIZERS = (RepresentationAutoencoder, PublishedRAE)
 _FINGERPRINTED = 64 << 20  # bytes
 _SECTIONS = ("sampling", "preprocessing", "training", "provenance")
 
@@ -51,7 +68,8 @@ class ModelInfo:
 class LoadedModel:
     """A model in evaluation mode, with what its folder says."""
 
-    model: SphereAutoencoder
+    model: GeneratorModule
+    """Of `load_any_model` it may be a tokenizer, which answers to `Tokenizer` instead."""
     info: ModelInfo
     fingerprint: str = ""
     """Tells its weights from others, see `model_fingerprint`."""
@@ -59,7 +77,7 @@ class LoadedModel:
 
 def save_model(
     folder: Path,
-    model: SphereAutoencoder,
+    model: nn.Module | GeneratorModule,
     info: ModelInfo,
     *,
     title: str | None = None,
@@ -68,26 +86,78 @@ def save_model(
     """Write a model folder; every file is replaced as a whole.
 
     Args:
+        model: of a class in `MODEL_CLASSES`, or a `LatentGenerator`, whose tokenizer is written too if it is not there.
         title: heads the model card; by default the folder's name.
-        state: the weights, where they are not the model's own `state_dict()` (which is in pieces when it is sharded).
+        state: the weights, where they are not the network's own `state_dict()` (which is in pieces when it is sharded).
 
     Raises:
         SphereGenError: the folder cannot be written to. Files that were there before stay whole.
     """
+    network: Any = model
+    if isinstance(model, LatentGenerator):
+        from spheregen.tokenizers.opening import save_tokenizer
+
+        save_tokenizer(model.tokenizer, folder / TOKENIZER)
+        network = model.denoiser
+    architecture: Any = network.config
     config = {
         "spheregen_version": spheregen.__version__,
-        "model_class": type(model).__name__,
-        "architecture": dataclasses.asdict(model.config),
+        "model_class": type(network).__name__,
+        "architecture": dataclasses.asdict(architecture),
         "class_names": list(info.class_names),
         **{name: dict(getattr(info, name)) for name in _SECTIONS},
     }
-    save_tensors(folder / WEIGHTS, model.state_dict() if state is None else state)
+    save_tensors(folder / WEIGHTS, network.state_dict() if state is None else state)
     write_json(folder / CONFIG, config)
-    write_text(folder / CARD, model_card(model.config, info, title=title or folder.name))
+    write_text(folder / CARD, model_card(architecture, info, title=title or folder.name))
 
 
 def load_model(folder: str | Path) -> LoadedModel:
-    """Read a model folder, on the CPU, in the type it was saved in.
+    """Read the folder of a generator, on the CPU, in the type it was saved in.
+
+    Raises:
+        ModelFileError: a missing, broken or foreign folder, or one of a tokenizer.
+    """
+    path = Path(folder)
+    name = _read_config(path)["model_class"]
+    if name in (tokenizer.__name__ for tokenizer in _TOKENIZERS):
+        raise ModelFileError(
+            f"{path} holds a tokenizer ({name}), not a generator: it has no images of its own to make; encode images "
+            f"with it (spheregen encode {path} IMAGES) and train a latent denoiser on them"
+        )
+    return load_any_model(path)
+
+
+def load_any_model(folder: str | Path) -> LoadedModel:
+    """The same for generators and tokenizers alike.
+
+    Raises:
+        ModelFileError: a missing, broken or foreign folder.
+    """
+    path = Path(folder)
+    loaded = load_network(path)
+    network: Any = loaded.network
+    if isinstance(network, LatentDenoiser):
+        from spheregen.tokenizers.opening import open_tokenizer
+
+        tokenizer = open_tokenizer(path / TOKENIZER).tokenizer
+        try:
+            network = LatentGenerator(network, tokenizer)
+        except ConfigError as error:
+            raise ModelFileError(f"{path / TOKENIZER}: {error}") from error
+    return LoadedModel(cast(GeneratorModule, network.eval()), loaded.info, model_fingerprint(path))
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """The network of a model folder in evaluation mode, of whatever class, with what the folder says."""
+
+    network: nn.Module
+    info: ModelInfo
+
+
+def load_network(folder: str | Path) -> LoadedNetwork:
+    """Read the network of any model folder, without its tokenizer, on the CPU, in the type it was saved in.
 
     Raises:
         ModelFileError: a missing, broken or foreign folder.
@@ -112,31 +182,32 @@ def load_model(folder: str | Path) -> LoadedModel:
         model = model_class(architecture)
     model.to(next(iter(state.values())).dtype).load_state_dict(state)
     names = config.get("class_names") or ()
-    if len(names) not in (0, model.num_classes):
-        raise ModelFileError(
-            f"{path / CONFIG} names {len(names)} classes for a model of {model.num_classes}; correct it"
-        )
+    classes = getattr(architecture, "num_classes", 0)
+    if len(names) not in (0, classes):
+        raise ModelFileError(f"{path / CONFIG} names {len(names)} classes for a model of {classes}; correct it")
     sections = {name: config.get(name) or {} for name in _SECTIONS}
     for name, section in sections.items():
         if not isinstance(section, dict):
             raise ModelFileError(f"{path / CONFIG}: {name} is not an object of settings; correct it")
     info = ModelInfo(class_names=tuple(map(str, names)), **sections)
-    return LoadedModel(model.eval(), info, model_fingerprint(path))
+    return LoadedNetwork(model.eval(), info)
 
 
 def model_fingerprint(folder: str | Path) -> str:
-    """Twelve hexadecimal digits that tell two models apart: of the weight file's length and 64 MiB of it at most.
+    """Twelve hexadecimal digits that tell two models apart: of each weight file's length and 64 MiB of it at most, a
+    tokenizer's in the folder among them.
 
     A model that was trained on gets another fingerprint; a folder that was moved or renamed keeps its own.
     """
-    path = Path(folder) / WEIGHTS
-    size = path.stat().st_size
-    found = hashlib.sha256(str(size).encode())
-    pieces = 256 if size > _FINGERPRINTED else 1
-    with path.open("rb") as file:
-        for piece in range(pieces):
-            file.seek(piece * size // pieces)
-            found.update(file.read(_FINGERPRINTED // pieces))
+    found = hashlib.sha256()
+    for path in [Path(folder) / WEIGHTS, *sorted((Path(folder) / TOKENIZER).rglob("*.safetensors"))]:
+        size = path.stat().st_size
+        found.update(str(size).encode())
+        pieces = 256 if size > _FINGERPRINTED else 1
+        with path.open("rb") as file:
+            for piece in range(pieces):
+                file.seek(piece * size // pieces)
+                found.update(file.read(_FINGERPRINTED // pieces))
     return found.hexdigest()[:12]
 
 
@@ -150,8 +221,8 @@ def weights_hash(state: Mapping[str, Tensor], digits: int = 16) -> str:
     return found.hexdigest()[:digits]
 
 
-def read_architecture(folder: str | Path) -> AutoencoderConfig:
-    """The architecture of a model folder, without its weights.
+def read_architecture(folder: str | Path) -> Any:
+    """The architecture of a model folder, a configuration of `MODEL_CLASSES`, without its weights.
 
     Raises:
         ModelFileError: a missing, broken or foreign folder.
@@ -212,7 +283,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _architecture(folder: Path, config: Mapping[str, Any]) -> AutoencoderConfig:
+def _architecture(folder: Path, config: Mapping[str, Any]) -> Any:
     _, config_class = MODEL_CLASSES[config["model_class"]]
     try:
         return TypeAdapter(config_class).validate_python(config.get("architecture"))

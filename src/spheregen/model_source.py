@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 
 from spheregen.errors import ConfigError, ModelFileError, did_you_mean
 from spheregen.hub import HubError, find_downloaded, import_hub, request
-from spheregen.model_folder import CARD, CONFIG, WEIGHTS, read_architecture
+from spheregen.model_folder import CARD, CONFIG, TOKENIZER, WEIGHTS, read_architecture
 
 _BUNDLED = Path(__file__).resolve().parent / "assets" / "models"
-_FILES = (CONFIG, WEIGHTS, CARD)
+_FILES = (CONFIG, WEIGHTS, CARD, *(f"{TOKENIZER}/{name}" for name in ("*.json", "*.safetensors", CARD)))
 _PATIENCE = 15.0  # seconds that the Hub has for its first answer
 _TAG = "spheregen"  # of every model card that we write
 _WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
@@ -209,11 +209,7 @@ def summarise_model(folder: str | Path) -> ModelSummary:
     path = Path(folder)
     architecture = read_architecture(path)
     config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    try:
-        with safe_open(path / WEIGHTS, framework="numpy") as weights:
-            parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"cannot read {path / WEIGHTS}: {error}; the file is broken, get it again") from error
+    parameters = sum(map(_numbers, [path / WEIGHTS, *(path / TOKENIZER).glob("*.safetensors")]))
     return ModelSummary(
         image_size=architecture.image_size,
         num_classes=architecture.num_classes,
@@ -221,6 +217,15 @@ def summarise_model(folder: str | Path) -> ModelSummary:
         license=_text(config, "provenance", "license"),
         description=_text(config, "training", "description") or _text(config, "training", "recipe"),
     )
+
+
+def _numbers(file: Path) -> int:
+    """Numbers in a safetensors file, by its header."""
+    try:
+        with safe_open(file, framework="numpy") as weights:
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"cannot read {file}: {error}; the file is broken, get it again") from error
 
 
 def _text(config: Mapping[str, Any], section: str, name: str) -> str | None:

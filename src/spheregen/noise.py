@@ -3,7 +3,8 @@
 Magnitudes are radii r relative to sigma_max = tan(alpha_max). They are drawn for the whole global batch at once, on
 the CPU, so that neither the device nor the split into processes and micro-batches changes them.
 
-Source: Yue et al. 2026 (arXiv 2602.15030), the training noise.
+Sources: Yue et al. 2026 (arXiv 2602.15030), the training noise; Do et al. 2026 (arXiv 2605.15592), its laws for a
+latent denoiser.
 """
 
 from __future__ import annotations
@@ -34,21 +35,37 @@ class NoiseConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
 
+    law: Literal["stratified", "logit_normal", "uniform"] = "stratified"
+    """How the two noises of a sample are drawn: "stratified" as in the Sphere Encoder, the weak one a fraction of the
+    strong one; else two independent draws in (0, 1), logit-normal (Sphere Latent Encoder) or uniform, of which the
+    larger is the strong one."""
+    logit_mean: float = 0.0
+    """Of the logit-normal draws: sigmoid(N(mean, deviation^2)). Not published."""
+    logit_deviation: float = 1.0
+    """See `logit_mean`."""
     radius_law: Literal["magnitude", "angle"] = "magnitude"
-    """What is uniform: the magnitude r in [0, 1] (published), or the angle in [0, alpha_max]."""
+    """What the draws in [0, 1] are fractions of: the magnitude sigma_max (published), or the angle alpha_max."""
     weak_fraction: float = 0.5
-    """The weak noise is r*s of sigma_max, s ~ U[0, weak_fraction]."""
+    """Of "stratified": the weak noise is r*s of sigma_max, s ~ U[0, weak_fraction]."""
     hard_probability: float = 0.1
     """The share of samples whose strong noise goes beyond alpha_max."""
+    hard_angle: float | None = None
+    """How far hard cases go, in degrees; None: min(alpha_max + 5, 89), as published for the Sphere Encoder."""
     hard_law: Literal["uniform", "published"] = "uniform"
-    """Hard radii are uniform up to tan(min(alpha_max + 5, 89)) / tan(alpha_max); "published" repeats the released
-    code, where one draw decides both whether and how hard, so only the lowest tenth of that range occurs."""
+    """Hard radii are uniform up to tan(hard_angle) / tan(alpha_max); "published" repeats the released code, where one
+    draw decides both whether and how hard, so only the lowest tenth of that range occurs."""
 
     def __post_init__(self) -> None:
         check_choices(self, "noise.")
         for name in ("weak_fraction", "hard_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"noise.{name} lies in [0, 1], not {getattr(self, name):g}")
+        if not math.isfinite(self.logit_mean):
+            raise ConfigError(f"noise.logit_mean is a finite number, not {self.logit_mean:g}")
+        if not 0 <= self.logit_deviation < math.inf:
+            raise ConfigError(f"noise.logit_deviation is not negative, and finite: {self.logit_deviation:g}")
+        if self.hard_angle is not None and not 0 < self.hard_angle < 90:
+            raise ConfigError(f"noise.hard_angle lies between 0 and 90 degrees, not {self.hard_angle:g}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,7 @@ class Radii:
     strong: Tensor
     """(B,) in [0, 1], beyond 1 for hard cases."""
     weak: Tensor
-    """(B,) in [0, weak_fraction]."""
+    """(B,) in [0, 1], at most `strong`; [0, weak_fraction] under the stratified law."""
 
     def __getitem__(self, part: slice) -> Radii:
         return Radii(strong=self.strong[part], weak=self.weak[part])
@@ -93,21 +110,38 @@ def stratified(count: int, *, generator: torch.Generator | None = None) -> Tenso
 
 def draw_radii(count: int, config: NoiseConfig, max_angle: float, *, generator: torch.Generator | None = None) -> Radii:
     """The radii of a global batch of `count` samples for noise up to `max_angle` degrees."""
-    r = stratified(count, generator=generator)
-    s = config.weak_fraction * stratified(count, generator=generator)
-    if config.radius_law == "angle":
-        r = (torch.tan(r.double() * math.radians(max_angle)) / angle_to_sigma(max_angle)).float()
+    if config.law == "stratified":
+        r = stratified(count, generator=generator)
+        s = config.weak_fraction * stratified(count, generator=generator)
+        strong = _magnitudes(r, config, max_angle)
+        weak = strong * s
+    else:
+        if config.law == "uniform":
+            draws = torch.rand((2, count), generator=generator)
+        else:
+            normal = torch.randn((2, count), generator=generator)
+            draws = torch.sigmoid(config.logit_mean + config.logit_deviation * normal)
+        pair = _magnitudes(draws, config, max_angle)
+        strong, weak = pair.amax(0), pair.amin(0)
     chance = torch.rand(count, generator=generator)
     # the released code decides "whether" and "how hard" by one draw, see NoiseConfig.hard_law
     extra = chance if config.hard_law == "published" else torch.rand(count, generator=generator)
-    hard = 1 + extra * (hard_limit(max_angle) - 1)
-    return Radii(strong=torch.where(chance < config.hard_probability, hard, r), weak=r * s)
+    hard = 1 + extra * (hard_limit(max_angle, config.hard_angle) - 1)
+    return Radii(strong=torch.where(chance < config.hard_probability, hard, strong), weak=weak)
 
 
-def hard_limit(max_angle: float) -> float:
-    """The largest radius of a hard case: tan(min(alpha_max + 5, 89)) / tan(alpha_max), at least 1."""
-    sigma_max = angle_to_sigma(max_angle)
-    return max(1.0, angle_to_sigma(min(max_angle + HARD_ANGLE_MARGIN, HARD_ANGLE_LIMIT)) / sigma_max)
+def _magnitudes(fractions: Tensor, config: NoiseConfig, max_angle: float) -> Tensor:
+    """Draws in [0, 1] as fractions of sigma_max."""
+    if config.radius_law == "magnitude":
+        return fractions
+    return (torch.tan(fractions.double() * math.radians(max_angle)) / angle_to_sigma(max_angle)).float()
+
+
+def hard_limit(max_angle: float, hard_angle: float | None = None) -> float:
+    """The largest radius of a hard case: tan(hard_angle) / tan(alpha_max), at least 1. See `NoiseConfig.hard_angle`."""
+    if hard_angle is None:
+        hard_angle = min(max_angle + HARD_ANGLE_MARGIN, HARD_ANGLE_LIMIT)
+    return max(1.0, angle_to_sigma(hard_angle) / angle_to_sigma(max_angle))
 
 
 def perturb(v: Tensor, direction: Tensor, radii: Radii, sigma_max: float, *, prior: Prior = SPHERE) -> NoisePair:
@@ -122,3 +156,17 @@ def perturb(v: Tensor, direction: Tensor, radii: Radii, sigma_max: float, *, pri
     """
     strong, weak = (r.to(v.device) * sigma_max for r in (radii.strong, radii.weak))
     return NoisePair(strong=prior.tilt(v, direction, strong), weak=prior.tilt(v, direction, weak))
+
+
+def directions(batch: int, shape: tuple[int, ...], generator: torch.Generator, rows: slice | None = None) -> Tensor:
+    """The Gaussian directions (len(rows), *shape) of these rows of a global batch, on the CPU.
+
+    Each has a seed of its own, so that a process draws only what it needs, and they are the same whatever the number
+    of processes.
+    """
+    seeds = torch.randint(2**62, (batch,), generator=generator)[rows or slice(0, batch)].tolist()
+    drawn = torch.empty(len(seeds), *shape)
+    own = torch.Generator()
+    for row, seed in zip(drawn, seeds, strict=True):
+        row.normal_(generator=own.manual_seed(seed))
+    return drawn

@@ -113,7 +113,7 @@ def same(first: Batch, second: Batch) -> bool:
     assert second.labels is not None
     return (
         first.step == second.step
-        and torch.equal(first.images, second.images)
+        and torch.equal(first.inputs, second.inputs)
         and torch.equal(first.labels, second.labels)
         and torch.equal(first.indices, second.indices)
     )

@@ -116,10 +116,10 @@ def test_batches_hold_what_they_say(folder: Path) -> None:
     assert batches.count == 11
     for step, batch in enumerate(batches):
         assert batch.step == step
-        assert batch.images.dtype == torch.float32
+        assert batch.inputs.dtype == torch.float32
         assert batch.labels is not None
         assert source.labels is not None
-        for image, label, index in zip(batch.images, batch.labels, batch.indices.tolist(), strict=True):
+        for image, label, index in zip(batch.inputs, batch.labels, batch.indices.tolist(), strict=True):
             pixels = torch.from_numpy(np.array(source.read(index))).permute(2, 0, 1)
             assert torch.equal(((image + 1) * 127.5).round().to(torch.uint8), pixels)
             assert label == source.labels[index]
@@ -163,7 +163,7 @@ def test_flips_mirror_half_of_the_pictures_and_differ_by_epoch(folder: Path) -> 
     for a, b in zip(plain, flipped, strict=True):
         assert torch.equal(a.indices, b.indices)
         row = torch.empty(11, dtype=torch.bool)
-        for x, y, index in zip(a.images, b.images, a.indices, strict=True):
+        for x, y, index in zip(a.inputs, b.inputs, a.indices, strict=True):
             assert torch.equal(y, x) or torch.equal(y, x.flip(-1))
             row[index] = not torch.equal(y, x)
         mirrored.append(row)
@@ -177,7 +177,7 @@ def test_flips_do_not_depend_on_the_batch(folder: Path) -> None:
     def pictures(batch_size: int) -> torch.Tensor:
         steps = 22 // batch_size
         run = TrainingBatches(open_source(folder), OPTIONS, batch_size=batch_size, steps=steps, flips=True)
-        return torch.cat([batch.images for batch in run])
+        return torch.cat([batch.inputs for batch in run])
 
     assert torch.equal(pictures(2), pictures(11))
 
@@ -187,7 +187,7 @@ def test_digits_are_never_flipped() -> None:
     options = ImageOptions(image_size=8, channels=1)
     with pytest.raises(ConfigError, match="mirror images of digits"):
         TrainingBatches(source, options, batch_size=8, steps=1, flips=True)
-    assert TrainingBatches(source, options, batch_size=8, steps=1).batch(0).images.shape == (8, 1, 8, 8)
+    assert TrainingBatches(source, options, batch_size=8, steps=1).batch(0).inputs.shape == (8, 1, 8, 8)
 
 
 def test_training_batches_leave_the_global_generator_alone(folder: Path) -> None:

@@ -229,4 +229,4 @@ def test_flowers() -> None:
     source = open_source(SHARED / "flowers12", split="test")
     assert len(source.class_names) == 12
     batches = TrainingBatches(source, ImageOptions(image_size=32), batch_size=4, steps=2, cache_bytes=0)
-    assert [batch.images.shape for batch in batches] == [(4, 3, 32, 32)] * 2
+    assert [batch.inputs.shape for batch in batches] == [(4, 3, 32, 32)] * 2

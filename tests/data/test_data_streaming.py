@@ -308,7 +308,7 @@ def test_spawned_workers(kinds: dict[str, str]) -> None:
     runs = [
         list(decode_chunks(open_source(kinds[kind]), OPTIONS, chunks, workers, context=context)) for workers in (0, 1)
     ]
-    assert all(np.array_equal(a.images, b.images) for a, b in zip(*runs, strict=True))
+    assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(*runs, strict=True))
 
 
 # --- validation
@@ -432,7 +432,7 @@ def test_ranks_divide_the_validation(broken: Path, tmp_path: Path) -> None:
     assert sum(seen) == 23
     assert all(rank.skipped == alone.skipped and rank.fingerprint == alone.fingerprint for rank in results)
     for step, batch in enumerate(alone):
-        assert torch.equal(torch.cat([rank.batch(step).images for rank in results]), batch.images)
+        assert torch.equal(torch.cat([rank.batch(step).inputs for rank in results]), batch.inputs)
     assert all("7 of 23" in str(e) for e in run_ranks(3, lambda rank, gather: batches(rank, gather, "fail")))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spheregen.evaluation.cost import GeneratorCost, autoencoder_cost, count_flops, count_parameters
+from spheregen.evaluation.cost import GeneratorCost, autoencoder_cost, cost_table, count_flops, count_parameters
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
 from spheregen.models.sizes import TransformerSize
 
@@ -69,7 +69,7 @@ def test_the_published_generation_cost(config: AutoencoderConfig, guided: bool, 
     cost = cost_of(config)
     for steps, total in zip((2, 4, 6), totals, strict=True):
         assert cost.generation_gflops(steps, guided=guided) == pytest.approx(total, rel=1e-2)
-    table = cost.as_dict()["generation_gflops"]["guided" if guided else "unguided"]
+    table = cost_table(cost)["generation_gflops"]["guided" if guided else "unguided"]
     assert table["4"] == cost.generation_gflops(4, guided=guided)
     assert cost.generation_gflops(1) == cost.decoder.gflops
 

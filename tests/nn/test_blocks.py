@@ -450,3 +450,34 @@ def test_gated_silu_has_the_gradients_of_its_formula(dtype: torch.dtype) -> None
     torch.testing.assert_close(by_hand, by_formula)
     if dtype == torch.float64:
         torch.autograd.gradcheck(gated_silu, x)
+
+
+# choices of a block ---------------------------------------------------------------------------------------------------
+
+
+def test_a_layer_norm_has_mean_0_and_variance_1() -> None:
+    from spheregen.nn.norm import LayerNorm
+
+    x = 3 * gaussian(4, 5, 32) + 2
+    normed = LayerNorm(32)(x)
+    torch.testing.assert_close(normed.mean(-1), torch.zeros(4, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normed.var(-1, correction=0), torch.ones(4, 5), atol=1e-4, rtol=0)
+    assert LayerNorm(32)(x.bfloat16()).dtype == torch.bfloat16
+    assert not list(LayerNorm(32).parameters())
+
+
+def test_qk_norm_makes_attention_blind_to_the_size_of_queries_and_keys() -> None:
+    torch.manual_seed(0)
+    attention = Attention(16, 2, qk_norm=True).eval()
+    x = gaussian(2, 4, 16)
+    before = attention(x, None)
+    with torch.no_grad():
+        attention.qkv.weight[:32] *= 7  # q and k
+    torch.testing.assert_close(attention(x, None), before, atol=1e-4, rtol=1e-4)
+
+
+def test_both_mlps_have_as_many_parameters() -> None:
+    from spheregen.nn.gelu import GELUMLP
+
+    counts = [sum(p.numel() for p in mlp.parameters() if p.ndim == 2) for mlp in (SwiGLU(96), GELUMLP(96))]
+    assert counts[0] == counts[1]

@@ -194,7 +194,7 @@ def test_another_number_of_labels_is_refused(plain: SphereAutoencoder, labels: T
 def test_a_remembering_generator_is_the_model(model: SphereAutoencoder, classes: list[int]) -> None:
     remembering = RememberedConditions(model, classes, CPU)
     assert isinstance(remembering, SphereGenerator)
-    for name in ("image_shape", "latent_shape", "num_classes", "sigma_max", "dtype"):
+    for name in ("image_shape", "latent_shape", "num_classes", "sigma_max", "dtype", "guidance_places"):
         assert getattr(remembering, name) == getattr(model, name)
     ids = torch.tensor([*classes, 3, *classes])  # the null class is always there
     v, images = gaussian(len(ids), 4, 4), gaussian(len(ids), 3, 8, 8).clamp(-1, 1)
@@ -204,6 +204,11 @@ def test_a_remembering_generator_is_the_model(model: SphereAutoencoder, classes:
         same(remembering.encode(images, condition), model.encode(images, labels))
         same(remembering.encode_raw(images, condition), model.encode_raw(images, labels))
         same(remembering.decode(v, labels), model.decode(v, labels))
+        same(remembering.predict(v, condition), model.predict(v, labels))
+        same(remembering.to_latent(images, condition), model.to_latent(images, labels))
+    assert remembering.to_image(images) is images and remembering.from_image(images) is images
+    mask = torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(3))
+    same(remembering.mix(images, images.flip(0), mask), model.mix(images, images.flip(0), mask))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -294,8 +299,8 @@ def test_guidance_at_one_place_is_less_than_twice_the_work(model: SphereAutoenco
 def test_guided_calls_are_in_one_pass(plain: SphereAutoencoder) -> None:
     steered = guide(plain, LABELS, 2.0)
     with counted(plain, Block) as calls:
-        steered.decode(NOISE)
-        steered.encode_raw(IMAGES)
+        steered.predict(NOISE)
+        steered.to_latent(IMAGES)
     assert [rows for _, rows in calls] == [6, 6]
 
 

@@ -15,6 +15,7 @@ from spheregen.models.protocol import SphereGenerator
 from spheregen.sampling import (
     MASKS,
     Guided,
+    Joined,
     Steered,
     crossover_mask,
     edit,
@@ -23,7 +24,7 @@ from spheregen.sampling import (
     vary,
 )
 from spheregen.sphere import angle_between, spherify
-from tests.sampling.test_sampling import IMAGES, LABELS, STEP, gaussian, model_of
+from tests.sampling.test_sampling import IMAGES, KINDS, LABELS, STEP, gaussian, model_of
 
 SIZES = [1, 2, 5, 8, 9]
 DIAGONALS = ("diagonal", "antidiagonal")
@@ -32,6 +33,11 @@ DIAGONALS = ("diagonal", "antidiagonal")
 @pytest.fixture(scope="module")
 def model() -> SphereAutoencoder:
     return model_of()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def either(request: pytest.FixtureRequest) -> SphereGenerator:
+    return KINDS[request.param](3)
 
 
 def flipped(name: str, mask: Tensor) -> Tensor:
@@ -172,31 +178,31 @@ def test_impossible_angles_are_refused(angle: float) -> None:
 
 
 @torch.no_grad()
-def test_a_schedule_may_be_a_function(model: SphereAutoencoder) -> None:
+def test_a_schedule_may_be_a_function(either: SphereGenerator) -> None:
     asked: list[tuple[int, int]] = []
 
     def linear(t: int, steps: int) -> float:
         asked.append((t, steps))
         return 1 - t / steps
 
-    result = edit(model, IMAGES, LABELS, steps=3, strength=0.4, schedule=linear, step_noise=STEP)
+    result = edit(either, IMAGES, LABELS, steps=3, strength=0.4, schedule=linear, step_noise=STEP)
     assert asked == [(1, 4), (2, 4), (3, 4)]  # the schedule of one step more: an edit starts with a noisy step
     for same in ("decay", [0.75, 0.5, 0.25], (0.75, 0.5, 0.25)):
         assert torch.equal(
-            result.images, edit(model, IMAGES, LABELS, steps=3, strength=0.4, schedule=same, step_noise=STEP).images
+            result.images, edit(either, IMAGES, LABELS, steps=3, strength=0.4, schedule=same, step_noise=STEP).images
         )
 
 
 @pytest.mark.parametrize("radius", [-0.1, math.nan, math.inf])
-def test_a_schedule_function_is_checked(model: SphereAutoencoder, radius: float) -> None:
+def test_a_schedule_function_is_checked(either: SphereGenerator, radius: float) -> None:
     with pytest.raises(ConfigError, match="finite numbers from 0 up"):
-        edit(model, IMAGES, schedule=lambda t, steps: radius)
+        edit(either, IMAGES, schedule=lambda t, steps: radius)
 
 
 @pytest.mark.parametrize("strength", [-0.1, math.nan, math.inf])
-def test_impossible_strengths_are_refused(model: SphereAutoencoder, strength: float) -> None:
+def test_impossible_strengths_are_refused(either: SphereGenerator, strength: float) -> None:
     with pytest.raises(ConfigError, match="strength is a fraction of the training noise from 0 up"):
-        edit(model, IMAGES, strength=strength)
+        edit(either, IMAGES, strength=strength)
 
 
 @torch.no_grad()
@@ -224,17 +230,25 @@ class Backwards:
 
 
 @torch.no_grad()
-def test_a_guidance_of_your_own_takes_the_place_of_a_scale(model: SphereAutoencoder) -> None:
+def test_a_guidance_of_your_own_takes_the_place_of_a_scale(either: SphereGenerator) -> None:
     guidance = Backwards()
-    result = edit(model, IMAGES, LABELS, steps=2, guidance=guidance, step_noise=STEP)
+    result = edit(either, IMAGES, LABELS, steps=2, guidance=guidance, step_noise=STEP)
     assert len(guidance.calls) == 1  # not once a step
-    assert guidance.calls[0][0] is model and guidance.calls[0][1] is LABELS
-    assert torch.equal(result.images, edit(model, IMAGES, 2 - LABELS, steps=2, step_noise=STEP).images)
-    assert not torch.allclose(result.images, edit(model, IMAGES, LABELS, steps=2, step_noise=STEP).images, atol=1e-3)
+    assert guidance.calls[0][0] is either and guidance.calls[0][1] is LABELS
+    assert torch.equal(result.images, edit(either, IMAGES, 2 - LABELS, steps=2, step_noise=STEP).images)
+    assert not torch.allclose(result.images, edit(either, IMAGES, LABELS, steps=2, step_noise=STEP).images, atol=1e-3)
     # the place of a scale says nothing to it
     assert torch.equal(
-        result.images, edit(model, IMAGES, LABELS, 2, guidance=guidance, guidance_at="pixel", step_noise=STEP).images
+        result.images, edit(either, IMAGES, LABELS, 2, guidance=guidance, guidance_at="pixel", step_noise=STEP).images
     )
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_joined_images_are_stitched_and_edited(model: SphereAutoencoder, name: str) -> None:
+    a, b, mask = IMAGES, IMAGES.flip(0), crossover_mask(name, 8)
+    joined = edit(model, Joined(a, b, mask), LABELS, steps=2, step_noise=STEP)
+    stitched = edit(model, stitch(a, b, mask), LABELS, steps=2, step_noise=STEP)
+    assert torch.equal(joined.images, stitched.images)
 
 
 @torch.no_grad()
@@ -248,6 +262,6 @@ def test_each_step_of_an_edit_starts_from_the_one_before(model: SphereAutoencode
 
 
 @pytest.mark.parametrize("labels", [LABELS[:1], LABELS[:2], torch.zeros(4).long(), torch.tensor(1), torch.eye(4)])
-def test_another_number_of_labels_is_refused(model: SphereAutoencoder, labels: Tensor) -> None:
+def test_another_number_of_labels_is_refused(either: SphereGenerator, labels: Tensor) -> None:
     with pytest.raises(ConfigError, match="for 3 samples; give one for each"):
-        edit(model, IMAGES, labels)
+        edit(either, IMAGES, labels)

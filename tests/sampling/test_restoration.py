@@ -14,12 +14,17 @@ from spheregen.errors import ConfigError
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.models.protocol import Labels, SphereGenerator
 from spheregen.sampling import Masked, Observation, Reduced, Steered, edit, guide, refine, restore
-from tests.sampling.test_sampling import IMAGES, LABELS, STEP, gaussian, model_of
+from tests.sampling.test_sampling import IMAGES, KINDS, LABELS, STEP, gaussian, model_of
 
 
 @pytest.fixture(scope="module")
 def model() -> SphereAutoencoder:
     return model_of()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def either(request: pytest.FixtureRequest) -> SphereGenerator:
+    return KINDS[request.param](3)
 
 
 MASK = (torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(3)) < 0.5).float()
@@ -159,8 +164,8 @@ def test_impossible_factors_are_refused(factor: int) -> None:
 
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["null", "class"])
 @pytest.mark.parametrize("mask", [MASK, EACH], ids=["one", "each"])
-def test_every_step_of_inpainting_agrees(model: SphereAutoencoder, mask: Tensor, labels: Tensor | None) -> None:
-    result = restore(model, Masked(IMAGES, mask), labels, steps=4, step_noise=STEP)
+def test_every_step_of_inpainting_agrees(either: SphereGenerator, mask: Tensor, labels: Tensor | None) -> None:
+    result = restore(either, Masked(IMAGES, mask), labels, steps=4, step_noise=STEP)
     assert len(result.trajectory) == 4 and result.trajectory[-1] is result.images
     known = (mask == 0).expand_as(IMAGES)
     for images in result.trajectory:
@@ -172,7 +177,7 @@ def test_every_step_of_inpainting_agrees(model: SphereAutoencoder, mask: Tensor,
 
 @dataclass(frozen=True)
 class Dim:
-    """A guidance that dims what is decoded, so that no data step leaves the range and is clamped."""
+    """A guidance that dims what is predicted, so that no data step leaves the range and is clamped."""
 
     model: SphereGenerator | None = None
     condition: Labels = None
@@ -181,19 +186,19 @@ class Dim:
     def __call__(self, model: SphereGenerator, labels: Tensor | None) -> Steered:
         return Dim(model, model.condition(labels), model.sigma_max)
 
-    def decode(self, v: Tensor) -> Tensor:
+    def predict(self, v: Tensor) -> Tensor:
         assert self.model is not None
-        return 0.2 * self.model.decode(v, self.condition)
+        return 0.2 * self.model.predict(v, self.condition)
 
-    def encode_raw(self, images: Tensor) -> Tensor:
+    def to_latent(self, prediction: Tensor) -> Tensor:
         assert self.model is not None
-        return self.model.encode_raw(images, self.condition)
+        return self.model.to_latent(prediction, self.condition)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_every_step_of_an_enlargement_agrees(model: SphereAutoencoder, factor: int) -> None:
+def test_every_step_of_an_enlargement_agrees(either: SphereGenerator, factor: int) -> None:
     small = 0.5 * small_of(IMAGES, factor)
-    result = restore(model, Reduced(small, factor), steps=4, guidance=Dim(), step_noise=STEP)
+    result = restore(either, Reduced(small, factor), steps=4, guidance=Dim(), step_noise=STEP)
     assert len(result.trajectory) == 4
     for images in result.trajectory:
         assert images.abs().max() < 1
@@ -220,22 +225,22 @@ def test_a_step_is_a_refinement_and_agreement(model: SphereAutoencoder) -> None:
         torch.testing.assert_close(images, x.clamp(-1, 1), atol=2e-5, rtol=0)
 
 
-def test_with_everything_missing_it_is_an_edit_of_grey(model: SphereAutoencoder) -> None:
+def test_with_everything_missing_it_is_an_edit_of_grey(either: SphereGenerator) -> None:
     nothing = torch.ones(1, 1, 8, 8)
-    result = restore(model, Masked(IMAGES, nothing), LABELS, steps=3, schedule="fixed", step_noise=STEP)
-    edited = edit(model, torch.zeros_like(IMAGES), LABELS, steps=3, step_noise=STEP)
+    result = restore(either, Masked(IMAGES, nothing), LABELS, steps=3, schedule="fixed", step_noise=STEP)
+    edited = edit(either, torch.zeros_like(IMAGES), LABELS, steps=3, step_noise=STEP)
     torch.testing.assert_close(result.images, edited.images, atol=2e-5, rtol=0)
 
 
-def test_with_nothing_missing_it_is_the_picture(model: SphereAutoencoder) -> None:
-    assert torch.equal(restore(model, Masked(IMAGES, torch.zeros(1, 1, 8, 8)), steps=2).images, IMAGES)
-    torch.testing.assert_close(restore(model, Reduced(IMAGES, 1), steps=2).images, IMAGES, atol=1e-6, rtol=0)
+def test_with_nothing_missing_it_is_the_picture(either: SphereGenerator) -> None:
+    assert torch.equal(restore(either, Masked(IMAGES, torch.zeros(1, 1, 8, 8)), steps=2).images, IMAGES)
+    torch.testing.assert_close(restore(either, Reduced(IMAGES, 1), steps=2).images, IMAGES, atol=1e-6, rtol=0)
 
 
-def test_noise_of_a_restoration_is_shared_or_fresh(model: SphereAutoencoder) -> None:
+def test_noise_of_a_restoration_is_shared_or_fresh(either: SphereGenerator) -> None:
     def run(**options: bool) -> Tensor:
         generator = torch.Generator().manual_seed(5)
-        return restore(model, Masked(IMAGES, MASK), steps=3, generator=generator, **options).images  # type: ignore[arg-type]
+        return restore(either, Masked(IMAGES, MASK), steps=3, generator=generator, **options).images  # type: ignore[arg-type]
 
     assert torch.equal(run(), run())
     assert not torch.allclose(run(), run(share_noise=False), atol=1e-4)
@@ -255,13 +260,13 @@ class KnownMean:
         return images + (self.mean - images.mean((-2, -1)))[..., None, None]
 
 
-def test_an_observation_of_your_own(model: SphereAutoencoder) -> None:
+def test_an_observation_of_your_own(either: SphereGenerator) -> None:
     observation = KnownMean(0.1 * IMAGES.mean((-2, -1)), 8)
-    result = restore(model, observation, LABELS, steps=3, guidance=Dim(), step_noise=STEP)
+    result = restore(either, observation, LABELS, steps=3, guidance=Dim(), step_noise=STEP)
     for images in result.trajectory:
         assert (images.mean((-2, -1)) - observation.mean).abs().max() < 1e-5
     whole = Reduced(observation.mean[..., None, None], 8)  # the same by another name
-    same = restore(model, whole, LABELS, steps=3, guidance=Dim(), step_noise=STEP)
+    same = restore(either, whole, LABELS, steps=3, guidance=Dim(), step_noise=STEP)
     torch.testing.assert_close(result.images, same.images, atol=1e-4, rtol=0)
 
 
@@ -280,7 +285,7 @@ def test_an_observation_of_your_own(model: SphereAutoencoder) -> None:
         ({"step_noise": [STEP] * 7}, "7 step noises for 4 noisy steps"),
     ],
 )
-def test_impossible_restorations_are_refused(model: SphereAutoencoder, options: dict[str, object], reason: str) -> None:
+def test_impossible_restorations_are_refused(either: SphereGenerator, options: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason) as caught:
-        restore(model, Masked(IMAGES, MASK), **options)  # type: ignore[arg-type]
+        restore(either, Masked(IMAGES, MASK), **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)

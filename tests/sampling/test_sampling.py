@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from spheregen.errors import ConfigError
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.protocol import SphereGenerator
 from spheregen.models.sizes import TransformerSize
 from spheregen.sampling import (
     edit,
@@ -23,6 +26,7 @@ from spheregen.sampling import (
     seeded_noise,
 )
 from spheregen.sphere import angle_between, spherify
+from tests.sampling.latent_generator import latent_generator
 
 SIZE = TransformerSize(width=16, depth=1, heads=2)
 LABELS = torch.tensor([0, 1, 2])
@@ -54,9 +58,19 @@ def model() -> SphereAutoencoder:
     return model_of()
 
 
-@pytest.fixture(scope="module")
-def unconditional() -> SphereAutoencoder:
-    return model_of(0)
+KINDS: dict[str, Callable[[int], SphereGenerator]] = {"images": model_of, "latents": latent_generator}
+"""What models predict; `either` is one of each kind."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def either(request: pytest.FixtureRequest) -> SphereGenerator:
+    return KINDS[request.param](3)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def without(request: pytest.FixtureRequest) -> SphereGenerator:
+    """Without classes."""
+    return KINDS[request.param](0)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -76,11 +90,11 @@ def sizes_of(module: torch.nn.Module) -> tuple[list[int], Any]:
 # guidance -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["pixel", "latent", "both"])
-def test_guidance_one_is_none(model: SphereAutoencoder, place: str) -> None:
-    plain = sample(model, NOISE, LABELS, steps=3, step_noise=STEP)
-    guided = sample(model, NOISE, LABELS, steps=3, step_noise=STEP, guidance=1.0, guidance_at=place)
-    assert torch.equal(plain.images, guided.images)
+def test_guidance_one_is_none(either: SphereGenerator) -> None:
+    plain = sample(either, NOISE, LABELS, steps=3, step_noise=STEP)
+    for place in (*either.guidance_places, "both"):
+        guided = sample(either, NOISE, LABELS, steps=3, step_noise=STEP, guidance=1.0, guidance_at=place)
+        assert torch.equal(plain.images, guided.images)
 
 
 @pytest.mark.parametrize("place", ["pixel", "latent", "both"])
@@ -90,8 +104,8 @@ def test_guidance_zero_is_the_null_class(model: SphereAutoencoder, place: str) -
     decoded = model.decode(v) if place != "latent" else model.decode(v, LABELS)
     encoded = model.encode_raw(IMAGES) if place != "pixel" else model.encode_raw(IMAGES, LABELS)
     with torch.no_grad():
-        torch.testing.assert_close(guided.decode(v), decoded, atol=2e-5, rtol=0)
-        torch.testing.assert_close(guided.encode_raw(IMAGES), encoded, atol=2e-5, rtol=0)
+        torch.testing.assert_close(guided.predict(v), decoded, atol=2e-5, rtol=0)
+        torch.testing.assert_close(guided.to_latent(IMAGES), encoded, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("schedule", ["fixed", "decay"])
@@ -141,25 +155,25 @@ def test_guidance_is_one_batched_call(model: SphereAutoencoder, place: str, deco
     assert encoded == [encodes] * 2
 
 
-@pytest.mark.parametrize("place", ["pixel", "both"])
-def test_strong_guidance_stays_in_range(model: SphereAutoencoder, place: str) -> None:
-    result = sample(model, NOISE, LABELS, steps=2, guidance=50.0, guidance_at=place, step_noise=STEP)
-    assert all(images.abs().max() <= 1 for images in result.trajectory)
-    assert result.images.abs().max() == 1
+def test_strong_guidance_stays_in_range(either: SphereGenerator) -> None:
+    for place in (either.guidance_places[0], "both"):
+        result = sample(either, NOISE, LABELS, steps=2, guidance=50.0, guidance_at=place, step_noise=STEP)
+        assert all(images.abs().max() <= 1 for images in result.trajectory)
+        assert result.images.abs().max() == 1
 
 
-def test_impossible_guidance_is_refused(model: SphereAutoencoder, unconditional: SphereAutoencoder) -> None:
+def test_impossible_guidance_is_refused(either: SphereGenerator, without: SphereGenerator) -> None:
     with pytest.raises(ConfigError, match="give labels"):
-        sample(model, NOISE, guidance=1.4)
+        sample(either, NOISE, guidance=1.4)
     with pytest.raises(ConfigError, match="give labels"):
-        sample(unconditional, NOISE, guidance=1.4)
+        sample(without, NOISE, guidance=1.4)
     for scale in (-0.5, math.nan):
         with pytest.raises(ConfigError, match="not negative"):
-            sample(model, NOISE, LABELS, guidance=scale)
+            sample(either, NOISE, LABELS, guidance=scale)
     with pytest.raises(ConfigError, match="did you mean 'latent'"):
-        sample(model, NOISE, LABELS, guidance=2.0, guidance_at="latents")
+        sample(either, NOISE, LABELS, guidance=2.0, guidance_at="latents")
     with pytest.raises(ConfigError, match="use pixel, latent, both"):
-        guide(model, LABELS, 2.0, "combo")
+        guide(either, LABELS, 2.0, "combo")
 
 
 # schedules ------------------------------------------------------------------------------------------------------------
@@ -181,26 +195,26 @@ def test_edit_radii() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, -3])
-def test_steps_start_at_one(model: SphereAutoencoder, steps: int) -> None:
+def test_steps_start_at_one(either: SphereGenerator, steps: int) -> None:
     with pytest.raises(ConfigError, match=f"steps is at least 1, not {steps}"):
-        sample(model, NOISE, steps=steps)
+        sample(either, NOISE, steps=steps)
     with pytest.raises(ConfigError, match=f"steps is at least 1, not {steps}"):
-        edit(model, IMAGES, steps=steps)
+        edit(either, IMAGES, steps=steps)
 
 
-def test_impossible_schedules_are_refused(model: SphereAutoencoder) -> None:
+def test_impossible_schedules_are_refused(either: SphereGenerator) -> None:
     with pytest.raises(ConfigError, match="unknown schedule 'decaying'; did you mean 'decay'"):
-        sample(model, NOISE, schedule="decaying")
+        sample(either, NOISE, schedule="decaying")
     with pytest.raises(ConfigError, match="unknown schedule 'cosine'"):
-        edit(model, IMAGES, schedule="cosine")
+        edit(either, IMAGES, schedule="cosine")
     with pytest.raises(ConfigError, match="2 numbers does not fit 3 refinement steps"):
-        sample(model, NOISE, steps=4, schedule=[1, 1])
+        sample(either, NOISE, steps=4, schedule=[1, 1])
     with pytest.raises(ConfigError, match="2 numbers does not fit 4 edit steps"):
-        edit(model, IMAGES, steps=4, schedule=[1, 1])
+        edit(either, IMAGES, steps=4, schedule=[1, 1])
     with pytest.raises(ConfigError, match="from 0 up"):
-        sample(model, NOISE, steps=2, schedule=[-1])
+        sample(either, NOISE, steps=2, schedule=[-1])
     with pytest.raises(ConfigError, match="strength is a fraction of the training noise from 0 up"):
-        edit(model, IMAGES, strength=-0.1)
+        edit(either, IMAGES, strength=-0.1)
 
 
 @torch.no_grad()
@@ -229,6 +243,7 @@ def test_a_trajectory_has_an_image_a_step(model: SphereAutoencoder, steps: int) 
     assert (len(decoded), len(encoded)) == (steps, steps - 1)  # one step never encodes
     assert len(result.trajectory) == steps
     assert result.trajectory[-1] is result.images
+    assert result.decoded and all(map(operator.is_, result.trajectory, result.predictions))
     assert not result.images.requires_grad
     edited = edit(model, IMAGES, LABELS, steps=steps, step_noise=STEP)
     assert len(edited.trajectory) == steps
@@ -238,36 +253,36 @@ def test_a_trajectory_has_an_image_a_step(model: SphereAutoencoder, steps: int) 
     second.remove()
 
 
-def test_fewer_steps_are_the_start_of_more(model: SphereAutoencoder) -> None:
-    long = sample(model, NOISE, LABELS, steps=4, step_noise=STEP)
+def test_fewer_steps_are_the_start_of_more(either: SphereGenerator) -> None:
+    long = sample(either, NOISE, LABELS, steps=4, step_noise=STEP)
     for steps in (1, 2, 3):
-        short = sample(model, NOISE, LABELS, steps=steps, step_noise=STEP)
+        short = sample(either, NOISE, LABELS, steps=steps, step_noise=STEP)
         assert torch.equal(short.images, long.trajectory[steps - 1])
 
 
 @torch.no_grad()
-def test_one_step_decodes_a_random_point(model: SphereAutoencoder) -> None:
-    result = sample(model, NOISE, LABELS, steps=1)
-    torch.testing.assert_close(result.images, model.decode(spherify(NOISE), LABELS), atol=1e-6, rtol=0)
-    torch.testing.assert_close(sample(model, NOISE, steps=1).images, model.decode(spherify(NOISE)), atol=1e-6, rtol=0)
+def test_one_step_decodes_a_random_point(either: SphereGenerator) -> None:
+    result = sample(either, NOISE, LABELS, steps=1)
+    torch.testing.assert_close(result.images, either.decode(spherify(NOISE), LABELS), atol=1e-6, rtol=0)
+    torch.testing.assert_close(sample(either, NOISE, steps=1).images, either.decode(spherify(NOISE)), atol=1e-6, rtol=0)
 
 
-def test_a_shared_noise_is_a_list_of_equal_noises(model: SphereAutoencoder) -> None:
-    shared = sample(model, NOISE, LABELS, steps=4, step_noise=STEP)
-    listed = sample(model, NOISE, LABELS, steps=4, step_noise=[STEP] * 3)
+def test_a_shared_noise_is_a_list_of_equal_noises(either: SphereGenerator) -> None:
+    shared = sample(either, NOISE, LABELS, steps=4, step_noise=STEP)
+    listed = sample(either, NOISE, LABELS, steps=4, step_noise=[STEP] * 3)
     assert torch.equal(shared.images, listed.images)
-    other = sample(model, NOISE, LABELS, steps=4, step_noise=(STEP, STEP, gaussian(3, 4, 4, seed=9)))
+    other = sample(either, NOISE, LABELS, steps=4, step_noise=(STEP, STEP, gaussian(3, 4, 4, seed=9)))
     assert torch.equal(other.trajectory[2], shared.trajectory[2])
     assert not torch.allclose(other.images, shared.images, atol=1e-3)
 
 
 @pytest.mark.parametrize("call", ["sample", "edit"])
-def test_drawn_noise_is_shared_or_fresh(model: SphereAutoencoder, call: str) -> None:
+def test_drawn_noise_is_shared_or_fresh(either: SphereGenerator, call: str) -> None:
     def run(steps: int = 3, seed: int = 5, **options: Any) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         if call == "sample":
-            return sample(model, NOISE, LABELS, steps=steps, generator=generator, **options).images
-        return edit(model, IMAGES, LABELS, steps=steps, strength=1.0, generator=generator, **options).images
+            return sample(either, NOISE, LABELS, steps=steps, generator=generator, **options).images
+        return edit(either, IMAGES, LABELS, steps=steps, strength=1.0, generator=generator, **options).images
 
     assert torch.equal(run(), run())
     assert torch.equal(run(share_noise=False), run(share_noise=False))
@@ -281,17 +296,17 @@ def test_drawn_noise_is_shared_or_fresh(model: SphereAutoencoder, call: str) -> 
     assert torch.equal(run(share_noise=False), run(step_noise=drawn))
 
 
-def test_noise_of_another_shape_is_refused(model: SphereAutoencoder) -> None:
+def test_noise_of_another_shape_is_refused(either: SphereGenerator) -> None:
     with pytest.raises(ConfigError, match=r"noise has shape \(3, 4, 5\); this model's latents are \(B, 4, 4\)"):
-        sample(model, torch.zeros(3, 4, 5))
+        sample(either, torch.zeros(3, 4, 5))
     with pytest.raises(ConfigError, match="step_noise has shape"):
-        sample(model, NOISE, step_noise=STEP[:2])
+        sample(either, NOISE, step_noise=STEP[:2])
     with pytest.raises(ConfigError, match="step_noise has shape"):
-        sample(model, NOISE, steps=3, step_noise=[STEP, STEP[:, :2]])
+        sample(either, NOISE, steps=3, step_noise=[STEP, STEP[:, :2]])
     with pytest.raises(ConfigError, match="1 step noises for 3 noisy steps"):
-        sample(model, NOISE, steps=4, step_noise=[STEP])
+        sample(either, NOISE, steps=4, step_noise=[STEP])
     with pytest.raises(ConfigError, match="3 step noises for 4 noisy steps"):
-        edit(model, IMAGES, steps=4, step_noise=[STEP] * 3)
+        edit(either, IMAGES, steps=4, step_noise=[STEP] * 3)
 
 
 @torch.no_grad()
@@ -304,10 +319,11 @@ def test_edit_encodes_under_the_target_class_from_the_start(model: SphereAutoenc
         torch.testing.assert_close(result.trajectory[t - 1], x, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["model", "unconditional"])
+@pytest.mark.parametrize("classes", [3, 0])
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_reconstruct_is_decode_of_encode(name: str, request: pytest.FixtureRequest) -> None:
-    model = request.getfixturevalue(name)
+def test_reconstruct_is_decode_of_encode(kind: str, classes: int) -> None:
+    model = KINDS[kind](classes)
     assert torch.equal(reconstruct(model, IMAGES), model.decode(model.encode(IMAGES)))
     still = edit(model, IMAGES, steps=1, strength=0.0)
     # an edit without noise or class
@@ -318,11 +334,11 @@ def test_reconstruct_is_decode_of_encode(name: str, request: pytest.FixtureReque
         assert not torch.allclose(reconstruct(model, IMAGES, LABELS), reconstruct(model, IMAGES), atol=1e-3)
 
 
-def test_batched_equals_one_by_one(model: SphereAutoencoder) -> None:
-    together = sample(model, NOISE, LABELS, steps=3, guidance=1.5, step_noise=STEP).images
+def test_batched_equals_one_by_one(either: SphereGenerator) -> None:
+    together = sample(either, NOISE, LABELS, steps=3, guidance=1.5, step_noise=STEP).images
     for i in range(3):
         part = slice(i, i + 1)
-        alone = sample(model, NOISE[part], LABELS[part], steps=3, guidance=1.5, step_noise=STEP[part]).images
+        alone = sample(either, NOISE[part], LABELS[part], steps=3, guidance=1.5, step_noise=STEP[part]).images
         torch.testing.assert_close(alone[0], together[i], atol=2e-5, rtol=0)
 
 
@@ -372,12 +388,12 @@ def test_seeded_noise_is_gaussian_and_independent(share: bool) -> None:
     assert (noise.initial[1:] * noise.initial[:-1]).mean().abs() < 0.05  # neighbouring seeds
 
 
-def test_the_picture_of_a_seed_does_not_depend_on_its_batch(model: SphereAutoencoder) -> None:
+def test_the_picture_of_a_seed_does_not_depend_on_its_batch(either: SphereGenerator) -> None:
     seeds = [1000 + i for i in range(64)]
     seeds[50] = 7
 
     def pictures(seeds: list[int]) -> Tensor:
-        noise = seeded_noise(seeds, model.latent_shape, 2)
-        return sample(model, noise.initial, torch.ones(len(seeds)).long(), steps=3, step_noise=noise.steps).images
+        noise = seeded_noise(seeds, either.latent_shape, 2)
+        return sample(either, noise.initial, torch.ones(len(seeds)).long(), steps=3, step_noise=noise.steps).images
 
     torch.testing.assert_close(pictures([7])[0], pictures(seeds)[50], atol=2e-5, rtol=0)

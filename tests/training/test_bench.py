@@ -11,10 +11,11 @@ import torch
 
 from spheregen.errors import ConfigError
 from spheregen.evaluation.cost import autoencoder_cost
+from spheregen.losses.perceptual import load_perceptual
 from spheregen.training import bench as module
 from spheregen.training.bench import BenchResult, bench, operator_group
 from spheregen.training.recipe import load_recipe
-from spheregen.training.system import build_system
+from spheregen.training.systems import build_system
 
 CPU = torch.device("cpu")
 
@@ -75,7 +76,7 @@ def test_perceptual_networks_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def small_one() -> Any:
         asked.append("random")
-        return module.load_perceptual("builtin")
+        return load_perceptual("builtin")
 
     monkeypatch.setattr(module, "random_perceptual", small_one)
     plain, heavy = (

@@ -16,9 +16,11 @@ from spheregen.data import TrainingBatches, open_source
 from spheregen.model_folder import load_model
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.training import trainer
+from spheregen.training.feeding import image_options
 from spheregen.training.hooks import RunView
 from spheregen.training.recipe import load_recipe
-from spheregen.training.trainer import image_options, train
+from spheregen.training.systems import autoencoder as autoencoder_system
+from spheregen.training.trainer import train
 from tests.training.test_distributed import Processes
 from tests.training.test_trainer import Messages, StopAt, assert_same_run, log, run, weights
 
@@ -45,7 +47,7 @@ def measured(model: SphereAutoencoder, images: int = 100) -> tuple[Tensor, Tenso
     parts = [batches.batch(step) for step in range(-(-images // 16))]
     norm, model.encoder.norm = model.encoder.norm, None
     labels = [part.labels if model.num_classes else None for part in parts]
-    z = torch.cat([model.encoder(part.images, own) for part, own in zip(parts, labels, strict=True)])
+    z = torch.cat([model.encoder(part.inputs, own) for part, own in zip(parts, labels, strict=True)])
     model.encoder.norm = norm
     rows = z.flatten(0, 1).double()
     return rows.mean(0), rows.var(0, correction=0)
@@ -103,14 +105,14 @@ def test_previews_and_hooks_see_a_calibrated_model(tmp_path: Path, monkeypatch: 
             return None
 
     calls: list[Any] = []
-    real = trainer.save_preview
+    real = autoencoder_system.save_preview
 
     def preview(model: SphereAutoencoder, *arguments: Any, **options: Any) -> None:
         assert_calibrated(model)
         calls.append(1)
         real(model, *arguments, **options)
 
-    monkeypatch.setattr(trainer, "save_preview", preview)
+    monkeypatch.setattr(autoencoder_system, "save_preview", preview)
     run(tmp_path / "run", "model.latent_norm=batch", "model.num_classes=0", "train.steps=21", hooks=(Hook(),))
     assert seen == [7, 14, 21] and len(calls) == 2
 

@@ -51,7 +51,7 @@ TrainingStep.__call__ = call
 class Processes:
     """The processes of one run, on this machine."""
 
-    def __init__(self, count: int, folder: Path, *settings: str, before: str = "") -> None:
+    def __init__(self, count: int, folder: Path, *settings: str, before: str = "", recipe: str = "debug") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -60,7 +60,7 @@ class Processes:
             "-c",
             before + SCRIPT,
             "train",
-            "debug",
+            recipe,
             "--out",
             str(folder),
             "--device",

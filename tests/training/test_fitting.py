@@ -24,7 +24,7 @@ from spheregen.training.fitting import (
 from spheregen.training.memory import estimate_memory
 from spheregen.training.recipe import Recipe, load_recipe
 from spheregen.training.step import TrainingStep
-from spheregen.training.system import AutoencoderSystem
+from spheregen.training.systems.autoencoder import AutoencoderSystem
 
 CPU = torch.device("cpu")
 
@@ -97,7 +97,7 @@ def failing_above(step: TrainingStep, limit: int) -> Callable[..., Any]:
     backward = step.backward
 
     def fake(batch: Any, draws: Any) -> Any:
-        if len(batch.images) > limit:
+        if len(batch.inputs) > limit:
             raise torch.OutOfMemoryError("too much")
         return backward(batch, draws)
 

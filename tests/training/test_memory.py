@@ -16,7 +16,7 @@ from spheregen.training.memory import MemoryEstimate, estimate_memory, estimate_
 from spheregen.training.recipe import Recipe, load_recipe
 from spheregen.training.step import TrainingStep
 from spheregen.training.synthetic import synthetic_batch
-from spheregen.training.system import build_system
+from spheregen.training.systems import build_system
 from spheregen.training.timing import flops_per_image
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_the_memory_of_a_pass_is_that_of_its_live_tensors(settings: tuple[str, .
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = system.loss(batch.images, batch.labels, draws)
+        result = system.loss(batch.inputs, batch.labels, draws)
     assert result.total.isfinite()
     found = estimate_memory(changed, precision="float32").activations
     slack = 0.5 if changed.train.recompute else 0.8  # what checkpoints hold is not all seen by the hooks

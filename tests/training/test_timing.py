@@ -9,7 +9,7 @@ import torch
 
 from spheregen.training import timing as module
 from spheregen.training.recipe import Recipe, load_recipe
-from spheregen.training.system import build_system
+from spheregen.training.systems import build_system
 from spheregen.training.timing import estimate_time, flops_per_image
 
 CPU = torch.device("cpu")

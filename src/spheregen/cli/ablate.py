@@ -37,6 +37,9 @@ def ablate(
     data: Annotated[
         str | None, typer.Option(help="Images: digits, a folder, zip, parquet or tar files, a Hub data set.")
     ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="What samples are compared with, where --data is a latent cache.")
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Part of the data that samples are compared with. Default: what is trained on.")
     ] = None,
@@ -64,7 +67,12 @@ def ablate(
     plan = make_plan(recipe, over or (), settings=settings or (), data=data, one_by_one=one_by_one, seeds=seeds)
     folder = output_folder(out or Path(f"ablation-{plan.base.name}"))
     options = StudyOptions(
-        out=folder, split=split, features=tuple(split_list(features) or ()), count=count, device=device
+        out=folder,
+        images=images,
+        split=split,
+        features=tuple(split_list(features) or ()),
+        count=count,
+        device=device,
     )
     if dry_run:
         _tell_plan(plan, as_json=as_json)

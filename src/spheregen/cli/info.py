@@ -13,6 +13,7 @@ from spheregen.cli.options import Json, print_json, table
 if TYPE_CHECKING:
     import torch
 
+    from spheregen.evaluation.cost import GeneratorCost
     from spheregen.training.recipe import Recipe
 
 SAMPLING_BATCH = 16
@@ -33,6 +34,10 @@ def info(
     time: Annotated[
         bool, typer.Option("--time", help="Calibrate for about ten seconds, and estimate how long training takes.")
     ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Of a latent denoiser: a tokenizer, or the name of a published one, instead of its own."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Parameters, GFLOPs and memory of a model or recipe, and the time of its training. Allocates no weights.
@@ -40,7 +45,7 @@ def info(
     GFLOPs are counted by the convention of the published tables.
     """
     from spheregen.errors import ConfigError
-    from spheregen.evaluation.cost import autoencoder_cost
+    from spheregen.evaluation.cost import cost_table
     from spheregen.model_folder import read_architecture
     from spheregen.model_source import find_model
     from spheregen.training.fitting import readable
@@ -50,6 +55,7 @@ def info(
     if processes < 1:
         raise ConfigError(f"--processes is at least 1, not {processes}")
     recipe: Recipe | None
+    folder: Path | None = None
     if _is_model(target):
         if settings or data:
             raise ConfigError(f"{target} is a trained model; --set and --data change recipes only")
@@ -63,14 +69,14 @@ def info(
     if time and recipe is None:
         raise ConfigError(f"{target} has no recipe.json, so there is no training whose time could be told")
     place, is_here = _place(device, must_be_here=time)
-    cost = autoencoder_cost(config)
+    cost = _cost(config, tokenizer, recipe, folder)
     answer: dict[str, Any] = {
         "name": target,
-        **cost.as_dict(),
+        **cost_table(cost),
         "image_size": config.image_size,
         "num_classes": config.num_classes,
         "latent": {"tokens": config.tokens, "channels": config.channels, "numbers": config.tokens * config.channels},
-        "weights_bytes": 4 * (cost.encoder.params + cost.decoder.params),
+        "weights_bytes": 4 * sum(part.params for part in cost.parts.values()),
         "sampling_memory": estimate_sampling_memory(config, SAMPLING_BATCH, device_type=place.type),
         "memory": None,
         "time": None,
@@ -84,12 +90,11 @@ def info(
         print_json(answer)
         return
     classes = f"{config.num_classes} classes" if config.num_classes else "unconditional"
-    print(
-        f"{target}: {config.image_size} px, {classes}, latent {config.tokens} x {config.channels}, patch {config.patch}"
-    )
+    patch = f", patch {config.patch}" if hasattr(config, "patch") else ""
+    print(f"{target}: {config.image_size} px, {classes}, latent {config.tokens} x {config.channels}{patch}")
     rows: list[tuple[str, ...]] = [
-        (name, f"{part.params / 1e6:.2f}", f"{part.gflops:.3g}", f"{part.counted_gflops:.3g}")
-        for name, part in vars(cost).items()
+        (name.replace("_", " "), f"{part.params / 1e6:.2f}", f"{part.gflops:.3g}", f"{part.counted_gflops:.3g}")
+        for name, part in cost.parts.items()
     ]
     print(table(rows, ("part", "M parameters", "GFLOPs/image", "with attention")))
     print(f"float32 weights: {answer['weights_bytes'] / 2**20:.1f} MiB")
@@ -98,6 +103,22 @@ def info(
     print(table(rows, ("GFLOPs to generate", *(f"{step} step{'s' if step != '1' else ''}" for step in steps))))
     print(f"memory to generate {SAMPLING_BATCH} at a time: {readable(answer['sampling_memory']['total'])}")
     _print_training(answer, recipe)
+
+
+def _cost(config: Any, tokenizer: str | None, recipe: Recipe | None, folder: Path | None) -> GeneratorCost:
+    """What a generator costs; a latent denoiser with the tokenizer that is asked for, or its own, if it is known."""
+    from spheregen.errors import ConfigError
+    from spheregen.evaluation.cost import autoencoder_cost, latent_generator_cost
+    from spheregen.model_folder import TOKENIZER
+    from spheregen.models.latent_denoiser import LatentDenoiserConfig
+    from spheregen.tokenizers.architectures import blank_tokenizer
+
+    if not isinstance(config, LatentDenoiserConfig):
+        if tokenizer is not None:
+            raise ConfigError("--tokenizer belongs to latent denoisers; leave it out")
+        return autoencoder_cost(config)
+    name = tokenizer or (str(folder / TOKENIZER) if folder is not None else getattr(recipe, "tokenizer", None))
+    return latent_generator_cost(config, None if name is None else blank_tokenizer(name))
 
 
 def _is_model(target: str) -> bool:
@@ -197,7 +218,7 @@ def _print_training(answer: dict[str, Any], recipe: Recipe | None) -> None:
         f"memory to train with {memory['micro_batch']} images a pass on {memory['device']} in {memory['precision']}"
         f"{processes}: about {readable(memory['total'])}"
     )
-    names = ("weights", "gradients", "moments", "average", "perceptual", "activations", "temporary", "gathered", "data")
+    names = ("weights", "gradients", "moments", "average", "frozen", "activations", "temporary", "gathered", "data")
     rows = [(name, readable(memory[name])) for name in (*names, "reserve") if memory[name]]
     if memory["overlap"]:
         rows.append(("freed in time", f"-{readable(memory['overlap'])}"))

@@ -27,7 +27,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a generator, or fine-tune one. The same command again continues an interrupted run where it was saved."""
-    from spheregen.training.recipe import load_recipe
+    from spheregen.training.recipe import RepresentationRecipe, load_recipe
 
     resolved = load_recipe(recipe, settings or (), data=data, init=init)
     if dry_run:
@@ -49,4 +49,7 @@ def train(
     if as_json:
         print_json({**dataclasses.asdict(result), "folder": str(result.folder)})
     else:
-        say(f"the model is in {folder}; look at {folder / 'previews'}, sample it with: spheregen sample {folder}")
+        use = f"sample it with: spheregen sample {folder}"
+        if isinstance(resolved, RepresentationRecipe):
+            use = f"encode images with it: spheregen encode {folder} IMAGES"
+        say(f"the model is in {folder}; look at {folder / 'previews'}, {use}")

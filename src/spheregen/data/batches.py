@@ -42,7 +42,7 @@ _REMEMBERED_VERSION = 1
 class Batch:
     """What one training step sees (one rank's share)."""
 
-    images: torch.Tensor  # (B, C, S, S) float32 in [-1, 1]
+    inputs: torch.Tensor  # float32: images (B, C, S, S) in [-1, 1], or latents (B, N, d)
     labels: torch.Tensor | None  # (B,) int64, or None
     indices: torch.Tensor  # (B,) int64 on the CPU, numbers in the source
     step: int  # the global step
@@ -216,9 +216,8 @@ class TrainingBatches:
         indices = torch.from_numpy(order.indices)
         mirrored = torch.from_numpy(flip_draws(self.seed, order)) if self.flips else None
         labels = None if self.source.labels is None else to_device(self.source.labels[indices], self.device)
-        return Batch(
-            images=finish_images(to_device(images, self.device), mirrored), labels=labels, indices=indices, step=step
-        )
+        inputs = finish_images(to_device(images, self.device), mirrored)
+        return Batch(inputs=inputs, labels=labels, indices=indices, step=step)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

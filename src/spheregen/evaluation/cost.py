@@ -1,20 +1,24 @@
 """Parameters and floating-point operations of a generator, by the convention of the published tables.
 
 A multiply-add counts as two operations; linears and convolutions count, attention products do not; T steps of
-generation take T decodes and T-1 encodes, twice that under guidance. `counted` is the same by PyTorch's counter, which
-sees attention too. Nothing is allocated: networks are traced on the meta device.
+generation take T decodes and T-1 encodes, or T calls of a denoiser and one decode, more under guidance. `counted` is
+the same by PyTorch's counter, which sees attention too. Nothing is allocated: networks are traced on the meta device.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.latent_denoiser import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
+from spheregen.models.protocol import SphereGenerator, Tokenizer
 
 STEPS = (1, 2, 4, 6)
 
@@ -29,49 +33,155 @@ class PartCost:
     counted_gflops: float
     """Of all matrix products that run, those of attention among them."""
 
+    def of(self, counted: bool) -> float:
+        """GFLOPs by PyTorch's counter, or by the convention."""
+        return self.counted_gflops if counted else self.gflops
 
-@dataclass(frozen=True)
-class GeneratorCost:
-    """Encoder, decoder and what generating one image takes."""
 
-    encoder: PartCost
-    decoder: PartCost
+class GeneratorCost(Protocol):
+    """The networks of a generator, and what generating one image takes."""
+
+    @property
+    def parts(self) -> Mapping[str, PartCost]:
+        """The networks by their names."""
 
     def generation_gflops(
         self, steps: int, *, guided: bool = False, guidance_at: str = "both", counted: bool = False
     ) -> float:
-        """GFLOPs of one image in `steps` steps; guidance doubles the decoder (`pixel`), the encoder (`latent`) or both.
+        """GFLOPs of one image in `steps` steps; guidance doubles the networks where it acts.
 
         Args:
             counted: by PyTorch's counter instead of the convention of the published tables.
         """
-        decode, encode = (part.counted_gflops if counted else part.gflops for part in (self.decoder, self.encoder))
+
+
+@dataclass(frozen=True)
+class AutoencoderCost:
+    """Of a Sphere Encoder: T decodes and T-1 encodes."""
+
+    encoder: PartCost
+    decoder: PartCost
+
+    @property
+    def parts(self) -> Mapping[str, PartCost]:
+        return vars(self)
+
+    def generation_gflops(
+        self, steps: int, *, guided: bool = False, guidance_at: str = "both", counted: bool = False
+    ) -> float:
+        """Guidance doubles the decoder (`pixel`), the encoder (`latent`) or both."""
+        decode, encode = (part.of(counted) for part in (self.decoder, self.encoder))
         decode *= 2 if guided and guidance_at != "latent" else 1
         encode *= 2 if guided and guidance_at != "pixel" else 1
         return steps * decode + (steps - 1) * encode
 
-    def as_dict(self) -> dict[str, Any]:
-        """The cost as plain numbers, as `spheregen info --json` prints it."""
-        return {
-            "encoder": vars(self.encoder),
-            "decoder": vars(self.decoder),
-            "generation_gflops": {
-                name: {str(steps): self.generation_gflops(steps, guided=guided) for steps in STEPS}
-                for name, guided in (("unguided", False), ("guided", True))
-            },
-        }
+
+@dataclass(frozen=True)
+class LatentGeneratorCost:
+    """Of a latent denoiser: T calls, and one decode of its tokenizer."""
+
+    denoiser: PartCost
+    tokenizer_encoder: PartCost | None
+    """None where the tokenizer is not known."""
+    tokenizer_decoder: PartCost | None
+
+    @property
+    def parts(self) -> Mapping[str, PartCost]:
+        return {name: part for name, part in vars(self).items() if part is not None}
+
+    def generation_gflops(
+        self, steps: int, *, guided: bool = False, guidance_at: str = "both", counted: bool = False
+    ) -> float:
+        """Guidance doubles the denoiser. Without a known tokenizer its decode is left out."""
+        decode = self.tokenizer_decoder.of(counted) if self.tokenizer_decoder is not None else 0.0
+        return steps * self.denoiser.of(counted) * (2 if guided else 1) + decode
 
 
-def autoencoder_cost(config: AutoencoderConfig) -> GeneratorCost:
+def cost_table(cost: GeneratorCost) -> dict[str, Any]:
+    """A cost as plain numbers, as `spheregen info --json` prints it."""
+    return {
+        **{name: vars(part) for name, part in cost.parts.items()},
+        "generation_gflops": {
+            name: {str(steps): cost.generation_gflops(steps, guided=guided) for steps in STEPS}
+            for name, guided in (("unguided", False), ("guided", True))
+        },
+    }
+
+
+def generator_cost(model: SphereGenerator) -> GeneratorCost:
+    """The cost of a generator that is there, on the meta device or a real one; its tokenizer runs for one image."""
+    if isinstance(model, SphereAutoencoder):
+        return autoencoder_cost(model.config)
+    if isinstance(model, LatentGenerator):
+        return latent_generator_cost(model.config, model.tokenizer)
+    raise TypeError(f"nothing is known of the cost of a {type(model).__name__}")
+
+
+def autoencoder_cost(config: AutoencoderConfig) -> AutoencoderCost:
     """The cost of a Sphere Encoder, from its configuration alone."""
     with torch.device("meta"):
         model = SphereAutoencoder(config)
         images = torch.empty(1, config.image_channels, config.image_size, config.image_size)
         latents = torch.empty(1, *model.latent_shape)
     labels = torch.zeros(1, dtype=torch.int64, device="meta") if config.num_classes else None
-    return GeneratorCost(
+    return AutoencoderCost(
         encoder=_part_cost(model.encoder, images, labels), decoder=_part_cost(model.decoder, latents, labels)
     )
+
+
+def denoiser_cost(config: LatentDenoiserConfig) -> PartCost:
+    """The cost of one call of a latent denoiser, from its configuration alone."""
+    with torch.device("meta"):
+        model = LatentDenoiser(config)
+        latents = torch.empty(1, config.tokens, config.channels)
+    labels = torch.zeros(1, dtype=torch.int64, device="meta") if config.num_classes else None
+    return _part_cost(model, latents, labels)
+
+
+def latent_generator_cost(config: LatentDenoiserConfig, tokenizer: Tokenizer | None) -> LatentGeneratorCost:
+    """The cost of a latent denoiser with its tokenizer, on the meta device or a real one; None: unknown."""
+    if tokenizer is None:
+        return LatentGeneratorCost(denoiser_cost(config), None, None)
+    encoder, decoder = tokenizer_cost(tokenizer)
+    return LatentGeneratorCost(denoiser_cost(config), encoder, decoder)
+
+
+def tokenizer_cost(tokenizer: Tokenizer) -> tuple[PartCost, PartCost]:
+    """The cost of encoding and of decoding one image; each part is whatever modules its way goes through."""
+    assert isinstance(tokenizer, nn.Module)
+    found = next(itertools.chain(tokenizer.parameters(), tokenizer.buffers()), None)
+    device = torch.device("cpu") if found is None else found.device
+    images = torch.zeros(1, *tokenizer.image_shape, device=device)
+    latents = torch.zeros(1, *tokenizer.latent_shape, device=device)
+    return (
+        _part_cost(_Way(tokenizer, tokenizer.encode, images), images),
+        _part_cost(_Way(tokenizer, tokenizer.decode, latents), latents),
+    )
+
+
+class _Way(nn.Module):
+    """One of the two ways through a tokenizer, as a module that holds what is used on it."""
+
+    def __init__(self, tokenizer: nn.Module, call: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
+        super().__init__()
+        self._call = call
+        used: list[nn.Module] = []
+        handles = [
+            module.register_forward_hook(lambda module, *_: used.append(module))
+            for module in tokenizer.modules()
+            if next(module.parameters(recurse=False), None) is not None
+        ]
+        try:
+            with torch.no_grad():
+                call(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        inner = {inner for module in used for inner in module.modules() if inner is not module}
+        self.used = nn.ModuleList(module for module in dict.fromkeys(used) if module not in inner)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._call(inputs)
 
 
 def _part_cost(network: nn.Module, *inputs: Any) -> PartCost:
@@ -79,6 +189,11 @@ def _part_cost(network: nn.Module, *inputs: Any) -> PartCost:
         network(*inputs)
     flops = count_flops(network, *inputs)
     return PartCost(count_parameters(network), flops / 1e9, counter.get_total_flops() / 1e9)
+
+
+def denoiser_flops(config: LatentDenoiserConfig) -> float:
+    """Operations of one call of a latent denoiser for one latent, by the convention of the published tables."""
+    return 1e9 * denoiser_cost(config).gflops
 
 
 def count_parameters(network: nn.Module) -> int:

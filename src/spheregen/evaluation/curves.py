@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.evaluation.cost import autoencoder_cost
+from spheregen.evaluation.cost import generator_cost
 from spheregen.evaluation.images import GeneratedImages, plain_settings
 from spheregen.evaluation.latency import gflops_per_image, sampling_speed
 from spheregen.pipeline import GenerationOptions, Pipeline
@@ -146,7 +146,7 @@ def score_curves(
         return []
     speeds = sampling_speed(pipe, [generation for generation, _ in points.values()], repeats=repeats, singles=0)
     milliseconds = {key: 1000 / speed.images_per_second for key, speed in zip(points, speeds, strict=True)}
-    cost = autoencoder_cost(pipe.model.config)
+    cost = generator_cost(pipe.model)
     answer = []
     for curve in options.curves:
         told = []

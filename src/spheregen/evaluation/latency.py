@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from spheregen.evaluation.cost import GeneratorCost, autoencoder_cost
+from spheregen.evaluation.cost import GeneratorCost, generator_cost
 from spheregen.evaluation.peak import synchronize
 from spheregen.pipeline import GenerationOptions, Pipeline
 
@@ -79,7 +79,7 @@ def sampling_speed(
 
 def cost_figures(pipe: Pipeline, options: GenerationOptions, *, batch: int = 64) -> dict[str, Any]:
     """Parameters, operations by both conventions, and measured speed and memory at 1 to 8 steps."""
-    cost = autoencoder_cost(pipe.model.config)
+    cost = generator_cost(pipe.model)
     settings = [with_steps(options, steps) for steps in SPEED_STEPS]
     by_steps = []
     for generation, speed in zip(settings, sampling_speed(pipe, settings, batch=batch), strict=True):
@@ -92,9 +92,9 @@ def cost_figures(pipe: Pipeline, options: GenerationOptions, *, batch: int = 64)
             }
         )
     return {
-        "params": {"encoder": cost.encoder.params, "decoder": cost.decoder.params},
-        "gflops": {"encoder": cost.encoder.gflops, "decoder": cost.decoder.gflops},
-        "counted_gflops": {"encoder": cost.encoder.counted_gflops, "decoder": cost.decoder.counted_gflops},
+        "params": {name: part.params for name, part in cost.parts.items()},
+        "gflops": {name: part.gflops for name, part in cost.parts.items()},
+        "counted_gflops": {name: part.counted_gflops for name, part in cost.parts.items()},
         "by_steps": by_steps,
         "device": device_name(pipe.device),
         "threads": torch.get_num_threads() if pipe.device.type == "cpu" else None,

@@ -27,7 +27,7 @@ from spheregen.losses.uniformity import (
     sliced_wasserstein,
 )
 from spheregen.models.autoencoder import SphereAutoencoder
-from spheregen.noise import NoiseConfig, Radii, draw_radii, perturb
+from spheregen.noise import NoiseConfig, Radii, directions, draw_radii, perturb
 from spheregen.sphere import upcast
 
 
@@ -157,17 +157,12 @@ class AutoencoderObjective:
     def draw(self, batch: int, generator: torch.Generator, rows: slice | None = None) -> AutoencoderDraws:
         """The random numbers of a global batch, or of these rows of it, from a CPU generator.
 
-        Radii are stratified over the global batch. Each direction has a seed of its own, so that a process draws only
-        the large tensors that it needs, and they are the same whatever the number of processes.
+        Radii are stratified over the global batch, see also `spheregen.noise.directions`.
         """
         rows = rows or slice(0, batch)
         radii = draw_radii(batch, self.noise, self.model.config.max_angle, generator=generator)
         dropped = torch.rand((4, batch), generator=generator) < self.loss.label_dropout
-        seeds = torch.randint(2**62, (batch,), generator=generator)[rows].tolist()
-        direction = torch.empty(len(seeds), *self.model.latent_shape)
-        own = torch.Generator()
-        for row, seed in zip(direction, seeds, strict=True):
-            row.normal_(generator=own.manual_seed(seed))
+        direction = directions(batch, self.model.latent_shape, generator, rows)
         projections = None  # drawn last and only where they are used, so that no other draw depends on them
         if self.loss.needs_projections:
             projections = projection_directions(
@@ -216,7 +211,7 @@ class AutoencoderObjective:
             terms["latent_consistency"] = latent_distance(again, z.detach())
         if weights["uniformity"]:
             terms["uniformity"] = self._uniformity(z, draws.projections)
-        return weighted_total(terms, weights, observed={"latent": z.detach(), "image": x, "decoded": weak.detach()})
+        return weighted_total(terms, weights, observed={"latent": z.detach(), "data": x, "output": weak.detach()})
 
     def _uniformity(self, z: Tensor, projections: Tensor | None) -> Tensor:
         """How far clean latents (B, N, d) are from evenly spread. Draws without projections have them drawn here."""

@@ -6,27 +6,26 @@ Legend: B samples, C image channels, S image size, P patch size, N = (S/P)^2 tok
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from spheregen.conditioning import ClassEmbedding, Unprepared
+from spheregen.conditioning import Unprepared
 from spheregen.errors import ConfigError, check_choices
-from spheregen.models.protocol import Labels
+from spheregen.models.protocol import Labels, mix_images
 from spheregen.models.sizes import TransformerSize, resolve_size
+from spheregen.models.trunk import NetworkCondition, Output, Trunk
 from spheregen.nn.batch_norm import BatchNorm
-from spheregen.nn.block import Block
 from spheregen.nn.linear import Init, linear
 from spheregen.nn.mixer import Mixer
-from spheregen.nn.modulation import Modulation, modulate
-from spheregen.nn.norm import RMSNorm
 from spheregen.nn.patches import ConvPixelHead, LinearPixelHead, PatchEmbedding
-from spheregen.nn.positions import AxialRotary, sincos_table
-from spheregen.nn.tags import ENCODER, NO_DECAY, tag
+from spheregen.nn.tags import ENCODER, tag
 from spheregen.prior import PRIORS, Prior, PriorName
-from spheregen.sphere import angle_to_sigma, spherify, upcast
+from spheregen.sphere import angle_to_sigma, upcast
 
 DEFAULT_PATCH = {32: 4, 64: 4, 128: 8, 256: 16, 512: 32}
 """The published patch of each image size; the "high" latent resolution halves it."""
@@ -166,25 +165,15 @@ class AutoencoderConfig:
     def decoder_size(self) -> TransformerSize:
         return resolve_size(self.decoder)
 
+    @property
+    def transformers(self) -> tuple[TransformerSize, ...]:
+        """Of encoder and decoder."""
+        return self.encoder_size, self.decoder_size
 
-@dataclass(frozen=True)
-class NetworkCondition:
-    """What an encoder or a decoder makes of labels, before it sees any token; the batch axis may be 1 for all."""
-
-    embedding: Tensor
-    """(B, W) class embedding."""
-    blocks: tuple[tuple[Tensor, ...], ...]
-    """Of each block the six adaLN vectors (B, 1, W)."""
-    output: tuple[Tensor, ...]
-    """The output's shift and scale, (B, 1, W)."""
-
-    def rows(self, index: Tensor) -> NetworkCondition:
-        """The condition of these rows."""
-        return NetworkCondition(
-            self.embedding[index],
-            tuple(tuple(vector[index] for vector in block) for block in self.blocks),
-            tuple(vector[index] for vector in self.output),
-        )
+    def with_transformers(self, sizes: Sequence[TransformerSize]) -> Self:
+        """The same architecture with other sizes of `transformers`."""
+        encoder, decoder = sizes
+        return dataclasses.replace(self, encoder=encoder, decoder=decoder)
 
 
 @dataclass(frozen=True)
@@ -199,86 +188,6 @@ class AutoencoderCondition:
         return AutoencoderCondition(self.encoder.rows(index), self.decoder.rows(index))
 
 
-class Trunk(nn.Module):
-    """What encoder and decoder share: positions, transformer blocks, the class embedding and in-context tokens.
-
-    Tokens (B, N, W) and labels (B,), a prepared condition or None to tokens (B, N, W) and what the output is
-    conditioned on: an embedding (B, W), its adaLN vectors, or None.
-    """
-
-    positions: Tensor
-
-    def __init__(self, size: TransformerSize, config: AutoencoderConfig, *, spherify_blocks: bool = False) -> None:
-        super().__init__()
-        width, conditional = size.width, config.num_classes > 0
-        self.labels = ClassEmbedding(config.num_classes, width) if conditional else None
-        self.register_buffer("positions", sincos_table(config.grid, width))
-        self.rotary = AxialRotary(config.grid, width // size.heads)
-        self.blocks = nn.ModuleList(Block(width, size.heads, conditional=conditional) for _ in range(size.depth))
-        self.spherify_blocks = spherify_blocks
-        self.context_tokens, self.context_start = config.in_context_tokens, size.in_context_start
-        self.context = self.context_positions = None
-        if config.in_context_tokens:
-            if not conditional:
-                self.context = _context_parameter(config.in_context_tokens, width)
-            self.context_positions = _context_parameter(config.in_context_tokens, width)
-
-    def forward(
-        self, tokens: Tensor, labels: Tensor | NetworkCondition | None
-    ) -> tuple[Tensor, Tensor | tuple[Tensor, ...] | None]:
-        if isinstance(labels, NetworkCondition):
-            embedding: Tensor | None = labels.embedding
-        else:
-            embedding = self.embed(labels, tokens.shape[0])
-        x = upcast(tokens) + self.positions
-        for index, block in enumerate(self.blocks):
-            if self.context_tokens and index == self.context_start:
-                x = torch.cat([self._context(embedding, x), x], dim=1)
-            x = block(x, self.rotary, labels.blocks[index] if isinstance(labels, NetworkCondition) else embedding)
-            if self.spherify_blocks and index < len(self.blocks) - 1:
-                x = spherify(x)
-        x = x[:, self.context_tokens :] if self.context_tokens else x
-        return x, labels.output if isinstance(labels, NetworkCondition) else embedding
-
-    def embed(self, labels: Tensor | None, batch: int) -> Tensor | None:
-        """The class embedding (B, W) of labels; None for an unconditional model.
-
-        Raises:
-            ValueError: labels for an unconditional model, or for another number of samples.
-        """
-        if labels is not None:
-            if self.labels is None:
-                raise ValueError("this model is unconditional and takes no labels; leave them out")
-            if labels.shape[0] != batch or labels.ndim != 1 + labels.is_floating_point():
-                raise ValueError(f"{tuple(labels.shape)} labels for a batch of {batch}; give one for each")
-        return None if self.labels is None else self.labels(labels, batch)
-
-    def condition(self, labels: Tensor | None, output: Output | None) -> NetworkCondition:
-        """Everything that this trunk and its output make of labels (B,), or of the null class for all."""
-        embedding = self.embed(labels, 1 if labels is None else labels.shape[0])
-        if embedding is None or output is None:
-            raise ValueError("an unconditional model makes nothing of labels")
-        blocks = tuple(block.modulation(embedding) for block in self.blocks)  # type: ignore[operator]
-        return NetworkCondition(embedding, blocks, output.modulation(embedding))
-
-    def _context(self, embedding: Tensor | None, x: Tensor) -> Tensor:
-        content = self.context if embedding is None else embedding.unsqueeze(1)
-        return (content + self.context_positions).to(x.dtype).expand(x.shape[0], -1, -1)  # type: ignore[operator]
-
-
-class Output(nn.Module):
-    """The conditional norm in front of an output linear: RMSNorm, then adaLN shift and scale."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = RMSNorm(width)
-        self.modulation = Modulation(width, 2)
-
-    def forward(self, x: Tensor, condition: Tensor | tuple[Tensor, ...]) -> Tensor:
-        shift, scale = condition if isinstance(condition, tuple) else self.modulation(condition)
-        return modulate(self.norm(x), shift, scale)
-
-
 class Encoder(nn.Module):
     """Images (B, C, S, S) in [-1, 1] to raw latents (B, N, d), before the sphere. `labels=None`: the null class."""
 
@@ -287,7 +196,7 @@ class Encoder(nn.Module):
         size = config.encoder_size
         self.image_shape = (config.image_channels, config.image_size, config.image_size)
         self.patches = PatchEmbedding(config.image_channels, config.patch, size.width)
-        self.trunk = Trunk(size, config)
+        self.trunk = Trunk(size, config.grid, config.num_classes, context_tokens=config.in_context_tokens)
         self.output = Output(size.width) if config.num_classes else None
         self.project = linear(size.width, config.channels, init=config.output_init)
         self.mixer = (
@@ -322,7 +231,13 @@ class Decoder(nn.Module):
             if config.decoder_mixer_depth
             else None
         )
-        self.trunk = Trunk(size, config, spherify_blocks=config.spherify_decoder_blocks)
+        self.trunk = Trunk(
+            size,
+            config.grid,
+            config.num_classes,
+            context_tokens=config.in_context_tokens,
+            spherify_blocks=config.spherify_decoder_blocks,
+        )
         self.output = Output(size.width) if config.num_classes else None
         head = ConvPixelHead if config.pixel_head == "conv" else LinearPixelHead
         self.head = head(size.width, config.patch, config.image_channels, config.grid, init=config.output_init)
@@ -392,14 +307,33 @@ class SphereAutoencoder(nn.Module):
         """The type of the weights, in which the networks compute. What comes out of them is float32 or wider."""
         return self.decoder.embed.weight.dtype
 
+    @property
+    def guidance_places(self) -> tuple[str, ...]:
+        return "pixel", "latent"  # a prediction is an image
+
+    def predict(self, latents: Tensor, labels: Labels = None) -> Tensor:
+        return upcast(self.decoder(latents.to(self.dtype), _part(labels, "decoder"))).clamp(-1, 1)
+
+    def to_latent(self, prediction: Tensor, labels: Labels = None) -> Tensor:
+        return upcast(self.encoder(prediction.to(self.dtype), _part(labels, "encoder")))
+
+    def to_image(self, prediction: Tensor) -> Tensor:
+        return prediction
+
+    def from_image(self, images: Tensor) -> Tensor:
+        return images
+
+    def mix(self, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+        return mix_images(first, second, mask)
+
     def encode_raw(self, images: Tensor, labels: Labels = None) -> Tensor:
-        return upcast(self.encoder(images.to(self.dtype), _part(labels, "encoder")))
+        return self.to_latent(images, labels)
 
     def encode(self, images: Tensor, labels: Labels = None) -> Tensor:
         return self.prior.project(self.encode_raw(images, labels))
 
     def decode(self, latents: Tensor, labels: Labels = None) -> Tensor:
-        return upcast(self.decoder(latents.to(self.dtype), _part(labels, "decoder"))).clamp(-1, 1)
+        return self.predict(latents, labels)
 
     def forward(self, images: Tensor, labels: Labels = None) -> Tensor:
         """Reconstruct images: decode(encode(x))."""
@@ -415,9 +349,3 @@ def _part(labels: Labels, network: Literal["encoder", "decoder"]) -> Tensor | Ne
     if not isinstance(labels, AutoencoderCondition):
         raise ValueError(f"a {type(labels).__name__} is no condition of this model; take model.condition(labels)")
     return labels.encoder if network == "encoder" else labels.decoder
-
-
-def _context_parameter(tokens: int, width: int) -> nn.Parameter:
-    parameter = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
-    tag([parameter], NO_DECAY)
-    return parameter

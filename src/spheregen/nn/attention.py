@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spheregen.nn.linear import linear
+from spheregen.nn.norm import RMSNorm
 from spheregen.nn.positions import AxialRotary
+
+QK_NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
     """Self-attention: one linear for queries, keys and values, rotary positions on q and k, an output linear.
 
     Shapes: (B, T, W) to (B, T, W); W = heads * D.
+
+    Args:
+        qk_norm: an RMSNorm with a gain over the channels of each head of q and of k, before they are rotated.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = linear(width, 3 * width)
         self.out = linear(width, width)
+        self.q_norm = RMSNorm(width // heads, eps=QK_NORM_EPS) if qk_norm else None
+        self.k_norm = RMSNorm(width // heads, eps=QK_NORM_EPS) if qk_norm else None
 
-    def forward(self, x: Tensor, rotary: AxialRotary) -> Tensor:
+    def forward(self, x: Tensor, rotary: AxialRotary | None) -> Tensor:
+        """`rotary=None`: no rotary positions."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, D)
-        qk, v = rotary(qkv[:, :, :2]), qkv[:, :, 2]
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.unbind(2)
+            qk = torch.stack([self.q_norm(q), self.k_norm(k)], dim=2)
+        if rotary is not None:
+            qk = rotary(qk)
         q, k = qk.unbind(2)
         mixed = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""RMS normalisation over the last axis."""
+"""Normalisation over the last axis."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ class RMSNorm(nn.Module):
         wide = upcast(x)
         gain = None if self.weight is None else self.weight.to(wide.dtype)
         return functional.rms_norm(wide, (self.width,), gain, self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Mean 0 and variance 1 over the last axis, without gain and shift: for blocks whose condition brings them.
+
+    Computed in float32 or wider; the result has the type of `x`.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(upcast(x), (self.width,), eps=self.eps).to(x.dtype)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from torch import nn
 
 from spheregen.devices import choose_device
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.model_folder import load_model, save_model
-from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.models.protocol import GeneratorModule
 from spheregen.nn.block import compile_blocks
 from spheregen.pipeline.editing import Editing
 from spheregen.pipeline.output import GenerationOptions, PipelineOutput, SamplerOptions
@@ -97,11 +98,12 @@ class Pipeline(Editing):
 
     def compile(self) -> Self:
         """Compile the transformer blocks by torch.compile: a slow first batch of each size, then faster ones."""
+        assert isinstance(self.model, nn.Module)
         compile_blocks(self.model)
         return self
 
 
-def load(model: str | Path, *, device: str = "auto") -> SphereAutoencoder:
+def load(model: str | Path, *, device: str = "auto") -> GeneratorModule:
     """The bare network of a model folder, a bundled model or a Hub model, in evaluation mode."""
     from spheregen.model_source import find_model
 

@@ -17,8 +17,8 @@ from spheregen.devices import choose_device
 from spheregen.errors import ConfigError
 from spheregen.losses.reconstruction import to_unit
 from spheregen.model_folder import ModelInfo, weights_hash
-from spheregen.models.autoencoder import SphereAutoencoder
-from spheregen.pipeline.output import GenerationOptions, PipelineOutput
+from spheregen.models.protocol import GeneratorModule
+from spheregen.pipeline.output import GenerationOptions, PipelineOutput, Steps
 from spheregen.progress import default_reporter, watched
 from spheregen.sampling.guidance import Guidance
 from spheregen.sampling.loop import Samples, StepNoise
@@ -49,7 +49,7 @@ class PipelineCore:
 
     def __init__(
         self,
-        model: SphereAutoencoder,
+        model: GeneratorModule,
         info: ModelInfo | None = None,
         *,
         device: str = "auto",
@@ -122,16 +122,28 @@ class PipelineCore:
     ) -> PipelineOutput:
         if labels is not None and any(label == self.classes.count for label in labels):
             labels = None  # the null class has no name
-        steps = samples.trajectory if trajectory else ()
         return PipelineOutput(
             tensor=_to_unit(samples.images),
             seeds=seeds,
             labels=None if labels is None else tuple(labels),
             settings=settings,
-            trajectory=tuple(_to_unit(images) for images in steps),
+            steps=self._steps(samples) if trajectory else (),
             origin={"model": self.name, "fingerprint": self.fingerprint},
             class_names=self.info.class_names,
         )
+
+    def _steps(self, samples: Samples) -> Steps:
+        """The pictures after every step; where they are not decoded yet, what decodes them once they are asked for."""
+        if samples.decoded:
+            return tuple(_to_unit(images) for images in samples.trajectory)
+        *before, _ = samples.predictions
+        waiting, last, to_image = [each.cpu() for each in before], _to_unit(samples.images), samples.to_image
+
+        def decode() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (*(_to_unit(to_image(self._here(each))) for each in waiting), last)
+
+        return decode
 
     def _mapped(self, x: Tensor, labels: Labels, call: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """A call on inputs (B, ...) under labels, in batches."""

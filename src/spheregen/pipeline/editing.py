@@ -96,9 +96,14 @@ class Editing(Generation):
             shown = str(mask) if isinstance(mask, str | Path) else "picture"
         if swap:
             first, second = second, first
-        joined = sampling.stitch(first, second, self._here(shape))
+        pairs, taken = torch.stack([first, second], dim=1), self._here(shape)
         settings = self._edit_settings("crossover", options, steps, strength, guided=label is not None)
-        return self._refined(joined, label, seed, step_noise, settings | {"mask": shown, "swap": swap}, sampling.edit)
+
+        def heal(model: Any, part: Tensor, labels: Tensor | None, **how: Any) -> Samples:
+            one, other = part.unbind(1)
+            return sampling.edit(model, sampling.Joined(one, other, taken), labels, **how)
+
+        return self._refined(pairs, label, seed, step_noise, settings | {"mask": shown, "swap": swap}, heal)
 
     def vary(
         self,
@@ -288,7 +293,7 @@ class Editing(Generation):
         settings: dict[str, Any],
         loop: Callable[..., Samples],
     ) -> PipelineOutput:
-        """A loop that starts from images (B, C, H, W) in [-1, 1] and adds noise at each of its steps."""
+        """A loop that starts from images in [-1, 1], (B, ...), and adds noise at each of its steps."""
         count, steps = len(x), settings["steps"]
         edit_radii(settings["schedule"], steps, settings["strength"])  # complain before any work is done
         seeds = range(seed, seed + count)

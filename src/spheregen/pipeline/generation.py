@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from spheregen.classes import Labels
 from spheregen.data.inputs import Pictures
 from spheregen.errors import ConfigError
 from spheregen.losses.reconstruction import to_unit
+from spheregen.models.protocol import SphereGenerator
 from spheregen.pipeline.core import PipelineCore, check_seeds
 from spheregen.pipeline.output import GenerationOptions, PipelineOutput, SamplerOptions, join_outputs
 from spheregen.sampling.loop import StepNoise
@@ -48,7 +49,7 @@ class Generation(PipelineCore):
                 seed s gets class s modulo their number.
             seed: picture i has seed `seed + i`.
             seeds: the seeds themselves, instead of `seed`.
-            steps: decodes; 1 is one step.
+            steps: passes of the generating network; 1 is one step.
             noise: (B, N, d) Gaussian to start from, instead of the seeds' own.
             step_noise: noise of the refinement steps, (B, N, d) for all steps or a list of steps-1 of them.
             trajectory: keep the pictures after every step.
@@ -150,7 +151,7 @@ class Generation(PipelineCore):
 
         return self._mapped(self._to_tensor(images), labels, there_and_back)
 
-    def _remembering(self, classes: Sequence[int]) -> Any:
+    def _remembering(self, classes: Sequence[int]) -> SphereGenerator:
         """The model, with the conditions of these classes computed once where they are few."""
         if not classes or len(classes) > REMEMBERED_CLASSES:
             return self.model

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,6 +17,9 @@ from spheregen.data import PictureWriter, open_writer, to_pil
 from spheregen.metadata import picture_metadata
 from spheregen.sampling.guidance import Guidance
 from spheregen.sampling.schedules import Schedule
+
+Steps = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
+"""The pictures after every step, or what makes them."""
 
 
 class SamplerOptions(TypedDict, total=False):
@@ -51,12 +55,20 @@ class PipelineOutput:
     settings: Mapping[str, Any]
     """steps, schedule, guidance, guidance_at and share_noise as used, and those of an edit: with a seed they repeat a
     picture."""
-    trajectory: tuple[Tensor, ...] = ()
-    """The pictures after every step, each like `tensor`, which is the last; empty where nobody asked for it."""
+    steps: Steps = field(default=(), repr=False)
+    """What `trajectory` is made of."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """What a PNG says of the model: its name, its fingerprint, the version of the library."""
     class_names: tuple[str, ...] = ()
     """The names of all classes of the model."""
+
+    @functools.cached_property
+    def trajectory(self) -> tuple[Tensor, ...]:
+        """The pictures after every step, each like `tensor`, which is the last; empty where nobody asked for it.
+
+        Those of a model that predicts latents are decoded when this is first read: their output holds on to the model.
+        """
+        return _made(self.steps)
 
     @property
     def images(self) -> list[Image.Image]:
@@ -90,10 +102,19 @@ def join_outputs(parts: Iterable[PipelineOutput]) -> PipelineOutput:
     if len(outputs) == 1:
         return first
     labels = None if first.labels is None else tuple(label for part in outputs for label in part.labels or ())
+    steps = [part.steps for part in outputs]
+
+    def joined() -> tuple[Tensor, ...]:
+        return tuple(map(torch.cat, zip(*map(_made, steps), strict=True)))
+
     return dataclasses.replace(
         first,
         tensor=torch.cat([part.tensor for part in outputs]),
         seeds=tuple(seed for part in outputs for seed in part.seeds),
         labels=labels,
-        trajectory=tuple(map(torch.cat, zip(*(part.trajectory for part in outputs), strict=True))),
+        steps=joined if any(map(callable, steps)) else joined(),
     )
+
+
+def _made(steps: Steps) -> tuple[Tensor, ...]:
+    return steps() if callable(steps) else steps

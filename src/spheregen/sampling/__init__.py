@@ -1,6 +1,6 @@
 """From points on the sphere to images: the few-step loop, its schedules and guidance, editing and restoration."""
 
-from spheregen.sampling.editing import MASKS, crossover_mask, edit, stitch, vary
+from spheregen.sampling.editing import MASKS, Joined, crossover_mask, edit, stitch, vary
 from spheregen.sampling.guidance import ClassifierFreeGuidance, Guidance, Guided, Steered, guide
 from spheregen.sampling.interpolation import blend, interpolate, lerp
 from spheregen.sampling.loop import Samples, reconstruct, refine, sample
@@ -14,6 +14,7 @@ __all__ = [
     "ClassifierFreeGuidance",
     "Guidance",
     "Guided",
+    "Joined",
     "Masked",
     "Observation",
     "Reduced",

@@ -1,19 +1,20 @@
 """Changing images through the sphere: towards a class, halves of two joined, variations. Inversion is one encode.
 
 Source: Yue et al. 2026 (arXiv 2602.15030), conditional manipulation and image crossover. Legend: T steps, B samples,
-latents (B, N, d), images (B, C, S, S) in [-1, 1].
+latents (B, N, d), images (B, C, S, S) in [-1, 1], predictions one or the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.models.protocol import SphereGenerator
+from spheregen.models.protocol import SphereGenerator, mix_images
 from spheregen.sampling.guidance import Guidance, guide
 from spheregen.sampling.loop import Samples, StepNoise, check_labels, refine, step_directions
 from spheregen.sampling.schedules import Schedule, edit_radii
@@ -32,10 +33,22 @@ MASKS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
 to the upper right with the first image above it."""
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Two images of which `edit` makes one: pixels are joined, or, where the model predicts latents, tokens."""
+
+    first: Tensor
+    """(B, C, S, S) in [-1, 1]."""
+    second: Tensor
+    """(B, C, S, S) in [-1, 1]."""
+    mask: Tensor
+    """(B or 1, 1, S, S) in [0, 1]: 1 where the first image is taken, 0 where the second one is."""
+
+
 @torch.no_grad()
 def edit(
     model: SphereGenerator,
-    images: Tensor,
+    images: Tensor | Joined,
     labels: Tensor | None = None,
     steps: int = 4,
     strength: float = 0.25,
@@ -48,8 +61,11 @@ def edit(
 ) -> Samples:
     """Pull images towards a condition: T pairs of encode, with noise scaled by `strength`, and decode.
 
+    A model that predicts latents refines those of its tokenizer instead, and decodes them at the end.
+
     Args:
-        images: (B, C, S, S) in [-1, 1]. Every encode, the first included, is under the target `labels`.
+        images: (B, C, S, S) in [-1, 1], or two of them `Joined`, whose seam the steps heal. Every encode, the first
+            included, is under the target `labels`.
         steps: T >= 1 pairs; the trajectory has T images.
         strength: the noise of a step as a fraction of sigma_max (`decay`: strength * (1 - t/(T+1))).
 
@@ -59,15 +75,19 @@ def edit(
         ConfigError: steps, strength, schedule, guidance or noise that do not fit together.
     """
     radii = edit_radii(schedule, steps, strength)
-    check_labels(labels, images.shape[0])
+    first = images.first if isinstance(images, Joined) else images
+    check_labels(labels, first.shape[0])
     steered = guide(model, labels, guidance, guidance_at)
-    like = images.new_empty((images.shape[0], *model.latent_shape))
+    like = first.new_empty((first.shape[0], *model.latent_shape))
     directions = step_directions(step_noise, len(radii), like, generator, share=share_noise)
-    trajectory: list[Tensor] = []
+    prediction = model.from_image(first)
+    if isinstance(images, Joined):
+        prediction = model.mix(prediction, model.from_image(images.second), images.mask)
+    predictions = []
     for radius, direction in zip(radii, directions, strict=True):
-        before = trajectory[-1] if trajectory else images
-        trajectory.append(refine(steered, before, radius, direction, prior=model.prior))
-    return Samples(images=trajectory[-1], trajectory=tuple(trajectory))
+        prediction = refine(steered, prediction, radius, direction, prior=model.prior)
+        predictions.append(prediction)
+    return Samples.of(predictions, model.to_image)
 
 
 def crossover_mask(name: str, size: int) -> Tensor:
@@ -91,7 +111,7 @@ def crossover_mask(name: str, size: int) -> Tensor:
 
 def stitch(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
     """Two images (B, C, S, S) as one: `first` where the mask (B or 1, 1, S, S) is 1, `second` where it is 0."""
-    return torch.lerp(second, first, mask.to(first.dtype))
+    return mix_images(first, second, mask)
 
 
 def vary(v: Tensor, direction: Tensor, angle: float) -> Tensor:

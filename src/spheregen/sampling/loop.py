@@ -1,13 +1,16 @@
 """The few-step loop: generation, editing and restoration are one refinement step with different starts.
 
-Source: Yue et al. 2026 (arXiv 2602.15030), generation. Legend: T steps, B samples, latents (B, N, d), images
-(B, C, S, S) in [-1, 1].
+What goes from step to step is the model's prediction: an image, or a clean latent that is decoded at the end.
+
+Source: Yue et al. 2026 (arXiv 2602.15030), generation; Do et al. 2026 (arXiv 2605.15592), sampling. Legend: T steps, B
+samples, latents (B, N, d), images (B, C, S, S) in [-1, 1], predictions one or the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,18 +27,37 @@ StepNoise = Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Samples:
-    """Images of a few-step loop."""
+    """Images of a few-step loop. Where a model predicts latents, those of the last step alone are decoded already."""
 
     images: Tensor
     """(B, C, S, S) in [-1, 1], of the last step."""
-    trajectory: tuple[Tensor, ...]
-    """The images of every step, each (B, C, S, S); the last is `images`."""
+    predictions: tuple[Tensor, ...]
+    """What each of the T steps made: images, or latents."""
+    to_image: Callable[[Tensor], Tensor] = field(repr=False)
+    """Makes images of these."""
+
+    @classmethod
+    def of(cls, predictions: Sequence[Tensor], to_image: Callable[[Tensor], Tensor]) -> Samples:
+        """The samples of these predictions, the last one decoded."""
+        return cls(to_image(predictions[-1]), tuple(predictions), to_image)
+
+    @property
+    def decoded(self) -> bool:
+        """Whether the images of all steps are there already."""
+        return len(self.predictions) == 1 or self.images is self.predictions[-1]
+
+    @functools.cached_property
+    def trajectory(self) -> tuple[Tensor, ...]:
+        """The images of every step, each (B, C, S, S), the last `images`; decoded when first asked for."""
+        with torch.no_grad():
+            return (*map(self.to_image, self.predictions[:-1]), self.images)
 
 
-def refine(steered: Steered, images: Tensor, radius: float, noise: Tensor, *, prior: Prior = SPHERE) -> Tensor:
-    """One refinement step: encode, tilt by `radius` of sigma_max along `noise`, decode. `prior` is the model's."""
-    v = prior.project(steered.encode_raw(images))
-    return steered.decode(prior.tilt(v, noise, radius * steered.sigma_max))
+def refine(steered: Steered, prediction: Tensor, radius: float, noise: Tensor, *, prior: Prior = SPHERE) -> Tensor:
+    """One refinement step, from prediction to prediction: to the latent space, tilt by `radius` of sigma_max along
+    `noise`, predict. `prior` is the model's."""
+    v = prior.project(steered.to_latent(prediction))
+    return steered.predict(prior.tilt(v, noise, radius * steered.sigma_max))
 
 
 @torch.no_grad()
@@ -51,16 +73,16 @@ def sample(
     generator: torch.Generator | None = None,
     share_noise: bool = True,
 ) -> Samples:
-    """Generate images: decode random points on the sphere, then refine them steps-1 times.
+    """Generate images: predict from random points on the sphere, then refine that steps-1 times.
 
     Args:
         model: any generator of the family.
         noise: Gaussian noise (B, N, d), or points on the sphere; spherified it is the starting point.
         labels: (B,) int64 class ids or (B, K+1) mixtures; None is the null class of a conditional model.
-        steps: T >= 1 decodes.
+        steps: T >= 1 predictions.
         schedule: `fixed` (r_t = 1), `decay` (r_t = 1 - t/T), T-1 fractions of sigma_max, or a function (t, T) -> r_t.
         guidance: scale s, 1 for none; or a `Guidance` of your own.
-        guidance_at: `pixel`, `latent` or `both` (sqrt(s) each).
+        guidance_at: `pixel`, `latent` or `both` (sqrt(s) each); both is `latent` for a model that predicts latents.
         step_noise: noise of the refinement steps, one tensor for all or a list of T-1; drawn where None.
         generator: source of the drawn step noise, on the device of `noise` or the CPU.
         share_noise: draw one noise for all refinement steps (the paper's best), else a fresh one for each.
@@ -73,10 +95,10 @@ def sample(
     check_labels(labels, noise.shape[0])
     steered = guide(model, labels, guidance, guidance_at)
     directions = step_directions(step_noise, len(radii), noise, generator, share=share_noise)
-    trajectory = [steered.decode(model.prior.project(noise))]
+    predictions = [steered.predict(model.prior.project(noise))]
     for radius, direction in zip(radii, directions, strict=True):
-        trajectory.append(refine(steered, trajectory[-1], radius, direction, prior=model.prior))
-    return Samples(images=trajectory[-1], trajectory=tuple(trajectory))
+        predictions.append(refine(steered, predictions[-1], radius, direction, prior=model.prior))
+    return Samples.of(predictions, model.to_image)
 
 
 @torch.no_grad()

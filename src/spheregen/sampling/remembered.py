@@ -64,6 +64,25 @@ class RememberedConditions:
     def prior(self) -> Prior:
         return self.model.prior
 
+    @property
+    def guidance_places(self) -> tuple[str, ...]:
+        return self.model.guidance_places
+
+    def predict(self, latents: Tensor, labels: Labels = None) -> Tensor:
+        return self.model.predict(latents, labels)
+
+    def to_latent(self, prediction: Tensor, labels: Labels = None) -> Tensor:
+        return self.model.to_latent(prediction, labels)
+
+    def to_image(self, prediction: Tensor) -> Tensor:
+        return self.model.to_image(prediction)
+
+    def from_image(self, images: Tensor) -> Tensor:
+        return self.model.from_image(images)
+
+    def mix(self, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+        return self.model.mix(first, second, mask)
+
     def encode_raw(self, images: Tensor, labels: Labels = None) -> Tensor:
         return self.model.encode_raw(images, labels)
 

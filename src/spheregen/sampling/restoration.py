@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spheregen.errors import ConfigError
-from spheregen.models.protocol import SphereGenerator
+from spheregen.models.protocol import SphereGenerator, predicts_images
 from spheregen.sampling.guidance import Guidance, guide
 from spheregen.sampling.loop import Samples, StepNoise, check_labels, refine, step_directions
 from spheregen.sampling.schedules import Schedule, edit_radii
@@ -128,6 +128,9 @@ def restore(
     """Images that look like the model's and agree with an observation: T times D(spherify(spherify(E(x)) + noise)) and
     the data step.
 
+    A model that predicts latents decodes and encodes around each data step, except under `Masked`: there the data step
+    is on tokens, known ones are put back, and the image is decoded once, where known pixels are put back.
+
     Args:
         observation: `Masked` (inpainting), `Reduced` (super-resolution), or your own.
         steps: T >= 1; the trajectory has T images, each of which agrees with the observation.
@@ -139,14 +142,26 @@ def restore(
         ConfigError: arguments that do not fit together.
     """
     radii = edit_radii(schedule, steps, strength)
-    images = observation.start()
-    check_labels(labels, images.shape[0])
+    start = observation.start().clamp(-1, 1)
+    check_labels(labels, start.shape[0])
     steered = guide(model, labels, guidance, guidance_at)
-    like = images.new_empty((images.shape[0], *model.latent_shape))
-    trajectory: list[Tensor] = []
-    for radius, direction in zip(
-        radii, step_directions(step_noise, len(radii), like, generator, share=share_noise), strict=True
-    ):
-        images = observation.agree(refine(steered, images.clamp(-1, 1), radius, direction, prior=model.prior))
-        trajectory.append(images.clamp(-1, 1))
-    return Samples(images=trajectory[-1], trajectory=tuple(trajectory))
+    like = start.new_empty((start.shape[0], *model.latent_shape))
+    directions = step_directions(step_noise, len(radii), like, generator, share=share_noise)
+    noises = zip(radii, directions, strict=True)
+
+    def agreed(prediction: Tensor) -> Tensor:
+        return observation.agree(model.to_image(prediction)).clamp(-1, 1)
+
+    made: list[Tensor] = []
+    if isinstance(observation, Masked) and not predicts_images(model):
+        known = prediction = model.from_image(start)
+        for radius, direction in noises:
+            prediction = refine(steered, prediction, radius, direction, prior=model.prior)
+            prediction = model.mix(prediction, known, observation.missing)
+            made.append(prediction)
+        return Samples.of(made, agreed)
+    images = start
+    for radius, direction in noises:
+        images = agreed(refine(steered, model.from_image(images), radius, direction, prior=model.prior))
+        made.append(images)
+    return Samples.of(made, lambda images: images)

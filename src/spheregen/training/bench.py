@@ -21,16 +21,17 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError
-from spheregen.evaluation.cost import autoencoder_cost
+from spheregen.evaluation.cost import generator_cost
 from spheregen.evaluation.peak import SIZES, Peak, PeakMeter, matmul_peak, synchronize
-from spheregen.losses.perceptual import PerceptualLoss, load_perceptual, random_perceptual
-from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.losses.perceptual import random_perceptual
 from spheregen.nn.block import compile_blocks
 from spheregen.sampling.loop import sample
-from spheregen.training.recipe import Recipe
+from spheregen.training.memory import blank_generator
+from spheregen.training.recipe import AutoencoderRecipe, Recipe
 from spheregen.training.step import TrainingStep, compiles
 from spheregen.training.synthetic import synthetic_batch
-from spheregen.training.system import AutoencoderSystem
+from spheregen.training.systems import System, build_system
+from spheregen.training.systems.autoencoder import AutoencoderSystem
 from spheregen.training.tracing import keep_random_state
 
 PRECISIONS = ("float32", "bf16")
@@ -345,11 +346,11 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     with device:
-        model = SphereAutoencoder(recipe.model)
+        model = blank_generator(recipe.model)
     model = model.to(dtype).eval().requires_grad_(False)
     if compiles(recipe, device, _LONG):
         compile_blocks(model)
-    cost = autoencoder_cost(recipe.model)
+    cost = generator_cost(model)
     batch, classes = recipe.train.batch_size, recipe.model.num_classes
     noise = torch.randn(batch, *model.latent_shape).to(device, dtype)
     labels = (torch.arange(batch) % classes).to(device) if classes else None
@@ -365,14 +366,15 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
 
 
 def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: str | None, notes: list[str]) -> _Work:
-    system = AutoencoderSystem(recipe, _perceptual(recipe, perceptual))
+    system = _system(recipe, perceptual)
     micro_batch = recipe.train.micro_batch if isinstance(recipe.train.micro_batch, int) else None
     total = recipe.train.steps or _LONG
     step = TrainingStep(system, recipe, device=device, precision=precision, micro_batch=micro_batch, total=total)
     batch, draws = synthetic_batch(step, recipe.train.batch_size)
-    note = f"training with the perceptual networks: {system.perceptual_name}{' (random)' if perceptual else ''}"
-    if system.perceptual is not None and note not in notes:
-        notes.append(note)
+    for frozen in system.frozen:
+        note = f"training with the frozen networks: {getattr(frozen, 'name', '?')}{' (random)' if perceptual else ''}"
+        if note not in notes:
+            notes.append(note)
     if step.compiled:
         notes.append(f"{precision}: the transformer blocks are compiled")
 
@@ -382,10 +384,10 @@ def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: 
     return _Work("train", "train", 1, recipe.train.batch_size, system.flops_per_image(), device, run)
 
 
-def _perceptual(recipe: Recipe, kind: str | None) -> PerceptualLoss | None:
-    if not recipe.loss.needs_perceptual:
-        return None
-    return random_perceptual() if kind == "random" else load_perceptual(recipe.perceptual)
+def _system(recipe: Recipe, perceptual: str | None) -> System:
+    if isinstance(recipe, AutoencoderRecipe) and perceptual == "random" and recipe.loss.needs_perceptual:
+        return AutoencoderSystem(recipe, random_perceptual())
+    return build_system(recipe)
 
 
 _GROUPS = (

@@ -12,7 +12,7 @@ from spheregen.devices import available_memory
 from spheregen.distributed import World
 from spheregen.errors import ConfigError
 from spheregen.training.memory import estimate_memory, images_per_process
-from spheregen.training.recipe import Recipe
+from spheregen.training.recipe import AutoencoderRecipe, Recipe, RepresentationRecipe
 from spheregen.training.step import TrainingStep
 from spheregen.training.synthetic import synthetic_batch
 from spheregen.training.tracing import keep_random_state
@@ -173,8 +173,12 @@ def rough_total(recipe: Recipe) -> float:
     """A quick upper bound of the bytes of a run, for telling at no cost that it is far from any limit.
 
     Four copies of the weights and their gradients, and for each token and block more than any precision keeps. Under a
-    published perceptual network this bound says nothing.
+    published perceptual network, or a frozen encoder of any size, this bound says nothing.
     """
+    if isinstance(recipe, RepresentationRecipe):
+        return math.inf
+    if not isinstance(recipe, AutoencoderRecipe):
+        return 4 * _rough_numbers(recipe)
     config = recipe.model
     if recipe.loss.needs_perceptual and recipe.perceptual in ("auto", "published"):
         return math.inf
@@ -187,6 +191,16 @@ def rough_total(recipe: Recipe) -> float:
     pixels = 64 * config.image_channels * config.image_size**2 * 8
     kept += 8 * mixers + pixels
     return 4 * (6 * weights + recipe.train.batch_size * kept)
+
+
+def _rough_numbers(recipe: Recipe) -> float:
+    """The same in numbers for a denoiser, whose two calls see every token of a latent."""
+    config = recipe.model
+    weights = kept = 0.0
+    for size in recipe.model.transformers:
+        weights += size.depth * 20 * size.width**2
+        kept += 3 * (size.depth + 4) * config.tokens * (size.width + config.channels) * _ROUGH_WIDTHS
+    return 6 * weights + recipe.train.batch_size * kept
 
 
 def readable(size: float) -> str:

@@ -64,11 +64,12 @@ class HealthMonitor:
     the same numbers give the same warnings.
 
     Args:
-        max_angle: the largest angle of the training noise in degrees, `model.max_angle`.
+        max_angle: the largest angle of the training noise in degrees, `model.max_angle`; None where latents are those
+            of a frozen network, whose spread is what it is.
         warmup: steps of the learning rate's warm-up.
     """
 
-    def __init__(self, *, max_angle: float, warmup: int = 0) -> None:
+    def __init__(self, *, max_angle: float | None, warmup: int = 0) -> None:
         self.max_angle, self.warmup = max_angle, warmup
         self._state: dict[str, float] = {}
 
@@ -165,7 +166,7 @@ class HealthMonitor:
         )
 
     def _merged_codes(self, values: Mapping[str, float]) -> Iterator[_Finding]:
-        if "latent_mean_angle" not in values:
+        if self.max_angle is None or "latent_mean_angle" not in values:
             return
         angle = values["latent_mean_angle"]
         yield _Finding(
@@ -240,7 +241,7 @@ class HealthMonitor:
         self._note_norm(values)
 
     def _rising_loss(self, values: Mapping[str, float]) -> Iterator[_Finding]:
-        if values.get("loss", 0.0) <= 0:
+        if values.get("loss", 0.0) <= 0 or "critic" in values:  # a game's loss falls and rises
             return
         least = self._least("loss", values)
         yield _Finding(

@@ -17,7 +17,7 @@ from spheregen.errors import ConfigError
 from spheregen.evaluation.peak import matmul_peak
 from spheregen.training.fitting import SAFE_SHARE, largest_micro_batch, readable
 from spheregen.training.memory import estimate_memory
-from spheregen.training.recipe import Recipe, load_recipe, shipped_recipes
+from spheregen.training.recipe import AutoencoderRecipe, Recipe, load_recipe, shipped_recipes
 from spheregen.training.timing import estimate_time, flops_per_image
 
 DEFAULT_HOURS: Mapping[str, float] = {"cpu": 3.0, "cuda": 24.0, "mps": 6.0}
@@ -119,7 +119,7 @@ class Place:
     rung: Rung
     side: int  # pixels
     patch: int  # pixels
-    pattern: Recipe  # the shipped recipe
+    pattern: AutoencoderRecipe  # the shipped recipe
     written: Mapping[str, Any]  # what the recipe's file sets, by dotted key; the size of a network stays one value
 
     # for the place that a run reached
@@ -284,9 +284,10 @@ def _patch(side: int, grid: int) -> int | None:
 
 
 @functools.cache
-def _pattern(name: str) -> tuple[Recipe, Mapping[str, Any]]:
+def _pattern(name: str) -> tuple[AutoencoderRecipe, Mapping[str, Any]]:
     """A shipped recipe, and what its file sets by dotted key."""
     recipe = load_recipe(name)
+    assert isinstance(recipe, AutoencoderRecipe)
     values = recipe.model_dump(mode="json")  # as their own types: YAML takes 1e-4 for text
     return recipe, {
         f"{section}.{key}": value if isinstance(value, dict) else values[section][key]

@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from spheregen.distributed import World
-from spheregen.losses.autoencoder import AutoencoderDraws
-from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
-from spheregen.models.sizes import TransformerSize
+from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.models.latent_denoiser import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
 from spheregen.nn.block import blocks_of
-from spheregen.noise import Radii
 from spheregen.training.optimizer import parameter_groups, tags_by_name
 from spheregen.training.recipe import Recipe
-from spheregen.training.synthetic import synthetic_perceptual
-from spheregen.training.system import AutoencoderSystem
+from spheregen.training.systems import stand_in_system
 from spheregen.training.tracing import AsOnDevice, LiveBytes, OnMeta
 
 CPU_RESERVE = 128 << 20
@@ -43,8 +41,8 @@ class MemoryEstimate:
     """The optimiser's: two numbers a weight under AdamW, one where Muon rules."""
     average: int
     """The averaged weights."""
-    perceptual: int
-    """The frozen perceptual networks."""
+    frozen: int
+    """The frozen networks that the loss needs, perceptual ones."""
     activations: int
     """What the forward pass leaves for the backward pass."""
     temporary: int
@@ -63,7 +61,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """All of it."""
-        held = self.weights + self.gradients + self.moments + self.average + self.perceptual + self.gathered + self.data
+        held = self.weights + self.gradients + self.moments + self.average + self.frozen + self.gathered + self.data
         return held + self.activations + self.temporary + self.reserve - self.overlap
 
     def as_dict(self) -> dict[str, int]:
@@ -104,9 +102,11 @@ def estimate_memory(
 
 
 def estimate_sampling_memory(
-    config: AutoencoderConfig, batch: int, *, dtype: torch.dtype = torch.float32, device_type: str = "cpu"
+    config: Any, batch: int, *, dtype: torch.dtype = torch.float32, device_type: str = "cpu"
 ) -> dict[str, int]:
     """Bytes of generating `batch` images at a time without guidance: `weights`, `activations` and their `total`.
+
+    A tokenizer is left out: the bytes are those of the denoiser alone.
 
     Args:
         config: the architecture.
@@ -117,20 +117,39 @@ def estimate_sampling_memory(
     from spheregen.sampling.loop import sample
 
     # a block's activations go when it is done, so two blocks tell about any number
-    sizes = (
-        dataclasses.replace(size, depth=min(size.depth, 2), in_context_start=0)
-        for size in (config.encoder_size, config.decoder_size)
-    )
-    shallow = dataclasses.replace(config, encoder=next(sizes), decoder=next(sizes))
+    shallow = _shallow(config, [min(size.depth, 2) for size in config.transformers])
     with OnMeta():
-        weights = _bytes([*(whole := SphereAutoencoder(config)).parameters(), *whole.buffers()])
-        model = SphereAutoencoder(shallow).to(dtype).eval()
+        whole = blank_generator(config)
+        weights = _bytes([*whole.parameters(), *whole.buffers()])
+        model = blank_generator(shallow).to(dtype).eval()
         noise = torch.empty(batch, *model.latent_shape, dtype=dtype)
         labels = torch.empty(batch, dtype=torch.int64) if config.num_classes else None
         with LiveBytes() as live, AsOnDevice("float32", device_type):
             sample(model, noise, labels, steps=2, step_noise=noise)
     weights = weights * dtype.itemsize // 4
     return {"batch": batch, "weights": weights, "activations": live.peak, "total": weights + live.peak}
+
+
+def blank_generator(config: Any) -> SphereAutoencoder | LatentGenerator:
+    """A generator of this architecture with fresh weights on the current device; a denoiser has no tokenizer, and
+    decodes to grey."""
+    if isinstance(config, LatentDenoiserConfig):
+        return LatentGenerator(LatentDenoiser(config), _NoTokenizer(config))
+    return SphereAutoencoder(config)
+
+
+class _NoTokenizer(nn.Module):
+    def __init__(self, config: LatentDenoiserConfig) -> None:
+        super().__init__()
+        self.image_shape = (config.image_channels, config.image_size, config.image_size)
+        self.latent_shape = (config.tokens, config.channels)
+        self.dtype = torch.float32
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.new_zeros(len(images), *self.latent_shape)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.new_zeros(len(latents), *self.image_shape)
 
 
 def images_per_process(recipe: Recipe, world_size: int) -> int:
@@ -166,7 +185,7 @@ def _assemble(
         gradients=gradients,
         moments=-(-sizes.moments // shares),
         average=-(-sizes.stored // shares),
-        perceptual=sizes.perceptual,
+        frozen=sizes.frozen,
         activations=kept,
         temporary=peak - kept,
         gathered=sizes.gathered if sharded else 0,
@@ -182,7 +201,7 @@ class _Weights:
     weights: int  # what learns
     stored: int  # and the fixed tables
     moments: int
-    perceptual: int
+    frozen: int
     gathered: int
 
 
@@ -190,8 +209,8 @@ class _Weights:
 def _weights(recipe: Recipe) -> _Weights:
     """Bytes of what is there whatever the batch."""
     with OnMeta():
-        model = SphereAutoencoder(recipe.model)
-        perceptual = synthetic_perceptual(recipe)
+        system = stand_in_system(recipe)
+    model = system.model
     groups = parameter_groups(model, tags_by_name(model), recipe.optimizer)
     moments = sum((1 if group["muon"] else 2) * _bytes(group["params"]) for group in groups)
     blocks = [_bytes(block.parameters()) for block in blocks_of(model)]
@@ -202,7 +221,7 @@ def _weights(recipe: Recipe) -> _Weights:
         weights=learned,
         stored=learned + _bytes(model.buffers()),
         moments=moments,
-        perceptual=_bytes([*perceptual.parameters(), *perceptual.buffers()]) if perceptual is not None else 0,
+        frozen=sum(_bytes([*network.parameters(), *network.buffers()]) for network in system.frozen),
         gathered=gathered,
     )
 
@@ -232,19 +251,20 @@ def _activations(recipe: Recipe, precision: str, device_type: str) -> Callable[[
 @functools.lru_cache(maxsize=64)
 def _deep_trace(recipe: Recipe, precision: str, device_type: str, count: int) -> tuple[int, int]:
     """Bytes kept after the forward pass and at the peak, from models of one block and of two."""
-    encoder, decoder = recipe.model.encoder_size, recipe.model.decoder_size
-    depths = (encoder.depth, decoder.depth)
+    sizes = recipe.model.transformers
+    depths = [size.depth for size in sizes]
 
     def trace(*shallow: int) -> tuple[int, int]:
         return _trace(_with_depths(recipe, *shallow), precision, device_type, count)
 
     if max(depths) <= 2:
         return trace(*depths)
-    base = trace(1, 1)
-    if encoder == decoder:
-        both = trace(2, 2)
-        return _line(base, [(both, depths[0] - 1)])
-    return _line(base, [(trace(2, 1), depths[0] - 1), (trace(1, 2), depths[1] - 1)])
+    ones = [1] * len(depths)
+    base = trace(*ones)
+    if len(set(sizes)) == 1:
+        return _line(base, [(trace(*(2 for _ in depths)), depths[0] - 1)])
+    deeper = [[1 + (other == place) for other in range(len(depths))] for place in range(len(depths))]
+    return _line(base, [(trace(*shallow), depth - 1) for shallow, depth in zip(deeper, depths, strict=True)])
 
 
 def _line(base: tuple[int, int], more: Sequence[tuple[tuple[int, int], int]]) -> tuple[int, int]:
@@ -252,17 +272,16 @@ def _line(base: tuple[int, int], more: Sequence[tuple[tuple[int, int], int]]) ->
     return kept, max(kept, peak)
 
 
-def _with_depths(recipe: Recipe, encoder: int, decoder: int) -> Recipe:
-    """The recipe with that many blocks; in-context tokens, if any, are in all but the first."""
+def _with_depths(recipe: Recipe, *depths: int) -> Recipe:
+    return recipe.model_copy(update={"model": _shallow(recipe.model, depths)})
 
-    def shallow(size: TransformerSize, depth: int) -> TransformerSize:
-        return dataclasses.replace(size, depth=depth, in_context_start=0)
 
-    config = recipe.model
-    changed = dataclasses.replace(
-        config, encoder=shallow(config.encoder_size, encoder), decoder=shallow(config.decoder_size, decoder)
+def _shallow(config: Any, depths: Sequence[int]) -> Any:
+    """The architecture with that many blocks; in-context tokens, if any, are in all but the first."""
+    sizes = zip(config.transformers, depths, strict=True)
+    return config.with_transformers(
+        [dataclasses.replace(size, depth=depth, in_context_start=0) for size, depth in sizes]
     )
-    return recipe.model_copy(update={"model": changed})
 
 
 def _trace(recipe: Recipe, precision: str, device_type: str, count: int) -> tuple[int, int]:
@@ -270,23 +289,15 @@ def _trace(recipe: Recipe, precision: str, device_type: str, count: int) -> tupl
 
     Weights and their gradients are left out: they are there before.
     """
-    config = recipe.model
     with OnMeta(), torch.enable_grad():
-        system = AutoencoderSystem(recipe, synthetic_perceptual(recipe))
+        system = stand_in_system(recipe)
         system.model.train()
         for parameter in system.model.parameters():
             parameter.grad = torch.empty_like(parameter)
         for block in blocks_of(system.model):
             block.recompute = recipe.train.recompute
         with LiveBytes() as live, AsOnDevice(precision, device_type) as device:
-            images = torch.empty(count, config.image_channels, config.image_size, config.image_size)
-            labels = torch.empty(count, dtype=torch.int64) if config.num_classes else None
-            draws = AutoencoderDraws(
-                radii=Radii(strong=torch.empty(count), weak=torch.empty(count)),
-                direction=torch.empty(count, *system.model.latent_shape),
-                dropped=torch.empty(4, count, dtype=torch.bool),
-            )
-            loss = system.loss(images, labels, draws)
+            loss = system.loss(*system.blank(count))
             device.forget()
             kept = live.now
             # backward() would suspend the modes, under which blocks that recompute must run again

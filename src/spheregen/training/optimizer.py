@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spheregen.nn.tags import DECAY, ENCODER, HIDDEN, NO_DECAY, tags_of
-from spheregen.training.recipe import OptimizerConfig
+from spheregen.training.settings import OptimizerConfig
 
 THINNEST = 32
 """Matrices with a side below this go to AdamW: Muon gains nothing there and fails on them when they are sharded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -95,8 +95,19 @@ def save_preview(
         ).images
         guided = f", guidance {scale:g}" if scale != 1 else ""
         rows[f"samples in {number} step{'s' if number > 1 else ''}, seeds 0 to {count - 1}{guided}"] = images
-    if path is None:
-        return
+    if path is not None:
+        save_sheet(rows, columns, path, metadata)
+
+
+def save_sheet(rows: Mapping[str, Tensor], columns: int, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a sheet of images (B, C, S, S) in [-1, 1], B a multiple of `columns`, under words for them.
+
+    Args:
+        metadata: text for the PNG; `rows` is added and says what each row is.
+
+    Raises:
+        SphereGenError: the file cannot be written.
+    """
     described = []
     line = 1
     for text, images in rows.items():
@@ -104,7 +115,7 @@ def save_preview(
         described.append(f"{line}: {text}" if height == 1 else f"{line}-{line + height - 1}: {text}")
         line += height
     sheet = to_unit(torch.cat([images.float() for images in rows.values()])).clamp(0, 1).cpu()
-    grid = image_grid(sheet, columns=columns, scale=max(1, 48 // originals.shape[-1]))
+    grid = image_grid(sheet, columns=columns, scale=max(1, 48 // sheet.shape[-1]))
     save_png(grid, path, {**metadata, "rows": "; ".join(described)})
 
 

@@ -21,13 +21,12 @@ from torch.utils._triton import has_triton
 from spheregen.data import Batch
 from spheregen.devices import autocast
 from spheregen.distributed import World, shard, whole
-from spheregen.losses.autoencoder import AutoencoderDraws
 from spheregen.losses.terms import LossTerms
 from spheregen.nn.block import blocks_of, compile_blocks
 from spheregen.training.ema import EMA
 from spheregen.training.optimizer import Optimizer, tags_by_name
 from spheregen.training.recipe import Recipe
-from spheregen.training.system import AutoencoderSystem
+from spheregen.training.systems import Draws, System
 
 # The buffers are fixed tables, and running statistics of each process's own: nothing to exchange in each step. torch
 # 2.13 renamed the option.
@@ -57,12 +56,12 @@ class TrainingStep:
         device, precision: see `devices`.
         world: the processes that share each batch.
         micro_batch: images of one pass in this process; None for all of its share.
-        total: steps of the run, which decide whether compiling pays.
+        total: steps of the run, which decide whether compiling pays, and what share of it is done.
     """
 
     def __init__(
         self,
-        system: AutoencoderSystem,
+        system: System,
         recipe: Recipe,
         *,
         device: torch.device,
@@ -73,6 +72,7 @@ class TrainingStep:
     ) -> None:
         self.system, self.recipe, self.device, self.precision = system, recipe, device, precision
         self.world = world or World()
+        self.total = total
         self.rows = self.world.share(recipe.train.batch_size)
         self.micro_batch = min(micro_batch or self.rows.stop - self.rows.start, self.rows.stop - self.rows.start)
         self.sharded = recipe.train.parallel == "fsdp" and self.world.size > 1
@@ -100,13 +100,14 @@ class TrainingStep:
         self.optimizer = Optimizer(self.model, tags, recipe.optimizer)
         self.model.train()
 
-    def draw(self, step: int) -> AutoencoderDraws:
+    def draw(self, step: int) -> Draws:
         """The random numbers of this process's rows in a step, on the CPU."""
         train = self.recipe.train
         generator = torch.Generator().manual_seed(step_seed(train.seed, step, "noise"))
-        return self.system.draw(train.batch_size, generator, self.rows)
+        progress = step / self.total if self.total else 0.0
+        return self.system.draw(train.batch_size, generator, self.rows, progress=progress)
 
-    def __call__(self, batch: Batch, draws: AutoencoderDraws, lr: float) -> StepResult:
+    def __call__(self, batch: Batch, draws: Draws, lr: float) -> StepResult:
         """One step on this process's rows; every process must take it together.
 
         Args:
@@ -121,20 +122,20 @@ class TrainingStep:
         self.average.update(self.model)
         return StepResult(values={**result.values, "grad_norm": whole(norm)}, observed=result.observed)
 
-    def backward(self, batch: Batch, draws: AutoencoderDraws) -> StepResult:
+    def backward(self, batch: Batch, draws: Draws) -> StepResult:
         """Gradients of the global batch, by passes of `micro_batch` images."""
-        count = batch.images.shape[0]
+        count = batch.inputs.shape[0]
         names: list[str] = []
         sums: Tensor | None = None
         observed: list[Mapping[str, Tensor]] = []
         for start in range(0, count, self.micro_batch):
             part = slice(start, min(start + self.micro_batch, count))
-            images = batch.images[part].to(self.device, non_blocking=True)
+            inputs = batch.inputs[part].to(self.device, non_blocking=True)
             labels = None if batch.labels is None else batch.labels[part].to(self.device, non_blocking=True)
             share = (part.stop - part.start) / count
             with self._talking(part.stop == count):
                 with autocast(self.device, self.precision):
-                    loss: LossTerms = self._loss(images, labels, draws[part])
+                    loss: LossTerms = self._loss(inputs, labels, draws[part])
                 (loss.total * share).backward()
             names = ["loss", *loss.terms]
             values = torch.stack([loss.total.detach(), *loss.terms.values()]) * share
@@ -144,7 +145,7 @@ class TrainingStep:
         means = dict(zip(names, self.world.mean(sums).unbind(), strict=True))
         return StepResult(values=means, observed={name: [part[name] for part in observed] for name in observed[0]})
 
-    def settle(self, batch: Batch, draws: AutoencoderDraws) -> None:
+    def settle(self, batch: Batch, draws: Draws) -> None:
         """Bring the exchange of gradients into its final order, so that a continued run sums as an uninterrupted one.
 
         DDP orders its buckets by the first backward pass; with three processes or more the order decides rounding.
@@ -163,14 +164,8 @@ class TrainingStep:
         Args:
             batches: this process's rows of each; the statistics are of all processes' rows together.
         """
-        self.system.calibrate(self.average.model, self._parts(batches), self.world.gather_objects)
-
-    def _parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for batch in batches:
-            for start in range(0, batch.images.shape[0], self.micro_batch):
-                part = slice(start, start + self.micro_batch)
-                labels = None if batch.labels is None else batch.labels[part].to(self.device)
-                yield batch.images[part].to(self.device), labels
+        parts = micro_batches(batches, self.micro_batch, self.device)
+        self.system.calibrate(self.average.model, parts, self.world.gather_objects)
 
     def _talking(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
         """Exchange gradients in the last micro-batch only."""
@@ -188,6 +183,15 @@ def compiles(recipe: Recipe, device: torch.device, total: int) -> bool:
     return device.type == "cuda" and total >= COMPILE_FROM_STEPS and has_triton()
 
 
+def micro_batches(batches: Iterable[Batch], size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Inputs and labels of batches on the device, at most `size` samples at a time."""
+    for batch in batches:
+        for start in range(0, batch.inputs.shape[0], size):
+            part = slice(start, start + size)
+            labels = None if batch.labels is None else batch.labels[part].to(device)
+            yield batch.inputs[part].to(device), labels
+
+
 def step_seed(seed: int, step: int, stream: str) -> int:
     """The seed of one stream of randomness in one step: 63 well-mixed bits."""
     digest = hashlib.blake2b(f"{seed} {step} {stream}".encode(), digest_size=8).digest()
@@ -195,12 +199,12 @@ def step_seed(seed: int, step: int, stream: str) -> int:
 
 
 class _Loss(nn.Module):
-    """A system's loss as the module that DDP and FSDP want to wrap; the perceptual network stays outside."""
+    """A system's loss as the module that DDP and FSDP want to wrap; frozen networks stay outside."""
 
-    def __init__(self, system: AutoencoderSystem) -> None:
+    def __init__(self, system: System) -> None:
         super().__init__()
         self.model = system.model
         self._loss = system.loss
 
-    def forward(self, images: Tensor, labels: Tensor | None, draws: AutoencoderDraws) -> LossTerms:
-        return self._loss(images, labels, draws)
+    def forward(self, inputs: Tensor, labels: Tensor | None, draws: Draws) -> LossTerms:
+        return self._loss(inputs, labels, draws)

@@ -35,7 +35,7 @@ from spheregen.training.ladder import (
     round_down,
     run_length,
 )
-from spheregen.training.recipe import Recipe, build_recipe
+from spheregen.training.recipe import AutoencoderRecipe, Recipe, build_recipe
 
 PUBLISHED_SIDE = 256  # the published models are no larger, so larger ones must be asked for
 SATURATED = 0.1  # share of pure black and white pixels from which tanh is not trusted
@@ -44,6 +44,9 @@ DEFAULT_CACHE = 2 << 30  # bytes that recipes keep in memory by default
 
 # Latent numbers and the noise angle of three shipped recipes; between them the angle follows the logarithm.
 ANGLES = ((24, 53.0), (2048, 80.0), (8192, 80.0), (65_536, 85.0))
+
+_ORDER = ("data", "model", "noise", "loss", "perceptual", "optimizer", "train", "sampling")
+"""Of the sections of a recipe that is written for people."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,7 @@ def suggest_recipe(
     batch = _batch_size(case, place)
     steps, why = run_length(place, case.means, images=statistics.count, batch=batch, seconds=seconds)
     reasons = [Reason({"train.steps": steps}, why), *_decisions(case, place), *_rhythm(case, place, steps, seconds)]
-    order = list(Recipe.model_fields)
-    reasons.sort(key=lambda reason: order.index(next(iter(reason.settings)).partition(".")[0]))
+    reasons.sort(key=lambda reason: _ORDER.index(next(iter(reason.settings)).partition(".")[0]))
     return Suggestion(
         recipe=case.build(place, reasons),
         reasons=tuple(reasons),
@@ -157,7 +159,7 @@ class _Case:
         """The colour behind padding and transparency, and why; None where neither shows."""
         return self.look.background(self.statistics.transparent)
 
-    def build(self, place: Place, reasons: Iterable[Reason]) -> Recipe:
+    def build(self, place: Place, reasons: Iterable[Reason]) -> AutoencoderRecipe:
         kinds = f"{self.classes} classes" if self.classes else "unconditional"
         title = f"{self.statistics.name} at {place.side} px, {kinds}; suggested for a {self.means.machine}."
         values: dict[str, Any] = {"name": "suggested", "description": title}
@@ -168,7 +170,9 @@ class _Case:
                     values.setdefault(section, {})[key] = value
                 else:
                     values[section] = value
-        return build_recipe(values, "the suggestion")
+        recipe = build_recipe(values, "the suggestion")
+        assert isinstance(recipe, AutoencoderRecipe)
+        return recipe
 
     def draft(self, place: Place) -> Recipe:
         """The recipe of a place, of unknown length, for estimates: it names the perceptual loss that `auto` means."""

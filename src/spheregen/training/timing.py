@@ -18,8 +18,8 @@ from spheregen.training.fitting import SAFE_SHARE, rough_total
 from spheregen.training.memory import estimate_memory, images_per_process
 from spheregen.training.recipe import Recipe
 from spheregen.training.step import TrainingStep
-from spheregen.training.synthetic import synthetic_batch, synthetic_perceptual
-from spheregen.training.system import AutoencoderSystem
+from spheregen.training.synthetic import synthetic_batch
+from spheregen.training.systems import stand_in_system
 from spheregen.training.tracing import OnMeta, keep_random_state
 
 
@@ -116,7 +116,7 @@ def flops_per_image(recipe: Recipe) -> float:
     Nothing is allocated.
     """
     with OnMeta():
-        return AutoencoderSystem(recipe, synthetic_perceptual(recipe)).flops_per_image()
+        return stand_in_system(recipe).flops_per_image()
 
 
 def _time_model(
@@ -126,7 +126,7 @@ def _time_model(
     begun = time.perf_counter()
     train = recipe.train.model_copy(update={"micro_batch": count, "compile": False})
     changed = recipe.model_copy(update={"train": train})
-    system = AutoencoderSystem(changed, synthetic_perceptual(recipe))
+    system = stand_in_system(changed)
     step = TrainingStep(system, changed, device=device, precision=precision, micro_batch=count)
     batch, draws = synthetic_batch(step, count)
     passes: list[float] = []
@@ -149,12 +149,12 @@ def _time_model(
 def _block_rate(
     recipe: Recipe, device: torch.device, precision: str, peak: float, budget: float, meter: PeakMeter
 ) -> float:
-    """Operations per second of a decoder block's forward and backward pass; `peak` says how many images are enough."""
+    """Operations per second of one of the blocks' forward and backward pass; `peak` says how many images are enough."""
     from spheregen.devices import autocast
     from spheregen.evaluation.cost import count_flops
     from spheregen.nn.positions import AxialRotary
 
-    size, config = recipe.model.decoder_size, recipe.model
+    size, config = recipe.model.transformers[-1], recipe.model
     block = Block(size.width, size.heads, conditional=config.num_classes > 0).to(device)
     block.recompute = recipe.train.recompute
     rotary = AxialRotary(config.grid, size.width // size.heads).to(device)

@@ -18,31 +18,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spheregen.data import Batch, ImageOptions, ImageSource, Progress, TrainingBatches, open_source
+from spheregen.data import Batch, Progress
 from spheregen.devices import choose_device, choose_precision
 from spheregen.distributed import World, joined_world, local_device
-from spheregen.errors import ConfigError, ModelFileError, TrainingError
+from spheregen.errors import TrainingError
 from spheregen.evaluation.peak import matmul_peak
 from spheregen.files import remove_leftovers, write_json
-from spheregen.losses.autoencoder import AutoencoderDraws
-from spheregen.model_folder import WEIGHTS, LoadedModel, ModelInfo, load_model, read_architecture, save_model
+from spheregen.model_folder import WEIGHTS, LoadedModel, ModelInfo, load_any_model, read_architecture
 from spheregen.model_source import find_model
 from spheregen.progress import QuietReporter, Reporter
 from spheregen.training.checkpoint import FOLDER as STATE
 from spheregen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, training_state
+from spheregen.training.feeding import Feed, open_data
 from spheregen.training.fitting import choose_micro_batch, fits_warning, try_micro_batch
 from spheregen.training.health import HealthMonitor
 from spheregen.training.hooks import RunView, TrainingHook
 from spheregen.training.latents import LARGEST_BATCH, latent_statistics
 from spheregen.training.log import Meters, RunLog
 from spheregen.training.optimizer import learning_rate
-from spheregen.training.preview import save_preview
 from spheregen.training.recipe import Recipe, recipe_differences
 from spheregen.training.signals import StopRequest, end_as_by
-from spheregen.training.step import StepResult, TrainingStep
-from spheregen.training.system import AutoencoderSystem, build_system
+from spheregen.training.step import StepResult, TrainingStep, micro_batches
+from spheregen.training.systems import Draws, System, build_system, check_base
 from spheregen.training.trackers import Tracker, open_trackers
-from spheregen.training.transfer import check_fits, inherited_provenance
+from spheregen.training.transfer import inherited_provenance
 
 PREVIEWS = "previews"
 PROGRESS_SECONDS = 10.0
@@ -127,15 +126,10 @@ class _Run:
         self.recipe, self.folder, self.reporter, self.world, self.hooks = recipe, folder, reporter, world, hooks
         if folder.exists() and not folder.is_dir():
             raise TrainingError(f"the output path {folder} is a file; choose a folder with --out")
-        if recipe.data.source is None:
-            raise ConfigError(
-                f"the recipe {recipe.name} brings no data: name a folder, files or a Hub data set with --data"
-            )
         self.device = choose_device(local_device(device, world))
         self.precision = choose_precision(recipe.train.precision, self.device)
-        source = open_source(recipe.data.source, split=recipe.data.split, stream=recipe.data.stream)
-        check_classes(recipe, source)
-        self.images = len(source)
+        data = open_data(recipe)
+        self.images = data.count
         self.total = recipe.total_steps(self.images)
         checkpoint = latest_checkpoint(folder)
         self.start = checkpoint.step if checkpoint else 0
@@ -143,41 +137,30 @@ class _Run:
             raise TrainingError(
                 f"the processes see different checkpoints in {folder}; put it on storage that all machines share"
             )
-        self.class_names = tuple(source.class_names) if recipe.model.num_classes else ()
+        self.class_names = data.class_names if recipe.model.num_classes else ()
         base = _load_base(recipe, world) if recipe.init is not None and checkpoint is None else None
-        self.batches = TrainingBatches(
-            source,
-            image_options(recipe),
-            batch_size=recipe.train.batch_size,
-            steps=max(self.total, self.start),
-            seed=recipe.train.seed,
-            flips=recipe.data.flips,
-            on_error=recipe.data.on_error,
-            workers=recipe.data.workers,
-            cache_bytes=recipe.data.cache_mb << 20,
-            start_step=self.start,
-            rank=world.rank,
-            world_size=world.size,
-            shuffle=recipe.data.shuffle,
-            validate=recipe.data.check,
-            prefetch=recipe.data.prefetch,
-            device=self.device,
-            gather=world.gather_objects,
-            remembered=folder / STATE / DATA_CHECK,
-            progress=_told_now_and_then(reporter),
+        self.batches = data.batches(
+            Feed(
+                device=self.device,
+                world=world,
+                start=self.start,
+                steps=self.total,
+                remembered=folder / STATE / DATA_CHECK,
+                progress=_told_now_and_then(reporter),
+            )
         )
         for reason in self.batches.skipped:
             reporter.message(f"skipped: {reason}")
 
         if not world.is_first:
-            world.wait_for_all()  # the first may have to download the perceptual networks
-        system = build_system(recipe)
+            world.wait_for_all()  # the first may have to download frozen networks
+        system = build_system(recipe, data)
         if world.is_first:
             world.wait_for_all()
         self.about: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json"),
             "data": self.batches.fingerprint,
-            "perceptual": system.perceptual_name,
+            **system.about,
         }
         if checkpoint:
             _refuse_changes(checkpoint.run, self.about, folder)
@@ -193,6 +176,11 @@ class _Run:
             micro_batch = choose_micro_batch(recipe, self.device, self.precision, world)
         if warning := fits_warning(recipe, self.device, self.precision, world, micro_batch):
             reporter.message(f"warning: {warning}")
+        if checkpoint is None:
+            system.to(self.device)
+            share = world.share(recipe.train.batch_size)
+            parts = micro_batches(self._first_batches(), micro_batch or share.stop - share.start, self.device)
+            system.prepare(parts, world.gather_objects)
         self.step = TrainingStep(
             system,
             recipe,
@@ -213,7 +201,9 @@ class _Run:
         )
         self._calibrated: int | None = None  # the step whose averaged weights the statistics are of
         self.meters = Meters()
-        self.health = HealthMonitor(max_angle=recipe.model.max_angle, warmup=recipe.warmup_steps(self.images))
+        self.health = HealthMonitor(
+            max_angle=getattr(recipe.model, "max_angle", None), warmup=recipe.warmup_steps(self.images)
+        )
         if checkpoint:
             meters = load_checkpoint(checkpoint, self.step.model, self.step.average.model, self.step.optimizer)
             self.meters = Meters(meters)
@@ -222,21 +212,21 @@ class _Run:
         self.info = ModelInfo(
             class_names=self.class_names,
             sampling=recipe.sampling.model_dump(mode="json"),
-            preprocessing={"fit": recipe.data.fit, "background": list(recipe.data.background)},
+            preprocessing=data.preprocessing,
             training={
                 "recipe": recipe.name,
                 "description": recipe.description,
-                "data": source.name,
+                "data": data.name,
                 "planned_steps": self.total,
                 "batch_size": recipe.train.batch_size,
                 "seed": recipe.train.seed,
-                "perceptual": self.about["perceptual"],
+                **system.about,
                 **({"init": recipe.init} if recipe.init is not None else {}),
             },
             provenance=self.about.get("init", {}).get("provenance", {}),
         )
 
-    def _start_from(self, base: LoadedModel, system: AutoencoderSystem) -> dict[str, Any]:
+    def _start_from(self, base: LoadedModel, system: System) -> dict[str, Any]:
         """Begin with the weights of a trained model; returns what the run must know of it when it continues."""
         name = self.recipe.init
         assert name is not None
@@ -312,7 +302,7 @@ class _Run:
     def _headline(self) -> str:
         recipe, step = self.recipe, self.step
         parameters = sum(p.numel() for p in step.average.model.parameters())
-        extras = [f"perceptual loss: {self.about['perceptual']}"]
+        extras = list(step.system.notes)
         if step.micro_batch < recipe.train.batch_size // self.world.size:
             extras.append(f"micro-batches of {step.micro_batch}")
         if self.world.size > 1:
@@ -321,7 +311,7 @@ class _Run:
             extras.append("compiled")
         return (
             f"{recipe.name}: {self.images} images, {parameters / 1e6:.2f} M parameters, {self.total} steps of "
-            f"{recipe.train.batch_size} on {self.device.type} in {self.precision}, {', '.join(extras)}"
+            f"{recipe.train.batch_size} on {self.device.type} in {', '.join([self.precision, *extras])}"
         )
 
     def _prepare_folder(self) -> None:
@@ -342,14 +332,14 @@ class _Run:
             warn=self.reporter.message,
         )
 
-    def _feed(self) -> Iterator[tuple[Batch, AutoencoderDraws]]:
+    def _feed(self) -> Iterator[tuple[Batch, Draws]]:
         """Each step's images and random numbers; a GPU gets the latter from a thread that is one step ahead."""
         if self.device.type != "cuda":
             for batch in self.batches:
                 yield batch, self.step.draw(batch.step)
             return
 
-        def drawn(step: int) -> AutoencoderDraws:
+        def drawn(step: int) -> Draws:
             return self.step.draw(step).each(Tensor.pin_memory)
 
         with ThreadPoolExecutor(1) as thread:
@@ -382,8 +372,8 @@ class _Run:
         observed = {name: torch.cat(list(parts)) for name, parts in result.observed.items()}
         each = -(-LARGEST_BATCH // self.world.size)
         values = latent_statistics(self.world.concatenate(observed["latent"][:each]))
-        values["data_deviation"] = self._deviation(observed["image"])
-        values["image_deviation"] = self._deviation(observed["decoded"])
+        values["data_deviation"] = self._deviation(observed["data"])
+        values["image_deviation"] = self._deviation(observed["output"])
         return {name: value.item() for name, value in values.items()}
 
     def _deviation(self, images: Tensor) -> Tensor:
@@ -400,7 +390,9 @@ class _Run:
     def _call(self, hook: TrainingHook, done: int, log: RunLog | None, trackers: Sequence[Tracker]) -> None:
         self._calibrate(done)
         with torch.no_grad():
-            values = hook.after_step(RunView(self.folder, self.step.average.model, self.recipe.name, done), done)
+            values = hook.after_step(
+                RunView(self.folder, self.step.system.assembled(self.step.average.model), self.recipe.name, done), done
+            )
         if values:
             self._log(log, trackers, done, values)
 
@@ -419,17 +411,18 @@ class _Run:
         self._save_model(done, state)
 
     def _calibrate(self, done: int) -> None:
-        """Give the averaged model the statistics that its weights of this step have of the data, if it needs any.
-
-        They are of the first images in the order of the run, shared among the processes, so that a run that was
-        interrupted gets the same ones.
-        """
+        """Give the averaged model the statistics that its weights of this step have of the data, if it needs any."""
         if not self.step.system.needs_calibration or self._calibrated == done:
             return
-        images = min(CALIBRATION_IMAGES, self.batches.count)
-        steps = -(-images // self.recipe.train.batch_size)
-        self.step.calibrate(self.batches.batch(step) for step in range(steps))
+        self.step.calibrate(self._first_batches())
         self._calibrated = done
+
+    def _first_batches(self) -> Iterator[Batch]:
+        """The images that statistics are measured of: the first ones in the order of the run, shared among the
+        processes, so that a run that was interrupted gets the same ones."""
+        images = min(CALIBRATION_IMAGES, self.batches.count)
+        for step in range(-(-images // self.recipe.train.batch_size)):
+            yield self.batches.batch(step)
 
     def _state(self) -> dict[str, Tensor]:
         step = self.step
@@ -438,49 +431,32 @@ class _Run:
     def _save_model(self, done: int, state: Mapping[str, Tensor]) -> None:
         if self.world.is_first:
             info = dataclasses.replace(self.info, training={**self.info.training, "steps": done})
-            save_model(self.folder, self.step.average.model, info, title=self.recipe.name, state=_averaged(state))
+            self.step.system.save(
+                self.folder, self.step.average.model, info, title=self.recipe.name, state=_averaged(state)
+            )
 
     def _model_is_current(self) -> bool:
         """Whether the model folder holds the averaged weights: a run may die after its state and before its model."""
         ours = _averaged(self._state())
         if not self.world.is_first:
             return True
-        try:
-            saved = load_model(self.folder).model.state_dict()
-        except ModelFileError:
-            return False
-        return saved.keys() == ours.keys() and all(torch.equal(saved[name], ours[name]) for name in ours)
+        return self.step.system.is_saved(self.folder, ours)
 
     def _preview(self, done: int, trackers: Sequence[Tracker]) -> None:
         self._calibrate(done)
         if not (self.world.is_first or self.step.sharded):  # a sharded model computes only where all take part
             return
-        first, sampling = self.batches.batch(0), self.recipe.sampling
+        first = self.batches.batch(0)
         path = self.folder / PREVIEWS / f"step-{done:09d}.png"
-        save_preview(
+        self.step.system.preview(
             self.step.average.model,
-            first.images.to(self.device),
+            dataclasses.replace(first, inputs=first.inputs.to(self.device)),
             path if self.world.is_first else None,
             {"step": str(done), "recipe": self.recipe.name},
-            labels=first.labels,
-            schedule=sampling.schedule,
-            guidance=sampling.guidance,
-            guidance_at=sampling.guidance_at,
-            share_noise=sampling.share_noise,
+            self.recipe.sampling,
         )
         for tracker in trackers:
             tracker.image(done, "preview", path)
-
-
-def image_options(recipe: Recipe) -> ImageOptions:
-    """How a recipe turns pictures into tensors."""
-    return ImageOptions(
-        image_size=recipe.model.image_size,
-        channels=recipe.model.image_channels,
-        fit=recipe.data.fit,
-        background=recipe.data.background,
-        resize=recipe.data.resize,
-    )
 
 
 def _told_now_and_then(reporter: Reporter) -> Progress:
@@ -501,25 +477,6 @@ def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("average."): tensor for name, tensor in state.items() if name.startswith("average.")}
 
 
-def check_classes(recipe: Recipe, source: ImageSource) -> None:
-    """Refuse data whose classes are not those that a recipe asks for.
-
-    Raises:
-        ConfigError: there are others, or none.
-    """
-    wanted, given = recipe.model.num_classes, len(source.class_names)
-    if not wanted or wanted == given:
-        return
-    if not given:
-        raise ConfigError(
-            f"{source.name} has no labels, but the recipe asks for {wanted} classes; sort the images into one folder a "
-            "class, or train without classes: --set model.num_classes=0"
-        )
-    raise ConfigError(
-        f"{source.name} has {given} classes, but the recipe asks for {wanted}: --set model.num_classes={given}"
-    )
-
-
 def _load_base(recipe: Recipe, world: World) -> LoadedModel:
     """The model that a run starts from; refused here, before the data is read, if nothing of it can fit."""
     assert recipe.init is not None
@@ -528,16 +485,19 @@ def _load_base(recipe: Recipe, world: World) -> LoadedModel:
     folder = find_model(recipe.init)
     if world.is_first:
         world.wait_for_all()
-    check_fits(recipe.model, read_architecture(folder))
-    return load_model(folder)
+    check_base(recipe, read_architecture(folder))
+    return load_any_model(folder)
 
 
 def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     differences = recipe_differences(before.get("recipe", {}), now["recipe"])
     if before.get("data") != now["data"]:
         differences.append("the data set is another one (its files, sizes or labels differ)")
-    if before.get("perceptual") != now["perceptual"]:
-        differences.append(f"perceptual loss: {before.get('perceptual')} -> {now['perceptual']}")
+    differences += [
+        f"{name}: {before.get(name)} -> {now[name]}"
+        for name in sorted(now.keys() - {"recipe", "data"})
+        if before.get(name) != now[name]
+    ]
     if differences:
         raise TrainingError(
             f"{folder} holds a run with other settings: {'; '.join(differences)}. "

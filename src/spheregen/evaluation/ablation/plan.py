@@ -11,21 +11,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.evaluation.ablation.axes import ALIASES, Axis, parse_axes, resolve_setting
-from spheregen.evaluation.cost import autoencoder_cost
-from spheregen.losses.autoencoder import AutoencoderLossConfig
+from spheregen.evaluation.cost import count_parameters
 from spheregen.models.autoencoder import AutoencoderConfig
 from spheregen.pipeline import GenerationOptions
 from spheregen.sampling.schedules import refinement_radii
-from spheregen.training.recipe import FREE_TO_CHANGE, Recipe, TrainConfig, flatten, load_recipe
+from spheregen.training.recipe import FREE_TO_CHANGE, Recipe, RepresentationRecipe, flatten, load_recipe
+from spheregen.training.settings import DataConfig, OptimizerConfig, SamplingConfig, TrainConfig
+from spheregen.training.systems import stand_in_system
 from spheregen.training.timing import flops_per_image
-
-Perceptual = Literal["auto", "published", "builtin", "none"]
+from spheregen.training.tracing import OnMeta
 
 LARGEST = 200
 """Combinations, and trainings, of one study."""
@@ -51,13 +51,13 @@ class Training:
 
     @functools.cached_property
     def parameters(self) -> int:
-        """Of encoder and decoder."""
-        return _parameters(_as_for_cost(self.recipe.model))
+        """Of what is trained."""
+        return _parameters(_as_for_cost(self.recipe))
 
     @functools.cached_property
     def flops_per_image(self) -> float:
         """Of a training step, as the trainer counts them."""
-        return _flops(_as_for_cost(self.recipe.model), self.recipe.loss, self.recipe.perceptual)
+        return _flops(_as_for_cost(self.recipe))
 
     def pflops(self, images: int) -> float:
         """The work of the whole training on a data set of `images`, in 10^15 operations."""
@@ -229,6 +229,8 @@ def _refuse_equal(combinations: Sequence[Combination]) -> None:
 def _check(combination: Combination) -> None:
     """Refuse what the recipe's own validation does not see."""
     recipe, generation = combination.recipe, combination.generation
+    if isinstance(recipe, RepresentationRecipe):
+        raise ConfigError(f"the recipe {recipe.name} trains a tokenizer, which has no samples to score")
     if recipe.data.source is None:
         raise ConfigError(f"the recipe {recipe.name} brings no data: name some (see `spheregen train`) with --data")
     refinement_radii(recipe.sampling.schedule, recipe.sampling.steps)
@@ -271,18 +273,28 @@ def _alias_hint(message: str, chosen: Mapping[str, str]) -> str:
     return next(filter(None, (did_you_mean(key, ALIASES) for key in chosen)), "")
 
 
-def _as_for_cost(config: AutoencoderConfig) -> AutoencoderConfig:
-    """One configuration for all that cost the same: the angle of the noise is no part of the networks."""
-    return dataclasses.replace(config, max_angle=AutoencoderConfig.max_angle)
+def _as_for_cost(recipe: Recipe) -> Recipe:
+    """One recipe for all whose steps cost the same, so that others need no second look."""
+    return recipe.model_copy(
+        update={
+            "name": "",
+            "description": "",
+            "init": None,
+            "data": DataConfig(),
+            "model": dataclasses.replace(recipe.model, max_angle=AutoencoderConfig.max_angle),
+            "optimizer": OptimizerConfig(),
+            "train": TrainConfig(steps=1),
+            "sampling": SamplingConfig(),
+        }
+    )
 
 
 @functools.cache
-def _flops(model: AutoencoderConfig, loss: AutoencoderLossConfig, perceptual: Perceptual) -> float:
-    """The part of a recipe on which the operations of a step hang, so that others need no second look."""
-    return flops_per_image(Recipe(name="", model=model, loss=loss, perceptual=perceptual, train=TrainConfig(steps=1)))
+def _flops(recipe: Recipe) -> float:
+    return flops_per_image(recipe)
 
 
 @functools.cache
-def _parameters(config: AutoencoderConfig) -> int:
-    cost = autoencoder_cost(config)
-    return cost.encoder.params + cost.decoder.params
+def _parameters(recipe: Recipe) -> int:
+    with OnMeta():
+        return count_parameters(stand_in_system(recipe).model)

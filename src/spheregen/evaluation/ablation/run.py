@@ -56,6 +56,8 @@ class StudyOptions:
 
     out: Path
     """The folder of the study."""
+    images: str | None = None
+    """What samples are compared with, where a recipe trains on latents; None: what it trains on."""
     split: str | None = None
     """The part of the data that samples are compared with; None: what is trained on."""
     features: tuple[str, ...] = ("own",)
@@ -102,18 +104,19 @@ def count_images(plan: Plan) -> dict[str, int]:
         DataError, ConfigError: the data cannot be had, or have other classes than a combination asks for.
     """
     sources = Sources()
-    return {training.digest: len(sources.training(training.recipe)) for training in plan.trainings}
+    return {training.digest: sources.count(training.recipe) for training in plan.trainings}
 
 
 class _Study:
     def __init__(self, plan: Plan, options: StudyOptions, world: World, reporter: Callable[[], Reporter]) -> None:
         self.plan, self.options, self.world, self.reporter = plan, options, world, reporter
         self.out, self.results = options.out, Results(options.out)
-        self._sources = Sources()
+        self._sources = Sources(options.images)
         self._references: dict[str, dict[str, Reference]] = {}
         self._page_written = time.monotonic()
         for training in plan.trainings:  # complain before any work is done
-            self._sources.training(training.recipe)
+            self._sources.count(training.recipe)
+            self._sources.compared(training.recipe, options.split)
             world.share(training.recipe.train.batch_size)
         self.extractors: dict[str, FeatureExtractor] = open_networks(options.features, options.device, world)
         self.protocols = {training.digest: self._protocol(training.recipe) for training in plan.trainings}

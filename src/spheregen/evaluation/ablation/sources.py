@@ -5,32 +5,36 @@ from __future__ import annotations
 import contextlib
 
 from spheregen.data import ImageOptions, ImageSource, open_source
-from spheregen.errors import DataError
+from spheregen.data.latent_cache import is_latent_cache
+from spheregen.errors import ConfigError, DataError
 from spheregen.evaluation.images import RealImages
 from spheregen.evaluation.run import HELD_OUT
+from spheregen.training.feeding import open_data
 from spheregen.training.recipe import Recipe
-from spheregen.training.trainer import check_classes
 
 RECONSTRUCTED = 256
 """Real images that go there and back."""
 
 
 class Sources:
-    """Sources of images by recipe, each opened once."""
+    """Sources of images by recipe, each opened once.
 
-    def __init__(self) -> None:
+    Args:
+        images: what samples are compared with; None: what is trained on.
+    """
+
+    def __init__(self, images: str | None = None) -> None:
+        self.images = images
         self._open: dict[tuple[str, str, bool], ImageSource] = {}
 
-    def training(self, recipe: Recipe) -> ImageSource:
-        """What a recipe trains on.
+    def count(self, recipe: Recipe) -> int:
+        """How many images, or latents of images, a recipe trains on.
 
         Raises:
-            DataError: it cannot be had.
-            ConfigError: it has other classes than the recipe asks for.
+            DataError: they cannot be had.
+            ConfigError: they have other classes than the recipe asks for, or are latents where images are wanted.
         """
-        source = self._get(recipe, recipe.data.split)
-        check_classes(recipe, source)
-        return source
+        return open_data(recipe).count
 
     def compared(self, recipe: Recipe, split: str | None) -> RealImages:
         """What samples are compared with, brought to size as `spheregen evaluate` does it.
@@ -51,10 +55,13 @@ class Sources:
         return RealImages(source, _geometry(recipe), limit=RECONSTRUCTED)
 
     def _get(self, recipe: Recipe, split: str) -> ImageSource:
-        assert recipe.data.source is not None  # the plan refuses others
-        key = (recipe.data.source, split, recipe.data.stream)
+        source = self.images or recipe.data.source
+        assert source is not None  # the plan refuses others
+        if is_latent_cache(source):
+            raise ConfigError(f"{source} holds latents: name the images that samples are compared with, by --images")
+        key = (source, split, recipe.data.stream)
         if key not in self._open:
-            self._open[key] = open_source(recipe.data.source, split=split, stream=recipe.data.stream)
+            self._open[key] = open_source(source, split=split, stream=recipe.data.stream)
         return self._open[key]
 
 

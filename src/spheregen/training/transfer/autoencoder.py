@@ -11,87 +11,17 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spheregen.errors import ConfigError, ModelFileError
-from spheregen.model_folder import ModelInfo
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.training.transfer.parts import BY_NUMBER, Fate, Part, Transfer, fit_class_table
 
-Fate = Literal["kept", "adapted", "fresh", "dropped"]
 NETWORKS = ("encoder", "decoder")
-_WORDS = {  # what people call the parts of a network
-    "trunk.labels": "class table",
-    "trunk.blocks": "transformer blocks",
-    "trunk.context": "in-context tokens",
-    "patches": "patch embedding",
-    "output": "output norm",
-    "project": "output linear",
-    "embed": "input linear",
-    "mixer": "mixer",
-    "head": "pixel head",
-}
 _GATES_OF_ONE = (0.0, 0.0, 1.0, 0.0, 0.0, 1.0)  # shift, scale, gate of the attention, then of the MLP
-
-
-@dataclass(frozen=True)
-class Part:
-    """What became of one parameter."""
-
-    name: str
-    """Its name in the target; of what is dropped, in the source."""
-    parameters: int
-    """How many numbers it holds."""
-    fate: Fate
-    """`kept`: copied. `adapted`: made from the source's. `fresh`: nothing of the source is in it. `dropped`: a
-    parameter of the source that has no place in the target."""
-    reason: str = ""
-    """Why it is not kept, or how it was adapted; empty for what is kept."""
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What a model took over from another. Kept, adapted and fresh together are all parameters of the target."""
-
-    parts: tuple[Part, ...]
-    """The target's parameters in their order, then what was dropped. Fixed tables are no parameters."""
-    notes: tuple[str, ...] = ()
-    """What computes differently although its weights are kept."""
-
-    def names(self, fate: Fate) -> tuple[str, ...]:
-        """The parameters that met this fate."""
-        return tuple(part.name for part in self.parts if part.fate == fate)
-
-    def count(self, *fates: Fate) -> int:
-        """How many numbers met one of these fates."""
-        return sum(part.parameters for part in self.parts if part.fate in fates)
-
-    def summary(self) -> tuple[str, ...]:
-        """A few lines for people."""
-        total, tensors = self.count("kept", "adapted", "fresh"), len(self.parts) - len(self.names("dropped"))
-        kept = len(self.names("kept"))
-        lines = [f"kept {_readable(self.count('kept'))} of {_readable(total)} parameters ({kept} of {tensors} tensors)"]
-        fates: tuple[Fate, ...] = ("adapted", "fresh", "dropped")
-        lines += [f"{fate} {_readable(self.count(fate))}: {self._describe(fate)}" for fate in fates if self.names(fate)]
-        return (*lines, *self.notes)
-
-    def _describe(self, fate: Fate) -> str:
-        """Which parts, by reason: `encoder and decoder mixer (16 -> 64 tokens)`."""
-        found: dict[str, dict[str, list[str]]] = {}
-        for part in self.parts:
-            if part.fate == fate:
-                network, word = _place(part.name)
-                networks = found.setdefault(part.reason, {}).setdefault(word, [])
-                if network not in networks:
-                    networks.append(network)
-        return "; ".join(
-            ", ".join(f"{' and '.join(networks)} {word}" for word, networks in words.items()) + f" ({reason})"
-            for reason, words in found.items()
-        )
 
 
 @torch.no_grad()
@@ -158,20 +88,6 @@ def check_fits(target: AutoencoderConfig, source: AutoencoderConfig) -> None:
         )
 
 
-def inherited_provenance(name: str, base: ModelInfo) -> dict[str, str]:
-    """The `ModelInfo.provenance` of a model that is fine-tuned from the one called `name`.
-
-    Source and licence are the base's; `base_model` says what is known of it.
-    """
-    known = []
-    if recipe := base.training.get("recipe"):
-        known.append(f"recipe {recipe}")
-    if older := base.provenance.get("base_model"):
-        known.append(f"fine-tuned from {older}")
-    inherited = {key: str(base.provenance[key]) for key in ("source", "license") if base.provenance.get(key)}
-    return {**inherited, "base_model": f"{name} ({', '.join(known)})" if known else name}
-
-
 class _Plan:
     """The source's weights on their way to the target: each `fit_` method adapts one difference between the two."""
 
@@ -205,28 +121,13 @@ class _Plan:
         ours, theirs = self.ours.num_classes, self.theirs.num_classes
         if not (ours and theirs):
             return
-        by_name = len(target_names) == ours and len(source_names) == theirs
-        if by_name:
-            places = {name: place for place, name in reversed(list(enumerate(source_names)))}
-            rows = [places.get(name) for name in target_names]
-        else:
-            rows = [place if place < theirs else None for place in range(ours)]
-            self.notes.append("classes are matched by number: names are not known on both sides")
-        if rows == list(range(theirs)):
-            return
-        known = {place: row for place, row in enumerate(rows) if row is not None}
-        how = f"{len(known)} of {ours} classes by {'name' if by_name else 'number'}, {ours - len(known)} new"
-        if left := theirs - len(set(known.values())):
-            how += f", {left} of the model's left out"
         for network in self.fitting:
             name = f"{network}.trunk.labels.table.weight"
-            table = self.state[name]
-            null = table[-1]
-            new = null + self.parameters[name].detach()  # rows of N(0, 0.02^2)
-            for place, row in known.items():
-                new[place] = table[row]
-            new[-1] = null
-            self.change(name, new, how)
+            found = fit_class_table(self.state[name], self.parameters[name].detach(), target_names, source_names)
+            if not found.by_name and BY_NUMBER not in self.notes:
+                self.notes.append(BY_NUMBER)
+            if found.how:
+                self.change(name, found.table, found.how)
 
     def fit_pixels(self) -> None:
         ours, theirs = self.ours, self.theirs
@@ -553,18 +454,3 @@ def _conv_head(head: Mapping[str, Tensor], before: AutoencoderConfig, now: Autoe
         resize = _bilinear(before.patch, now.patch, margin=1)
         kernel = resize @ kernel.double() @ resize.T
     return {"up.weight": kernel, "up.bias": _channels_out(head["up.bias"], now.image_channels, 0)}
-
-
-def _place(name: str) -> tuple[str, str]:
-    """Network and part of a parameter, in words."""
-    network, _, rest = name.partition(".")
-    for prefix, word in _WORDS.items():
-        if rest.startswith(prefix):
-            return network, word
-    return network, rest.partition(".")[0]
-
-
-def _readable(count: int) -> str:
-    if count >= 1_000_000:
-        return f"{count / 1e6:.2f} M"
-    return f"{count / 1e3:.1f} k" if count >= 1000 else str(count)

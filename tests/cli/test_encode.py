@@ -1,0 +1,156 @@
+"""`spheregen encode` as a user types it, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from spheregen.data import ImageOptions, load_all, open_source, to_model_range
+from spheregen.data.latent_cache import LatentCache
+from spheregen.tokenizers.opening import open_tokenizer
+from tests.cli.conftest import Run
+from tests.data.kinds import contents, write_folder
+
+SCRIPT = """
+import torch
+torch.set_num_threads(1)
+from spheregen.cli.main import run
+run()
+"""
+
+
+def processes(count: int, *arguments: str) -> list[tuple[int, str, str]]:
+    """Exit code and output of each process of `spheregen encode`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, "encode", *arguments]
+    running = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    outputs = [process.communicate(timeout=150) for process in running]
+    return [(process.returncode, *output) for process, output in zip(running, outputs, strict=True)]
+
+
+def files_of(folder: Path) -> Mapping[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_digits(run: Run) -> None:
+    """The latents are those of the tokenizer, which lies beside them and is told by its fingerprint."""
+    result = run("encode", "digits", "digits", "--split", "test", "--out", "latents", "--dtype", "float32", "--json")
+    assert result.code == 0, result.err
+    answer = json.loads(result.out)
+    assert (answer["count"], answer["shards"], answer["data"], answer["views"]) == (397, 1, "digits/test", 1)
+    cache = LatentCache(answer["out"])
+    opened = open_tokenizer("latents/tokenizer")
+    cache.check_match(tokenizer_fingerprint=opened.fingerprint, latent_shape=opened.tokenizer.latent_shape)
+    loaded = load_all(open_source("digits", split="test"), ImageOptions(image_size=8, channels=1))
+    latents = opened.tokenizer.encode(to_model_range(loaded.images))
+    torch.testing.assert_close(cache.rows(range(397)), latents, atol=1e-5, rtol=1e-5)
+    assert cache.labels is not None
+    assert loaded.labels is not None
+    assert torch.equal(cache.labels, loaded.labels)
+
+
+def test_the_same_again_and_another(run: Run) -> None:
+    command = ("encode", "digits", "digits", "--split", "test", "--out", "latents")
+    assert "397 images of digits/test as latents of 4 x 6 in bf16" in run(*command).err
+    before = files_of(Path("latents"))
+    assert run(*command).code == 0
+    for options, words in (
+        (["--dtype", "float32"], "dtype: bf16 -> float32"),
+        (["--split", "train"], "data: digits/test"),
+        (["--fit", "pad", "--background", "0,0,0"], "fit: crop -> pad; background: [255, 255, 255] -> [0, 0, 0]"),
+        (["--resize", "nearest"], "resize: adm -> nearest"),
+        (["--precision", "bf16"], "precision: float32 -> bf16"),
+        (["--shard-images", "100"], "shard_images: 4096 -> 100"),
+    ):
+        refused = run(*command, *options)
+        assert refused.code == 2
+        assert words in refused.err
+        assert refused.err.count("\n") == 1
+    assert files_of(Path("latents")) == before
+
+
+def test_pictures_flips_and_what_cannot_be_read(run: Run) -> None:
+    write_folder(Path("pictures"), contents(9) | {"ant/900.png": b"junk"})
+    command = ("encode", "digits", "pictures", "--out", "latents", "--flips", "--batch-size", "4", "--workers", "1")
+    refused = run(*command)
+    assert refused.code == 2
+    assert "ant/900.png: not an image" in refused.err.splitlines()[-1]
+    done = run(*command, "--on-error", "skip")
+    assert done.code == 0, done.err
+    assert "skipped: " in done.err
+    assert "9 images" in done.err
+    assert "mirror images too" in done.err
+    cache = LatentCache("latents")
+    assert (cache.views, cache.index.plan.image.shape) == (2, (1, 8, 8)), "as the tokenizer wants them"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing", "digits"], "no tokenizer 'missing'"),
+        (["digits", "missing"], "check the path for a typo"),
+        (["digits", "digits", "--flips"], "mirror images of digits are no digits"),
+        (["digits", "digits", "--dtype", "float16"], "dtype is 'float16'"),
+        (["digits", "digits", "--precision", "fp8"], "precision is 'fp8'"),
+        (["digits", "digits", "--batch-size", "0"], "batch_size is 0"),
+        (["digits", "digits", "--shard-images", "0"], "shard_images is 0"),
+        (["digits", "digits", "--workers", "-1"], "workers is -1"),
+        (["digits", "digits", "--fit", "stretch"], "fit is 'stretch'"),
+        (["digits", "digits", "--resize", "area"], "resize is 'area'"),
+        (["digits", "digits", "--background", "white"], "--background takes numbers"),
+        (["digits", "digits", "--background", "0,0"], "background is (0, 0)"),
+        (["digits", "digits", "--on-error", "ignore"], "on_error is 'ignore'"),
+        (["digits", "digits", "--image-size", "8"], "has an image size"),
+        (["digits", "digits", "--pack", "2"], "packing"),
+        (["digits", "digits", "--stream", "--split", "tset"], "did you mean 'test'"),
+        (["digits", "digits", "--device", "abacus"], "device 'abacus' is not available"),
+    ],
+)
+def test_bad_input_is_one_line(run: Run, arguments: list[str], words: str) -> None:
+    result = run("encode", *arguments, "--out", "latents")
+    assert result.code == 2
+    assert words in result.err
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert not list(Path().iterdir())
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """As in the processes, since the last bits of a network may depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_two_processes_write_the_files_of_one(run: Run) -> None:
+    arguments = ("digits", "digits", "--split", "test", "--shard-images", "100", "--device", "cpu", "--json")
+    results = processes(2, *arguments, "--out", "two")
+    assert run("encode", *arguments, "--out", "one").code == 0
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert json.loads(results[0][1])["shards"] == 4
+    assert not results[1][1], "the first process alone answers"
+    assert files_of(Path("two")) == files_of(Path("one"))

@@ -1,0 +1,246 @@
+"""The loss of a representation autoencoder: its terms, its draws, and a critic whose gradients do not mix."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spheregen.errors import ConfigError
+from spheregen.losses.adversarial import hinge
+from spheregen.losses.perceptual import random_perceptual
+from spheregen.losses.representation import RepresentationDraws, RepresentationLossConfig, RepresentationObjective
+from spheregen.losses.terms import LossTerms
+from spheregen.nn.critic import PatchCritic
+
+SIZE, SHAPE = 8, (4, 12)
+
+
+class ToyCodec(nn.Module):
+    """8 px images as 2x2 tokens of 4x4 pixels, through a linear each way."""
+
+    latent_shape = SHAPE
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.project = nn.Parameter(0.2 * torch.randn((48, 12), generator=generator))
+        self.expand = nn.Parameter(0.2 * torch.randn((12, 48), generator=generator))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        return tokens @ self.project
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return nn.functional.fold((latents @ self.expand).transpose(1, 2), SIZE, 4, stride=4)
+
+
+def encoder(images: Tensor) -> Tensor:
+    assert not torch.is_grad_enabled()
+    return nn.functional.unfold(images, 4, stride=4).transpose(1, 2)
+
+
+class Setup:
+    def __init__(self, **values: Any) -> None:
+        self.loss = RepresentationLossConfig(**{"perceptual": 0.0, "critic_width": 4, **values})
+        torch.manual_seed(0)
+        self.codec = ToyCodec()
+        self.critic = self.loss.new_critic(3, SIZE)
+        perceptual = random_perceptual("builtin") if self.loss.perceptual else None
+        self.objective = RepresentationObjective(encoder, self.codec, self.loss, perceptual, self.critic)
+
+    def draw(self, batch: int = 6, *, seed: int = 0, progress: float = 1.0, **more: Any) -> RepresentationDraws:
+        return self.objective.draw(batch, torch.Generator().manual_seed(seed), progress=progress, **more)
+
+    def gradients(self, *terms: LossTerms) -> dict[str, Tensor]:
+        """Of the mean of some terms."""
+        networks = {"codec": self.codec, **({} if self.critic is None else {"critic": self.critic})}
+        for network in networks.values():
+            network.zero_grad(set_to_none=True)
+        torch.stack([each.total for each in terms]).mean().backward()
+        found = {f"{n}.{name}": p.grad for n, net in networks.items() for name, p in net.named_parameters()}
+        assert all(gradient is not None for gradient in found.values())  # as several processes need it
+        return {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
+
+
+def images(count: int = 6) -> Tensor:
+    return 2 * torch.rand((count, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(5)) - 1
+
+
+def test_terms_are_what_they_are_called() -> None:
+    setup = Setup(l1=2.0, perceptual=0.5, noise=0.7)
+    x, draws = images(), setup.draw()
+    assert draws.direction is not None
+    found = setup.objective(x, draws)
+    with torch.no_grad():
+        z = setup.codec.encode(encoder(x))
+        y = setup.codec.decode(z + draws.level.view(-1, 1, 1) * draws.direction)
+        l1 = ((y - x) / 2).abs().mean()
+        assert setup.objective.perceptual is not None
+        perceptual = setup.objective.perceptual((y + 1) / 2, (x + 1) / 2)
+    assert found.terms.keys() == {"l1", "perceptual"}
+    torch.testing.assert_close(found.terms["l1"], l1)
+    torch.testing.assert_close(found.terms["perceptual"], perceptual)
+    torch.testing.assert_close(found.total.detach(), 2 * l1 + 0.5 * perceptual)
+    torch.testing.assert_close(found.observed["latent"], z)  # without its noise
+    torch.testing.assert_close(found.observed["data"], (x + 1) / 2)
+    torch.testing.assert_close(found.observed["output"], (y + 1) / 2)
+    assert not any(tensor.requires_grad for tensor in (*found.terms.values(), *found.observed.values()))
+
+
+def test_what_weighs_nothing_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup(l1=0.0, perceptual=1.0, noise=0.0)
+    draws = setup.draw()
+    assert draws.direction is None and float(draws.level.abs().max()) == 0
+    assert setup.objective(images(), draws).terms.keys() == {"perceptual"}
+    setup = Setup()
+    assert setup.critic is None
+    assert setup.objective(images(), setup.draw()).terms.keys() == {"l1"}
+
+
+def test_noise_levels_are_half_normal() -> None:
+    level = Setup(noise=0.5).draw(20_000).level
+    assert float(level.min()) >= 0
+    assert float(level.square().mean()) == pytest.approx(0.25, rel=0.05)
+    assert float((level < 0.5).float().mean()) == pytest.approx(0.6827, abs=0.01)
+
+
+def test_rows_and_slices_are_those_of_the_global_batch() -> None:
+    setup = Setup()
+    whole, part = setup.draw(), setup.draw(rows=slice(2, 5))
+    assert whole.direction is not None and part.direction is not None
+    assert torch.equal(part.level, whole.level[2:5]) and torch.equal(part.direction, whole.direction[2:5])
+    assert torch.equal(part[1:].level, whole.level[3:5]) and part[1:].progress == 1.0
+    doubled = whole.each(lambda tensor: 2 * tensor)
+    assert doubled.direction is not None
+    assert torch.equal(doubled.direction, 2 * whole.direction) and torch.equal(doubled.level, 2 * whole.level)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.45, 0.9])
+def test_micro_batches_add_up(progress: float) -> None:
+    setup = Setup(adversarial=0.3, perceptual=1.0)
+    x, draws = images(), setup.draw(progress=progress)
+    together = setup.gradients(setup.objective(x, draws))
+    apart = setup.gradients(*(setup.objective(x[i : i + 2], draws[i : i + 2]) for i in (0, 2, 4)))
+    for name, gradient in together.items():
+        torch.testing.assert_close(apart[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_critic_s_and_the_decoder_s_gradients_do_not_mix() -> None:
+    setup = Setup(adversarial=0.3, l1=1e-30)
+    assert setup.critic is not None
+    x, draws = images(), setup.draw()
+    found = setup.gradients(setup.objective(x, draws))
+    assert draws.direction is not None
+    z = setup.codec.encode(torch.no_grad()(encoder)(x))
+    y = (setup.codec.decode(z + draws.level.view(-1, 1, 1) * draws.direction) + 1) / 2
+    real = (x + 1) / 2
+    codec, critic = list(setup.codec.parameters()), list(setup.critic.parameters())
+    own = torch.autograd.grad(hinge(setup.critic(real), setup.critic(y.detach())), critic)
+    decoders = torch.autograd.grad(-0.3 * setup.critic(y).mean(), codec)
+    names = [f"codec.{name}" for name, _ in setup.codec.named_parameters()]
+    names += [f"critic.{name}" for name, _ in setup.critic.named_parameters()]
+    for name, expected in zip(names, [*decoders, *own], strict=True):
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-7)
+        assert float(expected.abs().max()) > 0
+
+
+def test_the_adversarial_terms_begin_one_after_the_other() -> None:
+    setup = Setup(adversarial=0.3, adversarial_start=0.5, critic_lead=0.25)
+    plain = Setup()
+    x = images()
+    seen = {}
+    for progress in (0.0, 0.24, 0.25, 0.49, 0.5, 1.0):
+        draws = setup.draw(progress=progress)
+        found = setup.objective(x, draws)
+        assert found.terms.keys() == {"l1", "adversarial", "critic"}
+        gradients = setup.gradients(found)
+        learns = any(bool(g.any()) for name, g in gradients.items() if name.startswith("critic"))
+        without = plain.gradients(plain.objective(x, draws))
+        pulls = any(not torch.equal(gradients[name], without[name]) for name in without)
+        assert learns == (float(found.terms["critic"]) != 0) and pulls == (float(found.terms["adversarial"]) != 0)
+        seen[progress] = (learns, pulls)
+    assert seen == {
+        0.0: (False, False),
+        0.24: (False, False),
+        0.25: (True, False),
+        0.49: (True, False),
+        0.5: (True, True),
+        1.0: (True, True),
+    }
+
+
+def test_hinge() -> None:
+    assert float(hinge(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -2.0]))) == 0
+    assert float(hinge(torch.tensor([0.0, 2.0]), torch.tensor([0.5, -5.0]))) == 0.5 + 0.75
+
+
+@pytest.mark.parametrize(("size", "verdicts"), [(8, 4), (12, 6), (28, 7), (32, 4), (64, 4), (256, 16)])
+def test_a_critic_suits_images_of_all_sizes(size: int, verdicts: int) -> None:
+    critic = PatchCritic(1, size, width=2)
+    x = torch.rand(2, 1, size, size)
+    assert critic(x).shape == (2, 1, verdicts, verdicts)
+    torch.testing.assert_close(critic(x)[:1], critic(x[:1]))  # of each image alone
+
+
+def test_verdicts_start_at_the_size_of_the_margin_and_keep_it_whatever_the_length_of_weights() -> None:
+    torch.manual_seed(0)
+    critic = PatchCritic(3, 32, width=32)
+    x = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    before = critic(x)
+    assert 0.1 < float(before.detach().std()) < 3
+    with torch.no_grad():
+        for layer in list(critic.layers)[:-1]:
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.mul_(7)
+    torch.testing.assert_close(critic(x), before, rtol=1e-3, atol=1e-4)
+
+
+def test_verdicts_without_learning_are_the_same() -> None:
+    critic = PatchCritic(3, 8, width=4)
+    x = torch.rand(2, 3, 8, 8, requires_grad=True)
+    fixed = critic(x, learn=False)
+    assert torch.equal(fixed, critic(x))
+    fixed.sum().backward()
+    assert x.grad is not None and all(parameter.grad is None for parameter in critic.parameters())
+
+
+def test_a_critic_learns_to_tell_noise_from_smooth_images() -> None:
+    torch.manual_seed(0)
+    critic = PatchCritic(1, 8, width=8)
+    optimizer = torch.optim.AdamW(critic.parameters(), lr=3e-3)
+    smooth = torch.rand(32, 1, 1, 1).expand(-1, -1, 8, 8)
+    noise = torch.rand(32, 1, 8, 8)
+    first = float(hinge(critic(smooth), critic(noise)).detach())
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = hinge(critic(smooth), critic(noise))
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.2 * first
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"l1": -1.0}, r"loss\.l1 is a finite number"),
+        ({"noise": float("inf")}, r"loss\.noise"),
+        ({"l1": 0.0, "perceptual": 0.0}, "nothing ties decodes"),
+        ({"adversarial_start": 1.0}, "share of the run below 1"),
+        ({"critic_lead": -0.1}, "critic_lead"),
+        ({"critic_width": 0}, "critic_width"),
+    ],
+)
+def test_impossible_losses_are_one_line(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        RepresentationLossConfig(**values)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_perception_alone_needs_a_network() -> None:
+    loss = RepresentationLossConfig(l1=0)
+    with pytest.raises(ConfigError, match="l1 term alone"):
+        RepresentationObjective(encoder, ToyCodec(), loss)
+    assert dataclasses.replace(loss, l1=1.0).weights()["critic"] == 1.0

@@ -1,0 +1,296 @@
+"""Models that predict latents: the same loops, decoded once at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spheregen.conditioning import mixture
+from spheregen.errors import ConfigError
+from spheregen.models.protocol import SphereGenerator
+from spheregen.sampling import (
+    ClassifierFreeGuidance,
+    Guided,
+    Joined,
+    Masked,
+    Reduced,
+    Samples,
+    crossover_mask,
+    edit,
+    guide,
+    interpolate,
+    reconstruct,
+    refine,
+    restore,
+    sample,
+)
+from spheregen.sampling.remembered import RememberedConditions
+from spheregen.sphere import spherify
+from tests.sampling.latent_generator import LatentGenerator, latent_generator
+from tests.sampling.test_sampling import IMAGES, LABELS, NOISE, STEP, gaussian, sizes_of
+
+LEFT = crossover_mask("left-right", 8)
+"""1 in the left half, the tokens 0 and 2."""
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentGenerator:
+    return latent_generator()
+
+
+@pytest.fixture(scope="module")
+def identity() -> LatentGenerator:
+    """Its denoiser gives points back as they are."""
+    return latent_generator(identity=True)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The batch sizes of all calls of the three networks."""
+
+    predicted: list[int]
+    encoded: list[int]
+    decoded: list[int]
+
+
+@contextmanager
+def counted(model: LatentGenerator) -> Iterator[Calls]:
+    networks = (model.denoiser, model.tokenizer.encoder, model.tokenizer.decoder)
+    counts, hooks = zip(*(sizes_of(network) for network in networks), strict=True)
+    try:
+        yield Calls(*counts)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def on_sphere(model: LatentGenerator) -> Tensor:
+    """Images whose latents lie on the sphere, so that nothing is lost on the way there."""
+    images = model.tokenizer.decode(spherify(gaussian(3, 4, 4, seed=8)))
+    assert images.abs().max() < 1
+    return images
+
+
+# what is computed -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_samples_are_decoded_once(model: LatentGenerator, steps: int) -> None:
+    with counted(model) as calls:
+        result = sample(model, NOISE, LABELS, steps=steps, step_noise=STEP)
+        assert (calls.predicted, calls.encoded, calls.decoded) == ([3] * steps, [], [3])
+        trajectory = result.trajectory
+        assert len(trajectory) == steps and trajectory[-1] is result.images
+        assert result.trajectory is trajectory
+        assert calls.decoded == [3] * steps  # the last one is there already, and the others are kept
+    for images, prediction in zip(trajectory, result.predictions, strict=True):
+        assert torch.equal(images, model.tokenizer.decode(prediction))
+        assert not images.requires_grad
+
+
+@pytest.mark.parametrize(("start", "encodes"), [(IMAGES, [3]), (Joined(IMAGES, IMAGES.flip(0), LEFT), [3, 3])])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_edits_are_encoded_and_decoded_once(
+    model: LatentGenerator, steps: int, start: Tensor | Joined, encodes: list[int]
+) -> None:
+    with counted(model) as calls:
+        result = edit(model, start, LABELS, steps=steps, step_noise=STEP)
+    assert (calls.predicted, calls.encoded, calls.decoded) == ([3] * steps, encodes, [3])
+    assert len(result.trajectory) == steps
+
+
+def test_inpainting_encodes_and_decodes_once_an_enlargement_at_each_step(model: LatentGenerator) -> None:
+    with counted(model) as calls:
+        restore(model, Masked(IMAGES, LEFT), LABELS, steps=3, step_noise=STEP)
+    assert (calls.predicted, calls.encoded, calls.decoded) == ([3] * 3, [3], [3])
+    with counted(model) as calls:
+        result = restore(model, Reduced(IMAGES[..., ::2, ::2], 2), LABELS, steps=3, step_noise=STEP)
+        assert len(result.trajectory) == 3
+    assert (calls.predicted, calls.encoded, calls.decoded) == ([3] * 3, [3] * 3, [3] * 3)
+
+
+def test_a_trajectory_keeps_no_graph() -> None:
+    """It is decoded outside of the loop's `no_grad`."""
+    weight = torch.ones((), requires_grad=True)
+    result = Samples(torch.ones(1), (torch.zeros(1), torch.ones(1)), lambda prediction: prediction * weight)
+    assert not result.decoded
+    assert not any(images.requires_grad for images in result.trajectory)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.7])
+def test_guidance_is_one_batched_call(model: LatentGenerator, scale: float) -> None:
+    with counted(model) as calls:
+        sample(model, NOISE, LABELS, steps=3, guidance=scale, step_noise=STEP)
+    assert (calls.predicted, calls.decoded) == ([6] * 3, [3])
+
+
+# the loop by hand -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", ["sphere", "gaussian"])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.2])
+@torch.no_grad()
+def test_sampling_by_hand(scale: float, prior: Any) -> None:
+    """Every picture alone, condition and null class in separate calls; the noise decays."""
+    model, steps = latent_generator(prior=prior), 3
+    expected = []
+    for i in range(3):
+        label, null, e = LABELS[i : i + 1], torch.tensor([3]), STEP[i : i + 1]
+
+        def denoise(v: Tensor, label: Tensor = label, null: Tensor = null) -> Tensor:
+            conditional, free = model.predict(v, label), model.predict(v, null)
+            return free + scale * (conditional - free)
+
+        z = denoise(spherify(NOISE[i : i + 1]) if prior == "sphere" else NOISE[i : i + 1])
+        for t in range(1, steps):
+            sigma = (1 - t / steps) * math.tan(math.radians(80))
+            z = denoise(
+                spherify(spherify(z) + sigma * e) if prior == "sphere" else (z + sigma * e) / math.hypot(1, sigma)
+            )
+        expected.append(model.tokenizer.decode(z))
+    result = sample(model, NOISE, LABELS, steps, "decay", guidance=scale, step_noise=STEP)
+    torch.testing.assert_close(result.images, torch.cat(expected), atol=1e-5, rtol=0)
+
+
+def test_predictions_are_not_clamped(model: LatentGenerator) -> None:
+    result = sample(model, NOISE, LABELS, steps=2, guidance=50.0, step_noise=STEP)
+    assert all(prediction.abs().max() > 2 for prediction in result.predictions)
+
+
+@torch.no_grad()
+def test_an_edit_refines_the_tokenizers_latents(model: LatentGenerator) -> None:
+    result = edit(model, IMAGES, LABELS, steps=3, strength=0.4, guidance=1.5, step_noise=STEP)
+    steered, z = guide(model, LABELS, 1.5), model.tokenizer.encode(IMAGES)
+    for prediction, images in zip(result.predictions, result.trajectory, strict=True):
+        z = refine(steered, z, 0.4, STEP)
+        assert torch.equal(prediction, z) and torch.equal(images, model.tokenizer.decode(z))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_edit_without_noise_is_the_tokenizers_reconstruction(identity: LatentGenerator, steps: int) -> None:
+    images = on_sphere(identity)
+    result = edit(identity, images, LABELS, steps=steps, strength=0.0)
+    torch.testing.assert_close(result.images, images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(reconstruct(identity, images), images, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_interpolation_goes_through_points(identity: LatentGenerator) -> None:
+    images = on_sphere(identity)
+    points = interpolate(identity.encode(images[:2]), 5)
+    frames = sample(identity, points, steps=1).images
+    torch.testing.assert_close(frames[[0, -1]], images[:2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(frames, identity.tokenizer.decode(points), atol=1e-6, rtol=0)
+
+
+# where a model can be guided ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["latent", "both"])
+def test_the_whole_scale_acts_on_latents(model: LatentGenerator, place: str) -> None:
+    steered = ClassifierFreeGuidance(2.5, place)(model, LABELS)
+    assert (steered.pixel_scale, steered.latent_scale) == (1, 2.5)
+    assert torch.equal(steered.to_latent(NOISE), NOISE)
+    by_id = sample(model, NOISE, LABELS, steps=2, guidance=2.5, guidance_at=place, step_noise=STEP)
+    by_mixture = sample(model, NOISE, mixture(LABELS, 3), steps=2, guidance=2.5, guidance_at=place, step_noise=STEP)
+    torch.testing.assert_close(by_id.images, by_mixture.images, atol=1e-5, rtol=0)
+    assert not torch.allclose(by_id.images, sample(model, NOISE, LABELS, steps=2, step_noise=STEP).images, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_there_are_no_pixels_to_guide(model: LatentGenerator, scale: float) -> None:
+    reason = "no pixel guidance, it is guided at latent; set guidance_at to latent or both"
+    with counted(model) as calls:
+        for call in (
+            lambda: sample(model, NOISE, LABELS, guidance=scale, guidance_at="pixel"),
+            lambda: edit(model, IMAGES, LABELS, guidance=scale, guidance_at="pixel"),
+            lambda: restore(model, Masked(IMAGES, LEFT), LABELS, guidance=scale, guidance_at="pixel"),
+        ):
+            with pytest.raises(ConfigError, match=reason) as caught:
+                call()
+            assert "\n" not in str(caught.value)
+    assert calls == Calls([], [], [])
+
+
+def test_a_guidance_of_your_own_cannot_lose_its_scale(model: LatentGenerator) -> None:
+    with pytest.raises(ConfigError, match="no pixel guidance"):
+        Guided(model, LABELS, None, pixel_scale=1.5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_remembered_conditions_serve_latents_too(model: LatentGenerator, guidance: float) -> None:
+    remembering = RememberedConditions(model, [0, 1, 2], torch.device("cpu"))
+    assert isinstance(remembering, SphereGenerator)
+    options: dict[str, Any] = {"steps": 3, "guidance": guidance, "step_noise": STEP}
+    for loop, start in ((sample, NOISE), (edit, IMAGES), (edit, Joined(IMAGES, IMAGES.flip(0), LEFT))):
+        ours, plain = (loop(each, start, LABELS, **options) for each in (remembering, model))  # type: ignore[operator]
+        for a, b in zip(ours.trajectory, plain.trajectory, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+# masks ----------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_crossover_takes_tokens_of_each_image(identity: LatentGenerator) -> None:
+    a = on_sphere(identity)
+    b = a.flip(0)
+    mixed = identity.tokenizer.encode(a).clone()
+    mixed[:, 1::2] = identity.tokenizer.encode(b)[:, 1::2]
+    expected = identity.tokenizer.decode(spherify(mixed))
+    result = edit(identity, Joined(a, b, LEFT), steps=1, strength=0.0)
+    torch.testing.assert_close(result.images, expected, atol=1e-5, rtol=0)
+    swapped = edit(identity, Joined(b, a, 1 - LEFT), steps=1, strength=0.0)
+    torch.testing.assert_close(swapped.images, expected, atol=1e-5, rtol=0)
+
+
+def test_images_joined_with_themselves_are_edited_as_they_are(model: LatentGenerator) -> None:
+    joined = edit(model, Joined(IMAGES, IMAGES, LEFT), LABELS, steps=2, step_noise=STEP)
+    assert torch.equal(joined.images, edit(model, IMAGES, LABELS, steps=2, step_noise=STEP).images)
+
+
+@torch.no_grad()
+def test_known_tokens_are_put_back_at_every_step(model: LatentGenerator) -> None:
+    observation = Masked(IMAGES, LEFT)
+    known = model.tokenizer.encode(observation.start())
+    result = restore(model, observation, LABELS, steps=3, strength=0.4, step_noise=STEP)
+    steered, z = guide(model, LABELS), known
+    for t, (prediction, images) in enumerate(zip(result.predictions, result.trajectory, strict=True), 1):
+        refined = refine(steered, z, 0.4 * (1 - t / 4), STEP)  # decays by default
+        z = torch.stack([refined[:, 0], known[:, 1], refined[:, 2], known[:, 3]], dim=1)
+        torch.testing.assert_close(prediction, z, atol=1e-6, rtol=0)
+        decoded = model.tokenizer.decode(prediction)
+        assert torch.equal(images[..., 4:], IMAGES[..., 4:])  # known pixels are exact
+        assert torch.equal(images[..., :4], decoded[..., :4])
+
+
+def test_what_is_missing_does_not_matter(model: LatentGenerator) -> None:
+    hidden = torch.where(LEFT == 1, torch.rand(IMAGES.shape) * 2 - 1, IMAGES)
+    results = [restore(model, Masked(images, LEFT), LABELS, step_noise=STEP).images for images in (IMAGES, hidden)]
+    assert torch.equal(*results)
+
+
+def test_a_soft_mask_is_restored_between_known_and_made(model: LatentGenerator) -> None:
+    soft = LEFT * 0.5
+    result = restore(model, Masked(IMAGES, soft), LABELS, steps=2, step_noise=STEP)
+    decoded = model.tokenizer.decode(result.predictions[-1])
+    expected = torch.where(soft == 0, IMAGES, (IMAGES + decoded) / 2)
+    torch.testing.assert_close(result.images, expected, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_an_enlargement_agrees_in_pixels_at_each_step(model: LatentGenerator) -> None:
+    observation = Reduced(0.3 * torch.nn.functional.avg_pool2d(IMAGES, 2), 2)
+    result = restore(model, observation, LABELS, steps=3, strength=0.4, step_noise=STEP)
+    steered, x = guide(model, LABELS), observation.start().clamp(-1, 1)
+    for t, images in enumerate(result.trajectory, 1):
+        prediction = refine(steered, model.tokenizer.encode(x), 0.4 * (1 - t / 4), STEP)
+        x = observation.agree(model.tokenizer.decode(prediction)).clamp(-1, 1)
+        torch.testing.assert_close(images, x, atol=1e-6, rtol=0)

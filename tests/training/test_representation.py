@@ -1,0 +1,318 @@
+"""A tokenizer is trained as any model is: it learns, continues to the bit, and is the same on two processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from spheregen.data import TrainingBatches, open_source
+from spheregen.errors import ConfigError, ModelFileError, SphereGenError, TrainingError
+from spheregen.model_folder import load_any_model, load_model, save_model
+from spheregen.tokenizers.codec import unfold
+from spheregen.tokenizers.opening import open_tokenizer
+from spheregen.tokenizers.representation import RepresentationAutoencoder
+from spheregen.training import trainer
+from spheregen.training.feeding import image_options
+from spheregen.training.health import GRACE, HealthMonitor
+from spheregen.training.hooks import RunView
+from spheregen.training.memory import estimate_memory
+from spheregen.training.recipe import Recipe, RepresentationRecipe, load_recipe, shipped_recipes
+from spheregen.training.step import TrainingStep
+from spheregen.training.synthetic import synthetic_batch
+from spheregen.training.systems import build_system, stand_in_system
+from spheregen.training.systems.representation import Learned, RepresentationSystem
+from spheregen.training.tracing import OnMeta
+from spheregen.training.trainer import train
+from tests.tokenizers import import_or_skip, random_images
+from tests.training.test_trainer import Messages, StopAt, assert_same_run, log, weights
+
+NAME = "rae-debug"
+PLAIN = ("model.latent_channels=null", "loss.noise=0")
+ADVERSARIAL = (
+    "loss.adversarial=0.1",
+    "loss.adversarial_start=0.5",
+    "loss.critic_lead=0.2",
+    "loss.critic_width=4",
+)
+SHORT = ("train.steps=20", "train.checkpoint_every=5", "train.preview_every=0", "train.log_every=1")
+NO_IMAGES = ("perceptual=none",)
+
+
+@pytest.fixture(autouse=True)
+def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "CALIBRATION_IMAGES", 100)
+
+
+def recipe(*overrides: str, init: str | None = None) -> Recipe:
+    return load_recipe(NAME, overrides, init=init)
+
+
+def run(folder: Path, *overrides: str, init: Path | None = None, **options: Any) -> Path:
+    train(recipe(*overrides, init=None if init is None else str(init)), folder, device="cpu", **options)
+    return folder
+
+
+def first_images(count: int) -> Tensor:
+    """The first ones in the order of a run."""
+    source = open_source("digits", split="train")
+    batches = TrainingBatches(source, image_options(recipe()), batch_size=16, steps=40, seed=recipe().train.seed)
+    return torch.cat([batches.batch(step).inputs for step in range(-(-count // 16))])
+
+
+def opened(folder: Path) -> RepresentationAutoencoder:
+    tokenizer = open_tokenizer(folder).tokenizer
+    assert isinstance(tokenizer, RepresentationAutoencoder)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run, whose statistics are of all that the trainer looks at."""
+    return run(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_a_run_learns_and_its_folder_is_a_tokenizer(whole: Path) -> None:
+    entries = log(whole)
+    assert entries[-1]["loss"] < 0.7 * entries[0]["loss"]
+    assert {"l1", "perceptual", "latent_coverage", "image_deviation", "grad_norm"} <= entries[0].keys()
+    assert "critic" not in entries[0]
+    tokenizer = opened(whole)
+    images = random_images(2, 8, 1)
+    assert tokenizer.encode(images).shape == (2, 4, 32)
+    assert tokenizer.decode(tokenizer.encode(images)).shape == images.shape
+    config = json.loads((whole / "config.json").read_text())
+    assert config["model_class"] == "RepresentationAutoencoder" and config["sampling"] == {}
+    assert config["training"]["perceptual"] == "builtin" and len(config["training"]["encoder"]) == 16
+    assert "recipe rae-debug, 40 steps of 16 images" in (whole / "README.md").read_text()
+    with pytest.raises(ModelFileError, match="not a generator"):
+        load_model(whole)
+
+
+def test_previews_show_originals_and_reconstructions(whole: Path) -> None:
+    pictures = sorted((whole / "previews").iterdir())
+    assert [path.name for path in pictures] == ["step-000000020.png", "step-000000040.png"]
+    with Image.open(pictures[-1]) as picture:
+        text = str(picture.info["rows"])  # type: ignore[attr-defined,unused-ignore]
+        assert text.startswith("1: originals; 2: reconstructions; 3: ") and "noise of 1 on" in text
+        assert picture.height > 3 * picture.width / 10
+
+
+@pytest.mark.parametrize("values", [PLAIN, ()], ids=["own tokens", "projected"])
+def test_latents_are_standard_on_the_images_of_the_run(tmp_path: Path, values: tuple[str, ...]) -> None:
+    """With the averaged weights of the end, which no batch of the run ever saw."""
+    tokenizer = opened(run(tmp_path / "run", *SHORT, *values))
+    rows = unfold(tokenizer.encode(first_images(100)), 2, 2).flatten(0, 1).double()
+    assert float(rows.mean(0).abs().max()) < 1e-3
+    variance = rows.var(0, correction=0)
+    assert float(variance.max()) < 1.001
+    assert float(variance.median()) > 0.99 and float(variance.min()) > 0.5  # faint channels feel what is added
+
+
+@pytest.mark.parametrize("values", [PLAIN, (), (*ADVERSARIAL, "train.micro_batch=8")], ids=str)
+def test_an_interrupted_run_continues_to_the_bit(tmp_path: Path, values: tuple[str, ...]) -> None:
+    reference, folder = run(tmp_path / "whole", *SHORT, *values), tmp_path / "run"
+    for stop in (2, 8, 12):  # before the first checkpoint, in the lead of the critic, in the game
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, *SHORT, *values, reporter=StopAt(stop))
+    run(folder, *SHORT, *values)
+    assert_same_run(folder, reference)
+    assert (folder / "config.json").read_bytes() == (reference / "config.json").read_bytes()
+    images = random_images(2, 8, 1)
+    assert torch.equal(opened(folder).encode(images), opened(reference).encode(images))
+
+
+def test_the_critic_is_in_the_checkpoint_and_not_in_the_folder(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", *SHORT, *ADVERSARIAL)
+    state = load_file(folder / "state" / "step-000000020.safetensors")
+    assert any(name.startswith("model.critic.") for name in state)
+    assert not any("encoder" in name for name in state)  # the frozen network is in no checkpoint
+    kept = weights(folder)
+    assert {name.partition(".")[0] for name in kept} == {"encoder", "codec"}
+    entries = log(folder)
+    assert [bool(entry["critic"]) for entry in entries] == [step >= 6 for step in range(20)]
+    assert [bool(entry["adversarial"]) for entry in entries] == [step >= 10 for step in range(20)]
+
+
+def test_a_folder_that_the_run_did_not_finish_is_written_again(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", *SHORT, *ADVERSARIAL)
+    before = {name: tensor.clone() for name, tensor in weights(folder).items()}  # the file is mapped
+    (folder / "model.safetensors").write_bytes(b"half of it")
+    run(folder, *SHORT, *ADVERSARIAL)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(folder).items())
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    run(folder, *SHORT, *ADVERSARIAL)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
+    together = run(tmp_path / "together", *SHORT, *ADVERSARIAL)
+    apart = run(tmp_path / "apart", *SHORT, *ADVERSARIAL, "train.micro_batch=5")
+    losses = [[entry["loss"] for entry in log(folder)] for folder in (together, apart)]
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+
+
+def test_another_encoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run(tmp_path / "run", *SHORT)
+    monkeypatch.setattr(
+        "spheregen.training.systems.representation.build_encoder", lambda config, pretrained: _random_encoder(config)
+    )
+    with pytest.raises(TrainingError, match=r"encoder: [0-9a-f]{16} -> [0-9a-f]{16}"):
+        run(folder, *SHORT)
+
+
+def _random_encoder(config: Any) -> Any:
+    from spheregen.tokenizers.encoders import build_encoder
+
+    return build_encoder(config, pretrained=False)
+
+
+def test_weights_stay_float32_under_bf16(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", *SHORT, *ADVERSARIAL, "train.precision=bf16")
+    assert all(tensor.dtype == torch.float32 for tensor in weights(folder).values())
+    assert log(folder)[-1]["loss"] > 0
+
+
+def test_a_hook_sees_the_tokenizer(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Hook:
+        every = 20
+
+        def after_step(self, view: RunView, step: int) -> None:
+            seen.append(view.model)
+
+    run(tmp_path / "run", *SHORT, hooks=[Hook()])
+    assert [type(model) for model in seen] == [RepresentationAutoencoder]
+
+
+# fine-tuning
+
+
+def test_fine_tuning_starts_where_the_tokenizer_was(whole: Path, tmp_path: Path) -> None:
+    messages = Messages()
+    still = run(tmp_path / "still", "train.steps=1", "optimizer.lr=1e-30", init=whole, reporter=messages)
+    told = [line for line in messages.lines if line.startswith(f"from {whole}: ")]
+    assert len(told) == 2 and "kept" in told[0] and "measured anew" in told[1]
+    kept, base = weights(still), weights(whole)
+    measured = {"codec.normaliser.mean", "codec.normaliser.std", "codec.projection.correlation"}
+    assert {name for name in base if not torch.equal(kept[name], base[name])} == measured
+    info = load_any_model(still).info
+    assert "recipe rae-debug" in info.provenance["base_model"]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "tuned", *SHORT, init=whole, reporter=StopAt(12))
+    run(tmp_path / "tuned", *SHORT, init=whole)
+    assert_same_run(tmp_path / "tuned", run(tmp_path / "again", *SHORT, init=whole))
+
+
+def test_what_does_not_fit_is_fresh_and_what_cannot_fit_is_refused(whole: Path, tmp_path: Path) -> None:
+    messages = Messages()
+    run(tmp_path / "other", *SHORT, "model.latent_channels=4", init=whole, reporter=messages)
+    assert any("fresh" in line and "input linear" in line for line in messages.lines)
+    with pytest.raises(ConfigError, match="its decoder is 16 wide, the recipe's 32"):
+        run(tmp_path / "wide", "model.decoder={width: 32, depth: 1, heads: 2}", init=whole)
+    digits = tmp_path / "digits"
+    train(load_recipe("debug", ["train.steps=1", "train.preview_every=0"]), digits, device="cpu")
+    with pytest.raises(ConfigError, match="of another kind than the recipe rae-debug"):
+        run(tmp_path / "kind", init=digits)
+
+
+# estimates
+
+
+def test_an_estimate_counts_the_encoder_and_the_critic() -> None:
+    def memory(*values: str) -> Any:
+        return estimate_memory(recipe(*values), precision="float32")
+
+    plain, with_critic = memory(*NO_IMAGES), memory(*NO_IMAGES, *ADVERSARIAL)
+    encoder = build_system(recipe(*NO_IMAGES)).frozen[0]
+    assert plain.frozen == with_critic.frozen == 4 * sum(t.numel() for t in (*encoder.parameters(), *encoder.buffers()))
+    learned = build_system(recipe(*NO_IMAGES, *ADVERSARIAL)).model
+    assert with_critic.gradients == 4 * sum(parameter.numel() for parameter in learned.parameters())
+    assert with_critic.activations > plain.activations  # of the end of the run, where the critic sees every image
+    assert memory("train.micro_batch=4").activations < memory().activations
+
+
+@pytest.mark.parametrize("values", [NO_IMAGES, (), ADVERSARIAL], ids=["l1", "perceptual", "adversarial"])
+def test_operations_are_those_of_a_step(values: tuple[str, ...]) -> None:
+    settings = (
+        *values,
+        "loss.adversarial_start=0",
+        "loss.critic_lead=0",
+        "model.decoder={width: 64, depth: 2, heads: 2}",
+    )
+    changed = recipe(*settings, "model.blocks.rotary=true")
+    system = build_system(changed)
+    step = TrainingStep(system, changed, device=torch.device("cpu"), precision="float32")
+    batch, draws = synthetic_batch(step, 16)
+    with FlopCounterMode(display=False) as counter:
+        step.backward(batch, draws)
+    counted = counter.get_total_flops() / 16  # with attention, and without gradients of the first inputs
+    assert system.flops_per_image() == pytest.approx(counted, rel=0.1)
+    assert stand_in_system(changed).flops_per_image() == system.flops_per_image()
+
+
+def test_every_tokenizer_recipe_builds() -> None:
+    names = [name for name in shipped_recipes() if name.startswith("rae-")]
+    assert set(names) >= {"rae-debug", "rae-cifar10-laptop", "rae-dinov2-base"}
+    for name in names:
+        found = load_recipe(name)
+        assert isinstance(found, RepresentationRecipe) and found.description
+        if found.model.encoder.kind == "transformers":
+            import_or_skip("transformers")
+        with OnMeta():
+            system = stand_in_system(found)
+        assert isinstance(system, RepresentationSystem)
+
+
+def test_the_published_sizes() -> None:
+    import_or_skip("transformers")
+    found = load_recipe("rae-dinov2-base")
+    assert (found.model.tokens, found.model.channels, found.model.decoder_grid) == (256, 768, 16)
+    with OnMeta():
+        system = stand_in_system(found)
+    assert isinstance(system.model, Learned)
+    assert sum(parameter.numel() for parameter in system.frozen[0].parameters()) == pytest.approx(86.6e6, rel=0.01)
+
+
+def test_a_recipe_is_a_key_of_caches() -> None:
+    assert hash(recipe()) == hash(recipe())
+    assert hash(load_recipe("rae-dinov2-base")) == hash(load_recipe("rae-dinov2-base"))
+
+
+def test_a_game_and_frozen_latents_raise_no_alarm() -> None:
+    monitor = HealthMonitor(max_angle=None)
+    values = {"loss": 1.0, "latent_mean_angle": 5.0, "critic": 0.5}
+    found = [monitor.check(GRACE + 50 * i, {**values, "loss": 1.0 if i < 5 else 3.0}) for i in range(1, 40)]
+    assert not any(found)
+
+
+def test_progress_reaches_the_draws() -> None:
+    changed = recipe(*ADVERSARIAL)
+    step = TrainingStep(build_system(changed), changed, device=torch.device("cpu"), precision="float32", total=40)
+    assert [step.draw(number).progress for number in (0, 10, 39)] == [0.0, 0.25, 39 / 40]  # type: ignore[attr-defined]
+    assert synthetic_batch(step, 2)[1].progress == 1.0  # type: ignore[attr-defined]
+
+
+def test_one_line_for_an_encoder_that_is_nowhere(tmp_path: Path) -> None:
+    import_or_skip("transformers")
+    source = f"model.encoder={{kind: transformers, source: {tmp_path}/none}}"
+    with pytest.raises(SphereGenError, match="there is no folder") as caught:
+        run(tmp_path / "run", source)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_can_be_passed_on_as_a_folder(whole: Path, tmp_path: Path) -> None:
+    loaded = load_any_model(whole)
+    model: Any = loaded.model
+    save_model(tmp_path / "copy", model, dataclasses.replace(loaded.info, training={}))
+    assert open_tokenizer(tmp_path / "copy").fingerprint == open_tokenizer(whole).fingerprint
