@@ -66,7 +66,7 @@ def test_pixels_labels_and_order_are_those_of_the_folder(kinds: dict[str, str], 
     expected, source = open_source(kinds["folder"]), open_source(kinds[kind])
     assert source.class_names == expected.class_names == CLASSES
     a, b = load_all(expected, OPTIONS), load_all(source, OPTIONS)
-    assert torch.equal(a.inputs, b.inputs)
+    assert torch.equal(a.images, b.images)
     assert labels_of(source) == labels_of(expected)
     files = contents()
     for i, (name, data) in enumerate(files.items()):

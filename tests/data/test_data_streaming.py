@@ -135,7 +135,7 @@ def test_streamed_resumed_and_any_worker_count_agree(kinds: dict[str, str], kind
     assert same(batches().batch(9), reference[9])
     shares = [list(batches(rank=rank, world_size=3)) for rank in range(3)]
     for step, whole in enumerate(reference):
-        assert torch.equal(torch.cat([share[step].images for share in shares]), whole.images)
+        assert torch.equal(torch.cat([share[step].inputs for share in shares]), whole.inputs)
 
 
 def test_workers_read_by_themselves_or_are_fed_alike(kinds: dict[str, str], small_blocks: None) -> None:
@@ -308,7 +308,7 @@ def test_spawned_workers(kinds: dict[str, str]) -> None:
     runs = [
         list(decode_chunks(open_source(kinds[kind]), OPTIONS, chunks, workers, context=context)) for workers in (0, 1)
     ]
-    assert all(np.array_equal(a.inputs, b.inputs) for a, b in zip(*runs, strict=True))
+    assert all(np.array_equal(a.images, b.images) for a, b in zip(*runs, strict=True))
 
 
 # --- validation

@@ -25,7 +25,7 @@ from spheregen.sampling import (
     sample,
     seeded_noise,
 )
-from spheregen.sphere import angle_between, spherify
+from spheregen.sphere import angle_between, sigma_to_angle, spherify
 from tests.sampling.latent_generator import latent_generator
 
 SIZE = TransformerSize(width=16, depth=1, heads=2)
@@ -200,6 +200,17 @@ def test_steps_start_at_one(either: SphereGenerator, steps: int) -> None:
         sample(either, NOISE, steps=steps)
     with pytest.raises(ConfigError, match=f"steps is at least 1, not {steps}"):
         edit(either, IMAGES, steps=steps)
+
+
+def test_the_angle_schedule_lowers_the_angle_evenly(either: SphereGenerator) -> None:
+    radii = refinement_radii("angle", 5, either.sigma_max)
+    largest = sigma_to_angle(either.sigma_max)
+    found = [sigma_to_angle(r * either.sigma_max) for r in radii]
+    assert found == pytest.approx([largest * (1 - t / 5) for t in range(1, 5)])
+    assert edit_radii("angle", 4, 0.5, either.sigma_max) == pytest.approx([r / 2 for r in radii])
+    by_name = sample(either, NOISE, steps=5, schedule="angle", step_noise=STEP)
+    by_numbers = sample(either, NOISE, steps=5, schedule=radii, step_noise=STEP)
+    assert torch.equal(by_name.images, by_numbers.images)
 
 
 def test_impossible_schedules_are_refused(either: SphereGenerator) -> None:

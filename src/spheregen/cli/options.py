@@ -45,9 +45,9 @@ Out = Annotated[
     ),
 ]
 ScheduleOption = Annotated[
-    str | None, typer.Option("--schedule", help="Noise of the steps: fixed or decay. Default: the model's.")
+    str | None, typer.Option("--schedule", help="Noise of the steps: fixed, decay or angle. Default: the model's.")
 ]
-EditSchedule = Annotated[str, typer.Option("--schedule", help="Noise of the steps: fixed or decay.")]
+EditSchedule = Annotated[str, typer.Option("--schedule", help="Noise of the steps: fixed, decay or angle.")]
 Guidance = Annotated[
     float | None,
     typer.Option(help="Classifier-free guidance scale; 1 is none. Default: the model's; 1 without a class."),

@@ -321,7 +321,7 @@ class Editing(Generation):
         settings: dict[str, Any],
     ) -> PipelineOutput:
         """Decode points (B, N, d) under ids or mixtures, and refine them."""
-        radii = refinement_radii(settings["schedule"], settings["steps"])
+        radii = refinement_radii(settings["schedule"], settings["steps"], self.model.sigma_max)
         schedule = [settings["strength"] * radius for radius in radii]
         how = {name: settings[name] for name in ("steps", "guidance", "guidance_at")}
 

@@ -74,7 +74,7 @@ def edit(
     Raises:
         ConfigError: steps, strength, schedule, guidance or noise that do not fit together.
     """
-    radii = edit_radii(schedule, steps, strength)
+    radii = edit_radii(schedule, steps, strength, model.sigma_max)
     first = images.first if isinstance(images, Joined) else images
     check_labels(labels, first.shape[0])
     steered = guide(model, labels, guidance, guidance_at)

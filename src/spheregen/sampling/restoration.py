@@ -141,7 +141,7 @@ def restore(
     Raises:
         ConfigError: arguments that do not fit together.
     """
-    radii = edit_radii(schedule, steps, strength)
+    radii = edit_radii(schedule, steps, strength, model.sigma_max)
     start = observation.start().clamp(-1, 1)
     check_labels(labels, start.shape[0])
     steered = guide(model, labels, guidance, guidance_at)
