@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spheregen.errors import ConfigError
-from spheregen.losses.adversarial import hinge
+from spheregen.losses.adversarial import AdversarialTerms, hinge
 from spheregen.losses.perceptual import random_perceptual
 from spheregen.losses.representation import RepresentationDraws, RepresentationLossConfig, RepresentationObjective
 from spheregen.losses.terms import LossTerms
@@ -139,12 +139,35 @@ def test_the_critic_s_and_the_decoder_s_gradients_do_not_mix() -> None:
     real = (x + 1) / 2
     codec, critic = list(setup.codec.parameters()), list(setup.critic.parameters())
     own = torch.autograd.grad(hinge(setup.critic(real), setup.critic(y.detach())), critic)
-    decoders = torch.autograd.grad(-0.3 * setup.critic(y).mean(), codec)
+    (slope,) = torch.autograd.grad(-setup.critic(y).mean(), y, retain_graph=True)
+    pull = 0.3 * slope / slope.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() / y.numel()
+    decoders = torch.autograd.grad(y, codec, pull)
     names = [f"codec.{name}" for name, _ in setup.codec.named_parameters()]
     names += [f"critic.{name}" for name, _ in setup.critic.named_parameters()]
     for name, expected in zip(names, [*decoders, *own], strict=True):
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-7)
         assert float(expected.abs().max()) > 0
+
+
+def test_a_pull_is_as_strong_as_that_of_l1_however_steep_the_critic_is() -> None:
+    critic = PatchCritic(3, SIZE, width=4)
+    terms = AdversarialTerms(critic, start=0, lead=0)
+    real, decoded = (torch.rand(5, 3, SIZE, SIZE).requires_grad_() for _ in range(2))
+    pulls = []
+    for steepness in (1.0, 1e3):
+        with torch.no_grad():
+            for parameter in list(critic.layers)[-1].parameters():
+                parameter.mul_(steepness)
+        (pull,) = torch.autograd.grad(0.7 * terms(real, decoded, 1.0)["adversarial"], decoded)
+        pulls.append(pull)
+    torch.testing.assert_close(pulls[1], pulls[0], rtol=1e-3, atol=1e-9)
+    (of_l1,) = torch.autograd.grad(0.7 * nn.functional.l1_loss(decoded, real.detach()), decoded)
+    for pull in (pulls[0], of_l1):
+        sizes = pull.square().mean(dim=(1, 2, 3)).sqrt()
+        torch.testing.assert_close(sizes, torch.full((5,), 0.7 / decoded.numel()), rtol=1e-3, atol=0)
+    assert float(terms(real, decoded, 1.0)["adversarial"].detach()) == pytest.approx(
+        -float(critic(decoded).mean().detach()), rel=1e-4
+    )
 
 
 def test_the_adversarial_terms_begin_one_after_the_other() -> None:

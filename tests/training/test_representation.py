@@ -38,7 +38,7 @@ from tests.training.test_trainer import Messages, StopAt, assert_same_run, log, 
 NAME = "rae-debug"
 PLAIN = ("model.latent_channels=null", "loss.noise=0")
 ADVERSARIAL = (
-    "loss.adversarial=0.1",
+    "loss.adversarial=0.3",
     "loss.adversarial_start=0.5",
     "loss.critic_lead=0.2",
     "loss.critic_width=4",

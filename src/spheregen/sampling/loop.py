@@ -80,7 +80,8 @@ def sample(
         noise: Gaussian noise (B, N, d), or points on the sphere; spherified it is the starting point.
         labels: (B,) int64 class ids or (B, K+1) mixtures; None is the null class of a conditional model.
         steps: T >= 1 predictions.
-        schedule: `fixed` (r_t = 1), `decay` (r_t = 1 - t/T), `angle` (alpha_max * (1 - t/T)), T-1 fractions of sigma_max, or a function (t, T) -> r_t.
+        schedule: `fixed` (r_t = 1), `decay` (r_t = 1 - t/T), `angle` (alpha_max * (1 - t/T)), T-1 fractions of
+            sigma_max, or a function (t, T) -> r_t.
         guidance: scale s, 1 for none; or a `Guidance` of your own.
         guidance_at: `pixel`, `latent` or `both` (sqrt(s) each); both is `latent` for a model that predicts latents.
         step_noise: noise of the refinement steps, one tensor for all or a list of T-1; drawn where None.
