@@ -55,7 +55,8 @@ class AdversarialTerms:
     def _pull(self, decoded: Tensor) -> Tensor:
         """Minus the mean verdict, whose gradient has the size of a mean absolute difference's for each image."""
         images, zero = _EvenPull.apply(decoded)  # type: ignore[no-untyped-call]
-        return zero - self.critic(images, learn=False).mean()
+        term: Tensor = zero - self.critic(images, learn=False).mean()
+        return term
 
 
 def hinge(real: Tensor, decoded: Tensor) -> Tensor:
@@ -72,6 +73,6 @@ class _EvenPull(torch.autograd.Function):
         return images.view_as(images), images.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor, weight: Tensor) -> Tensor:
         size = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         return gradient / size.clamp_min(1e-30) * (weight / gradient.numel())
