@@ -1,6 +1,6 @@
 """A plain flow-matching transformer on a latent cache: the baseline that a latent denoiser is measured against.
 
-    python benchmarks/flow_matching.py train CACHE --out DIR --steps 8000
+    python benchmarks/flow_matching.py train CACHE --recipe RECIPE --out DIR --steps 8000
     python benchmarks/flow_matching.py sample DIR --steps 4 --count 10000 --seed 0 --out samples.zip
     spheregen evaluate --images samples.zip --data IMAGES
 
@@ -136,7 +136,7 @@ def main() -> None:
     training = commands.add_parser("train")
     training.add_argument("cache")
     training.add_argument("--out", required=True)
-    training.add_argument("--recipe", default="sle-cifar10-laptop")
+    training.add_argument("--recipe", required=True, help="a recipe of kind latent-denoiser")
     training.add_argument("--set", action="append", default=[])
     training.add_argument("--steps", type=int)
     training.set_defaults(run=train)

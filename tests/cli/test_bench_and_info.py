@@ -112,3 +112,25 @@ def test_info_of_a_run_and_of_a_bare_model(run: Run, model: Path) -> None:
 
 def test_numbers_of_steps() -> None:
     assert bench_command._numbers("1, 4") == [1, 4]
+
+
+def test_a_tokenizer_s_recipe_has_parts_and_no_generation(run: Run) -> None:
+    result = run("info", "rae-debug", "--json")
+    assert result.code == 0, result.err
+    answer = json.loads(result.out)
+    assert answer["encoder"]["params"] > answer["decoder"]["params"] > 0
+    assert "generation_gflops" not in answer and answer["sampling_memory"] is None
+    assert "a tokenizer" in run("info", "rae-debug").out
+    refused = run("bench", "rae-debug")
+    assert refused.code == 2 and "samples nothing" in refused.err
+
+
+def test_a_latent_denoiser_counts_its_tokenizer_where_it_is_known(run: Run) -> None:
+    known = json.loads(run("info", "sle-debug", "--json").out)
+    assert known["tokenizer_decoder"]["gflops"] > 0
+    one, two = (known["generation_gflops"]["unguided"][steps] for steps in ("1", "2"))
+    assert two - one == pytest.approx(known["denoiser"]["gflops"])
+    unknown = json.loads(run("info", "sle-debug", "--set", "tokenizer=null", "--json").out)
+    assert "tokenizer_decoder" not in unknown
+    refused = run("info", "debug", "--tokenizer", "digits")
+    assert refused.code == 2 and "--tokenizer belongs to latent denoisers" in refused.err

@@ -13,7 +13,7 @@ from spheregen.cli.options import Json, print_json, table
 if TYPE_CHECKING:
     import torch
 
-    from spheregen.evaluation.cost import GeneratorCost
+    from spheregen.evaluation.cost import GeneratorCost, TokenizerCost
     from spheregen.training.recipe import Recipe
 
 SAMPLING_BATCH = 16
@@ -45,7 +45,7 @@ def info(
     GFLOPs are counted by the convention of the published tables.
     """
     from spheregen.errors import ConfigError
-    from spheregen.evaluation.cost import cost_table
+    from spheregen.evaluation.cost import TokenizerCost, cost_table
     from spheregen.model_folder import read_architecture
     from spheregen.model_source import find_model
     from spheregen.training.fitting import readable
@@ -77,10 +77,12 @@ def info(
         "num_classes": config.num_classes,
         "latent": {"tokens": config.tokens, "channels": config.channels, "numbers": config.tokens * config.channels},
         "weights_bytes": 4 * sum(part.params for part in cost.parts.values()),
-        "sampling_memory": estimate_sampling_memory(config, SAMPLING_BATCH, device_type=place.type),
+        "sampling_memory": None,
         "memory": None,
         "time": None,
     }
+    if "generation_gflops" in answer:
+        answer["sampling_memory"] = estimate_sampling_memory(config, SAMPLING_BATCH, device_type=place.type)
     if recipe is not None:
         images = _count_images(recipe) if data or time else None
         answer["memory"] = _memory(recipe, place, is_here, processes, images)
@@ -90,6 +92,7 @@ def info(
         print_json(answer)
         return
     classes = f"{config.num_classes} classes" if config.num_classes else "unconditional"
+    classes = "a tokenizer" if isinstance(cost, TokenizerCost) else classes
     patch = f", patch {config.patch}" if hasattr(config, "patch") else ""
     print(f"{target}: {config.image_size} px, {classes}, latent {config.tokens} x {config.channels}{patch}")
     rows: list[tuple[str, ...]] = [
@@ -98,22 +101,32 @@ def info(
     ]
     print(table(rows, ("part", "M parameters", "GFLOPs/image", "with attention")))
     print(f"float32 weights: {answer['weights_bytes'] / 2**20:.1f} MiB")
-    steps = list(answer["generation_gflops"]["unguided"])
-    rows = [(name, *(f"{values[step]:.4g}" for step in steps)) for name, values in answer["generation_gflops"].items()]
-    print(table(rows, ("GFLOPs to generate", *(f"{step} step{'s' if step != '1' else ''}" for step in steps))))
-    print(f"memory to generate {SAMPLING_BATCH} at a time: {readable(answer['sampling_memory']['total'])}")
+    if answer["sampling_memory"] is not None:
+        totals = answer["generation_gflops"]
+        steps = list(totals["unguided"])
+        rows = [(name, *(f"{values[step]:.4g}" for step in steps)) for name, values in totals.items()]
+        print(table(rows, ("GFLOPs to generate", *(f"{step} step{'s' if step != '1' else ''}" for step in steps))))
+        print(f"memory to generate {SAMPLING_BATCH} at a time: {readable(answer['sampling_memory']['total'])}")
     _print_training(answer, recipe)
 
 
-def _cost(config: Any, tokenizer: str | None, recipe: Recipe | None, folder: Path | None) -> GeneratorCost:
+def _cost(
+    config: Any, tokenizer: str | None, recipe: Recipe | None, folder: Path | None
+) -> GeneratorCost | TokenizerCost:
     """What a generator costs; a latent denoiser with the tokenizer that is asked for, or its own, if it is known."""
+    import torch
+
     from spheregen.errors import ConfigError
-    from spheregen.evaluation.cost import autoencoder_cost, latent_generator_cost
+    from spheregen.evaluation.cost import autoencoder_cost, latent_generator_cost, tokenizer_cost
     from spheregen.model_folder import TOKENIZER
     from spheregen.models.latent_denoiser import LatentDenoiserConfig
     from spheregen.tokenizers.architectures import blank_tokenizer
+    from spheregen.tokenizers.representation import RepresentationAutoencoder, RepresentationConfig
 
     if not isinstance(config, LatentDenoiserConfig):
+        if isinstance(config, RepresentationConfig):
+            with torch.device("meta"):
+                return tokenizer_cost(RepresentationAutoencoder.from_config(config))
         if tokenizer is not None:
             raise ConfigError("--tokenizer belongs to latent denoisers; leave it out")
         return autoencoder_cost(config)

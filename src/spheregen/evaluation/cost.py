@@ -97,10 +97,26 @@ class LatentGeneratorCost:
         return steps * self.denoiser.of(counted) * (2 if guided else 1) + decode
 
 
-def cost_table(cost: GeneratorCost) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TokenizerCost:
+    """Of a tokenizer, which generates nothing by itself."""
+
+    encoder: PartCost
+    decoder: PartCost
+
+    @property
+    def parts(self) -> Mapping[str, PartCost]:
+        """The networks by their names."""
+        return vars(self)
+
+
+def cost_table(cost: GeneratorCost | TokenizerCost) -> dict[str, Any]:
     """A cost as plain numbers, as `spheregen info --json` prints it."""
+    parts = {name: vars(part) for name, part in cost.parts.items()}
+    if isinstance(cost, TokenizerCost):
+        return parts
     return {
-        **{name: vars(part) for name, part in cost.parts.items()},
+        **parts,
         "generation_gflops": {
             name: {str(steps): cost.generation_gflops(steps, guided=guided) for steps in STEPS}
             for name, guided in (("unguided", False), ("guided", True))
@@ -142,20 +158,20 @@ def latent_generator_cost(config: LatentDenoiserConfig, tokenizer: Tokenizer | N
     """The cost of a latent denoiser with its tokenizer, on the meta device or a real one; None: unknown."""
     if tokenizer is None:
         return LatentGeneratorCost(denoiser_cost(config), None, None)
-    encoder, decoder = tokenizer_cost(tokenizer)
-    return LatentGeneratorCost(denoiser_cost(config), encoder, decoder)
+    cost = tokenizer_cost(tokenizer)
+    return LatentGeneratorCost(denoiser_cost(config), cost.encoder, cost.decoder)
 
 
-def tokenizer_cost(tokenizer: Tokenizer) -> tuple[PartCost, PartCost]:
+def tokenizer_cost(tokenizer: Tokenizer) -> TokenizerCost:
     """The cost of encoding and of decoding one image; each part is whatever modules its way goes through."""
     assert isinstance(tokenizer, nn.Module)
     found = next(itertools.chain(tokenizer.parameters(), tokenizer.buffers()), None)
     device = torch.device("cpu") if found is None else found.device
     images = torch.zeros(1, *tokenizer.image_shape, device=device)
     latents = torch.zeros(1, *tokenizer.latent_shape, device=device)
-    return (
-        _part_cost(_Way(tokenizer, tokenizer.encode, images), images),
-        _part_cost(_Way(tokenizer, tokenizer.decode, latents), latents),
+    return TokenizerCost(
+        encoder=_part_cost(_Way(tokenizer, tokenizer.encode, images), images),
+        decoder=_part_cost(_Way(tokenizer, tokenizer.decode, latents), latents),
     )
 
 

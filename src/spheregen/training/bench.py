@@ -27,7 +27,7 @@ from spheregen.losses.perceptual import random_perceptual
 from spheregen.nn.block import compile_blocks
 from spheregen.sampling.loop import sample
 from spheregen.training.memory import blank_generator
-from spheregen.training.recipe import AutoencoderRecipe, Recipe
+from spheregen.training.recipe import AutoencoderRecipe, Recipe, RepresentationRecipe
 from spheregen.training.step import TrainingStep, compiles
 from spheregen.training.synthetic import synthetic_batch
 from spheregen.training.systems import System, build_system
@@ -154,6 +154,7 @@ def bench(
         ConfigError: an impossible option.
     """
     _check(precisions, batch_size, steps, repeats, what, perceptual)
+    _check_kind(recipe, what)
     notes: list[str] = []
     if precisions is None:
         precisions, notes = _sensible_precisions(device)
@@ -342,6 +343,11 @@ def _longest(row: ProfileRow) -> float:
     return -row.seconds
 
 
+def _check_kind(recipe: Recipe, what: Sequence[str]) -> None:
+    if isinstance(recipe, RepresentationRecipe) and "sample" in what:
+        raise ConfigError(f"the recipe {recipe.name} trains a tokenizer, which samples nothing; measure train alone")
+
+
 def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Sequence[int]) -> list[_Work]:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
@@ -372,7 +378,7 @@ def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: 
     step = TrainingStep(system, recipe, device=device, precision=precision, micro_batch=micro_batch, total=total)
     batch, draws = synthetic_batch(step, recipe.train.batch_size)
     for frozen in system.frozen:
-        note = f"training with the frozen networks: {getattr(frozen, 'name', '?')}{' (random)' if perceptual else ''}"
+        note = f"training with the frozen networks: {getattr(frozen, 'name', type(frozen).__name__)}{' (random)' if perceptual else ''}"
         if note not in notes:
             notes.append(note)
     if step.compiled:
