@@ -378,7 +378,8 @@ def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: 
     step = TrainingStep(system, recipe, device=device, precision=precision, micro_batch=micro_batch, total=total)
     batch, draws = synthetic_batch(step, recipe.train.batch_size)
     for frozen in system.frozen:
-        note = f"training with the frozen networks: {getattr(frozen, 'name', type(frozen).__name__)}{' (random)' if perceptual else ''}"
+        name = getattr(frozen, "name", type(frozen).__name__)
+        note = f"training with the frozen networks: {name}{' (random)' if perceptual else ''}"
         if note not in notes:
             notes.append(note)
     if step.compiled:
