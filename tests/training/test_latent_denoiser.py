@@ -190,6 +190,11 @@ def test_kinds_are_told_apart() -> None:
         load_recipe("sle-debug", ["perceptual=none"])
 
 
+def test_a_cache_is_no_tokenizer(cache: Path) -> None:
+    with pytest.raises(ModelFileError, match="is a latent cache, no tokenizer"):
+        open_tokenizer(cache)
+
+
 def test_the_cache_is_of_the_data(cache: Path) -> None:
     from spheregen.data.latent_cache import LatentCache
 

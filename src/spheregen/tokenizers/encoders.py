@@ -321,7 +321,9 @@ def _take_published_names(module: nn.Module, state: dict[str, Any], prefix: str,
 
 def _build_transformer(config: EncoderConfig, *, pretrained: bool) -> FrozenEncoder:
     source = config.source or "the encoder"
-    transformers = import_package("transformers", "encoders", f"the encoder {source}")
+    transformers = import_package(
+        "transformers", "encoders", f"the encoder {config.source}" if config.source else "the encoder"
+    )
     place = locate(config.source, "the encoder") if pretrained and config.source is not None else None
     found = config.config if config.config is not None or place is None else read_json(place.config, source)
     assert found is not None

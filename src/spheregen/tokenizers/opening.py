@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spheregen.data.latent_cache import is_latent_cache
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.files import write_json
 from spheregen.model_folder import CONFIG, TOKENIZER, ModelInfo, load_network, save_model, weights_hash
@@ -114,6 +115,8 @@ def _recorded(folder: Path) -> str | None:
 def _open(name: str, image_size: int | None, pack: int | None) -> Tokenizer:
     path, _, subfolder = (name, "", "") if Path(name).exists() else name.partition(":")
     folder = Path(path)
+    if path and is_latent_cache(folder):
+        raise ModelFileError(f"{name} is a latent cache, no tokenizer; the one that made it is {folder / TOKENIZER}")
     if path and folder.is_dir():
         if subfolder or _class_names(folder).get("_class_name"):
             return open_diffusers(folder, image_size, pack, subfolder or None)
