@@ -43,6 +43,7 @@ ADVERSARIAL = (
     "loss.critic_lead=0.2",
     "loss.critic_width=4",
 )
+JUDGED = (*ADVERSARIAL, "loss.critic_features=true")
 SHORT = ("train.steps=20", "train.checkpoint_every=5", "train.preview_every=0", "train.log_every=1")
 NO_IMAGES = ("perceptual=none",)
 
@@ -154,7 +155,7 @@ def test_a_folder_that_the_run_did_not_finish_is_written_again(tmp_path: Path) -
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
-    together = run(tmp_path / "together", *SHORT, *ADVERSARIAL)
+    together = run(tmp_path / "together", *SHORT, *JUDGED)
     apart = run(tmp_path / "apart", *SHORT, *ADVERSARIAL, "train.micro_batch=5")
     losses = [[entry["loss"] for entry in log(folder)] for folder in (together, apart)]
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
@@ -241,7 +242,9 @@ def test_an_estimate_counts_the_encoder_and_the_critic() -> None:
     assert memory("train.micro_batch=4").activations < memory().activations
 
 
-@pytest.mark.parametrize("values", [NO_IMAGES, (), ADVERSARIAL], ids=["l1", "perceptual", "adversarial"])
+@pytest.mark.parametrize(
+    "values", [NO_IMAGES, (), ADVERSARIAL, JUDGED], ids=["l1", "perceptual", "adversarial", "judged"]
+)
 def test_operations_are_those_of_a_step(values: tuple[str, ...]) -> None:
     settings = (
         *values,

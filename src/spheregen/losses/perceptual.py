@@ -32,7 +32,7 @@ from spheregen.losses.perceptual_weights import (
     find_weights,
 )
 from spheregen.nn.backbones.convnext import ConvNeXt, load_convnext_small
-from spheregen.nn.backbones.feature_net import FeatureNet, load_feature_net
+from spheregen.nn.backbones.feature_net import WIDTHS, FeatureNet, load_feature_net
 from spheregen.nn.backbones.state import read_torch_state
 from spheregen.nn.backbones.vgg16 import STAGE_WIDTHS, Vgg16Features, load_vgg16
 
@@ -62,6 +62,8 @@ class PerceptualLoss(nn.Module):
     """
 
     name: str  # the provider: "published" or "builtin"
+    widths: tuple[int, ...]
+    """Channels of the feature maps (B, F, H/2^i, W/2^i), i = 0, 1, ..., which are the first of the features."""
 
     def features(self, images: torch.Tensor) -> Features:
         """What is compared, for images (B, C, H, W) in [0, 1]; differentiable with respect to the images.
@@ -102,6 +104,7 @@ class PublishedPerceptual(PerceptualLoss):
     """
 
     name = "published"
+    widths = STAGE_WIDTHS
     vgg16_mean: torch.Tensor
     vgg16_std: torch.Tensor
     convnext_mean: torch.Tensor
@@ -172,6 +175,7 @@ class BuiltinPerceptual(PerceptualLoss):
     """
 
     name = "builtin"
+    widths = WIDTHS
 
     def __init__(self, net: FeatureNet | None = None) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ one Gaussian direction and t one noise level a sample, x images, y decodes of z 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from spheregen.errors import ConfigError
 from spheregen.losses.adversarial import CRITIC, AdversarialTerms
-from spheregen.losses.perceptual import PerceptualLoss
+from spheregen.losses.perceptual import Features, PerceptualLoss
 from spheregen.losses.reconstruction import to_unit
 from spheregen.losses.terms import LossTerms, weighted_total
 from spheregen.nn.critic import PatchCritic
@@ -42,14 +42,16 @@ class RepresentationLossConfig:
     perceptual: float = 1.0
     """Of the perceptual distance."""
     adversarial: float = 0.0
-    """How strongly a patch critic, which learns beside the decoder, pulls at the pixels, as a multiple of the pull of
-    `l1` at weight 1; about 0.3 is enough to deceive it."""
+    """Of minus the verdict of a patch critic, which learns beside the decoder; 0.01 to 0.1 deceives it."""
     adversarial_start: float = 0.5
     """The share of the run after which the decoder has that term."""
     critic_lead: float = 0.1
     """The share of the run by which the critic begins to learn before that."""
     critic_width: int = 64
     """Channels behind the critic's first convolution."""
+    critic_features: bool = False
+    """The critic judges the perceptual network's features beside the pixels. On photographs a critic of pixels alone
+    wins by traces that nobody sees."""
     noise: float = 0.8
     """Deviation of the noise levels: t = |N(0, noise^2)| for each sample, as published; 0 decodes clean latents."""
 
@@ -70,9 +72,27 @@ class RepresentationLossConfig:
         """The weight of each term, by its name; that of the critic's own is 1."""
         return {"l1": self.l1, "perceptual": self.perceptual, "adversarial": self.adversarial, CRITIC: 1.0}
 
-    def new_critic(self, channels: int, size: int) -> PatchCritic | None:
-        """A fresh critic for images (B, channels, size, size); None where the adversarial term is off."""
-        return PatchCritic(channels, size, self.critic_width) if self.adversarial else None
+    @property
+    def judges_features(self) -> bool:
+        """There is a critic that needs the perceptual network."""
+        return self.critic_features and self.adversarial > 0
+
+    @property
+    def needs_perceptual(self) -> bool:
+        """A term needs the perceptual network."""
+        return self.perceptual > 0 or self.judges_features
+
+    def new_critic(self, channels: int, size: int, widths: Sequence[int] = ()) -> PatchCritic | None:
+        """A fresh critic for images (B, channels, size, size); None where the adversarial term is off.
+
+        Args:
+            channels: of an image.
+            size: of an image, in pixels.
+            widths: those of the perceptual network, which count where the critic judges its features.
+        """
+        if not self.adversarial:
+            return None
+        return PatchCritic(channels, size, self.critic_width, widths if self.critic_features else ())
 
 
 @dataclass(frozen=True)
@@ -119,7 +139,7 @@ class RepresentationObjective:
         critic: learns too, where there is an adversarial term.
 
     Raises:
-        ConfigError: without a perceptual network nothing is left to learn from.
+        ConfigError: without a perceptual network nothing is left to learn from, or nothing for the critic to judge.
     """
 
     def __init__(
@@ -134,6 +154,10 @@ class RepresentationObjective:
             raise ConfigError(
                 "without a perceptual network the l1 term alone ties decodes to images; give loss.l1 a weight or "
                 "choose a perceptual provider"
+            )
+        if perceptual is None and loss.judges_features:
+            raise ConfigError(
+                "loss.critic_features needs a perceptual network; turn it off or choose a perceptual provider"
             )
         self.encoder, self.codec, self.loss, self.perceptual = encoder, codec, loss, perceptual
         self._adversarial = (
@@ -164,11 +188,15 @@ class RepresentationObjective:
         terms: dict[str, Tensor] = {}
         if self.loss.l1:
             terms["l1"] = functional.l1_loss(y, x)
-        if self.loss.perceptual and self.perceptual is not None:
+        of_images: Features = ()
+        of_decodes: Features = ()
+        if self.perceptual is not None and self.loss.needs_perceptual:
             with torch.no_grad():
                 of_images = self.perceptual.features(x)
-            terms["perceptual"] = self.perceptual.distance(self.perceptual.features(y), of_images).mean()
+            of_decodes = self.perceptual.features(y)
+            if self.loss.perceptual:
+                terms["perceptual"] = self.perceptual.distance(of_decodes, of_images).mean()
         if self._adversarial is not None:
-            terms |= self._adversarial(x, y, draws.progress)
+            terms |= self._adversarial(x, y, draws.progress, of_images, of_decodes)
         observed = {"latent": z.detach(), "data": x, "output": y.detach()}
         return weighted_total(terms, self.loss.weights(), observed=observed)

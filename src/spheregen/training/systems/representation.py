@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from spheregen.data import Batch
 from spheregen.evaluation.cost import count_flops
 from spheregen.evaluation.metrics.moments import Moments
-from spheregen.losses.perceptual import PerceptualLoss, load_perceptual
-from spheregen.losses.representation import RepresentationDraws, RepresentationObjective
+from spheregen.losses.perceptual import Features, PerceptualLoss, load_perceptual
+from spheregen.losses.representation import RepresentationDraws, RepresentationLossConfig, RepresentationObjective
 from spheregen.losses.terms import LossTerms
 from spheregen.model_folder import LoadedModel, ModelInfo, save_model, weights_hash
 from spheregen.nn.block import blocks_of
-from spheregen.nn.critic import PatchCritic
 from spheregen.sampling import seeded_noise
 from spheregen.tokenizers.codec import TokenCodec
 from spheregen.tokenizers.encoders import FrozenEncoder, build_encoder
@@ -39,10 +38,13 @@ PREVIEW_NOISE = (0.5, 1.0)
 class Learned(nn.Module):
     """All that is trained of a representation autoencoder, and the critic, if there is one."""
 
-    def __init__(self, config: RepresentationConfig, new_critic: Callable[[int, int], PatchCritic | None]) -> None:
+    def __init__(
+        self, config: RepresentationConfig, loss: RepresentationLossConfig, perceptual: PerceptualLoss | None
+    ) -> None:
         super().__init__()
         self.codec = TokenCodec(config)
-        self.critic = new_critic(config.image_channels, config.image_size)
+        widths = perceptual.widths if perceptual is not None else ()
+        self.critic = loss.new_critic(config.image_channels, config.image_size, widths)
 
 
 class RepresentationSystem:
@@ -58,7 +60,7 @@ class RepresentationSystem:
         torch.manual_seed(recipe.train.seed)
         self.recipe, self.encoder, self.perceptual = recipe, encoder, perceptual
         self.config = dataclasses.replace(recipe.model, encoder=encoder.config)
-        self.model = Learned(self.config, recipe.loss.new_critic)
+        self.model = Learned(self.config, recipe.loss, perceptual)
         self._projection_is_fresh = True
         self._objective = RepresentationObjective(
             encoder, self.model.codec, recipe.loss, perceptual, critic=self.model.critic
@@ -73,13 +75,13 @@ class RepresentationSystem:
             SphereGenError: the encoder's package is not installed.
             ConfigError: the model does not fit the encoder.
         """
-        perceptual = load_perceptual(recipe.perceptual) if recipe.loss.perceptual else None
+        perceptual = load_perceptual(recipe.perceptual) if recipe.loss.needs_perceptual else None
         return cls(recipe, build_encoder(recipe.model.encoder, pretrained=True), perceptual)
 
     @classmethod
     def stand_in(cls, recipe: RepresentationRecipe) -> Self:
         """The same with random frozen networks, on the current device: for memory and speed."""
-        perceptual = synthetic_perceptual(recipe.perceptual) if recipe.loss.perceptual else None
+        perceptual = synthetic_perceptual(recipe.perceptual) if recipe.loss.needs_perceptual else None
         return cls(recipe, build_encoder(with_architecture(recipe.model.encoder), pretrained=False), perceptual)
 
     @property
@@ -187,17 +189,18 @@ class RepresentationSystem:
         by its share of the run.
         """
         loss = self.recipe.loss
-        device = next(self.encoder.parameters()).device
-        total = count_flops(self.encoder, torch.zeros(1, *self._image_shape, device=device))
-        with torch.device("meta"):
-            fresh = Learned(self.config, loss.new_critic)
-            image, latent = torch.zeros(1, *self._image_shape), torch.zeros(1, *fresh.codec.latent_shape)
-            total += 3 * count_flops(fresh.codec.decoder, latent)
-            if fresh.critic is not None:
-                learning = min(1.0, 1 - loss.adversarial_start + loss.critic_lead)
-                total += (6 * learning + 2 * (1 - loss.adversarial_start)) * count_flops(fresh.critic, image)
+        image = torch.zeros(1, *self._image_shape, device=next(self.encoder.parameters()).device)
+        learning, pulling = min(1.0, 1 - loss.adversarial_start + loss.critic_lead), 1 - loss.adversarial_start
+        total = count_flops(self.encoder, image)
+        features: Features = ()
         if self.perceptual is not None:
             total += 3 * perceptual_flops(self.perceptual, self._image_shape)
+            features = tuple(each.to("meta") for each in self.perceptual.features(image))
+        with torch.device("meta"):
+            fresh = Learned(self.config, loss, self.perceptual)
+            total += 3 * count_flops(fresh.codec.decoder, torch.zeros(1, *fresh.codec.latent_shape))
+            if fresh.critic is not None:
+                total += (6 * learning + 2 * pulling) * count_flops(fresh.critic, image.to("meta"), features)
         return total
 
     @property
