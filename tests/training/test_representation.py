@@ -118,7 +118,7 @@ def test_latents_are_standard_on_the_images_of_the_run(tmp_path: Path, values: t
     assert float(variance.median()) > 0.99 and float(variance.min()) > 0.5  # faint channels feel what is added
 
 
-@pytest.mark.parametrize("values", [PLAIN, (), (*ADVERSARIAL, "train.micro_batch=8")], ids=str)
+@pytest.mark.parametrize("values", [PLAIN, (), (*JUDGED, "train.micro_batch=8")], ids=str)
 def test_an_interrupted_run_continues_to_the_bit(tmp_path: Path, values: tuple[str, ...]) -> None:
     reference, folder = run(tmp_path / "whole", *SHORT, *values), tmp_path / "run"
     for stop in (2, 8, 12):  # before the first checkpoint, in the lead of the critic, in the game
@@ -156,7 +156,7 @@ def test_a_folder_that_the_run_did_not_finish_is_written_again(tmp_path: Path) -
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
     together = run(tmp_path / "together", *SHORT, *JUDGED)
-    apart = run(tmp_path / "apart", *SHORT, *ADVERSARIAL, "train.micro_batch=5")
+    apart = run(tmp_path / "apart", *SHORT, *JUDGED, "train.micro_batch=5")
     losses = [[entry["loss"] for entry in log(folder)] for folder in (together, apart)]
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
 
@@ -177,7 +177,7 @@ def _random_encoder(config: Any) -> Any:
 
 
 def test_weights_stay_float32_under_bf16(tmp_path: Path) -> None:
-    folder = run(tmp_path / "run", *SHORT, *ADVERSARIAL, "train.precision=bf16")
+    folder = run(tmp_path / "run", *SHORT, *JUDGED, "train.precision=bf16")
     assert all(tensor.dtype == torch.float32 for tensor in weights(folder).values())
     assert log(folder)[-1]["loss"] > 0
 
