@@ -1,4 +1,4 @@
-"""The two latent spaces: how latents enter them, how noise moves points, and that the sphere is what it was."""
+"""The latent spaces: how latents enter them, how noise moves points, and that the sphere is what it was."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spheregen.noise import NoiseConfig, draw_radii, perturb
-from spheregen.prior import GAUSSIAN, PRIORS, SPHERE, Prior
+from spheregen.prior import ADDITIVE, GAUSSIAN, PRIORS, SPHERE, Prior
 from spheregen.sphere import angle_between, spherify, tilt
 
 EVERY = pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS.keys())
@@ -52,7 +52,7 @@ def test_one_sigma_for_all_is_one_for_each(prior: Prior) -> None:
         torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-6)
 
 
-@EVERY
+@pytest.mark.parametrize("prior", [SPHERE, GAUSSIAN], ids=["sphere", "gaussian"])
 def test_a_draw_stays_a_draw_under_any_noise(prior: Prior) -> None:
     """Mean 0 and variance 1 before and after, at every strength."""
     v, e = prior.project(gaussian(4000, 4, 8)), gaussian(4000, 4, 8, seed=1)
@@ -60,6 +60,13 @@ def test_a_draw_stays_a_draw_under_any_noise(prior: Prior) -> None:
         tilted = prior.tilt(v, e, sigma)
         assert abs(tilted.mean().item()) < 0.02
         assert tilted.var().item() == pytest.approx(1, abs=0.02)
+
+
+def test_added_noise_stays() -> None:
+    v, e = ADDITIVE.project(gaussian(4000, 4, 8)), gaussian(4000, 4, 8, seed=1)
+    assert torch.equal(v, gaussian(4000, 4, 8))
+    for sigma in (0.5, 1.0, 10.0):
+        assert ADDITIVE.tilt(v, e, sigma).var().item() == pytest.approx(1 + sigma**2, rel=0.02)
 
 
 @EVERY

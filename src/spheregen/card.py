@@ -61,7 +61,7 @@ def _generator(config: AutoencoderConfig | LatentDenoiserConfig, info: ModelInfo
         what = "A spherical latent denoiser with its tokenizer (Sphere Latent Encoder, arXiv 2605.15592)"
         tags = "image-generation, sphere-latent-encoder"
     classes = ", ".join(info.class_names) or (str(config.num_classes) if config.num_classes else "none (unconditional)")
-    place = " on one sphere" if config.prior == "sphere" else ", a Gaussian cloud"
+    place = " on one sphere" if config.prior == "sphere" else f", prior {config.prior}"
     facts = [
         ("images", _images(config.image_size, config.image_channels)),
         ("latent", _latent(config.tokens, config.channels) + place),

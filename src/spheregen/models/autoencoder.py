@@ -78,7 +78,8 @@ class AutoencoderConfig:
     spherify_decoder_blocks: bool = False
     """Spherify the decoder's tokens after every block but the last (published as `spherify_model`)."""
     prior: PriorName = "sphere"
-    """Where latents live and what is sampled; "gaussian" puts nothing on the sphere, to see what it is good for."""
+    """Where latents live and what is sampled; "gaussian" and "additive" put nothing on the sphere, to see what
+    it is good for."""
     latent_norm: Literal["none", "batch"] = "none"
     """"batch": a batch norm of each latent channel over images and tokens, without gain and shift, as the encoder's
     last layer; a saved model's statistics are measured anew on the data."""

@@ -54,7 +54,8 @@ class LatentDenoiserConfig:
     num_classes: int = 0
     """0 makes an unconditional model."""
     prior: PriorName = "sphere"
-    """Where latents live and what is sampled; "gaussian" puts nothing on the sphere, to see what it is good for."""
+    """Where latents live and what is sampled; "gaussian" and "additive" put nothing on the sphere, to see what
+    it is good for."""
     max_angle: float = 85.0
     """alpha_max in degrees: the tilt of the strongest training noise, and the unit of every sampling schedule."""
 
