@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spheregen.models.autoencoder import AutoencoderConfig
+from spheregen.models.flow_refiner import FlowRefinerConfig
 from spheregen.models.latent_denoiser import LatentDenoiserConfig
 from spheregen.tokenizers.encoders import EncoderConfig
 from spheregen.tokenizers.published_rae import PublishedRAEConfig
@@ -19,13 +20,13 @@ _NO_LICENCE = (
 )
 
 
-Config = AutoencoderConfig | LatentDenoiserConfig | RepresentationConfig | PublishedRAEConfig
+Config = AutoencoderConfig | LatentDenoiserConfig | FlowRefinerConfig | RepresentationConfig | PublishedRAEConfig
 
 
 def model_card(config: Config, info: ModelInfo, *, title: str) -> str:
     """The `README.md` of a model folder: what the model is, where it comes from, how it is used."""
     training, origin = info.training, info.provenance
-    if isinstance(config, AutoencoderConfig | LatentDenoiserConfig):
+    if isinstance(config, AutoencoderConfig | LatentDenoiserConfig | FlowRefinerConfig):
         what, tags, facts, use = _generator(config, info)
     else:
         what, tags, facts, use = _tokenizer(config)
@@ -54,26 +55,40 @@ def model_card(config: Config, info: ModelInfo, *, title: str) -> str:
 _Parts = tuple[str, str, list[tuple[str, str]], str]  # what it is, its tags, rows of facts, how it is used
 
 
-def _generator(config: AutoencoderConfig | LatentDenoiserConfig, info: ModelInfo) -> _Parts:
+def _generator(config: AutoencoderConfig | LatentDenoiserConfig | FlowRefinerConfig, info: ModelInfo) -> _Parts:
     what = "A spherical image generator (Sphere Encoder, arXiv 2602.15030)"
     tags = "image-generation, sphere-encoder"
     if isinstance(config, LatentDenoiserConfig):
         what = "A spherical latent denoiser with its tokenizer (Sphere Latent Encoder, arXiv 2605.15592)"
         tags = "image-generation, sphere-latent-encoder"
+    elif isinstance(config, FlowRefinerConfig):
+        what = "A spherical image generator, in `source`, and a flow that refines its images (Sphere Flow)"
+        tags = "image-generation, sphere-flow"
     classes = ", ".join(info.class_names) or (str(config.num_classes) if config.num_classes else "none (unconditional)")
-    place = " on one sphere" if config.prior == "sphere" else f", prior {config.prior}"
-    facts = [
-        ("images", _images(config.image_size, config.image_channels)),
-        ("latent", _latent(config.tokens, config.channels) + place),
-        ("noise", f"up to {config.max_angle:g} degrees"),
-        ("classes", classes),
-    ]
+    facts = [("images", _images(config.image_size, config.image_channels)), *_of_kind(config), ("classes", classes)]
     use = (
         "import spheregen as sg\n\n"
         'pipe = sg.Pipeline.from_pretrained("path/to/this/folder")\n'
         f"pipe.generate(16, steps={info.sampling.get('steps', 4)}, seed=0).images"
     )
     return what, tags, facts, use
+
+
+def _of_kind(config: AutoencoderConfig | LatentDenoiserConfig | FlowRefinerConfig) -> list[tuple[str, str]]:
+    """The rows of facts that differ between generators."""
+    if isinstance(config, FlowRefinerConfig):
+        told = [
+            name for name, width in (("latent", config.latent_channels), ("decoder", config.decoder_width)) if width
+        ]
+        return [
+            ("refiner", f"patches of {config.patch} px, told of {' and '.join(told) or 'nothing'}"),
+            ("flow starts at", f"{config.rho:g} noise + {1 - config.rho:g} rough image"),
+        ]
+    place = " on one sphere" if config.prior == "sphere" else f", prior {config.prior}"
+    return [
+        ("latent", _latent(config.tokens, config.channels) + place),
+        ("noise", f"up to {config.max_angle:g} degrees"),
+    ]
 
 
 def _tokenizer(config: RepresentationConfig | PublishedRAEConfig) -> _Parts:

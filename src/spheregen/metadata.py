@@ -20,6 +20,12 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "guidance_at": str,
     "share_noise": bool,
 }
+_REFINED_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "refinement_steps": int,
+    "solver": str,
+    "refinement_guidance": (int, float),
+}
+"""Of pictures that a flow refined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,8 @@ class PictureRecord:
     seed: int
     label: int | None
     settings: Mapping[str, Any]
-    """steps, schedule, guidance, guidance_at, share_noise."""
+    """steps, schedule, guidance, guidance_at, share_noise; refinement_steps, solver, refinement_guidance if a flow
+    refined it."""
 
 
 def picture_metadata(
@@ -77,7 +84,8 @@ def read_record(path: Path) -> PictureRecord:
             raise DataError(f"{path} was made from given noise, which it does not hold; its seed cannot repeat it")
         if isinstance(settings["schedule"], list):
             settings["schedule"] = [float(r) for r in settings["schedule"]]
-        for name, kind in _TYPES.items():
+        types = {**_TYPES, **_REFINED_TYPES} if "refinement_steps" in settings else _TYPES
+        for name, kind in types.items():
             if not isinstance(settings[name], kind):
                 raise ValueError(name)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -87,5 +95,5 @@ def read_record(path: Path) -> PictureRecord:
         fingerprint=text.get("fingerprint", ""),
         seed=seed,
         label=label,
-        settings={name: settings[name] for name in _TYPES},
+        settings={name: settings[name] for name in types},
     )

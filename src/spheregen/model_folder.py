@@ -1,6 +1,7 @@
 """A model on disk: a folder of `config.json`, `model.safetensors` and a model card, `README.md`. No pickles.
 
-A latent denoiser's folder holds its tokenizer too, in `tokenizer/`, so that loading needs nothing else.
+A latent denoiser's folder holds its tokenizer too, in `tokenizer/`, and a refiner's the generator in front of it, in
+`source/`, so that loading needs nothing else.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from spheregen.card import model_card
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
 from spheregen.files import atomic_path, write_json, write_text
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.flow_refiner import FlowRefiner, FlowRefinerConfig, RefinedGenerator
 from spheregen.models.latent_denoiser import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
 from spheregen.models.protocol import GeneratorModule
 from spheregen.nn.uninitialised import Uninitialised
@@ -33,12 +35,15 @@ from spheregen.tokenizers.representation import RepresentationAutoencoder, Repre
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 TOKENIZER = "tokenizer"
+SOURCE = "source"
+"""In the folder of a refiner: the model folder of the generator in front of it."""
 MODEL_CLASSES: Mapping[str, tuple[Callable[[Any], nn.Module], type]] = MappingProxyType(
     {
         "SphereAutoencoder": (SphereAutoencoder, AutoencoderConfig),
         "LatentDenoiser": (LatentDenoiser, LatentDenoiserConfig),
         "RepresentationAutoencoder": (RepresentationAutoencoder.from_config, RepresentationConfig),
         "PublishedRAE": (PublishedRAE.from_config, PublishedRAEConfig),
+        "FlowRefiner": (FlowRefiner, FlowRefinerConfig),
     }
 )
 """Class name in config.json -> the network whose weights the folder holds, and its configuration."""
@@ -86,7 +91,8 @@ def save_model(
     """Write a model folder; every file is replaced as a whole.
 
     Args:
-        model: of a class in `MODEL_CLASSES`, or a `LatentGenerator`, whose tokenizer is written too if it is not there.
+        model: of a class in `MODEL_CLASSES`; a `LatentGenerator`, whose tokenizer is written too if it is not there; or
+            a `RefinedGenerator`, whose generator in front is written too if it is not there.
         title: heads the model card; by default the folder's name.
         state: the weights, where they are not the network's own `state_dict()` (which is in pieces when it is sharded).
 
@@ -99,6 +105,10 @@ def save_model(
 
         save_tokenizer(model.tokenizer, folder / TOKENIZER)
         network = model.denoiser
+    elif isinstance(model, RefinedGenerator):
+        if not (folder / SOURCE / CONFIG).is_file():
+            save_model(folder / SOURCE, model.source, dataclasses.replace(info, sampling={}))
+        network = model.refiner
     architecture: Any = network.config
     config = {
         "spheregen_version": spheregen.__version__,
@@ -145,6 +155,14 @@ def load_any_model(folder: str | Path) -> LoadedModel:
             network = LatentGenerator(network, tokenizer)
         except ConfigError as error:
             raise ModelFileError(f"{path / TOKENIZER}: {error}") from error
+    elif isinstance(network, FlowRefiner):
+        front = load_model(path / SOURCE)
+        if isinstance(front.model, RefinedGenerator):
+            raise ModelFileError(f"{path / SOURCE} is refined already: a refiner stands behind a generator that is not")
+        try:
+            network = RefinedGenerator(front.model, network)
+        except ConfigError as error:
+            raise ModelFileError(f"{path / SOURCE}: {error}") from error
     return LoadedModel(cast(GeneratorModule, network.eval()), loaded.info, model_fingerprint(path))
 
 
@@ -194,13 +212,14 @@ def load_network(folder: str | Path) -> LoadedNetwork:
 
 
 def model_fingerprint(folder: str | Path) -> str:
-    """Twelve hexadecimal digits that tell two models apart: of each weight file's length and 64 MiB of it at most, a
-    tokenizer's in the folder among them.
+    """Twelve hexadecimal digits that tell two models apart, made of each weight file's length and 64 MiB of it at most,
+    those of a tokenizer or a generator in front among them.
 
     A model that was trained on gets another fingerprint; a folder that was moved or renamed keeps its own.
     """
     found = hashlib.sha256()
-    for path in [Path(folder) / WEIGHTS, *sorted((Path(folder) / TOKENIZER).rglob("*.safetensors"))]:
+    parts = [sorted((Path(folder) / part).rglob("*.safetensors")) for part in (TOKENIZER, SOURCE)]
+    for path in [Path(folder) / WEIGHTS, *parts[0], *parts[1]]:
         size = path.stat().st_size
         found.update(str(size).encode())
         pieces = 256 if size > _FINGERPRINTED else 1

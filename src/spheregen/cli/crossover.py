@@ -19,6 +19,9 @@ from spheregen.cli.options import (
     Label,
     Model,
     Out,
+    RefinementGuidance,
+    RefinementSteps,
+    SolverOption,
     Strength,
     load_pipeline,
     sampler_options,
@@ -46,6 +49,9 @@ def crossover(
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
     fresh_noise: FreshNoise = None,
+    refinement_steps: RefinementSteps = None,
+    solver: SolverOption = None,
+    refinement_guidance: RefinementGuidance = None,
     all_steps: AllSteps = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -57,7 +63,9 @@ def crossover(
     writer = EditWriter(out, [a, b, mask], all_steps=all_steps)
     first, second = open_pictures([a, b])
     pipe = load_pipeline(model, device, None)
-    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+    options = sampler_options(
+        schedule, guidance, guidance_at, fresh_noise, refinement_steps, solver, refinement_guidance
+    )
     output = pipe.crossover(
         [first], [second], mask=mask, swap=swap, label=label, strength=strength, steps=steps, seed=seed, **options
     )

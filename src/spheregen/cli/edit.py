@@ -21,7 +21,10 @@ from spheregen.cli.options import (
     Model,
     Out,
     Quiet,
+    RefinementGuidance,
+    RefinementSteps,
     Seed,
+    SolverOption,
     Split,
     Strength,
     load_pipeline,
@@ -49,6 +52,9 @@ def edit(
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
     fresh_noise: FreshNoise = None,
+    refinement_steps: RefinementSteps = None,
+    solver: SolverOption = None,
+    refinement_guidance: RefinementGuidance = None,
     all_steps: AllSteps = False,
     split: Split = "train",
     batch_size: BatchSize = None,
@@ -67,7 +73,9 @@ def edit(
     files = gather(images, split)
     writer = EditWriter(out, [file.where for file in files], all_steps=all_steps)
     pipe = load_pipeline(model, device, batch_size)
-    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+    options = sampler_options(
+        schedule, guidance, guidance_at, fresh_noise, refinement_steps, solver, refinement_guidance
+    )
 
     def change(pictures: list[Image.Image], seed: int) -> tuple[PipelineOutput, list[Tensor]]:
         x = load_pictures(pictures, pipe.image_options)

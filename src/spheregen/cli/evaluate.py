@@ -15,7 +15,10 @@ from spheregen.cli.options import (
     GuidanceAt,
     Json,
     Quiet,
+    RefinementGuidance,
+    RefinementSteps,
     ScheduleOption,
+    SolverOption,
     output_folder,
     print_json,
     sampler_options,
@@ -64,6 +67,9 @@ def evaluate(
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
     fresh_noise: FreshNoise = None,
+    refinement_steps: RefinementSteps = None,
+    solver: SolverOption = None,
+    refinement_guidance: RefinementGuidance = None,
     quantise: Annotated[
         str, typer.Option(help="How samples become 8 bits: round, or floor as the published figures were made.")
     ] = "round",
@@ -114,7 +120,12 @@ def evaluate(
     options = EvaluationOptions(
         count=count,
         seed=seed,
-        generation=GenerationOptions(steps=steps, **sampler_options(schedule, guidance, guidance_at, fresh_noise)),
+        generation=GenerationOptions(
+            steps=steps,
+            **sampler_options(
+                schedule, guidance, guidance_at, fresh_noise, refinement_steps, solver, refinement_guidance
+            ),
+        ),
         rounding=check_rounding(quantise),
         metrics=None if wanted is None else tuple(wanted),
         curves=tuple(parse_curve(text) for text in curve or ()),

@@ -70,19 +70,23 @@ def info(
         raise ConfigError(f"{target} has no recipe.json, so there is no training whose time could be told")
     place, is_here = _place(device, must_be_here=time)
     cost = _cost(config, tokenizer, recipe, folder)
+    front = _front(recipe, folder)
+    latent = config if front is None else front
     answer: dict[str, Any] = {
         "name": target,
         **cost_table(cost),
         "image_size": config.image_size,
         "num_classes": config.num_classes,
-        "latent": {"tokens": config.tokens, "channels": config.channels, "numbers": config.tokens * config.channels},
+        "latent": {"tokens": latent.tokens, "channels": latent.channels, "numbers": latent.tokens * latent.channels},
         "weights_bytes": 4 * sum(part.params for part in cost.parts.values()),
         "sampling_memory": None,
         "memory": None,
         "time": None,
     }
     if "generation_gflops" in answer:
-        answer["sampling_memory"] = estimate_sampling_memory(config, SAMPLING_BATCH, device_type=place.type)
+        answer["sampling_memory"] = estimate_sampling_memory(
+            config, SAMPLING_BATCH, device_type=place.type, front=front
+        )
     if recipe is not None:
         images = _count_images(recipe) if data or time else None
         answer["memory"] = _memory(recipe, place, is_here, processes, images)
@@ -94,7 +98,7 @@ def info(
     classes = f"{config.num_classes} classes" if config.num_classes else "unconditional"
     classes = "a tokenizer" if isinstance(cost, TokenizerCost) else classes
     patch = f", patch {config.patch}" if hasattr(config, "patch") else ""
-    print(f"{target}: {config.image_size} px, {classes}, latent {config.tokens} x {config.channels}{patch}")
+    print(f"{target}: {config.image_size} px, {classes}, latent {latent.tokens} x {latent.channels}{patch}")
     rows: list[tuple[str, ...]] = [
         (name.replace("_", " "), f"{part.params / 1e6:.2f}", f"{part.gflops:.3g}", f"{part.counted_gflops:.3g}")
         for name, part in cost.parts.items()
@@ -106,6 +110,9 @@ def info(
         steps = list(totals["unguided"])
         rows = [(name, *(f"{values[step]:.4g}" for step in steps)) for name, values in totals.items()]
         print(table(rows, ("GFLOPs to generate", *(f"{step} step{'s' if step != '1' else ''}" for step in steps))))
+        if refinement := answer.get("refinement_gflops"):
+            rows = [(name, *(f"{values[step]:.4g}" for step in steps)) for name, values in refinement.items()]
+            print(table(rows, ("and to refine", *(f"{step} step{'s' if step != '1' else ''}" for step in steps))))
         print(f"memory to generate {SAMPLING_BATCH} at a time: {readable(answer['sampling_memory']['total'])}")
     _print_training(answer, recipe)
 
@@ -117,12 +124,29 @@ def _cost(
     import torch
 
     from spheregen.errors import ConfigError
-    from spheregen.evaluation.cost import autoencoder_cost, latent_generator_cost, tokenizer_cost
-    from spheregen.model_folder import TOKENIZER
+    from spheregen.evaluation.cost import (
+        RefinedCost,
+        TokenizerCost,
+        autoencoder_cost,
+        latent_generator_cost,
+        refiner_cost,
+        tokenizer_cost,
+    )
+    from spheregen.model_folder import SOURCE, TOKENIZER
+    from spheregen.models.autoencoder import AutoencoderConfig
+    from spheregen.models.flow_refiner import FlowRefinerConfig
     from spheregen.models.latent_denoiser import LatentDenoiserConfig
     from spheregen.tokenizers.architectures import blank_tokenizer
     from spheregen.tokenizers.representation import RepresentationAutoencoder, RepresentationConfig
 
+    if isinstance(config, FlowRefinerConfig):
+        front = _front(recipe, folder)
+        inside = folder / SOURCE if folder is not None else None
+        cost = _cost(front, tokenizer, None, inside)
+        assert not isinstance(cost, TokenizerCost)
+        channels = (front.tokens, front.channels)
+        width = front.decoder_size.width if isinstance(front, AutoencoderConfig) else 0
+        return RefinedCost(cost, refiner_cost(config.completed(channels, width)))
     if not isinstance(config, LatentDenoiserConfig):
         if isinstance(config, RepresentationConfig):
             with torch.device("meta"):
@@ -132,6 +156,16 @@ def _cost(
         return autoencoder_cost(config)
     name = tokenizer or (str(folder / TOKENIZER) if folder is not None else getattr(recipe, "tokenizer", None))
     return latent_generator_cost(config, None if name is None else blank_tokenizer(name))
+
+
+def _front(recipe: Recipe | None, folder: Path | None) -> Any:
+    """The architecture of the generator in front of a refiner; None where nothing is refined."""
+    from spheregen.model_folder import SOURCE, read_architecture
+    from spheregen.training.systems.sphere_flow import front_architecture
+
+    if folder is not None:
+        return read_architecture(folder / SOURCE) if (folder / SOURCE).is_dir() else None
+    return None if recipe is None else front_architecture(recipe)
 
 
 def _is_model(target: str) -> bool:

@@ -21,8 +21,11 @@ from spheregen.cli.options import (
     Model,
     Out,
     Quiet,
+    RefinementGuidance,
+    RefinementSteps,
     RestoreSteps,
     Seed,
+    SolverOption,
     Split,
     Strength,
     load_pipeline,
@@ -51,6 +54,9 @@ def inpaint(
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
     fresh_noise: FreshNoise = None,
+    refinement_steps: RefinementSteps = None,
+    solver: SolverOption = None,
+    refinement_guidance: RefinementGuidance = None,
     all_steps: AllSteps = False,
     split: Split = "train",
     batch_size: BatchSize = None,
@@ -70,7 +76,9 @@ def inpaint(
     writer = EditWriter(out, [mask, *(file.where for file in files)], all_steps=all_steps)
     missing = read_image(mask)
     pipe = load_pipeline(model, device, batch_size)
-    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+    options = sampler_options(
+        schedule, guidance, guidance_at, fresh_noise, refinement_steps, solver, refinement_guidance
+    )
 
     def change(pictures: list[Image.Image], seed: int) -> tuple[PipelineOutput, list[Tensor]]:
         output = pipe.inpaint(pictures, missing, label=label, strength=strength, steps=steps, seed=seed, **options)

@@ -19,6 +19,9 @@ from spheregen.cli.options import (
     Json,
     Model,
     NoBar,
+    RefinementGuidance,
+    RefinementSteps,
+    SolverOption,
     load_pipeline,
     output_file,
     print_json,
@@ -67,6 +70,9 @@ def interpolate(
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
     fresh_noise: FreshNoise = None,
+    refinement_steps: RefinementSteps = None,
+    solver: SolverOption = None,
+    refinement_guidance: RefinementGuidance = None,
     fps: Annotated[float, typer.Option(help="Frames a second of a .gif or .mp4.")] = 12,
     bounce: Annotated[bool, typer.Option("--bounce", help="There and back, in a .gif or .mp4.")] = False,
     batch_size: BatchSize = None,
@@ -96,7 +102,7 @@ def interpolate(
         steps=steps,
         strength=strength,
         seed=seed,
-        **sampler_options(schedule, guidance, guidance_at, fresh_noise),
+        **sampler_options(schedule, guidance, guidance_at, fresh_noise, refinement_steps, solver, refinement_guidance),
     )
     own = {"ends": ", ".join(ends)} | ({} if labels is None else {"labels": labels})
     if writer is not None:

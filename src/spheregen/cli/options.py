@@ -57,10 +57,26 @@ FreshNoise = Annotated[
     bool | None,
     typer.Option("--fresh-noise/--shared-noise", help="New noise at each step, or one for all. Default: the model's."),
 ]
+RefinementSteps = Annotated[
+    int | None,
+    typer.Option(help="Steps of the flow of a model that refines; 0 leaves pictures rough. Default: the model's."),
+]
+SolverOption = Annotated[
+    str | None, typer.Option("--solver", help="Of the flow: euler, heun or midpoint. Default: the model's.")
+]
+RefinementGuidance = Annotated[
+    float | None, typer.Option(help="Guidance of the flow. Default: the model's, or that of the loop.")
+]
 
 
 def sampler_options(
-    schedule: str | None, guidance: float | None, guidance_at: str | None, fresh_noise: bool | None
+    schedule: str | None = None,
+    guidance: float | None = None,
+    guidance_at: str | None = None,
+    fresh_noise: bool | None = None,
+    refinement_steps: int | None = None,
+    solver: str | None = None,
+    refinement_guidance: float | None = None,
 ) -> SamplerOptions:
     """What was given of the options that all few-step loops share; the rest is the model's default."""
     options: SamplerOptions = {}
@@ -72,6 +88,12 @@ def sampler_options(
         options["guidance_at"] = guidance_at
     if fresh_noise is not None:
         options["share_noise"] = not fresh_noise
+    if refinement_steps is not None:
+        options["refinement_steps"] = refinement_steps
+    if solver is not None:
+        options["solver"] = solver
+    if refinement_guidance is not None:
+        options["refinement_guidance"] = refinement_guidance
     return options
 
 

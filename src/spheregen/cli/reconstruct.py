@@ -14,11 +14,14 @@ from spheregen.cli.options import (
     Json,
     Model,
     Quiet,
+    RefinementSteps,
+    SolverOption,
     Split,
     load_pipeline,
     output_file,
     pictures_of,
     print_json,
+    sampler_options,
     say,
     sheet_of,
     watch,
@@ -34,6 +37,8 @@ def reconstruct(
         Path, typer.Option(help="A folder, .zip or .tar for the pictures, or a .png for the comparison alone.")
     ] = Path("reconstructions"),
     split: Split = "train",
+    refinement_steps: RefinementSteps = None,
+    solver: SolverOption = None,
     pictures: Annotated[bool, typer.Option(help="Write each reconstruction, not only the comparison.")] = True,
     batch_size: BatchSize = None,
     device: Device = "auto",
@@ -58,13 +63,14 @@ def reconstruct(
     sheet = output_file(sheet_of(out) if as_file else out / "comparison.png", [file.where for file in files])
     writer = open_writer(out) if pictures and sheet != out else None
     pipe = load_pipeline(model, device, batch_size)
+    options = sampler_options(refinement_steps=refinement_steps, solver=solver)
     metadata = {"model": model, "fingerprint": pipe.fingerprint}
     total, done = 0.0, 0
     rows: list[torch.Tensor] = []
     with contextlib.nullcontext() if writer is None else writer:
         for part in watch(parts(files), len(files), len, quiet=quiet):
             x = load_pictures([file.open() for file in part], pipe.image_options)
-            y = pipe.reconstruct(x)
+            y = pipe.reconstruct(x, seed=done, **options)
             total += psnr(y, x).sum().item()
             if not rows:
                 shown = range(0, min(COMPARED, len(x)), 10)

@@ -17,7 +17,10 @@ from spheregen.cli.options import (
     GuidanceAt,
     Json,
     Quiet,
+    RefinementGuidance,
+    RefinementSteps,
     ScheduleOption,
+    SolverOption,
     load_pipeline,
     output_file,
     pictures_of,
@@ -60,6 +63,9 @@ def sample(
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
     fresh_noise: FreshNoise = None,
+    refinement_steps: RefinementSteps = None,
+    solver: SolverOption = None,
+    refinement_guidance: RefinementGuidance = None,
     like: Annotated[
         Path | None,
         typer.Option(
@@ -102,7 +108,10 @@ def sample(
     writer = None if as_grid else open_writer(out, shard_size=shard_size)  # complains before any work is done
     pipe = load_pipeline(model, device, batch_size)
     writer = None if as_grid else open_writer(out, class_names=pipe.info.class_names, shard_size=shard_size)
-    options = GenerationOptions(steps=steps, **sampler_options(schedule, guidance, guidance_at, fresh_noise))
+    options = GenerationOptions(
+        steps=steps,
+        **sampler_options(schedule, guidance, guidance_at, fresh_noise, refinement_steps, solver, refinement_guidance),
+    )
     named: list[str] | list[int] | None = split_list(labels)
     if record is not None:
         if record.fingerprint and pipe.fingerprint != record.fingerprint:

@@ -22,8 +22,11 @@ from spheregen.cli.options import (
     Model,
     Out,
     Quiet,
+    RefinementGuidance,
+    RefinementSteps,
     RestoreSteps,
     Seed,
+    SolverOption,
     Split,
     Strength,
     load_pipeline,
@@ -56,6 +59,9 @@ def upscale(
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
     fresh_noise: FreshNoise = None,
+    refinement_steps: RefinementSteps = None,
+    solver: SolverOption = None,
+    refinement_guidance: RefinementGuidance = None,
     all_steps: AllSteps = False,
     split: Split = "train",
     batch_size: BatchSize = None,
@@ -73,7 +79,9 @@ def upscale(
     files = gather(images, split)
     writer = EditWriter(out, [file.where for file in files], all_steps=all_steps)
     pipe = load_pipeline(model, device, batch_size)
-    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+    options = sampler_options(
+        schedule, guidance, guidance_at, fresh_noise, refinement_steps, solver, refinement_guidance
+    )
 
     def change(pictures: list[Image.Image], seed: int) -> tuple[PipelineOutput, list[Tensor]]:
         output = pipe.upscale(pictures, factor, label=label, strength=strength, steps=steps, seed=seed, **options)

@@ -19,7 +19,10 @@ from spheregen.cli.options import (
     Model,
     Out,
     Quiet,
+    RefinementGuidance,
+    RefinementSteps,
     Seed,
+    SolverOption,
     Strength,
     load_pipeline,
     sampler_options,
@@ -44,6 +47,9 @@ def vary(
     guidance: Guidance = None,
     guidance_at: GuidanceAt = None,
     fresh_noise: FreshNoise = None,
+    refinement_steps: RefinementSteps = None,
+    solver: SolverOption = None,
+    refinement_guidance: RefinementGuidance = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -64,7 +70,9 @@ def vary(
     writer = EditWriter(out, [image])
     opened = open_pictures(image)
     pipe = load_pipeline(model, device, batch_size)
-    options = sampler_options(schedule, guidance, guidance_at, fresh_noise)
+    options = sampler_options(
+        schedule, guidance, guidance_at, fresh_noise, refinement_steps, solver, refinement_guidance
+    )
     original = load_pictures(opened, pipe.image_options)
     columns = min(count, IN_A_ROW)
     parts = (range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE))

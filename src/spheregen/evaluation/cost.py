@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
+from spheregen.models.flow_refiner import FlowRefiner, FlowRefinerConfig, RefinedGenerator, RoughContext
 from spheregen.models.latent_denoiser import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
 from spheregen.models.protocol import SphereGenerator, Tokenizer
+from spheregen.sampling.flow import SOLVERS, evaluations
 
 STEPS = (1, 2, 4, 6)
 
@@ -110,18 +112,48 @@ class TokenizerCost:
         return vars(self)
 
 
+@dataclass(frozen=True)
+class RefinedCost:
+    """Of a refined generator: that of the generator in front, and a call of the refiner for each evaluation."""
+
+    front: GeneratorCost
+    refiner: PartCost
+
+    @property
+    def parts(self) -> Mapping[str, PartCost]:
+        return {**self.front.parts, "refiner": self.refiner}
+
+    def generation_gflops(
+        self, steps: int, *, guided: bool = False, guidance_at: str = "both", counted: bool = False
+    ) -> float:
+        """Of the rough image alone."""
+        return self.front.generation_gflops(steps, guided=guided, guidance_at=guidance_at, counted=counted)
+
+    def refinement_gflops(self, steps: int, solver: str, *, guided: bool = False, counted: bool = False) -> float:
+        """GFLOPs of the flow alone; guidance doubles the refiner."""
+        return evaluations(steps, solver) * self.refiner.of(counted) * (2 if guided else 1)
+
+
 def cost_table(cost: GeneratorCost | TokenizerCost) -> dict[str, Any]:
     """A cost as plain numbers, as `spheregen info --json` prints it."""
     parts = {name: vars(part) for name, part in cost.parts.items()}
     if isinstance(cost, TokenizerCost):
         return parts
-    return {
+    kinds = (("unguided", False), ("guided", True))
+    table: dict[str, Any] = {
         **parts,
         "generation_gflops": {
             name: {str(steps): cost.generation_gflops(steps, guided=guided) for steps in STEPS}
-            for name, guided in (("unguided", False), ("guided", True))
+            for name, guided in kinds
         },
     }
+    if isinstance(cost, RefinedCost):
+        table["refinement_gflops"] = {
+            f"{name}, {solver}": {str(steps): cost.refinement_gflops(steps, solver, guided=guided) for steps in STEPS}
+            for name, guided in kinds
+            for solver in SOLVERS
+        }
+    return table
 
 
 def generator_cost(model: SphereGenerator) -> GeneratorCost:
@@ -130,6 +162,8 @@ def generator_cost(model: SphereGenerator) -> GeneratorCost:
         return autoencoder_cost(model.config)
     if isinstance(model, LatentGenerator):
         return latent_generator_cost(model.config, model.tokenizer)
+    if isinstance(model, RefinedGenerator):
+        return RefinedCost(generator_cost(model.source), refiner_cost(model.config))
     raise TypeError(f"nothing is known of the cost of a {type(model).__name__}")
 
 
@@ -143,6 +177,18 @@ def autoencoder_cost(config: AutoencoderConfig) -> AutoencoderCost:
     return AutoencoderCost(
         encoder=_part_cost(model.encoder, images, labels), decoder=_part_cost(model.decoder, latents, labels)
     )
+
+
+def refiner_cost(config: FlowRefinerConfig) -> PartCost:
+    """The cost of one call of a refiner, from its complete configuration alone."""
+    tokens, width = config.context_tokens or 0, config.decoder_width or 0
+    with torch.device("meta"):
+        model = FlowRefiner(config)
+        images = torch.empty(1, *model.image_shape)
+        told = torch.empty(1, tokens, config.latent_channels or 0)
+        context = RoughContext(told, torch.empty(1, tokens, width) if width else None)
+        labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
+        return _part_cost(model, images, torch.zeros(1), labels, context)
 
 
 def denoiser_cost(config: LatentDenoiserConfig) -> PartCost:

@@ -223,13 +223,15 @@ class Reconstructions:
         return {
             "model": self.pipe.identity,
             "images": self.images.describe(),
+            **self.pipe.refinement_settings(),
             "quantise": self.rounding,
             "dtype": str(self.pipe.dtype).removeprefix("torch."),
         }
 
     def stream(self, parts: Sequence[slice]) -> Iterator[Tensor]:
-        for images in self.images.stream(parts):
-            yield to_uint8(self.pipe.reconstruct(images.float() / 255), rounding=self.rounding)
+        for part, images in zip(parts, self.images.stream(parts), strict=True):
+            made = self.pipe.reconstruct(images.float() / 255, seed=part.start)  # of models that refine
+            yield to_uint8(made, rounding=self.rounding)
 
 
 def check_rounding(name: str) -> Rounding:

@@ -27,7 +27,7 @@ from spheregen.losses.uniformity import (
     sliced_wasserstein,
 )
 from spheregen.models.autoencoder import SphereAutoencoder
-from spheregen.noise import NoiseConfig, Radii, directions, draw_radii, perturb
+from spheregen.noise import NoiseConfig, NoisePair, Radii, directions, draw_radii, perturb
 from spheregen.sphere import upcast
 
 
@@ -130,6 +130,20 @@ class AutoencoderDraws:
         )
 
 
+@dataclass(frozen=True)
+class Passes:
+    """What the networks made of a batch, with gradients."""
+
+    latent: Tensor
+    """z, (B, N, d) before the sphere."""
+    points: NoisePair
+    """The perturbed latents."""
+    decoded: Tensor
+    """(2 B, C, S, S) in [-1, 1] or free: the decodes of the weak points, then of the strong ones."""
+    tokens: Tensor | None
+    """(2 B, N, W) the decoder's last tokens, where they were asked for."""
+
+
 class AutoencoderObjective:
     """The loss of a batch of images.
 
@@ -174,18 +188,34 @@ class AutoencoderObjective:
 
     def __call__(self, images: Tensor, labels: Tensor | None, draws: AutoencoderDraws) -> LossTerms:
         """The loss of images (B, C, S, S) in [-1, 1] with labels (B,), or None for an unconditional model."""
-        model, weights = self.model, self.loss.weights()
-        labels = labels if model.num_classes else None
-        encode_labels, weak_labels, strong_labels, again_labels = (
-            drop_labels(labels, drop.to(images.device), model.num_classes) for drop in draws.dropped
-        )
+        return self.terms(self.passes(images, labels, draws), images, labels, draws)
+
+    def passes(self, images: Tensor, labels: Tensor | None, draws: AutoencoderDraws, *, tokens: bool = False) -> Passes:
+        """Encode, perturb, decode twice. Arguments as above.
+
+        Args:
+            tokens: keep the decoder's last tokens.
+        """
+        model = self.model
+        encode_labels, weak_labels, strong_labels, _ = self._labels(images, labels, draws)
         z = upcast(model.encoder(images, encode_labels))  # under autocast too, angles are formed in float32
         v = model.prior.project(z)
         pair = perturb(v, draws.direction.to(z.device, z.dtype), draws.radii, model.sigma_max, prior=model.prior)
         decode_labels = (
             None if weak_labels is None or strong_labels is None else torch.cat([weak_labels, strong_labels])
         )
-        decoded = model.decoder(torch.cat([pair.weak, pair.strong]), decode_labels)
+        made = model.decoder(torch.cat([pair.weak, pair.strong]), decode_labels, tokens=tokens)
+        decoded, last = made if tokens else (made, None)
+        return Passes(latent=z, points=pair, decoded=decoded, tokens=last)
+
+    def _labels(self, images: Tensor, labels: Tensor | None, draws: AutoencoderDraws) -> list[Tensor | None]:
+        """The labels of the four network calls."""
+        classes = self.model.num_classes
+        return [drop_labels(labels if classes else None, drop.to(images.device), classes) for drop in draws.dropped]
+
+    def terms(self, passes: Passes, images: Tensor, labels: Tensor | None, draws: AutoencoderDraws) -> LossTerms:
+        """The loss of what `passes` made of the same arguments."""
+        weights, z, decoded = self.loss.weights(), passes.latent, passes.decoded
         weak, strong = to_unit(decoded).chunk(2)
         x = to_unit(images)
 
@@ -207,7 +237,7 @@ class AutoencoderObjective:
                     self.perceptual.features(strong), target
                 ).mean()
         if weights["latent_consistency"]:
-            again = model.encoder(decoded.chunk(2)[1], again_labels)
+            again = self.model.encoder(decoded.chunk(2)[1], self._labels(images, labels, draws)[3])
             terms["latent_consistency"] = latent_distance(again, z.detach())
         if weights["uniformity"]:
             terms["uniformity"] = self._uniformity(z, draws.projections)

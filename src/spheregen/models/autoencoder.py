@@ -244,7 +244,10 @@ class Decoder(nn.Module):
         self.head = head(size.width, config.patch, config.image_channels, config.grid, init=config.output_init)
         self.tanh = config.output_activation == "tanh"
 
-    def forward(self, latents: Tensor, labels: Tensor | NetworkCondition | None = None) -> Tensor:
+    def forward(
+        self, latents: Tensor, labels: Tensor | NetworkCondition | None = None, *, tokens: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """With `tokens` the last tokens (B, N, W) too, as they are in front of the pixel head."""
         x = self.embed(latents)
         if self.mixer is not None:
             x = self.mixer(x)
@@ -252,7 +255,8 @@ class Decoder(nn.Module):
         if self.output is not None:
             x = self.output(x, condition)
         images: Tensor = self.head(x)
-        return torch.tanh(images) if self.tanh else images
+        images = torch.tanh(images) if self.tanh else images
+        return (images, x) if tokens else images
 
 
 class SphereAutoencoder(nn.Module):
@@ -314,6 +318,11 @@ class SphereAutoencoder(nn.Module):
 
     def predict(self, latents: Tensor, labels: Labels = None) -> Tensor:
         return upcast(self.decoder(latents.to(self.dtype), _part(labels, "decoder"))).clamp(-1, 1)
+
+    def predict_with_tokens(self, latents: Tensor, labels: Labels = None) -> tuple[Tensor, Tensor]:
+        """`predict`, and the decoder's last tokens (B, N, W) of the same pass."""
+        images, tokens = self.decoder(latents.to(self.dtype), _part(labels, "decoder"), tokens=True)
+        return upcast(images).clamp(-1, 1), upcast(tokens)
 
     def to_latent(self, prediction: Tensor, labels: Labels = None) -> Tensor:
         return upcast(self.encoder(prediction.to(self.dtype), _part(labels, "encoder")))

@@ -53,6 +53,8 @@ class Trunk(nn.Module):
         context_tokens: extra tokens that carry the condition.
         spherify_blocks: spherify the tokens after every block but the last.
         options: what the blocks are made of.
+        conditional: whether blocks take a condition; by default where there are classes.
+        front_grids: tokens along one side of further grids that come in front of the trunk's own, which they cover.
     """
 
     positions: Tensor
@@ -66,13 +68,16 @@ class Trunk(nn.Module):
         context_tokens: int = 0,
         spherify_blocks: bool = False,
         options: BlockOptions | None = None,
+        conditional: bool | None = None,
+        front_grids: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         options = options or BlockOptions()
-        width, conditional = size.width, num_classes > 0
-        self.labels = ClassEmbedding(num_classes, width) if conditional else None
+        width = size.width
+        self.labels = ClassEmbedding(num_classes, width) if num_classes else None
+        conditional = num_classes > 0 if conditional is None else conditional
         self.register_buffer("positions", sincos_table(grid, width))
-        self.rotary = AxialRotary(grid, width // size.heads) if options.rotary else None
+        self.rotary = AxialRotary(grid, width // size.heads, front_grids) if options.rotary else None
         self.blocks = nn.ModuleList(
             Block(width, size.heads, conditional=conditional, options=options) for _ in range(size.depth)
         )
@@ -80,7 +85,7 @@ class Trunk(nn.Module):
         self.context_tokens, self.context_start = context_tokens, size.in_context_start
         self.context = self.context_positions = None
         if context_tokens:
-            if not conditional:
+            if self.labels is None:
                 self.context = _context_parameter(context_tokens, width)
             self.context_positions = _context_parameter(context_tokens, width)
 
@@ -88,18 +93,33 @@ class Trunk(nn.Module):
         self, tokens: Tensor, labels: Tensor | NetworkCondition | None
     ) -> tuple[Tensor, Tensor | tuple[Tensor, ...] | None]:
         if isinstance(labels, NetworkCondition):
-            embedding: Tensor | None = labels.embedding
-        else:
-            embedding = self.embed(labels, tokens.shape[0])
+            return self.transform(tokens, labels.embedding, labels.blocks), labels.output
+        embedding = self.embed(labels, tokens.shape[0])
+        return self.transform(tokens, embedding), embedding
+
+    def transform(
+        self,
+        tokens: Tensor,
+        embedding: Tensor | None,
+        blocks: tuple[tuple[Tensor, ...], ...] | None = None,
+        front: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens (B, N, W) through the blocks under an embedding (B, W), or None for an unconditional trunk.
+
+        Args:
+            blocks: what each block's modulation made of the embedding, where it is known.
+            front: (B, F, W) tokens that come in front and are taken away again, of the `front_grids`.
+        """
         x = upcast(tokens) + self.positions
+        if front is not None:
+            x = torch.cat([upcast(front), x], dim=1)
         for index, block in enumerate(self.blocks):
             if self.context_tokens and index == self.context_start:
                 x = torch.cat([self._context(embedding, x), x], dim=1)
-            x = block(x, self.rotary, labels.blocks[index] if isinstance(labels, NetworkCondition) else embedding)
+            x = block(x, self.rotary, embedding if blocks is None else blocks[index])
             if self.spherify_blocks and index < len(self.blocks) - 1:
                 x = spherify(x)
-        x = x[:, self.context_tokens :] if self.context_tokens else x
-        return x, labels.output if isinstance(labels, NetworkCondition) else embedding
+        return x[:, -tokens.shape[1] :] if x.shape[1] > tokens.shape[1] else x
 
     def embed(self, labels: Tensor | None, batch: int) -> Tensor | None:
         """The class embedding (B, W) of labels; None for an unconditional model.

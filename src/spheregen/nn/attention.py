@@ -9,6 +9,7 @@ from torch.nn import functional
 from spheregen.nn.linear import linear
 from spheregen.nn.norm import RMSNorm
 from spheregen.nn.positions import AxialRotary
+from spheregen.sphere import upcast
 
 QK_NORM_EPS = 1e-6
 
@@ -35,8 +36,11 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, D)
         qk, v = qkv[:, :, :2], qkv[:, :, 2]
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.unbind(2)
-            qk = torch.stack([self.q_norm(q), self.k_norm(k)], dim=2)
+            # both at once, in one pass over memory
+            wide = upcast(qk)
+            weights: list[Tensor] = [norm.weight for norm in (self.q_norm, self.k_norm) if norm.weight is not None]
+            gains = torch.stack(weights).to(wide.dtype).unsqueeze(1)  # (2, 1, D)
+            qk = (functional.rms_norm(wide, wide.shape[-1:], eps=QK_NORM_EPS) * gains).to(qk.dtype)
         if rotary is not None:
             qk = rotary(qk)
         q, k = qk.unbind(2)

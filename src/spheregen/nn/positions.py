@@ -38,25 +38,23 @@ class AxialRotary(nn.Module):
     Args:
         grid: tokens along one side.
         head_channels: channels D of a head, a multiple of 4.
+        front_grids: tokens along one side of other grids over the same square, whose tokens come in front.
     """
 
     turns: Tensor
 
-    def __init__(self, grid: int, head_channels: int) -> None:
+    def __init__(self, grid: int, head_channels: int, front_grids: tuple[int, ...] = ()) -> None:
         super().__init__()
         if head_channels % 4:
             raise ValueError(f"2-D rotary positions need head channels in multiples of 4, not {head_channels}")
         half = head_channels // 2
         frequencies = BASE ** -(torch.arange(0, half, 2, dtype=torch.float64) / half)  # half / 2 pairs for each axis
-        angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
-        rows = angles[:, None, :].expand(grid, grid, -1)
-        columns = angles[None, :, :].expand(grid, grid, -1)
-        table = torch.cat([rows, columns], dim=-1).reshape(grid * grid, half)
+        table = torch.cat([_rotary_angles(side, grid, frequencies) for side in (*front_grids, grid)])
         turns = torch.stack([table.cos(), table.sin()], dim=-1)  # (N, D/2, 2)
         self.register_buffer("turns", turns.float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rotate (B, T, ..., D): of T tokens the last N belong to the grid, those in front keep angle 0."""
+        """Rotate (B, T, ..., D): of T tokens the last ones belong to the grids, those in front keep angle 0."""
         front = x.shape[1] - self.turns.shape[0]
         turns = self.turns.view(-1, *(1 for _ in range(x.ndim - 3)), *self.turns.shape[1:])
         pairs = upcast(x[:, front:] if front else x).unflatten(-1, (-1, 2))
@@ -71,6 +69,15 @@ class AxialRotary(nn.Module):
         if self.turns.dtype in (torch.bfloat16, torch.float16):
             self.turns = before.to(self.turns.device)
         return self
+
+
+def _rotary_angles(side: int, grid: int, frequencies: Tensor) -> Tensor:
+    """The angles (side^2, D/2) of a grid of `side` tokens a side, in places of one of `grid` over the same square."""
+    places = (torch.arange(side, dtype=torch.float64) + 0.5) * (grid / side) - 0.5
+    angles = places[:, None] * frequencies
+    rows = angles[:, None, :].expand(side, side, -1)
+    columns = angles[None, :, :].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(side * side, 2 * len(frequencies))
 
 
 def _turn_complex(pairs: Tensor, turns: Tensor) -> Tensor:

@@ -17,11 +17,13 @@ from spheregen.devices import choose_device
 from spheregen.errors import ConfigError
 from spheregen.losses.reconstruction import to_unit
 from spheregen.model_folder import ModelInfo, weights_hash
-from spheregen.models.protocol import GeneratorModule
+from spheregen.models.flow_refiner import RefinedGenerator
+from spheregen.models.protocol import GeneratorModule, SphereGenerator
 from spheregen.pipeline.output import GenerationOptions, PipelineOutput, Steps
 from spheregen.progress import default_reporter, watched
 from spheregen.sampling.guidance import Guidance
 from spheregen.sampling.loop import Samples, StepNoise
+from spheregen.sampling.refinement import Refinement, Rough, refine_samples, refinement_noise
 from spheregen.sampling.schedules import refinement_radii
 
 SEED_LIMIT = 2**63
@@ -33,6 +35,8 @@ DEFAULTS: Mapping[str, Any] = {
     "share_noise": True,
 }
 """The paper's settings, for models that bring none."""
+REFINED_DEFAULTS: Mapping[str, Any] = {"steps": 1, "refinement_steps": 4, "solver": "heun", "refinement_guidance": None}
+"""The same for models that refine, beside those above; without a guidance of its own the flow has the loop's."""
 
 
 class PipelineCore:
@@ -105,11 +109,58 @@ class PipelineCore:
 
     def _settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options of a loop: as given, else the model's defaults, else the paper's."""
-        known = {name: value for name, value in self.info.sampling.items() if name in DEFAULTS}
+        given = {name: value for name, value in options.items() if value is not None}
+        if not self.refines:
+            for name in REFINED_DEFAULTS.keys() - DEFAULTS.keys() & given.keys():
+                raise ConfigError(f"this model has no refiner; leave {name} out, or take a model of kind sphere-flow")
+        defaults = {**DEFAULTS, **REFINED_DEFAULTS} if self.refines else DEFAULTS
+        known = {name: value for name, value in self.info.sampling.items() if name in defaults}
         if not self.classes.count:
             known["guidance"] = 1.0  # a recipe's guidance says nothing about a model without classes
-        given = {name: value for name, value in options.items() if value is not None}
-        return {**DEFAULTS, **known, **given}
+            known.pop("refinement_guidance", None)
+        settings = {**defaults, **known, **given}
+        if self.refines:
+            guidance = settings["guidance"]
+            unguided = "edit" in given and given.get("guidance") == 1
+            if settings["refinement_guidance"] is None or (unguided and "refinement_guidance" not in given):
+                settings["refinement_guidance"] = guidance if isinstance(guidance, int | float) else 1.0
+            _refinement(settings)  # complains before any work is done
+        return settings
+
+    @property
+    def refines(self) -> bool:
+        """Whether a flow refines the model's images."""
+        return isinstance(self.model, RefinedGenerator)
+
+    def refinement_settings(self) -> dict[str, Any]:
+        """How a model that refines does it unless it is told, without guidance; empty for the others."""
+        if not self.refines:
+            return {}
+        settings = self._settings({"edit": "reconstruct", "guidance": 1.0})
+        return {name: settings[name] for name in REFINED_DEFAULTS if name != "steps"}
+
+    def _run(
+        self,
+        loop: Callable[[SphereGenerator], Samples],
+        labels: Tensor | None,
+        seeds: Sequence[int],
+        settings: Mapping[str, Any],
+        *,
+        model: SphereGenerator | None = None,
+        noise: Tensor | None = None,
+    ) -> Samples:
+        """What a loop makes of the model, or of a wrapper of it; of a model that refines, refined.
+
+        Args:
+            labels, seeds: of these samples; the seeds give the noise of the flow.
+            noise: that noise itself, (B, C, S, S).
+        """
+        if not isinstance(self.model, RefinedGenerator):
+            return loop(model or self.model)
+        rough = Rough(self.model, model)
+        samples = loop(rough)
+        noise = refinement_noise(seeds, self.model.image_shape) if noise is None else noise
+        return refine_samples(rough, samples, labels, _refinement(settings), self._here(noise))
 
     def _output(
         self,
@@ -137,11 +188,12 @@ class PipelineCore:
         if samples.decoded:
             return tuple(_to_unit(images) for images in samples.trajectory)
         *before, _ = samples.predictions
-        waiting, last, to_image = [each.cpu() for each in before], _to_unit(samples.images), samples.to_image
+        waiting, to_image = [each.cpu() for each in before], samples.to_image
+        last = tuple(map(_to_unit, samples.last))
 
         def decode() -> tuple[Tensor, ...]:
             with torch.no_grad():
-                return (*(_to_unit(to_image(self._here(each))) for each in waiting), last)
+                return (*(_to_unit(to_image(self._here(each))) for each in waiting), *last)
 
         return decode
 
@@ -200,6 +252,10 @@ def check_seeds(seeds: Sequence[int]) -> None:
     for edge in (seeds[0], seeds[-1]) if isinstance(seeds, range) else seeds:
         if not 0 <= edge < SEED_LIMIT:
             raise ConfigError(f"a seed lies between 0 and 2^63 - 1, not {edge}")
+
+
+def _refinement(settings: Mapping[str, Any]) -> Refinement:
+    return Refinement(settings["refinement_steps"], settings["solver"], settings["refinement_guidance"])
 
 
 def _to_unit(images: Tensor) -> Tensor:

@@ -202,7 +202,11 @@ class Editing(Generation):
             mixed = sampling.blend(mixture(mixed, self.classes.count), frames)
         settings |= {"path": path, "frames": frames}
         labelled = None if mixed is None else mixed.to(self.device)
-        return self._decoded(start, labelled, step_noise, [seeds[0]] * len(start), settings)
+        flow = None
+        if self.refines:  # the same way between the noises of the ends, so that a seed's end is its own picture
+            ends_noise = sampling.refinement.refinement_noise(seeds, self.model.image_shape)
+            flow = sampling.interpolate(ends_noise, frames)
+        return self._decoded(start, labelled, step_noise, [seeds[0]] * len(start), settings, refinement_noise=flow)
 
     # restoration ------------------------------------------------------------------------------------------------------
 
@@ -305,7 +309,9 @@ class Editing(Generation):
             drawn = sampling.seeded_noise(seeds[part], self.model.latent_shape, steps, share=settings["share_noise"])
             noise = self._step_noise(step_noise, drawn.steps, part, count)
             of = None if ids is None else ids[part]
-            samples = loop(self.model, x[part], of, step_noise=noise, **how)
+            samples = self._run(
+                lambda model: loop(model, x[part], of, step_noise=noise, **how), of, seeds[part], settings
+            )
             listed = None if of is None else of.tolist()
             return self._output(samples, tuple(seeds[part]), listed, settings, trajectory=True)
 
@@ -319,8 +325,14 @@ class Editing(Generation):
         step_noise: StepNoise,
         seeds: Sequence[int],
         settings: dict[str, Any],
+        *,
+        refinement_noise: Tensor | None = None,
     ) -> PipelineOutput:
-        """Decode points (B, N, d) under ids or mixtures, and refine them."""
+        """Decode points (B, N, d) under ids or mixtures, and refine them.
+
+        Args:
+            refinement_noise: (B, C, S, S) of the flow of a model that refines; by default that of the seeds.
+        """
         radii = refinement_radii(settings["schedule"], settings["steps"], self.model.sigma_max)
         schedule = [settings["strength"] * radius for radius in radii]
         how = {name: settings[name] for name in ("steps", "guidance", "guidance_at")}
@@ -328,7 +340,13 @@ class Editing(Generation):
         def make(part: slice) -> PipelineOutput:
             of = None if labels is None else labels[part]
             noise = self._step_noise(step_noise, (), part, len(start))
-            samples = sampling.sample(self.model, start[part], of, schedule=schedule, step_noise=noise, **how)
+            samples = self._run(
+                lambda model: sampling.sample(model, start[part], of, schedule=schedule, step_noise=noise, **how),
+                of,
+                seeds[part],
+                settings,
+                noise=None if refinement_noise is None else refinement_noise[part],
+            )
             listed = None if of is None or of.is_floating_point() else of.tolist()
             return self._output(samples, tuple(seeds[part]), listed, settings, trajectory=True)
 
@@ -356,8 +374,8 @@ class Editing(Generation):
             raise TypeError(f"{name}() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         own = {"schedule": "fixed"} | ({} if guided else {"guidance": 1.0})
         given = {name: value for name, value in options.items() if value is not None}
-        settings = self._settings({**own, **given, "steps": steps})
-        return {"edit": name, **settings, "strength": strength}
+        settings = self._settings({"edit": name, **own, **given, "steps": steps})
+        return {**settings, "strength": strength}
 
     def _decode_settings(
         self, name: str, options: Mapping[str, Any], steps: int, strength: float, *, guided: bool

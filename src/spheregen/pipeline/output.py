@@ -23,12 +23,16 @@ Steps = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
 
 
 class SamplerOptions(TypedDict, total=False):
-    """How a few-step loop runs; what is left out takes the model's default."""
+    """How a few-step loop runs, and the flow behind it, if the model refines; what is left out takes the model's
+    default. `refinement_guidance` is by default the guidance of the loop."""
 
     schedule: Schedule
     guidance: float | Guidance
     guidance_at: str
     share_noise: bool
+    refinement_steps: int
+    solver: str
+    refinement_guidance: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,9 @@ class GenerationOptions:
     guidance: float | Guidance | None = None
     guidance_at: str | None = None
     share_noise: bool | None = None
+    refinement_steps: int | None = None
+    solver: str | None = None
+    refinement_guidance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ class PipelineOutput:
     labels: tuple[int, ...] | None
     """The class id of each picture; None for an unconditional model, the null class and mixtures."""
     settings: Mapping[str, Any]
-    """steps, schedule, guidance, guidance_at and share_noise as used, and those of an edit: with a seed they repeat a
-    picture."""
+    """steps, schedule, guidance, guidance_at and share_noise as used, those of a refinement and of an edit: with a seed
+    they repeat a picture."""
     steps: Steps = field(default=(), repr=False)
     """What `trajectory` is made of."""
     origin: Mapping[str, str] = field(default_factory=dict)

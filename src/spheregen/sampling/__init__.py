@@ -1,9 +1,11 @@
 """From points on the sphere to images: the few-step loop, its schedules and guidance, editing and restoration."""
 
 from spheregen.sampling.editing import MASKS, Joined, crossover_mask, edit, stitch, vary
+from spheregen.sampling.flow import SOLVERS, integrate
 from spheregen.sampling.guidance import ClassifierFreeGuidance, Guidance, Guided, Steered, guide
 from spheregen.sampling.interpolation import blend, interpolate, lerp
 from spheregen.sampling.loop import Samples, reconstruct, refine, sample
+from spheregen.sampling.refinement import Refinement, Rough, refine_images, refine_samples, refinement_noise
 from spheregen.sampling.restoration import Masked, Observation, Reduced, restore
 from spheregen.sampling.schedules import SCHEDULES, Schedule, edit_radii, refinement_radii
 from spheregen.sampling.seeds import SeededNoise, seeded_noise
@@ -11,6 +13,7 @@ from spheregen.sampling.seeds import SeededNoise, seeded_noise
 __all__ = [
     "MASKS",
     "SCHEDULES",
+    "SOLVERS",
     "ClassifierFreeGuidance",
     "Guidance",
     "Guided",
@@ -18,6 +21,8 @@ __all__ = [
     "Masked",
     "Observation",
     "Reduced",
+    "Refinement",
+    "Rough",
     "Samples",
     "Schedule",
     "SeededNoise",
@@ -27,10 +32,14 @@ __all__ = [
     "edit",
     "edit_radii",
     "guide",
+    "integrate",
     "interpolate",
     "lerp",
     "reconstruct",
     "refine",
+    "refine_images",
+    "refine_samples",
+    "refinement_noise",
     "refinement_radii",
     "restore",
     "sample",

@@ -35,6 +35,10 @@ class Samples:
     """What each of the T steps made: images, or latents."""
     to_image: Callable[[Tensor], Tensor] = field(repr=False)
     """Makes images of these."""
+    rough: Tensor | None = None
+    """(B, C, S, S), the images of the last step as they were before a flow refined them; None where none did."""
+    settle: Callable[[Tensor], Tensor] = field(default=lambda images: images, repr=False)
+    """Brings images that were changed behind the loop back to what is known of them, as a restoration does."""
 
     @classmethod
     def of(cls, predictions: Sequence[Tensor], to_image: Callable[[Tensor], Tensor]) -> Samples:
@@ -44,13 +48,18 @@ class Samples:
     @property
     def decoded(self) -> bool:
         """Whether the images of all steps are there already."""
-        return len(self.predictions) == 1 or self.images is self.predictions[-1]
+        return len(self.predictions) == 1 or self.last[0] is self.predictions[-1]
+
+    @property
+    def last(self) -> tuple[Tensor, ...]:
+        """The images of the last step; where a flow refined them, as they were before, then as they are."""
+        return (self.images,) if self.rough is None else (self.rough, self.images)
 
     @functools.cached_property
     def trajectory(self) -> tuple[Tensor, ...]:
-        """The images of every step, each (B, C, S, S), the last `images`; decoded when first asked for."""
+        """The images of every step, each (B, C, S, S), then `last`; decoded when first asked for."""
         with torch.no_grad():
-            return (*map(self.to_image, self.predictions[:-1]), self.images)
+            return (*map(self.to_image, self.predictions[:-1]), *self.last)
 
 
 def refine(steered: Steered, prediction: Tensor, radius: float, noise: Tensor, *, prior: Prior = SPHERE) -> Tensor:

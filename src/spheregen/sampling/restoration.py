@@ -8,6 +8,7 @@ Source: SP3 (arXiv 2606.16396). Legend: T steps, B samples, images (B, C, S, S) 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -149,8 +150,11 @@ def restore(
     directions = step_directions(step_noise, len(radii), like, generator, share=share_noise)
     noises = zip(radii, directions, strict=True)
 
+    def settled(images: Tensor) -> Tensor:
+        return observation.agree(images).clamp(-1, 1)
+
     def agreed(prediction: Tensor) -> Tensor:
-        return observation.agree(model.to_image(prediction)).clamp(-1, 1)
+        return settled(model.to_image(prediction))
 
     made: list[Tensor] = []
     if isinstance(observation, Masked) and not predicts_images(model):
@@ -159,9 +163,9 @@ def restore(
             prediction = refine(steered, prediction, radius, direction, prior=model.prior)
             prediction = model.mix(prediction, known, observation.missing)
             made.append(prediction)
-        return Samples.of(made, agreed)
+        return dataclasses.replace(Samples.of(made, agreed), settle=settled)
     images = start
     for radius, direction in noises:
         images = agreed(refine(steered, model.from_image(images), radius, direction, prior=model.prior))
         made.append(images)
-    return Samples.of(made, lambda images: images)
+    return dataclasses.replace(Samples.of(made, lambda images: images), settle=settled)

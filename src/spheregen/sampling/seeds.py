@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,3 +35,9 @@ def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...], refinements: int,
     if share:
         return SeededNoise(initial=stacked[0], steps=stacked[1] if refinements else ())
     return SeededNoise(initial=stacked[0], steps=tuple(stacked[1:]))
+
+
+def derived_seed(*parts: int | str) -> int:
+    """The seed of a stream of randomness that these numbers and words name: 63 well-mixed bits."""
+    digest = hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

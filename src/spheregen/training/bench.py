@@ -15,23 +15,24 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spheregen.errors import ConfigError
 from spheregen.evaluation.cost import generator_cost
 from spheregen.evaluation.peak import SIZES, Peak, PeakMeter, matmul_peak, synchronize
 from spheregen.losses.perceptual import random_perceptual
+from spheregen.models.blank import blank_generator
 from spheregen.nn.block import compile_blocks
 from spheregen.sampling.loop import sample
-from spheregen.training.memory import blank_generator
 from spheregen.training.recipe import AutoencoderRecipe, Recipe, RepresentationRecipe
 from spheregen.training.step import TrainingStep, compiles
 from spheregen.training.synthetic import synthetic_batch
 from spheregen.training.systems import System, build_system
 from spheregen.training.systems.autoencoder import AutoencoderSystem
+from spheregen.training.systems.sphere_flow import front_architecture
 from spheregen.training.tracing import keep_random_state
 
 PRECISIONS = ("float32", "bf16")
@@ -352,10 +353,10 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     with device:
-        model = blank_generator(recipe.model)
+        model = blank_generator(recipe.model, front_architecture(recipe))
     model = model.to(dtype).eval().requires_grad_(False)
     if compiles(recipe, device, _LONG):
-        compile_blocks(model)
+        compile_blocks(cast(nn.Module, model))
     cost = generator_cost(model)
     batch, classes = recipe.train.batch_size, recipe.model.num_classes
     noise = torch.randn(batch, *model.latent_shape).to(device, dtype)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spheregen.distributed import World, assign, like, whole
 from spheregen.errors import ModelFileError
 from spheregen.model_folder import load_tensors, save_tensors
-from spheregen.training.optimizer import Optimizer
+from spheregen.training.optimizer import Optimizers
 
 FOLDER = "state"
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
@@ -63,7 +63,7 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
 
 
 def training_state(
-    model: nn.Module, average: nn.Module, optimizer: Optimizer, meters: Mapping[str, Tensor], world: World
+    model: nn.Module, average: nn.Module, optimizer: Optimizers, meters: Mapping[str, Tensor], world: World
 ) -> dict[str, Tensor]:
     """All tensors of a run, whole and on the CPU, by name: what a checkpoint holds.
 
@@ -91,7 +91,7 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], *, about:
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, model: nn.Module, average: nn.Module, optimizer: Optimizer
+    checkpoint: Checkpoint, model: nn.Module, average: nn.Module, optimizer: Optimizers
 ) -> dict[str, Tensor]:
     """Put a checkpoint's tensors back in place, in shards where the model is sharded; returns the meters.
 

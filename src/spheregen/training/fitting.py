@@ -12,7 +12,7 @@ from spheregen.devices import available_memory
 from spheregen.distributed import World
 from spheregen.errors import ConfigError
 from spheregen.training.memory import estimate_memory, images_per_process
-from spheregen.training.recipe import AutoencoderRecipe, Recipe, RepresentationRecipe
+from spheregen.training.recipe import AutoencoderRecipe, Recipe, RepresentationRecipe, SphereFlowRecipe
 from spheregen.training.step import TrainingStep
 from spheregen.training.synthetic import synthetic_batch
 from spheregen.training.tracing import keep_random_state
@@ -175,7 +175,7 @@ def rough_total(recipe: Recipe) -> float:
     Four copies of the weights and their gradients, and for each token and block more than any precision keeps. Under a
     published perceptual network, or a frozen encoder of any size, this bound says nothing.
     """
-    if isinstance(recipe, RepresentationRecipe):
+    if isinstance(recipe, RepresentationRecipe | SphereFlowRecipe):
         return math.inf
     if not isinstance(recipe, AutoencoderRecipe):
         return 4 * _rough_numbers(recipe)

@@ -14,6 +14,8 @@ from spheregen.errors import SphereGenError
 from spheregen.files import write_text
 
 LOG = "log.jsonl"
+_COUNT = "|count"
+"""Ends the key of how often a value was added: not every step has every value."""
 
 
 class Meters:
@@ -27,18 +29,16 @@ class Meters:
         for name, value in values.items():
             wide = value.detach()
             wide = wide if wide.device.type == "mps" else wide.double()  # Apple's GPUs have no float64
-            self.sums[name] = self.sums[name] + wide if name in self.sums else wide
-        one = torch.ones_like(wide)
-        self.sums["count"] = self.sums["count"] + one if "count" in self.sums else one
+            for key, more in ((name, wide), (f"{name}{_COUNT}", torch.ones_like(wide))):
+                self.sums[key] = self.sums[key] + more if key in self.sums else more
 
     def read(self) -> dict[str, float]:
         """The means since the last reset; this waits for the device."""
         if not self.sums:
             return {}
-        names = list(self.sums)
-        values = dict(zip(names, torch.stack([self.sums[name] for name in names]).tolist(), strict=True))
-        count = values.pop("count")
-        return {name: value / count for name, value in values.items()}
+        keys = list(self.sums)
+        values = dict(zip(keys, torch.stack([self.sums[key] for key in keys]).tolist(), strict=True))
+        return {name: values[name] / values[name + _COUNT] for name in keys if not name.endswith(_COUNT)}
 
     def reset(self) -> None:
         self.sums.clear()

@@ -11,14 +11,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spheregen.distributed import World
-from spheregen.models.autoencoder import SphereAutoencoder
-from spheregen.models.latent_denoiser import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
+from spheregen.models.blank import blank_generator
+from spheregen.models.flow_refiner import RefinedGenerator
 from spheregen.nn.block import blocks_of
 from spheregen.training.optimizer import parameter_groups, tags_by_name
 from spheregen.training.recipe import Recipe
@@ -102,7 +102,7 @@ def estimate_memory(
 
 
 def estimate_sampling_memory(
-    config: Any, batch: int, *, dtype: torch.dtype = torch.float32, device_type: str = "cpu"
+    config: Any, batch: int, *, dtype: torch.dtype = torch.float32, device_type: str = "cpu", front: Any = None
 ) -> dict[str, int]:
     """Bytes of generating `batch` images at a time without guidance: `weights`, `activations` and their `total`.
 
@@ -113,43 +113,30 @@ def estimate_sampling_memory(
         batch: images of one pass.
         dtype: of the weights and of all arithmetic.
         device_type: `cpu`, `cuda` or `mps`.
+        front: of a refiner, the architecture of the generator in front of it.
     """
     from spheregen.sampling.loop import sample
+    from spheregen.sampling.refinement import Refinement, Rough, refine_samples
 
-    # a block's activations go when it is done, so two blocks tell about any number
-    shallow = _shallow(config, [min(size.depth, 2) for size in config.transformers])
+    def shallow(config: Any) -> Any:
+        # a block's activations go when it is done, so two blocks tell about any number
+        return None if config is None else _shallow(config, [min(size.depth, 2) for size in config.transformers])
+
     with OnMeta():
-        whole = blank_generator(config)
+        whole = cast(nn.Module, blank_generator(config, front))
         weights = _bytes([*whole.parameters(), *whole.buffers()])
-        model = blank_generator(shallow).to(dtype).eval()
+        model = blank_generator(shallow(config), shallow(front)).to(dtype).eval()
         noise = torch.empty(batch, *model.latent_shape, dtype=dtype)
         labels = torch.empty(batch, dtype=torch.int64) if config.num_classes else None
         with LiveBytes() as live, AsOnDevice("float32", device_type):
-            sample(model, noise, labels, steps=2, step_noise=noise)
+            if isinstance(model, RefinedGenerator):
+                rough = Rough(model)
+                samples = sample(rough, noise, labels, steps=2, step_noise=noise)
+                refine_samples(rough, samples, labels, Refinement(2), torch.empty_like(samples.images))
+            else:
+                sample(model, noise, labels, steps=2, step_noise=noise)
     weights = weights * dtype.itemsize // 4
     return {"batch": batch, "weights": weights, "activations": live.peak, "total": weights + live.peak}
-
-
-def blank_generator(config: Any) -> SphereAutoencoder | LatentGenerator:
-    """A generator of this architecture with fresh weights on the current device; a denoiser has no tokenizer, and
-    decodes to grey."""
-    if isinstance(config, LatentDenoiserConfig):
-        return LatentGenerator(LatentDenoiser(config), _NoTokenizer(config))
-    return SphereAutoencoder(config)
-
-
-class _NoTokenizer(nn.Module):
-    def __init__(self, config: LatentDenoiserConfig) -> None:
-        super().__init__()
-        self.image_shape = (config.image_channels, config.image_size, config.image_size)
-        self.latent_shape = (config.tokens, config.channels)
-        self.dtype = torch.float32
-
-    def encode(self, images: Tensor) -> Tensor:
-        return images.new_zeros(len(images), *self.latent_shape)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents.new_zeros(len(latents), *self.image_shape)
 
 
 def images_per_process(recipe: Recipe, world_size: int) -> int:
@@ -211,7 +198,14 @@ def _weights(recipe: Recipe) -> _Weights:
     with OnMeta():
         system = stand_in_system(recipe)
     model = system.model
-    groups = parameter_groups(model, tags_by_name(model), recipe.optimizer)
+    tags = tags_by_name(model)
+    groups = [
+        group
+        for learner in recipe.learners
+        for group in parameter_groups(
+            model, {name: tag for name, tag in tags.items() if name.startswith(learner.prefix)}, learner.optimizer
+        )
+    ]
     moments = sum((1 if group["muon"] else 2) * _bytes(group["params"]) for group in groups)
     blocks = [_bytes(block.parameters()) for block in blocks_of(model)]
     learned = _bytes(model.parameters())

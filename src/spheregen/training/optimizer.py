@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spheregen.distributed import whole
 from spheregen.nn.tags import DECAY, ENCODER, HIDDEN, NO_DECAY, tags_of
-from spheregen.training.settings import OptimizerConfig
+from spheregen.training.settings import Learner, OptimizerConfig
 
 THINNEST = 32
 """Matrices with a side below this go to AdamW: Muon gains nothing there and fails on them when they are sharded."""
@@ -52,6 +53,58 @@ def parameter_groups(model: nn.Module, tags: Tags, config: OptimizerConfig) -> l
         }
         for (muon, encoder, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+class Optimizers:
+    """The optimisers of a model's learners as one; each sees its own parameters alone.
+
+    Args:
+        model: sharded or not.
+        tags: of `tags_by_name`.
+        learners: whose prefixes part the parameters of the model.
+    """
+
+    def __init__(self, model: nn.Module, tags: Tags, learners: Sequence[Learner]) -> None:
+        self.learners = {learner.name: learner for learner in learners}
+        self._parts: dict[str, tuple[Optimizer, list[nn.Parameter]]] = {}
+        for learner in learners:
+            own = {name: tag for name, tag in tags.items() if name.startswith(learner.prefix)}
+            parameters = [parameter for name, parameter in model.named_parameters() if name in own]
+            self._parts[learner.name] = (Optimizer(model, own, learner.optimizer), parameters)
+
+    def step(self, rates: Mapping[str, float]) -> Tensor:
+        """Clip and update the learners that have a learning rate here; then all gradients are gone.
+
+        Returns:
+            The norm of their gradients together, before it was clipped.
+        """
+        norms = []
+        for name, rate in rates.items():
+            optimizer, parameters = self._parts[name]
+            norms.append(nn.utils.clip_grad_norm_(parameters, self.learners[name].optimizer.clip))
+            optimizer.step(rate)
+        self.zero_grad()
+        return norms[0] if len(norms) == 1 else torch.stack([whole(norm) for norm in norms]).norm()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer, _ in self._parts.values():
+            optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """As of `Optimizer`."""
+        return {key: value for optimizer, _ in self._parts.values() for key, value in optimizer.state().items()}
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """As of `Optimizer`; a learner of which there is nothing has not begun to learn.
+
+        Raises:
+            KeyError: a part of a learner's state is missing; its argument is `parameter|key`.
+        """
+        for name, (optimizer, _) in self._parts.items():
+            prefix = self.learners[name].prefix
+            if not self.learners[name].begin or any(parameter.startswith(prefix) for parameter in state):
+                optimizer.load_state(state)
 
 
 class Optimizer:
@@ -123,6 +176,35 @@ class LearningRate:
             return self.peak * (step + 1) / (self.warmup + 1)
         progress = (step - self.warmup) / max(1, self.total - self.warmup)
         return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class LearningRates:
+    """The learning rates of all learners that learn in a step, by name.
+
+    Each has warm-up and decay over the steps in which it learns.
+
+    Args:
+        warmups: warm-up steps of each learner.
+        total: steps of the run.
+    """
+
+    def __init__(self, learners: Sequence[Learner], *, batch_size: int, warmups: Mapping[str, int], total: int) -> None:
+        self._parts = {
+            learner.name: (
+                learner.steps(total),
+                learning_rate(
+                    learner.optimizer,
+                    batch_size=batch_size,
+                    warmup=warmups[learner.name],
+                    total=len(learner.steps(total)),
+                ),
+            )
+            for learner in learners
+        }
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Of step 0 <= t < total."""
+        return {name: rate(step - steps.start) for name, (steps, rate) in self._parts.items() if step in steps}
 
 
 def learning_rate(config: OptimizerConfig, *, batch_size: int, warmup: int, total: int) -> LearningRate:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from spheregen.data import image_grid, save_png
 from spheregen.losses.reconstruction import to_unit
+from spheregen.models.flow_refiner import RefinedGenerator
 from spheregen.models.protocol import SphereGenerator
 from spheregen.sampling import reconstruct, sample, seeded_noise
+from spheregen.sampling.refinement import Refinement, Rough, refine_samples, refinement_noise
 from spheregen.sampling.schedules import Schedule, refinement_radii
 from spheregen.sphere import rotate, sigma_to_angle
 
@@ -34,6 +36,7 @@ def save_preview(
     guidance: float = 1.0,
     guidance_at: str = "both",
     share_noise: bool = True,
+    refinement: Refinement | None = None,
 ) -> None:
     """Write a sheet of up to ten columns, whose rows are, from the top:
 
@@ -41,7 +44,8 @@ def save_preview(
     - their reconstructions, under the null class, without noise;
     - for each angle, decodes of the originals' latents rotated by exactly that angle towards fixed random points, under
       `labels`. With angle 0 this is the reconstruction again where there are no labels, and left out;
-    - for each step count, two rows of samples of fixed seeds, the classes in turn.
+    - for each step count, two rows of samples of fixed seeds, the classes in turn. Those of a refined generator are of
+      one step, rough and refined.
 
     Noise and seeds are the same every time, so that the pictures of a run can be compared.
 
@@ -55,6 +59,7 @@ def save_preview(
         steps: step counts of the samples, each at least 1.
         schedule, guidance, guidance_at, share_noise: as in `spheregen.sampling.sample`. An unconditional model is
             sampled without guidance.
+        refinement: of a refined generator, how its images are refined.
 
     Raises:
         ConfigError: settings that do not fit together.
@@ -78,13 +83,16 @@ def save_preview(
     count = SAMPLE_ROWS * columns
     classes = torch.arange(count, device=device) % model.num_classes if model.num_classes else None
     scale = guidance if model.num_classes else 1.0
+    if refinement is not None:
+        steps = (1,)
     for number in dict.fromkeys(steps):
         noise = seeded_noise(range(count), model.latent_shape, number - 1, share=share_noise)
         step_noise = (
             noise.steps.to(device) if isinstance(noise.steps, Tensor) else [one.to(device) for one in noise.steps]
         )
-        images = sample(
-            model,
+        rough = Rough(model) if isinstance(model, RefinedGenerator) else None
+        samples = sample(
+            rough or model,
             noise.initial.to(device),
             classes,
             steps=number,
@@ -92,9 +100,13 @@ def save_preview(
             guidance=scale,
             guidance_at=guidance_at,
             step_noise=step_noise,
-        ).images
+        )
         guided = f", guidance {scale:g}" if scale != 1 else ""
-        rows[f"samples in {number} step{'s' if number > 1 else ''}, seeds 0 to {count - 1}{guided}"] = images
+        rows[f"samples in {number} step{'s' if number > 1 else ''}, seeds 0 to {count - 1}{guided}"] = samples.images
+        if rough is not None and refinement is not None:
+            start = refinement_noise(range(count), model.image_shape).to(device)
+            refined = refine_samples(rough, samples, classes, refinement, start).images
+            rows[f"the same refined in {refinement.steps} steps ({refinement.solver})"] = refined
     if path is not None:
         save_sheet(rows, columns, path, metadata)
 

@@ -11,17 +11,27 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.losses.autoencoder import AutoencoderLossConfig
+from spheregen.losses.flow import FlowLossConfig
 from spheregen.losses.latent_denoiser import LatentDenoiserLossConfig
 from spheregen.losses.representation import RepresentationLossConfig
 from spheregen.models.autoencoder import AutoencoderConfig
+from spheregen.models.flow_refiner import FlowRefinerConfig
 from spheregen.models.latent_denoiser import LatentDenoiserConfig
 from spheregen.noise import NoiseConfig
+from spheregen.sampling.flow import MOST_STEPS
 from spheregen.tokenizers.representation import RepresentationConfig
-from spheregen.training.settings import DataConfig, OptimizerConfig, SamplingConfig, Section, TrainConfig
+from spheregen.training.settings import (
+    DataConfig,
+    Learner,
+    OptimizerConfig,
+    SamplingConfig,
+    Section,
+    TrainConfig,
+)
 
 Perceptual = Literal["auto", "published", "builtin", "none"]
 
@@ -53,11 +63,17 @@ class Recipe(Section):
         assert self.train.epochs is not None
         return max(1, math.ceil(self.train.epochs * images / self.train.batch_size))
 
-    def warmup_steps(self, images: int) -> int:
-        """Warm-up steps on a data set of `images`."""
-        if self.optimizer.warmup_epochs is not None:
-            return round(self.optimizer.warmup_epochs * images / self.train.batch_size)
-        return self.optimizer.warmup_steps or 0
+    def warmup_steps(self, images: int, optimizer: OptimizerConfig | None = None) -> int:
+        """Warm-up steps on a data set of `images`, of an optimiser or of the main one."""
+        optimizer = optimizer or self.optimizer
+        if optimizer.warmup_epochs is not None:
+            return round(optimizer.warmup_epochs * images / self.train.batch_size)
+        return optimizer.warmup_steps or 0
+
+    @property
+    def learners(self) -> tuple[Learner, ...]:
+        """The parts of the model with optimisers of their own."""
+        return (Learner("", self.optimizer),)
 
 
 class AutoencoderRecipe(Recipe):
@@ -93,11 +109,95 @@ class RepresentationRecipe(Recipe):
     """Provider of the perceptual distance; `auto` takes the published networks where their weights are at hand."""
 
 
+class SphereFlowSampling(SamplingConfig):
+    """How a refined generator is sampled: the rough image by the loop of every generator, then the flow."""
+
+    steps: int = Field(1, ge=1)
+    refinement_steps: int = Field(4, ge=0, le=MOST_STEPS)
+    """Steps of the flow; 0 leaves images rough."""
+    solver: Literal["euler", "heun", "midpoint"] = "heun"
+    """Of the flow; the last step is the plain prediction."""
+    refinement_guidance: float | None = Field(None, ge=0)
+    """Guidance of the flow; None: as that of the rough image."""
+
+
+class PhasesConfig(Section):
+    """When autoencoder and refiner learn, as shares of the run."""
+
+    joint_from: float = Field(0.25, ge=0, lt=1)
+    """Before it the autoencoder learns alone."""
+    refiner_from: float = Field(1.0, ge=0, le=1)
+    """From it the refiner learns alone; 1: never."""
+
+    @model_validator(mode="after")
+    def _some_of_each(self) -> PhasesConfig:
+        if not self.refiner_from:
+            raise ValueError("refiner_from is 0, so the autoencoder would never learn; name a trained one as `source`")
+        if self.joint_from > self.refiner_from:
+            raise ValueError("joint_from lies behind refiner_from: in between nothing would learn")
+        return self
+
+
+class SphereFlowRecipe(Recipe):
+    """System 3: a flow that refines the images of a small Sphere Encoder trained along, or of any generator."""
+
+    kind: Literal["sphere-flow"] = "sphere-flow"
+    source: str | None = Field(None, min_length=1)
+    """The generator whose images are refined: a model folder, a bundled model or one of the Hub, frozen; None trains
+    `autoencoder`."""
+    autoencoder: AutoencoderConfig | None = None
+    """The Sphere Encoder that is trained along; None where there is a `source`."""
+    model: FlowRefinerConfig
+    noise: NoiseConfig = NoiseConfig()
+    loss: FlowLossConfig = FlowLossConfig()
+    """Of the refiner."""
+    autoencoder_loss: AutoencoderLossConfig = AutoencoderLossConfig()
+    perceptual: Perceptual = "auto"
+    """Provider of the perceptual distance; `auto` takes the published networks where their weights are at hand."""
+    phases: PhasesConfig = PhasesConfig()
+    """Of autoencoder and refiner; not used with a `source`."""
+    autoencoder_optimizer: OptimizerConfig = OptimizerConfig()
+    sampling: SphereFlowSampling = SphereFlowSampling()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SphereFlowRecipe:
+        if (self.source is None) == (self.autoencoder is None):
+            raise ValueError("give `autoencoder`, to train one along, or `source`, a trained generator: one of them")
+        if self.autoencoder is None:
+            return self
+        for name in ("image_size", "image_channels"):
+            ours, theirs = getattr(self.model, name), getattr(self.autoencoder, name)
+            if ours != theirs:
+                raise ValueError(f"model.{name} is {ours} and autoencoder.{name} {theirs}; they must agree")
+        if self.autoencoder.num_classes not in (0, self.model.num_classes):
+            raise ValueError("autoencoder.num_classes is 0 or that of the model")
+        width = self.autoencoder.decoder_size.width
+        try:
+            self.model.completed((self.autoencoder.tokens, self.autoencoder.channels), width)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def needs_perceptual(self) -> bool:
+        return self.loss.perceptual > 0 or (self.autoencoder is not None and self.autoencoder_loss.needs_perceptual)
+
+    @property
+    def learners(self) -> tuple[Learner, ...]:
+        if self.autoencoder is None:
+            return (Learner("refiner", self.optimizer),)
+        return (
+            Learner("autoencoder", self.autoencoder_optimizer, end=self.phases.refiner_from),
+            Learner("refiner", self.optimizer, begin=self.phases.joint_from),
+        )
+
+
 KINDS: Mapping[str, type[Recipe]] = MappingProxyType(
     {
         "autoencoder": AutoencoderRecipe,
         "latent-denoiser": LatentDenoiserRecipe,
         "representation": RepresentationRecipe,
+        "sphere-flow": SphereFlowRecipe,
     }
 )
 """Recipe classes by the `kind` of a recipe."""
@@ -111,6 +211,7 @@ FREE_TO_CHANGE = frozenset(
         "description",
         "data.source",  # the fingerprint of the data decides, not its path
         "tokenizer",  # training takes the cache's
+        "source",  # its fingerprint decides
         "data.check",
         "data.stream",
         "data.workers",
@@ -126,7 +227,7 @@ FREE_TO_CHANGE = frozenset(
         "train.preview_every",
         "train.checkpoint_every",
         "train.keep",
-        *(f"sampling.{name}" for name in SamplingConfig.model_fields),
+        *(f"sampling.{name}" for name in SphereFlowSampling.model_fields),
     }
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -80,6 +82,47 @@ class OptimizerConfig(Section):
         if self.warmup_steps is not None and self.warmup_epochs is not None:
             raise ValueError("give warmup_steps or warmup_epochs, not both")
         return self
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A part of a model with an optimiser of its own, and the share of a run in which it learns."""
+
+    name: str
+    """For people and logs; empty where the whole model is one learner."""
+    optimizer: OptimizerConfig
+    begin: float = 0.0
+    """The share of the run, 0 to 1, from which it learns."""
+    end: float = 1.0
+    """The share at which it rests again."""
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its parameters begin with."""
+        return f"{self.name}." if self.name else ""
+
+    def learns(self, step: int, total: int) -> bool:
+        """Whether it learns in step 0 <= t < total of a run; the progress is `step / total`."""
+        return self.learns_at(step / total if total else 0.0)
+
+    def learns_at(self, progress: float) -> bool:
+        """Whether it learns when this share of the run is done."""
+        return self.begin <= progress and (progress < self.end or self.end >= 1)
+
+    def steps(self, total: int) -> range:
+        """The steps of a run in which it learns."""
+        first, last = (_first_step(share, total) for share in (self.begin, self.end))
+        return range(first, last)
+
+
+def _first_step(share: float, total: int) -> int:
+    """The first step of which `step / total` is at least a share of a run, in the arithmetic of `learns`."""
+    step = min(total, math.ceil(share * total))
+    while step > 0 and (step - 1) / total >= share:
+        step -= 1
+    while step < total and step / total < share:
+        step += 1
+    return step
 
 
 class TrainConfig(Section):

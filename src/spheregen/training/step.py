@@ -6,7 +6,6 @@ Nothing here waits for the device: what a step measures stays there until somebo
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,8 +22,9 @@ from spheregen.devices import autocast
 from spheregen.distributed import World, shard, whole
 from spheregen.losses.terms import LossTerms
 from spheregen.nn.block import blocks_of, compile_blocks
+from spheregen.sampling.seeds import derived_seed
 from spheregen.training.ema import EMA
-from spheregen.training.optimizer import Optimizer, tags_by_name
+from spheregen.training.optimizer import Optimizers, tags_by_name
 from spheregen.training.recipe import Recipe
 from spheregen.training.systems import Draws, System
 
@@ -96,8 +96,11 @@ class TrainingStep:
         if self.world.size > 1 and not self.sharded:
             # of kernels with one channel, whose strides are a matter of taste; nothing is slower for it
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            self._loss = DistributedDataParallel(self._loss, gradient_as_bucket_view=True, **_NO_BUFFERS)
-        self.optimizer = Optimizer(self.model, tags, recipe.optimizer)
+            resting = any(learner.begin > 0 or learner.end < 1 for learner in recipe.learners)
+            self._loss = DistributedDataParallel(
+                self._loss, gradient_as_bucket_view=True, find_unused_parameters=resting, **_NO_BUFFERS
+            )
+        self.optimizer = Optimizers(self.model, tags, recipe.learners)
         self.model.train()
 
     def draw(self, step: int) -> Draws:
@@ -107,18 +110,18 @@ class TrainingStep:
         progress = step / self.total if self.total else 0.0
         return self.system.draw(train.batch_size, generator, self.rows, progress=progress)
 
-    def __call__(self, batch: Batch, draws: Draws, lr: float) -> StepResult:
+    def __call__(self, batch: Batch, draws: Draws, lr: float | Mapping[str, float]) -> StepResult:
         """One step on this process's rows; every process must take it together.
 
         Args:
             batch: images and labels, on the device or not.
             draws: of `draw(batch.step)`, on the device or not.
-            lr: the learning rate.
+            lr: the learning rate of all learners, or of each one that learns in this step.
         """
         torch.manual_seed(step_seed(self.recipe.train.seed, batch.step, "network"))
         result = self.backward(batch, draws)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
-        self.optimizer.step(lr)
+        rates = dict.fromkeys(self.optimizer.learners, lr) if isinstance(lr, float) else lr
+        norm = self.optimizer.step(rates)
         self.average.update(self.model)
         return StepResult(values={**result.values, "grad_norm": whole(norm)}, observed=result.observed)
 
@@ -194,8 +197,7 @@ def micro_batches(batches: Iterable[Batch], size: int, device: torch.device) -> 
 
 def step_seed(seed: int, step: int, stream: str) -> int:
     """The seed of one stream of randomness in one step: 63 well-mixed bits."""
-    digest = hashlib.blake2b(f"{seed} {step} {stream}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return derived_seed(seed, step, stream)
 
 
 class _Loss(nn.Module):

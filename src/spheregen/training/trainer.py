@@ -35,7 +35,7 @@ from spheregen.training.health import HealthMonitor
 from spheregen.training.hooks import RunView, TrainingHook
 from spheregen.training.latents import LARGEST_BATCH, latent_statistics
 from spheregen.training.log import Meters, RunLog
-from spheregen.training.optimizer import learning_rate
+from spheregen.training.optimizer import LearningRates
 from spheregen.training.recipe import Recipe, recipe_differences
 from spheregen.training.signals import StopRequest, end_as_by
 from spheregen.training.step import StepResult, TrainingStep, micro_batches
@@ -193,10 +193,10 @@ class _Run:
         if recipe.train.micro_batch == "auto" and self.device.type == "cuda" and world.size == 1:
             try_micro_batch(self.step)
         self.flops_per_image = system.flops_per_image()
-        self.rate = learning_rate(
-            recipe.optimizer,
+        self.rates = LearningRates(
+            recipe.learners,
             batch_size=recipe.train.batch_size,
-            warmup=recipe.warmup_steps(self.images),
+            warmups={learner.name: recipe.warmup_steps(self.images, learner.optimizer) for learner in recipe.learners},
             total=self.total,
         )
         self._calibrated: int | None = None  # the step whose averaged weights the statistics are of
@@ -259,7 +259,7 @@ class _Run:
                     step = batch.step
                     if step == self.start:
                         self.step.settle(batch, draws)
-                    result = self.step(batch, draws, self.rate(step))
+                    result = self.step(batch, draws, self.rates(step))
                     done = step + 1
                     logs = done % recipe.train.log_every == 0 or done == total
                     previews = bool(recipe.train.preview_every) and done % recipe.train.preview_every == 0
@@ -275,7 +275,8 @@ class _Run:
                         metrics |= self._observe(result)
                         for warning in self.health.check(done, metrics):
                             reporter.message(f"warning: {warning}")
-                        rates = {"lr": self.rate(step), "images_per_second": speed}
+                        learning = {f"lr_{name}" if name else "lr": rate for name, rate in self.rates(step).items()}
+                        rates = {**learning, "images_per_second": speed}
                         if peak:
                             rates["mfu"] = speed * self.flops_per_image / (peak * self.world.size)
                         epoch = done * recipe.train.batch_size / self.batches.count

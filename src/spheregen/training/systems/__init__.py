@@ -6,15 +6,28 @@ from typing import Any
 
 from spheregen.errors import ConfigError
 from spheregen.models.autoencoder import AutoencoderConfig
+from spheregen.models.flow_refiner import FlowRefinerConfig
 from spheregen.models.latent_denoiser import LatentDenoiserConfig
 from spheregen.tokenizers.representation import RepresentationConfig
 from spheregen.training.feeding import CachedLatents, TrainingData
-from spheregen.training.recipe import AutoencoderRecipe, LatentDenoiserRecipe, Recipe, RepresentationRecipe
+from spheregen.training.recipe import (
+    AutoencoderRecipe,
+    LatentDenoiserRecipe,
+    Recipe,
+    RepresentationRecipe,
+    SphereFlowRecipe,
+)
 from spheregen.training.systems.autoencoder import AutoencoderSystem
 from spheregen.training.systems.base import Draws, System
 from spheregen.training.systems.latent_denoiser import LatentDenoiserSystem
 from spheregen.training.systems.representation import RepresentationSystem
-from spheregen.training.transfer import check_denoiser_fits, check_fits, check_representation_fits
+from spheregen.training.systems.sphere_flow import SphereFlowSystem
+from spheregen.training.transfer import (
+    check_denoiser_fits,
+    check_fits,
+    check_refiner_fits,
+    check_representation_fits,
+)
 
 __all__ = ["Draws", "System", "build_system", "check_base", "stand_in_system"]
 
@@ -31,6 +44,8 @@ def build_system(recipe: Recipe, data: TrainingData | None = None) -> System:
         return AutoencoderSystem.build(recipe)
     if isinstance(recipe, RepresentationRecipe):
         return RepresentationSystem.build(recipe)
+    if isinstance(recipe, SphereFlowRecipe):
+        return SphereFlowSystem.build(recipe)
     raise TypeError(f"no system trains a {type(recipe).__name__}")
 
 
@@ -45,6 +60,8 @@ def stand_in_system(recipe: Recipe) -> System:
         return AutoencoderSystem.stand_in(recipe)
     if isinstance(recipe, RepresentationRecipe):
         return RepresentationSystem.stand_in(recipe)
+    if isinstance(recipe, SphereFlowRecipe):
+        return SphereFlowSystem.stand_in(recipe)
     raise TypeError(f"no system trains a {type(recipe).__name__}")
 
 
@@ -65,3 +82,5 @@ def check_base(recipe: Recipe, architecture: Any) -> None:
         check_fits(recipe.model, architecture)
     elif isinstance(architecture, RepresentationConfig):
         check_representation_fits(recipe.model, architecture)
+    elif isinstance(architecture, FlowRefinerConfig):
+        check_refiner_fits(recipe.model, architecture)

@@ -117,12 +117,8 @@ class AutoencoderSystem:
         batches: Iterable[tuple[Tensor, Tensor | None]],
         gather: Callable[[object], list[Any]],
     ) -> None:
-        def encode(batch: tuple[Tensor, Tensor | None]) -> None:
-            assert isinstance(model, SphereAutoencoder)
-            images, labels = batch
-            model.encode_raw(images, labels if model.num_classes else None)
-
-        recalibrate(model, encode, batches, gather=gather)
+        assert isinstance(model, SphereAutoencoder)
+        calibrate_encoder(model, batches, gather)
 
     def assembled(self, model: nn.Module) -> SphereAutoencoder:
         assert isinstance(model, SphereAutoencoder)
@@ -169,6 +165,20 @@ class AutoencoderSystem:
             guidance_at=sampling.guidance_at,
             share_noise=sampling.share_noise,
         )
+
+
+def calibrate_encoder(
+    model: SphereAutoencoder,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    gather: Callable[[object], list[Any]],
+) -> None:
+    """Measure anew the statistics that an encoder's batch norm has of the data. Arguments as of `System.calibrate`."""
+
+    def encode(batch: tuple[Tensor, Tensor | None]) -> None:
+        images, labels = batch
+        model.encode_raw(images, labels if model.num_classes else None)
+
+    recalibrate(model, encode, batches, gather=gather)
 
 
 def synthetic_perceptual(kind: Perceptual) -> PerceptualLoss | None:

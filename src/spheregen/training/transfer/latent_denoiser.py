@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from spheregen.errors import ConfigError
 from spheregen.models.latent_denoiser import LatentDenoiser, LatentDenoiserConfig
-from spheregen.training.transfer.parts import BY_NUMBER, Transfer, fit_class_table, keep_matching
-
-_TABLE = "trunk.labels.table.weight"
+from spheregen.training.transfer.parts import Transfer, keep_matching, matching_classes
 
 
 def transfer_denoiser(
@@ -36,16 +32,7 @@ def transfer_denoiser(
         ModelFileError: a weight of the source is not finite.
     """
     check_denoiser_fits(target.config, source.config)
-    notes: list[str] = []
-
-    def adapt(name: str, value: Tensor, fresh: Tensor) -> tuple[Tensor, str]:
-        if name != _TABLE or value.shape[1] != fresh.shape[1]:
-            return value, ""
-        found = fit_class_table(value, fresh, target_classes, source_classes)
-        if not found.by_name:
-            notes.append(BY_NUMBER)
-        return found.table, found.how
-
+    adapt, notes = matching_classes(target_classes, source_classes)
     parts = keep_matching(target, source, adapt)
     if target.config.prior != source.config.prior:
         notes.append(f"prior {source.config.prior} -> {target.config.prior}: weights are kept, and learn anew")

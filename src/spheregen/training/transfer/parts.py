@@ -181,3 +181,19 @@ def fit_class_table(
 
 
 BY_NUMBER = "classes are matched by number: names are not known on both sides"
+_TABLE = "trunk.labels.table.weight"
+
+
+def matching_classes(target_names: Sequence[str], source_names: Sequence[str]) -> tuple[Adapt, list[str]]:
+    """An `Adapt` for networks with one trunk, which fits the class table and keeps the rest; and the notes it makes."""
+    notes: list[str] = []
+
+    def adapt(name: str, value: Tensor, fresh: Tensor) -> tuple[Tensor, str]:
+        if name != _TABLE or value.shape[1] != fresh.shape[1]:
+            return value, ""
+        found = fit_class_table(value, fresh, target_names, source_names)
+        if not found.by_name:
+            notes.append(BY_NUMBER)
+        return found.table, found.how
+
+    return adapt, notes

@@ -1,0 +1,250 @@
+"""The training objective of a flow refiner: the velocity on straight paths from rough images to fine ones.
+
+Source: Sphere Flow; Li and He 2025 (arXiv 2511.13720), prediction of the end under a velocity loss. Legend: B samples,
+x images, x_0 the decode of their perturbed latents (no gradient), n Gaussian noise, t times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spheregen.conditioning import drop_labels
+from spheregen.errors import ConfigError, check_choices
+from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderObjective
+from spheregen.losses.perceptual import PerceptualLoss
+from spheregen.losses.reconstruction import to_unit
+from spheregen.losses.terms import LossTerms, weighted_total
+from spheregen.models.flow_refiner import RefinedGenerator, RoughContext
+from spheregen.noise import NoiseConfig, directions, draw_radii
+from spheregen.sampling.flow import LEAST_REMAINDER
+from spheregen.sphere import upcast
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowLossConfig:
+    """What a refiner learns from.
+
+    Raises:
+        ConfigError: a value outside of its range.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+
+    velocity: float = 1.0
+    """Weight of the mean squared velocity error."""
+    perceptual: float = 0.0
+    """Weight of the perceptual distance of the predicted image to x; 0 as published."""
+    rough: Literal["weak", "strong", "either"] = "strong"
+    """Which of the two perturbed latents x_0 is decoded from; `either` by a coin for each sample."""
+    time_law: Literal["uniform", "logit_normal"] = "logit_normal"
+    """How times are drawn from (0, 1)."""
+    time_mean: float = 0.0
+    """Of the logit-normal law: sigmoid(N(mean, deviation^2)). Not published."""
+    time_deviation: float = 1.0
+    """See `time_mean`."""
+    label_dropout: float = 0.1
+    """Share of labels that become the null class."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "loss.")
+        for name in ("velocity", "perceptual"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"loss.{name} is a weight, a finite number and not negative: {getattr(self, name):g}")
+        if self.velocity == self.perceptual == 0:
+            raise ConfigError("loss.velocity and loss.perceptual are both 0: nothing would be learned")
+        if not abs(self.time_mean) < float("inf") or not 0 <= self.time_deviation < float("inf"):
+            raise ConfigError("loss.time_mean is finite and loss.time_deviation not negative, and finite")
+        if not 0 <= self.label_dropout <= 1:
+            raise ConfigError(f"loss.label_dropout is a probability, not {self.label_dropout:g}")
+
+    def times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Times (count,) in [0, 1] of a global batch."""
+        if self.time_law == "uniform":
+            return torch.rand(count, generator=generator)
+        return torch.sigmoid(self.time_mean + self.time_deviation * torch.randn(count, generator=generator))
+
+
+@dataclass(frozen=True)
+class FlowDraws:
+    """The random numbers of a global batch, or of one process's rows of it; slice it for micro-batches."""
+
+    source: AutoencoderDraws
+    """Of the latents' noise and of the autoencoder's labels."""
+    times: Tensor
+    """(B,) in [0, 1]."""
+    noise: Tensor
+    """n, (B, C, S, S) standard Gaussian."""
+    strong: Tensor
+    """(B,) bool: whether x_0 is decoded from the strong point, else from the weak one."""
+    dropped: Tensor
+    """(B,) bool: labels that the refiner does not see."""
+    learning: frozenset[str] = frozenset()
+    """The parts that learn in this step: `autoencoder`, `refiner`."""
+
+    def __getitem__(self, part: slice) -> FlowDraws:
+        return FlowDraws(
+            source=self.source[part],
+            times=self.times[part],
+            noise=self.noise[part],
+            strong=self.strong[part],
+            dropped=self.dropped[part],
+            learning=self.learning,
+        )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> FlowDraws:
+        """The same with every tensor changed, as by `lambda t: t.to(device)`."""
+        return FlowDraws(
+            source=self.source.each(change),
+            times=change(self.times),
+            noise=change(self.noise),
+            strong=change(self.strong),
+            dropped=change(self.dropped),
+            learning=self.learning,
+        )
+
+
+class FlowObjective:
+    """The loss of a batch of images for a refiner, and for the autoencoder in front of it where that learns too.
+
+    The refiner's terms have no gradient into the generator in front, so an autoencoder learns in joint training exactly
+    what it learns alone.
+
+    Args:
+        network: the refiner and the generator in front of it.
+        loss: of the refiner.
+        noise: laws of the noise on the generator's latents.
+        perceptual: the perceptual distance, where a term needs it.
+        autoencoder: the objective of the generator in front, if it learns.
+    """
+
+    def __init__(
+        self,
+        network: RefinedGenerator,
+        loss: FlowLossConfig,
+        noise: NoiseConfig,
+        perceptual: PerceptualLoss | None = None,
+        autoencoder: AutoencoderObjective | None = None,
+    ) -> None:
+        if perceptual is None and not loss.velocity:
+            raise ConfigError(
+                "without a perceptual network a refiner learns from velocities: give loss.velocity a weight"
+            )
+        self.network, self.loss, self.noise, self.perceptual = network, loss, noise, perceptual
+        self.autoencoder = autoencoder
+
+    def draw(
+        self,
+        batch: int,
+        generator: torch.Generator,
+        rows: slice | None = None,
+        *,
+        learning: frozenset[str] = frozenset({"refiner"}),
+    ) -> FlowDraws:
+        """The random numbers of a global batch, or of these rows of it, from a CPU generator.
+
+        Those of the autoencoder come first, and are what they are without a refiner.
+        """
+        rows = rows or slice(0, batch)
+        network, loss = self.network, self.loss
+        if self.autoencoder is not None:
+            source = self.autoencoder.draw(batch, generator, rows)
+        else:
+            radii = draw_radii(batch, self.noise, _angle(network), generator=generator)
+            direction = directions(batch, network.latent_shape, generator, rows)
+            none = torch.zeros((4, rows.stop - rows.start), dtype=torch.bool)
+            source = AutoencoderDraws(radii=radii[rows], direction=direction, dropped=none)
+        times = loss.times(batch, generator)
+        strong = {
+            "weak": torch.zeros(batch, dtype=torch.bool),
+            "strong": torch.ones(batch, dtype=torch.bool),
+            "either": torch.rand(batch, generator=generator) < 0.5,
+        }[loss.rough]
+        dropped = torch.rand(batch, generator=generator) < loss.label_dropout
+        noise = directions(batch, network.image_shape, generator, rows)
+        return FlowDraws(source, times[rows], noise, strong[rows], dropped[rows], learning)
+
+    def __call__(self, images: Tensor, labels: Tensor | None, draws: FlowDraws) -> LossTerms:
+        """The loss of images (B, C, S, S) in [-1, 1] with labels (B,), or None for an unconditional model."""
+        network = self.network
+        labels = labels if network.num_classes else None
+        found: LossTerms | None = None
+        if self.autoencoder is not None and "autoencoder" in draws.learning:
+            passes = self.autoencoder.passes(images, labels, draws.source, tokens=network.refiner.decoder is not None)
+            found = self.autoencoder.terms(passes, images, labels, draws.source)
+            if "refiner" not in draws.learning:
+                return found
+            chosen = draws.strong.to(images.device)
+            weak, strong = upcast(passes.decoded).detach().clamp(-1, 1).chunk(2)
+            rough = _choose(chosen, strong, weak)
+            point = _choose(chosen, passes.points.strong, passes.points.weak)
+            tokens = None if passes.tokens is None else _choose(chosen, *reversed(passes.tokens.chunk(2)))
+            context, latent = RoughContext(point, tokens).detach(), passes.latent.detach()
+        else:
+            rough, context, latent = self._rough(images, labels, draws)
+        refined = self._refine(images, labels, rough, context, latent, draws)
+        if found is None:
+            return refined
+        return LossTerms(
+            total=found.total + refined.total, terms={**found.terms, **refined.terms}, observed=found.observed
+        )
+
+    @torch.no_grad()
+    def _rough(self, images: Tensor, labels: Tensor | None, draws: FlowDraws) -> tuple[Tensor, RoughContext, Tensor]:
+        """x_0, what it was decoded from, and the clean latents, of a generator that does not learn now."""
+        network, source = self.network, self.network.source
+        radius = torch.where(draws.strong, draws.source.radii.strong, draws.source.radii.weak).to(images.device)
+        given = labels if source.num_classes else None
+        latent = source.encode_raw(images, given)
+        direction = draws.source.direction.to(latent.device, latent.dtype)
+        point = network.prior.tilt(network.prior.project(latent), direction, radius * network.sigma_max)
+        prediction, context = network.predict_with_context(point, given)
+        return network.to_image(prediction), context, latent
+
+    def _refine(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        rough: Tensor,
+        context: RoughContext,
+        latent: Tensor,
+        draws: FlowDraws,
+    ) -> LossTerms:
+        """The refiner's terms."""
+        network, rho = self.network, self.network.config.rho
+        x = upcast(images)
+        noise = draws.noise.to(x.device, x.dtype)
+        start = rho * noise + (1 - rho) * rough.to(x.dtype)
+        times = draws.times.to(x.device, x.dtype)
+        t = times.view(-1, 1, 1, 1)
+        given = drop_labels(labels, draws.dropped.to(x.device), network.num_classes)
+        end = network.refined(torch.lerp(start, x, t), times, given, context, rough.to(x.dtype))
+        terms: dict[str, Tensor] = {}
+        if self.loss.velocity:
+            # both velocities have the bound on 1 - t, so that the loss is least where the prediction is x at any t
+            errors = ((end - x) / (1 - t).clamp_min(LEAST_REMAINDER)).square()
+            terms["velocity"] = errors.mean()
+        if self.loss.perceptual and self.perceptual is not None:
+            with torch.no_grad():
+                target = self.perceptual.features(to_unit(images))
+            terms["refined_perceptual"] = self.perceptual.distance(
+                self.perceptual.features(to_unit(end)), target
+            ).mean()
+        weights = {"velocity": self.loss.velocity, "refined_perceptual": self.loss.perceptual}
+        observed = {"latent": latent, "data": to_unit(images), "output": to_unit(end).detach()}
+        return weighted_total(terms, weights, observed=observed)
+
+
+def _choose(first: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Rows (B, ...) of `yes` where (B,) is true, else of `no`."""
+    return torch.where(first.view(-1, *(1 for _ in range(yes.ndim - 1))), yes, no)
+
+
+def _angle(network: RefinedGenerator) -> float:
+    from spheregen.sphere import sigma_to_angle
+
+    return sigma_to_angle(network.sigma_max)

@@ -1,0 +1,238 @@
+"""System 3 trains through the one trainer: phases, separate optimisers, exact resume, several processes, any source."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import spheregen as sg
+from spheregen.errors import ConfigError, ModelFileError, TrainingError
+from spheregen.model_folder import load_model, read_architecture
+from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.models.flow_refiner import RefinedGenerator
+from spheregen.training.memory import estimate_memory
+from spheregen.training.recipe import build_recipe, load_recipe
+from spheregen.training.settings import Learner, OptimizerConfig
+from spheregen.training.systems import build_system
+from spheregen.training.trainer import train
+from tests.training.test_distributed import STEPS, Processes
+from tests.training.test_distributed import losses as losses_of
+from tests.training.test_trainer import Messages, StopAt, assert_same_run
+
+
+def run(folder: Path, *overrides: str, **options: object) -> Path:
+    train(load_recipe("flow-debug", overrides), folder, device="cpu", **options)  # type: ignore[arg-type]
+    return folder
+
+
+BEHIND = ("autoencoder=null", "source=digits")
+"""The refiner alone, behind the bundled model."""
+PHASES = ("phases.joint_from=0.25", "phases.refiner_from=0.5")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all three phases: 10 steps of the autoencoder, 10 of both, 20 of the refiner."""
+    return run(tmp_path_factory.mktemp("flow") / "run", *PHASES)
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("flow") / "behind", *BEHIND)
+
+
+def entries(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_each_part_learns_in_its_phase(whole: Path) -> None:
+    log = entries(whole)
+    for entry in log:
+        assert ("pixel_reconstruction" in entry) == ("lr_autoencoder" in entry) == (entry["step"] <= 20)
+        assert ("velocity" in entry) == ("lr_refiner" in entry) == (entry["step"] > 10)
+    assert log[-1]["velocity"] < 0.8 * log[2]["velocity"]
+    assert log[0]["lr_autoencoder"] > log[3]["lr_autoencoder"]  # its cosine ends with its phase
+    assert len(list((whole / "previews").glob("*.png"))) == 2
+
+
+def test_an_autoencoder_learns_what_it_learns_alone(tmp_path: Path) -> None:
+    """The bar is 0.3 dB; the weights are the same to the bit."""
+    both = run(tmp_path / "both")
+    recipe = load_recipe("flow-debug")
+    alone = build_recipe(
+        {
+            "name": "alone",
+            "data": {"source": "digits"},
+            "model": recipe.model_dump(mode="json")["autoencoder"],
+            "perceptual": "none",
+            "optimizer": recipe.model_dump(mode="json")["autoencoder_optimizer"],
+            "train": recipe.train.model_dump(mode="json"),
+        }
+    )
+    train(alone, tmp_path / "alone", device="cpu")
+    ours = load_file(both / "source" / "model.safetensors")
+    theirs = load_file(tmp_path / "alone" / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+def test_the_folder_needs_nothing_else(whole: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(whole, moved)
+    shutil.rmtree(moved / "state")
+    pipe = sg.Pipeline.from_pretrained(moved, device="cpu", quiet=True)
+    assert isinstance(pipe.model, RefinedGenerator)
+    assert isinstance(load_model(moved / "source").model, SphereAutoencoder)
+    out = pipe.generate(12, seed=3)
+    assert out.tensor.shape == (12, 1, 8, 8)
+    assert (out.settings["steps"], out.settings["refinement_steps"]) == (1, 2)
+    pipe.save_pretrained(tmp_path / "copy")
+    copy = sg.Pipeline.from_pretrained(tmp_path / "copy", device="cpu", quiet=True)
+    assert copy.fingerprint == pipe.fingerprint
+    assert torch.equal(copy.generate(12, seed=3).tensor, out.tensor)
+    assert "Sphere Flow" in (moved / "README.md").read_text()
+
+
+@pytest.mark.parametrize("step", [7, 13, 27])
+def test_an_interrupted_run_continues_to_the_bit(whole: Path, tmp_path: Path, step: int) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, *PHASES, reporter=StopAt(step))
+    run(folder, *PHASES)
+    assert_same_run(folder, whole)
+
+
+def test_micro_batches_change_nothing_but_rounding(whole: Path, tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", *PHASES, "train.micro_batch=5")
+    for file in ("model.safetensors", "source/model.safetensors"):
+        ours, theirs = (load_file(place / file) for place in (folder, whole))
+        for name in theirs:
+            torch.testing.assert_close(ours[name], theirs[name], atol=5e-4, rtol=2e-3)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(tmp_path: Path, parallel: str) -> None:
+    folders = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        settings = ("data.source=digits", f"train.parallel={parallel}", *PHASES)
+        for code, messages in Processes(count, folder, *settings, recipe="flow-debug").finish():
+            assert code == 0, messages
+        folders.append(folder)
+    for file in ("model.safetensors", "source/model.safetensors"):
+        one, two = (load_file(folder / file) for folder in folders)
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], atol=5e-4, rtol=2e-3)
+    assert len(losses_of(folders[1])) == STEPS
+
+
+def test_behind_a_trained_generator(behind: Path) -> None:
+    log = entries(behind)
+    assert log[-1]["velocity"] < 0.9 * log[0]["velocity"]
+    assert "pixel_reconstruction" not in log[0]
+    digits = sg.load("digits")
+    front = load_model(behind / "source").model
+    assert all(torch.equal(a, b) for a, b in zip(digits.parameters(), front.parameters(), strict=True))
+    again = run(behind, *BEHIND, reporter=(said := Messages()))
+    assert again == behind and any("complete" in line for line in said.lines)
+
+
+def test_behind_a_latent_denoiser(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from spheregen.cli.main import app
+
+    cache = tmp_path / "cache"
+    assert (
+        CliRunner().invoke(app, ["encode", "digits", "digits", "--out", str(cache), "--device", "cpu"]).exit_code == 0
+    )
+    train(load_recipe("sle-debug", ["train.steps=5"], data=str(cache)), tmp_path / "sle", device="cpu")
+    folder = run(tmp_path / "run", "autoencoder=null", f"source={tmp_path / 'sle'}", "train.steps=10")
+    shutil.rmtree(tmp_path / "sle")
+    shutil.rmtree(cache)
+    pipe = sg.Pipeline.from_pretrained(folder, device="cpu", quiet=True)
+    assert pipe.generate(4, steps=2).tensor.shape == (4, 1, 8, 8)
+    assert read_architecture(folder).decoder_width == 0
+
+
+def test_another_source_is_another_run(behind: Path, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(behind, folder)
+    with pytest.raises(TrainingError, match="source"):
+        run(folder, "autoencoder=null", f"source={whole / 'source'}")
+    with pytest.raises(ConfigError, match="refined already"):
+        run(tmp_path / "other", "autoencoder=null", f"source={whole}")
+    with pytest.raises(ModelFileError, match="nowhere"):
+        run(tmp_path / "other", "autoencoder=null", "source=./nowhere")
+
+
+def test_a_broken_source_is_named(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(whole, folder)
+    (folder / "source" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelFileError, match="source"):
+        load_model(folder)
+    shutil.rmtree(folder / "source")
+    with pytest.raises(ModelFileError, match="source"):
+        load_model(folder)
+
+
+def test_fine_tuning_starts_from_both_parts(whole: Path) -> None:
+    recipe = load_recipe("flow-debug", ["train.seed=7"])
+    system = build_system(recipe)
+    found = system.start_from(load_any(whole), ())
+    assert not found.names("fresh") and not found.names("dropped")  # type: ignore[attr-defined]
+    theirs = load_file(whole / "model.safetensors")
+    ours = system.model.refiner.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    wide = load_recipe("flow-debug", ["model.size={width: 32, depth: 1, heads: 2}", f"init={whole}"])
+    with pytest.raises(ConfigError, match="wide"):
+        train(wide, whole.parent / "wide", device="cpu")
+
+
+def load_any(folder: Path) -> object:
+    return load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("source=digits",), "one of them"),
+        (("autoencoder=null",), "one of them"),
+        (("model.image_size=16",), "agree"),
+        (("model.num_classes=5",), "num_classes"),
+        (("model.latent_channels=5",), "latent_channels"),
+        (("phases.refiner_from=0",), "never learn"),
+        (("phases.joint_from=0.7", "phases.refiner_from=0.5"), "nothing would learn"),
+        (("sampling.solver=rk4",), "euler"),
+        (("loss.rough=strongest",), "strong"),
+        (("phases.joint=0.5",), "joint_from"),
+    ],
+)
+def test_impossible_recipes_are_refused(overrides: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_recipe("flow-debug", overrides)
+
+
+@pytest.mark.parametrize("total", [1, 7, 10, 33, 1000])
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.55, 0.7])
+def test_learners_agree_on_where_phases_meet(total: int, share: float) -> None:
+    first, second = Learner("a", OptimizerConfig(), end=share), Learner("b", OptimizerConfig(), begin=share)
+    assert [*first.steps(total), *second.steps(total)] == list(range(total))
+    for step in range(total):
+        assert first.learns(step, total) == (step in first.steps(total))
+        assert second.learns(step, total) == (step in second.steps(total))
+
+
+def test_its_memory_is_estimated() -> None:
+    joint = estimate_memory(load_recipe("flow-debug"), precision="float32", device_type="cpu")
+    behind = estimate_memory(load_recipe("flow-debug", BEHIND), precision="float32", device_type="cpu")
+    assert joint.weights > behind.weights > 0
+    assert behind.frozen > joint.frozen
