@@ -142,15 +142,27 @@ def check_defaults(rows: list[tuple[str, str]], defaults: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("kind", "heading"),
-    [("latent-denoiser", "a latent denoiser"), ("representation", "a representation autoencoder")],
+    ("kind", "page", "heading"),
+    [
+        ("latent-denoiser", "latents.md", "Settings of a latent denoiser"),
+        ("representation", "latents.md", "Settings of a representation autoencoder"),
+        ("sphere-flow", "flow.md", "Settings"),
+    ],
 )
-def test_the_settings_of_other_kinds_are_documented(kind: str, heading: str) -> None:
+def test_the_settings_of_other_kinds_are_documented(kind: str, page: str, heading: str) -> None:
     """Those that are not in every recipe: `model`, `loss`, and what the kind has of its own."""
-    section = (REPOSITORY / "docs" / "latents.md").read_text("utf-8").partition(f"## Settings of {heading}\n")[2]
+    section = (REPOSITORY / "docs" / page).read_text("utf-8").partition(f"## {heading}\n")[2]
     rows = documented(section.partition("\n## ")[0])
-    own = {key: default for key, default in schema(KINDS[kind]) if key.startswith(("model.", "loss."))}
-    own |= {"tokenizer": None} if kind == "latent-denoiser" else {}
+    found = dict(schema(KINDS[kind]))
+    own = {key: default for key, default in found.items() if key.startswith(("model.", "loss."))}
+    if kind == "latent-denoiser":
+        own |= {"tokenizer": None}
+    if kind == "sphere-flow":
+        usual = dict(schema())
+        mine = ("source", "autoencoder", "phases.", "sampling.")
+        own |= {key: found[key] for key in found if key.startswith(mine) and found[key] != usual.get(key, "none such")}
+        own = {key: default for key, default in own.items() if not key.startswith(("autoencoder_",))}
+        own |= {"model.blocks.qk_norm": True}  # the one that a refiner has on unless it is told
     sizes = {f"{key}.{field.name}" for key in own for field in dataclasses.fields(TransformerSize)}
     assert {key for key, _ in rows} == own.keys() - sizes
     check_defaults(rows, own)

@@ -85,6 +85,7 @@ def test_the_flow_starts_from_the_seeds_own_noise() -> None:
 
 def test_pure_noise_without_context_is_a_plain_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gaussian images have a flow in closed form; what the generator in front makes does not matter."""
+    monkeypatch.setattr("spheregen.sampling.flow.LEAST_REMAINDER", 0.0)  # of training; the exact flow has no bound
     model = refined(rho=1.0, latent_channels=0, decoder_width=0)
     mean, deviation = 0.1, 0.2
 
@@ -96,8 +97,8 @@ def test_pure_noise_without_context_is_a_plain_flow(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(model, "refined", expected)
     noise = torch.randn(4, 3, 8, 8)
     for rough in (torch.zeros(4, 3, 8, 8), torch.rand(4, 3, 8, 8)):
-        made = refine_images(model, rough, None, Refinement(20, "heun"), noise=noise)  # no velocity is bounded
-        torch.testing.assert_close(made, (mean + deviation * noise).clamp(-1, 1), atol=5e-3, rtol=0)
+        made = refine_images(model, rough, None, Refinement(400, "heun"), noise=noise)
+        torch.testing.assert_close(made, (mean + deviation * noise).clamp(-1, 1), atol=2e-3, rtol=0)
 
 
 def test_guidance_pulls_away_from_the_null_class() -> None:

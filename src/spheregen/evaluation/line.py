@@ -37,10 +37,14 @@ def _samples(model: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
         schedule = f"[{', '.join(f'{radius:g}' for radius in schedule)}]"
     threads = f" with {protocol['threads']} threads" if protocol.get("threads") else ""
     noise = "shared" if protocol["share_noise"] else "fresh"
+    refined = ""
+    if protocol.get("refinement_steps"):
+        guidance = protocol["refinement_guidance"]
+        refined = f", refined in {protocol['refinement_steps']} steps by {protocol['solver']}, guidance {guidance}"
     return (
         f"{whose}, seeds {protocol['seed']} to {protocol['seed'] + protocol['count'] - 1}, {protocol['labels']} "
         f"labels, {protocol['steps']} steps, {schedule} schedule, {noise} noise, "
-        f"guidance {protocol['guidance']} at {protocol['guidance_at']}, 8 bits by {protocol['quantise']}, "
+        f"guidance {protocol['guidance']} at {protocol['guidance_at']}{refined}, 8 bits by {protocol['quantise']}, "
         f"{protocol['dtype']} on {protocol['device']}{threads}"
     )
 

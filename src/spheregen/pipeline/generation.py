@@ -186,7 +186,7 @@ class Generation(PipelineCore):
             of = None if ids is None else ids[part]
             samples = self._run(lambda model: Samples.of([x[part]], lambda same: same), of, seeds[part], settings)
             listed = None if of is None else of.tolist()
-            return self._output(samples, tuple(seeds[part]), listed, settings, trajectory=False)
+            return self._output(samples, tuple(seeds[part]), listed, settings, trajectory=True)
 
         outputs = (output for _, output in in_batches(len(x), self._at_once(settings["guidance"]), make))
         return join_outputs(self._watched(outputs, len(x)))
