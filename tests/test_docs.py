@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import shlex
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def fields_of(section: Any) -> dict[str, tuple[Any, Any]]:
             for name, field in section.model_fields.items()
         }
     if isinstance(section, type) and dataclasses.is_dataclass(section):
-        hints = inspect.get_annotations(section, eval_str=True)
+        hints = typing.get_type_hints(section)
         return {
             field.name: (hints[field.name], "required" if field.default is dataclasses.MISSING else field.default)
             for field in dataclasses.fields(section)

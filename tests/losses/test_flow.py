@@ -176,3 +176,19 @@ def test_a_perceptual_term_reaches_the_refiner() -> None:
 def test_impossible_settings(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         FlowLossConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_critic_judges_predictions_from_when_it_shall() -> None:
+    network = refined()
+    loss = FlowLossConfig(adversarial=0.1, adversarial_start=0.5, critic_lead=0.1)
+    critic = loss.new_critic(3, 8)
+    objective = FlowObjective(network, loss, NoiseConfig(), critic=critic)
+    x, labels = images()
+    found = {}
+    for progress in (0.1, 0.45, 0.6):
+        draws = objective.draw(4, torch.Generator().manual_seed(0), progress=progress)
+        found[progress] = objective(x, labels, draws).terms
+    assert found[0.1]["critic"] == found[0.1]["adversarial"] == found[0.45]["adversarial"] == 0
+    assert found[0.45]["critic"] > 0 and found[0.6]["adversarial"] != 0
+    with pytest.raises(ConfigError, match="critic_features"):
+        FlowObjective(network, FlowLossConfig(adversarial=0.1, critic_features=True), NoiseConfig(), critic=critic)

@@ -236,3 +236,12 @@ def test_its_memory_is_estimated() -> None:
     behind = estimate_memory(load_recipe("flow-debug", BEHIND), precision="float32", device_type="cpu")
     assert joint.weights > behind.weights > 0
     assert behind.frozen > joint.frozen
+
+
+def test_a_critic_learns_beside_the_refiner_and_stays_out_of_the_folder(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", *PHASES, "loss.adversarial=0.1", "loss.critic_width=4")
+    log = entries(folder)
+    assert log[-1]["critic"] > 0 and log[-1]["adversarial"] != 0
+    assert "critic" not in log[0]
+    assert not [name for name in load_file(folder / "model.safetensors") if "critic" in name]
+    assert load_model(folder).model.num_classes == 10

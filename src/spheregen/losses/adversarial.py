@@ -9,15 +9,82 @@ Source: Lim and Ye 2017 (arXiv 1705.02894), the hinge loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spheregen.errors import ConfigError
 from spheregen.nn.critic import PatchCritic
 
 CRITIC = "critic"
 """The name of the critic's own term, whose weight is 1 from when it begins to learn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """The settings of an adversarial term, which the configuration of a loss inherits.
+
+    Raises:
+        ConfigError: a value outside of its range.
+    """
+
+    adversarial: float = 0.0
+    """Of minus the verdict of a patch critic, which learns beside what makes the images; 0.01 to 0.1 deceives it."""
+    adversarial_start: float = 0.5
+    """The share of the run after which the images' maker has that term."""
+    critic_lead: float = 0.1
+    """The share of the run by which the critic begins to learn before that."""
+    critic_width: int = 64
+    """Channels behind the critic's first convolution."""
+    critic_features: bool = False
+    """The critic judges the perceptual network's features beside the pixels. On photographs a critic of pixels alone
+    wins by traces that nobody sees."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.adversarial < float("inf"):
+            raise ConfigError(f"loss.adversarial is a finite number and not negative: {self.adversarial:g}")
+        if not 0 <= self.adversarial_start < 1:
+            raise ConfigError(f"loss.adversarial_start is a share of the run below 1, not {self.adversarial_start:g}")
+        if not 0 <= self.critic_lead <= 1:
+            raise ConfigError(f"loss.critic_lead is a share of the run, 0 to 1, not {self.critic_lead:g}")
+        if self.critic_width < 1:
+            raise ConfigError(f"loss.critic_width is at least 1, not {self.critic_width}")
+
+    @property
+    def judges_features(self) -> bool:
+        """There is a critic that needs the perceptual network."""
+        return self.critic_features and self.adversarial > 0
+
+    def new_critic(self, channels: int, size: int, widths: Sequence[int] = ()) -> PatchCritic | None:
+        """A fresh critic for images (B, channels, size, size); None where the adversarial term is off.
+
+        Args:
+            channels: of an image.
+            size: of an image, in pixels.
+            widths: those of the perceptual network, which count where the critic judges its features.
+        """
+        if not self.adversarial:
+            return None
+        return PatchCritic(channels, size, self.critic_width, widths if self.critic_features else ())
+
+    def adversarial_terms(self, critic: PatchCritic | None, *, perceptual: bool) -> AdversarialTerms | None:
+        """The terms of a critic; None where there is none.
+
+        Args:
+            perceptual: whether there is a perceptual network.
+
+        Raises:
+            ConfigError: nothing is there for the critic to judge.
+        """
+        if self.judges_features and not perceptual:
+            raise ConfigError(
+                "loss.critic_features needs a perceptual network; turn it off or choose a perceptual provider"
+            )
+        if critic is None or not self.adversarial:
+            return None
+        return AdversarialTerms(critic, start=self.adversarial_start, lead=self.critic_lead)
 
 
 class AdversarialTerms:

@@ -15,18 +15,20 @@ from torch import Tensor
 
 from spheregen.conditioning import drop_labels
 from spheregen.errors import ConfigError, check_choices
+from spheregen.losses.adversarial import CRITIC, AdversarialConfig
 from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderObjective
-from spheregen.losses.perceptual import PerceptualLoss
+from spheregen.losses.perceptual import Features, PerceptualLoss
 from spheregen.losses.reconstruction import to_unit
 from spheregen.losses.terms import LossTerms, weighted_total
 from spheregen.models.flow_refiner import RefinedGenerator, RoughContext
+from spheregen.nn.critic import PatchCritic
 from spheregen.noise import NoiseConfig, directions, draw_radii
 from spheregen.sampling.flow import LEAST_REMAINDER
-from spheregen.sphere import upcast
+from spheregen.sphere import sigma_to_angle, upcast
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowLossConfig:
+class FlowLossConfig(AdversarialConfig):
     """What a refiner learns from.
 
     Raises:
@@ -51,6 +53,7 @@ class FlowLossConfig:
     """Share of labels that become the null class."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choices(self, "loss.")
         for name in ("velocity", "perceptual"):
             if not 0 <= getattr(self, name) < float("inf"):
@@ -61,6 +64,11 @@ class FlowLossConfig:
             raise ConfigError("loss.time_mean is finite and loss.time_deviation not negative, and finite")
         if not 0 <= self.label_dropout <= 1:
             raise ConfigError(f"loss.label_dropout is a probability, not {self.label_dropout:g}")
+
+    @property
+    def needs_perceptual(self) -> bool:
+        """A term needs the perceptual network."""
+        return self.perceptual > 0 or self.judges_features
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """Times (count,) in [0, 1] of a global batch."""
@@ -85,6 +93,8 @@ class FlowDraws:
     """(B,) bool: labels that the refiner does not see."""
     learning: frozenset[str] = frozenset()
     """The parts that learn in this step: `autoencoder`, `refiner`."""
+    progress: float = 0.0
+    """The share of the run that is done, which switches the adversarial terms on."""
 
     def __getitem__(self, part: slice) -> FlowDraws:
         return FlowDraws(
@@ -94,6 +104,7 @@ class FlowDraws:
             strong=self.strong[part],
             dropped=self.dropped[part],
             learning=self.learning,
+            progress=self.progress,
         )
 
     def each(self, change: Callable[[Tensor], Tensor]) -> FlowDraws:
@@ -105,6 +116,7 @@ class FlowDraws:
             strong=change(self.strong),
             dropped=change(self.dropped),
             learning=self.learning,
+            progress=self.progress,
         )
 
 
@@ -120,6 +132,10 @@ class FlowObjective:
         noise: laws of the noise on the generator's latents.
         perceptual: the perceptual distance, where a term needs it.
         autoencoder: the objective of the generator in front, if it learns.
+        critic: learns too, where there is an adversarial term.
+
+    Raises:
+        ConfigError: without a perceptual network nothing is left to learn from, or nothing for the critic to judge.
     """
 
     def __init__(
@@ -129,6 +145,7 @@ class FlowObjective:
         noise: NoiseConfig,
         perceptual: PerceptualLoss | None = None,
         autoencoder: AutoencoderObjective | None = None,
+        critic: PatchCritic | None = None,
     ) -> None:
         if perceptual is None and not loss.velocity:
             raise ConfigError(
@@ -136,6 +153,7 @@ class FlowObjective:
             )
         self.network, self.loss, self.noise, self.perceptual = network, loss, noise, perceptual
         self.autoencoder = autoencoder
+        self._adversarial = loss.adversarial_terms(critic, perceptual=perceptual is not None)
 
     def draw(
         self,
@@ -144,6 +162,7 @@ class FlowObjective:
         rows: slice | None = None,
         *,
         learning: frozenset[str] = frozenset({"refiner"}),
+        progress: float = 0.0,
     ) -> FlowDraws:
         """The random numbers of a global batch, or of these rows of it, from a CPU generator.
 
@@ -154,7 +173,7 @@ class FlowObjective:
         if self.autoencoder is not None:
             source = self.autoencoder.draw(batch, generator, rows)
         else:
-            radii = draw_radii(batch, self.noise, _angle(network), generator=generator)
+            radii = draw_radii(batch, self.noise, sigma_to_angle(network.sigma_max), generator=generator)
             direction = directions(batch, network.latent_shape, generator, rows)
             none = torch.zeros((4, rows.stop - rows.start), dtype=torch.bool)
             source = AutoencoderDraws(radii=radii[rows], direction=direction, dropped=none)
@@ -166,7 +185,7 @@ class FlowObjective:
         }[loss.rough]
         dropped = torch.rand(batch, generator=generator) < loss.label_dropout
         noise = directions(batch, network.image_shape, generator, rows)
-        return FlowDraws(source, times[rows], noise, strong[rows], dropped[rows], learning)
+        return FlowDraws(source, times[rows], noise, strong[rows], dropped[rows], learning, progress)
 
     def __call__(self, images: Tensor, labels: Tensor | None, draws: FlowDraws) -> LossTerms:
         """The loss of images (B, C, S, S) in [-1, 1] with labels (B,), or None for an unconditional model."""
@@ -228,23 +247,27 @@ class FlowObjective:
             # both velocities have the bound on 1 - t, so that the loss is least where the prediction is x at any t
             errors = ((end - x) / (1 - t).clamp_min(LEAST_REMAINDER)).square()
             terms["velocity"] = errors.mean()
-        if self.loss.perceptual and self.perceptual is not None:
+        real, made = to_unit(images), to_unit(end)
+        of_real: Features = ()
+        of_made: Features = ()
+        if self.perceptual is not None and self.loss.needs_perceptual:
             with torch.no_grad():
-                target = self.perceptual.features(to_unit(images))
-            terms["refined_perceptual"] = self.perceptual.distance(
-                self.perceptual.features(to_unit(end)), target
-            ).mean()
-        weights = {"velocity": self.loss.velocity, "refined_perceptual": self.loss.perceptual}
-        observed = {"latent": latent, "data": to_unit(images), "output": to_unit(end).detach()}
+                of_real = self.perceptual.features(real)
+            of_made = self.perceptual.features(made)
+            if self.loss.perceptual:
+                terms["refined_perceptual"] = self.perceptual.distance(of_made, of_real).mean()
+        if self._adversarial is not None:
+            terms |= self._adversarial(real, made, draws.progress, of_real, of_made)
+        weights = {
+            "velocity": self.loss.velocity,
+            "refined_perceptual": self.loss.perceptual,
+            "adversarial": self.loss.adversarial,
+            CRITIC: 1.0,
+        }
+        observed = {"latent": latent, "data": real, "output": made.detach()}
         return weighted_total(terms, weights, observed=observed)
 
 
 def _choose(first: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """Rows (B, ...) of `yes` where (B,) is true, else of `no`."""
     return torch.where(first.view(-1, *(1 for _ in range(yes.ndim - 1))), yes, no)
-
-
-def _angle(network: RefinedGenerator) -> float:
-    from spheregen.sphere import sigma_to_angle
-
-    return sigma_to_angle(network.sigma_max)

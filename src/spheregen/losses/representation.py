@@ -9,7 +9,7 @@ one Gaussian direction and t one noise level a sample, x images, y decodes of z 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spheregen.errors import ConfigError
-from spheregen.losses.adversarial import CRITIC, AdversarialTerms
+from spheregen.losses.adversarial import CRITIC, AdversarialConfig
 from spheregen.losses.perceptual import Features, PerceptualLoss
 from spheregen.losses.reconstruction import to_unit
 from spheregen.losses.terms import LossTerms, weighted_total
@@ -28,7 +28,7 @@ from spheregen.sphere import upcast
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepresentationLossConfig:
+class RepresentationLossConfig(AdversarialConfig):
     """Weights of the terms, and the noise. A term of weight 0 is not computed.
 
     Raises:
@@ -41,58 +41,25 @@ class RepresentationLossConfig:
     """Of the mean absolute difference of pixels in [0, 1]."""
     perceptual: float = 1.0
     """Of the perceptual distance."""
-    adversarial: float = 0.0
-    """Of minus the verdict of a patch critic, which learns beside the decoder; 0.01 to 0.1 deceives it."""
-    adversarial_start: float = 0.5
-    """The share of the run after which the decoder has that term."""
-    critic_lead: float = 0.1
-    """The share of the run by which the critic begins to learn before that."""
-    critic_width: int = 64
-    """Channels behind the critic's first convolution."""
-    critic_features: bool = False
-    """The critic judges the perceptual network's features beside the pixels. On photographs a critic of pixels alone
-    wins by traces that nobody sees."""
     noise: float = 0.8
     """Deviation of the noise levels: t = |N(0, noise^2)| for each sample, as published; 0 decodes clean latents."""
 
     def __post_init__(self) -> None:
-        for name in ("l1", "perceptual", "adversarial", "noise"):
+        super().__post_init__()
+        for name in ("l1", "perceptual", "noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"loss.{name} is a finite number and not negative: {getattr(self, name):g}")
         if self.l1 == self.perceptual == 0:
             raise ConfigError("without l1 and perceptual nothing ties decodes to images; give one of them a weight")
-        if not 0 <= self.adversarial_start < 1:
-            raise ConfigError(f"loss.adversarial_start is a share of the run below 1, not {self.adversarial_start:g}")
-        if not 0 <= self.critic_lead <= 1:
-            raise ConfigError(f"loss.critic_lead is a share of the run, 0 to 1, not {self.critic_lead:g}")
-        if self.critic_width < 1:
-            raise ConfigError(f"loss.critic_width is at least 1, not {self.critic_width}")
 
     def weights(self) -> dict[str, float]:
         """The weight of each term, by its name; that of the critic's own is 1."""
         return {"l1": self.l1, "perceptual": self.perceptual, "adversarial": self.adversarial, CRITIC: 1.0}
 
     @property
-    def judges_features(self) -> bool:
-        """There is a critic that needs the perceptual network."""
-        return self.critic_features and self.adversarial > 0
-
-    @property
     def needs_perceptual(self) -> bool:
         """A term needs the perceptual network."""
         return self.perceptual > 0 or self.judges_features
-
-    def new_critic(self, channels: int, size: int, widths: Sequence[int] = ()) -> PatchCritic | None:
-        """A fresh critic for images (B, channels, size, size); None where the adversarial term is off.
-
-        Args:
-            channels: of an image.
-            size: of an image, in pixels.
-            widths: those of the perceptual network, which count where the critic judges its features.
-        """
-        if not self.adversarial:
-            return None
-        return PatchCritic(channels, size, self.critic_width, widths if self.critic_features else ())
 
 
 @dataclass(frozen=True)
@@ -155,16 +122,8 @@ class RepresentationObjective:
                 "without a perceptual network the l1 term alone ties decodes to images; give loss.l1 a weight or "
                 "choose a perceptual provider"
             )
-        if perceptual is None and loss.judges_features:
-            raise ConfigError(
-                "loss.critic_features needs a perceptual network; turn it off or choose a perceptual provider"
-            )
         self.encoder, self.codec, self.loss, self.perceptual = encoder, codec, loss, perceptual
-        self._adversarial = (
-            AdversarialTerms(critic, start=loss.adversarial_start, lead=loss.critic_lead)
-            if critic is not None and loss.adversarial
-            else None
-        )
+        self._adversarial = loss.adversarial_terms(critic, perceptual=perceptual is not None)
 
     def draw(
         self, batch: int, generator: torch.Generator, rows: slice | None = None, *, progress: float = 0.0

@@ -203,7 +203,7 @@ def _weights(recipe: Recipe) -> _Weights:
         group
         for learner in recipe.learners
         for group in parameter_groups(
-            model, {name: tag for name, tag in tags.items() if name.startswith(learner.prefix)}, learner.optimizer
+            model, {name: tag for name, tag in tags.items() if name.startswith(learner.prefixes)}, learner.optimizer
         )
     ]
     moments = sum((1 if group["muon"] else 2) * _bytes(group["params"]) for group in groups)

@@ -68,7 +68,7 @@ class Optimizers:
         self.learners = {learner.name: learner for learner in learners}
         self._parts: dict[str, tuple[Optimizer, list[nn.Parameter]]] = {}
         for learner in learners:
-            own = {name: tag for name, tag in tags.items() if name.startswith(learner.prefix)}
+            own = {name: tag for name, tag in tags.items() if name.startswith(learner.prefixes)}
             parameters = [parameter for name, parameter in model.named_parameters() if name in own]
             self._parts[learner.name] = (Optimizer(model, own, learner.optimizer), parameters)
 
@@ -102,8 +102,8 @@ class Optimizers:
             KeyError: a part of a learner's state is missing; its argument is `parameter|key`.
         """
         for name, (optimizer, _) in self._parts.items():
-            prefix = self.learners[name].prefix
-            if not self.learners[name].begin or any(parameter.startswith(prefix) for parameter in state):
+            prefixes = self.learners[name].prefixes
+            if not self.learners[name].begin or any(parameter.startswith(prefixes) for parameter in state):
                 optimizer.load_state(state)
 
 

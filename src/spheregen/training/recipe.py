@@ -180,15 +180,16 @@ class SphereFlowRecipe(Recipe):
 
     @property
     def needs_perceptual(self) -> bool:
-        return self.loss.perceptual > 0 or (self.autoencoder is not None and self.autoencoder_loss.needs_perceptual)
+        return self.loss.needs_perceptual or (self.autoencoder is not None and self.autoencoder_loss.needs_perceptual)
 
     @property
     def learners(self) -> tuple[Learner, ...]:
+        parts = ("refiner", "critic")
         if self.autoencoder is None:
-            return (Learner("refiner", self.optimizer),)
+            return (Learner("refiner", self.optimizer, parts=parts),)
         return (
             Learner("autoencoder", self.autoencoder_optimizer, end=self.phases.refiner_from),
-            Learner("refiner", self.optimizer, begin=self.phases.joint_from),
+            Learner("refiner", self.optimizer, begin=self.phases.joint_from, parts=parts),
         )
 
 

@@ -95,11 +95,13 @@ class Learner:
     """The share of the run, 0 to 1, from which it learns."""
     end: float = 1.0
     """The share at which it rests again."""
+    parts: tuple[str, ...] = ()
+    """The modules of the model that are its own; by default the one of its name."""
 
     @property
-    def prefix(self) -> str:
+    def prefixes(self) -> tuple[str, ...]:
         """What the names of its parameters begin with."""
-        return f"{self.name}." if self.name else ""
+        return tuple(f"{part}." for part in self.parts or (self.name,)) if self.name else ("",)
 
     def learns(self, step: int, total: int) -> bool:
         """Whether it learns in step 0 <= t < total of a run; the progress is `step / total`."""

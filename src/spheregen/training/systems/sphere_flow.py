@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from spheregen.data import Batch
 from spheregen.errors import ConfigError
-from spheregen.evaluation.cost import autoencoder_cost, generator_cost, refiner_cost
+from spheregen.evaluation.cost import autoencoder_cost, count_flops, generator_cost, refiner_cost
 from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderObjective
 from spheregen.losses.flow import FlowDraws, FlowObjective
-from spheregen.losses.perceptual import PerceptualLoss, load_perceptual
+from spheregen.losses.perceptual import Features, PerceptualLoss, load_perceptual
 from spheregen.losses.terms import LossTerms
 from spheregen.model_folder import SOURCE, LoadedModel, ModelInfo, load_model, read_architecture, save_model
 from spheregen.model_source import find_model
@@ -24,6 +24,7 @@ from spheregen.models.flow_refiner import FlowRefiner, RefinedGenerator, decoder
 from spheregen.models.protocol import GeneratorModule
 from spheregen.nn.batch_norm import BatchNorm
 from spheregen.nn.block import blocks_of
+from spheregen.nn.critic import PatchCritic
 from spheregen.noise import Radii
 from spheregen.sampling.refinement import Refinement
 from spheregen.training.preview import save_preview
@@ -37,12 +38,14 @@ AUTOENCODER, REFINER = "autoencoder", "refiner"
 
 
 class Learned(nn.Module):
-    """All that is trained: the refiner, and the autoencoder unless a frozen generator is in its place."""
+    """All that is trained: the refiner, its critic, if it has one, and the autoencoder unless a frozen generator is in
+    its place."""
 
-    def __init__(self, autoencoder: SphereAutoencoder | None, refiner: FlowRefiner) -> None:
+    def __init__(self, autoencoder: SphereAutoencoder | None, refiner: FlowRefiner, critic: PatchCritic | None) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.refiner = refiner
+        self.critic = critic
 
 
 class SphereFlowSystem:
@@ -65,7 +68,9 @@ class SphereFlowSystem:
         autoencoder = None if recipe.autoencoder is None else SphereAutoencoder(recipe.autoencoder)
         front = source.model if source is not None else cast(GeneratorModule, autoencoder)
         config = recipe.model.completed(tuple(front.latent_shape), decoder_width(front))
-        self.model = Learned(autoencoder, FlowRefiner(config))
+        widths = perceptual.widths if perceptual is not None else ()
+        critic = recipe.loss.new_critic(config.image_channels, config.image_size, widths)
+        self.model = Learned(autoencoder, FlowRefiner(config), critic)
         if source is not None:
             source.model.eval().requires_grad_(False)
         self._objective = FlowObjective(
@@ -76,6 +81,7 @@ class SphereFlowSystem:
             None
             if autoencoder is None
             else AutoencoderObjective(autoencoder, recipe.autoencoder_loss, recipe.noise, perceptual),
+            critic,
         )
 
     @classmethod
@@ -152,7 +158,7 @@ class SphereFlowSystem:
         self, batch: int, generator: torch.Generator, rows: slice | None = None, *, progress: float = 0.0
     ) -> FlowDraws:
         learning = frozenset(learner.name for learner in self.recipe.learners if learner.learns_at(progress))
-        return self._objective.draw(batch, generator, rows, learning=learning)
+        return self._objective.draw(batch, generator, rows, learning=learning, progress=progress)
 
     def loss(self, inputs: Tensor, labels: Tensor | None, draws: FlowDraws) -> LossTerms:
         return self._objective(inputs, labels, draws)
@@ -173,6 +179,7 @@ class SphereFlowSystem:
             strong=torch.empty(count, dtype=torch.bool),
             dropped=torch.empty(count, dtype=torch.bool),
             learning=frozenset(learner.name for learner in self.recipe.learners),
+            progress=1.0,
         )
         return images, labels, draws
 
@@ -203,7 +210,8 @@ class SphereFlowSystem:
     def shards(self, model: nn.Module) -> Sequence[nn.Module]:
         assert isinstance(model, Learned)
         front = [] if model.autoencoder is None else list(model.autoencoder.children())
-        return [*blocks_of(model), *front, model.refiner]
+        behind = [model.refiner] if model.critic is None else [model.refiner, model.critic]
+        return [*blocks_of(model), *front, *behind]
 
     def flops_per_image(self) -> float:
         """Floating-point operations of a training step for one image, in linears and convolutions, a mean of the run.
@@ -229,11 +237,27 @@ class SphereFlowSystem:
             total += 1e9 * alone * (cost.encoder.gflops + cost.decoder.gflops)
             differentiated = (loss.perceptual_reconstruction > 0) + (loss.perceptual_consistency > 0)
             seen += (1 - alone) * (1 + 2 * differentiated) if differentiated else 0
-        if recipe.loss.perceptual:
+        if recipe.loss.needs_perceptual:
             seen += 3 * refines
+        if self.model.critic is not None:
+            total += self._critic_flops()
         if self.perceptual is not None and seen:
             total += seen * perceptual_flops(self.perceptual, self.model.refiner.image_shape)
         return total
+
+    def _critic_flops(self) -> float:
+        """Of the critic for one image, by the shares of the run in which it learns and is deceived."""
+        loss, shape = self.recipe.loss, self.model.refiner.image_shape
+        features: Features = ()
+        if self.perceptual is not None:
+            blank = torch.zeros(1, *shape, device=next(self.perceptual.parameters()).device)
+            features = tuple(each.to("meta") for each in self.perceptual.features(blank))
+        with torch.device("meta"):
+            critic = loss.new_critic(shape[0], shape[1], self.perceptual.widths if self.perceptual else ())
+            assert critic is not None
+            once = count_flops(critic, torch.zeros(1, *shape), features)
+        learning, pulling = min(1.0, 1 - loss.adversarial_start + loss.critic_lead), 1 - loss.adversarial_start
+        return (6 * learning + 2 * pulling) * once
 
     def save(self, folder: Path, model: nn.Module, info: ModelInfo, *, title: str, state: Mapping[str, Tensor]) -> None:
         """The folder holds the generator in front too, as a model folder of its own."""
