@@ -10,6 +10,7 @@ from torch import nn
 
 from spheregen.devices import available_memory
 from spheregen.errors import SphereGenError
+from spheregen.models.flow_refiner import RefinedGenerator
 from spheregen.models.protocol import SphereGenerator
 
 Result = TypeVar("Result")
@@ -28,7 +29,12 @@ def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool
     if not isinstance(model, nn.Module):
         return _MOST
     _, height, width = model.image_shape
-    layer = max(4, model.dtype.itemsize) * _widest(model, model.latent_shape[0], height * width)  # bytes of an image
+    tokens = (
+        max(model.latent_shape[0], model.config.longest)
+        if isinstance(model, RefinedGenerator)
+        else model.latent_shape[0]
+    )
+    layer = max(4, model.dtype.itemsize) * _widest(model, tokens, height * width)  # bytes of an image
     rows = _MOST
     if (available := available_memory(device)) is not None:
         rows = min(rows, int(_SHARE * available / (_COPIES * layer + 4 * torch.Size(model.image_shape).numel() * 4)))

@@ -53,10 +53,10 @@ def test_the_path_goes_from_the_rough_image_under_noise_to_the_image(
     objective = joint(network, FlowLossConfig(rough=rough, label_dropout=0))  # type: ignore[arg-type]
     x, labels = images()
     draws = objective.draw(4, torch.Generator().manual_seed(0), learning=learning)
-    if "autoencoder" in learning:  # whose own labels are dropped in each call
-        draws = dataclasses.replace(
-            draws, source=dataclasses.replace(draws.source, dropped=torch.zeros(4, 4, dtype=torch.bool))
-        )
+    # the generator in front drops labels of its own in each call
+    draws = dataclasses.replace(
+        draws, source=dataclasses.replace(draws.source, dropped=torch.zeros(4, 4, dtype=torch.bool))
+    )
     calls = watched(network, lambda at, times: at, monkeypatch)
     objective(x, labels, draws)
     (at, _, given, context, first), *others = calls

@@ -150,6 +150,18 @@ def test_nothing_is_judged_before_the_grace_is_over() -> None:
     assert watch(monitor, lambda step: metrics_at(DEAD, step), range(1000 + GRACE + EVERY, 2000, EVERY))
 
 
+def test_another_phase_of_a_run_is_judged_by_its_own_numbers() -> None:
+    """When a refiner joins, loss and gradient jump; behind the grace its own spikes are told."""
+
+    def joined(step: int) -> Metrics:
+        if step <= 1000:
+            return metrics_at(DIGITS, step)
+        return {**metrics_at(DIGITS, step), "velocity": 2.0, "loss": 2.0, "grad_norm": 30.0 if step != 2000 else 900.0}
+
+    (warning,) = watch(digits_monitor(), joined, range(EVERY, 3000, EVERY))
+    assert warning.startswith("step 2000: the gradient norm")
+
+
 def test_images_that_blow_up_are_told_at_once() -> None:
     """As with a learning rate of 1: the deviation of decodes was 12 times that of the data at step 200."""
     (warning,) = watch(

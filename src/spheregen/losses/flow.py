@@ -175,8 +175,8 @@ class FlowObjective:
         else:
             radii = draw_radii(batch, self.noise, sigma_to_angle(network.sigma_max), generator=generator)
             direction = directions(batch, network.latent_shape, generator, rows)
-            none = torch.zeros((4, rows.stop - rows.start), dtype=torch.bool)
-            source = AutoencoderDraws(radii=radii[rows], direction=direction, dropped=none)
+            forgotten = torch.rand((4, batch), generator=generator) < loss.label_dropout
+            source = AutoencoderDraws(radii=radii[rows], direction=direction, dropped=forgotten[:, rows])
         times = loss.times(batch, generator)
         strong = {
             "weak": torch.zeros(batch, dtype=torch.bool),
@@ -217,11 +217,13 @@ class FlowObjective:
         """x_0, what it was decoded from, and the clean latents, of a generator that does not learn now."""
         network, source = self.network, self.network.source
         radius = torch.where(draws.strong, draws.source.radii.strong, draws.source.radii.weak).to(images.device)
+        encoding, weak, strong, _ = draws.source.dropped  # as an autoencoder drops them while it learns
         given = labels if source.num_classes else None
-        latent = source.encode_raw(images, given)
+        latent = source.encode_raw(images, drop_labels(given, encoding.to(images.device), network.num_classes))
         direction = draws.source.direction.to(latent.device, latent.dtype)
         point = network.prior.tilt(network.prior.project(latent), direction, radius * network.sigma_max)
-        prediction, context = network.predict_with_context(point, given)
+        dropped = torch.where(draws.strong, strong, weak).to(images.device)
+        prediction, context = network.predict_with_context(point, drop_labels(given, dropped, network.num_classes))
         return network.to_image(prediction), context, latent
 
     def _refine(

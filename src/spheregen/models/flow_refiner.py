@@ -111,6 +111,12 @@ class FlowRefinerConfig:
         return self.grid**2
 
     @property
+    def longest(self) -> int:
+        """Tokens that go through the transformer, those of the context among them."""
+        told = bool(self.latent_channels) + bool(self.decoder_width) if self.context == "tokens" else 0
+        return self.tokens + told * (self.context_tokens or 0)
+
+    @property
     def transformers(self) -> tuple[TransformerSize, ...]:
         """Of the one transformer that there is."""
         return (resolve_size(self.size),)

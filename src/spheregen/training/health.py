@@ -91,7 +91,7 @@ class HealthMonitor:
                 `data_deviation` (of images in [0, 1]); rules whose numbers are missing or not finite are left out.
         """
         values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        in_grace = step <= self.warmup + GRACE
+        in_grace = step <= self._phase_begun(step, values) + self.warmup + GRACE
         if in_grace:
             self._note_norm(values)
         warnings = []
@@ -104,6 +104,16 @@ class HealthMonitor:
                 self._state[active] = 1.0
                 warnings.append(f"step {step}: {finding.text}")
         return warnings
+
+    def _phase_begun(self, step: int, values: Mapping[str, float]) -> float:
+        """The step behind which the parts learn that learn now: with others, loss and gradient are other numbers."""
+        learning = ("pixel_reconstruction" in values) + 2 * ("velocity" in values)
+        if self._state.get("phase", learning) != learning:
+            for name in ("norm.log", "norm.count", "loss.least"):
+                self._state.pop(name, None)
+            self._state["phase.begun"] = float(step)
+        self._state["phase"] = float(learning)
+        return self._state.get("phase.begun", 0.0)
 
     def _findings(self, values: Mapping[str, float]) -> Iterator[_Finding]:
         yield from self._blown_images(values)

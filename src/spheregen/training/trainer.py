@@ -202,7 +202,8 @@ class _Run:
         self._calibrated: int | None = None  # the step whose averaged weights the statistics are of
         self.meters = Meters()
         self.health = HealthMonitor(
-            max_angle=getattr(recipe.model, "max_angle", None), warmup=recipe.warmup_steps(self.images)
+            max_angle=getattr(getattr(recipe, "autoencoder", None) or recipe.model, "max_angle", None),
+            warmup=recipe.warmup_steps(self.images),
         )
         if checkpoint:
             meters = load_checkpoint(checkpoint, self.step.model, self.step.average.model, self.step.optimizer)
