@@ -96,3 +96,20 @@ def test_a_run_is_sampled_and_evaluated(run: Run) -> None:
     assert done.code == 0, done.err
     answer = json.loads(done.out)
     assert "refined in 2 steps by heun" in answer["line"]
+
+
+def test_a_study_varies_the_flow_and_its_solver(run: Run) -> None:
+    over = ["--over", "model.rho=0.25,1", "--over", "sampling.refinement_steps=0,1"]
+    done = run("ablate", "flow-debug", *over, "--set", "train.steps=2", "-n", 20, "--out", "study", "--json", "-q")
+    assert done.code == 0, done.err
+    assert len(Path("study/ablation.csv").read_text().splitlines()) == 1 + 4
+    assert len(list(Path("study/runs").iterdir())) == 2  # a solver's steps need no training of their own
+
+
+def test_its_speed_is_measured_with_the_flow(run: Run) -> None:
+    done = run("bench", "flow-debug", "--only", "sample", "--steps", 1, "--repeats", 1, "--device", "cpu", "--json")
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["rows"]
+    cost = json.loads(run("info", "flow-debug", "--json").out)
+    expected = cost["generation_gflops"]["unguided"]["1"] + cost["refinement_gflops"]["unguided, heun"]["2"]
+    assert row["flops_per_image"] == pytest.approx(1e9 * expected)

@@ -21,13 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from spheregen.errors import ConfigError
-from spheregen.evaluation.cost import generator_cost
+from spheregen.evaluation.cost import RefinedCost, generator_cost
 from spheregen.evaluation.peak import SIZES, Peak, PeakMeter, matmul_peak, synchronize
 from spheregen.losses.perceptual import random_perceptual
 from spheregen.models.blank import blank_generator
+from spheregen.models.flow_refiner import RefinedGenerator
 from spheregen.nn.block import compile_blocks
 from spheregen.sampling.loop import sample
-from spheregen.training.recipe import AutoencoderRecipe, Recipe, RepresentationRecipe
+from spheregen.sampling.refinement import Refinement, Rough, refine_samples
+from spheregen.training.recipe import AutoencoderRecipe, Recipe, RepresentationRecipe, SphereFlowRecipe
 from spheregen.training.step import TrainingStep, compiles
 from spheregen.training.synthetic import synthetic_batch
 from spheregen.training.systems import System, build_system
@@ -362,12 +364,25 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
     noise = torch.randn(batch, *model.latent_shape).to(device, dtype)
     labels = (torch.arange(batch) % classes).to(device) if classes else None
 
+    refinement = Refinement()
+    if isinstance(recipe, SphereFlowRecipe):
+        refinement = Refinement(recipe.sampling.refinement_steps, recipe.sampling.solver)
+    start = torch.randn(batch, *model.image_shape).to(device, dtype)
+
     def work(count: int) -> _Work:
         def run() -> Tensor:
-            return sample(model, noise, labels, steps=count, step_noise=noise).images
+            if not isinstance(model, RefinedGenerator):
+                return sample(model, noise, labels, steps=count, step_noise=noise).images
+            rough = Rough(model)
+            samples = sample(rough, noise, labels, steps=count, step_noise=noise)
+            return refine_samples(rough, samples, labels, refinement, start).images
 
         name = f"sample {count} step{'s' if count > 1 else ''}"
-        return _Work(name, "sample", count, batch, 1e9 * cost.generation_gflops(count), device, run)
+        gflops = cost.generation_gflops(count)
+        if isinstance(cost, RefinedCost):
+            name += f" and {refinement.steps}"
+            gflops += cost.refinement_gflops(refinement.steps, refinement.solver)
+        return _Work(name, "sample", count, batch, 1e9 * gflops, device, run)
 
     return [work(count) for count in steps]
 

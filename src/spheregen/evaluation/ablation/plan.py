@@ -275,13 +275,16 @@ def _alias_hint(message: str, chosen: Mapping[str, str]) -> str:
 
 def _as_for_cost(recipe: Recipe) -> Recipe:
     """One recipe for all whose steps cost the same, so that others need no second look."""
+    model = recipe.model
+    if hasattr(model, "max_angle"):
+        model = dataclasses.replace(model, max_angle=AutoencoderConfig.max_angle)
     return recipe.model_copy(
         update={
             "name": "",
             "description": "",
             "init": None,
             "data": DataConfig(),
-            "model": dataclasses.replace(recipe.model, max_angle=AutoencoderConfig.max_angle),
+            "model": model,
             "optimizer": OptimizerConfig(),
             "train": TrainConfig(steps=1),
             "sampling": SamplingConfig(),

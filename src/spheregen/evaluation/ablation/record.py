@@ -132,7 +132,7 @@ def table_rows(plan: Plan, results: Mapping[tuple[int, int], Result], names: Map
                 "texts": dict(combination.texts),
                 "label": combination.label,
                 "varies": combination.varies,
-                "sampling": dict(vars(combination.generation)),
+                "sampling": {name: value for name, value in vars(combination.generation).items() if value is not None},
                 "parameters": combination.trainings[0].parameters,
                 "runs": runs,
                 "mean": {key: statistics.fmean(each[key] for each in done) for key in keys},
