@@ -15,10 +15,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from safetensors.torch import load_file
 
 import spheregen.model_source
 from spheregen.errors import ConfigError, ModelFileError
-from spheregen.model_folder import ModelInfo, load_model, save_model
+from spheregen.model_folder import ModelInfo, load_model, model_fingerprint, save_model
 from spheregen.model_source import (
     HubModel,
     bundled_models,
@@ -28,7 +29,9 @@ from spheregen.model_source import (
     summarise_model,
 )
 from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.models.flow_refiner import RefinedGenerator
 from spheregen.training.recipe import load_recipe
+from tests.models.test_flow_refiner import refined
 
 INFO = ModelInfo(training={"recipe": "debug", "description": "Tiny\ndigits."}, provenance={"license": "MIT"})
 FILES = ["README.md", "config.json", "model.safetensors"]
@@ -73,7 +76,13 @@ class Hub:
     def files(self, repo: str) -> list[str]:
         if repo not in self.repositories:
             raise hub_error("RepositoryNotFoundError", 404)()
-        return sorted(path.name for path in self.repositories[repo].iterdir())
+        place = self.repositories[repo]
+        return sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+
+
+def copy(file: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, to)
 
 
 @pytest.fixture
@@ -108,8 +117,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> Hub:
         ) -> None:
             state.ask(f"upload_folder: {commit_message}")
             for path in folder_path.rglob("*"):
-                if any(fnmatch.fnmatch(path.relative_to(folder_path).as_posix(), sign) for sign in allow_patterns):
-                    shutil.copy(path, state.repositories[repo_id])
+                name = path.relative_to(folder_path).as_posix()
+                if path.is_file() and any(fnmatch.fnmatch(name, sign) for sign in allow_patterns):
+                    copy(path, state.repositories[repo_id] / name)
 
         def list_models(self, *, author: str, filter: str, limit: int, expand: list[str]) -> Iterable[Any]:
             assert (filter, expand) == ("spheregen", ["downloads", "lastModified", "likes"])
@@ -138,7 +148,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> Hub:
             if any(fnmatch.fnmatch(name, sign) for sign in allow_patterns):
                 if name == "model.safetensors" and state.broken_off is not None:
                     raise state.broken_off()
-                shutil.copy(state.repositories[repo_id] / name, folder)
+                copy(state.repositories[repo_id] / name, folder / name)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
@@ -387,6 +397,23 @@ def test_a_pushed_model_comes_back(hub: Hub, tmp_path: Path, model: Path) -> Non
     back = find_model("me/new")
     assert all((back / name).read_bytes() == (model / name).read_bytes() for name in FILES)
     assert push_model(folder, "me/new") == url  # once more
+
+
+def test_models_in_a_model_go_along(hub: Hub, tmp_path: Path) -> None:
+    """A refiner's generator in front, and the tokenizer of that one if it has one."""
+    folder = tmp_path / "refined"
+    save_model(folder, refined(), ModelInfo())
+    (folder / "source" / "tokenizer").mkdir()
+    (folder / "source" / "tokenizer" / "config.json").write_text("{}")
+    (folder / "source" / "notes.txt").write_text("not mine")
+    push_model(folder, "me/refined")
+    found = find_model("me/refined")
+    assert model_fingerprint(found) == model_fingerprint(folder)
+    assert isinstance(load_model(found).model, RefinedGenerator)
+    assert (found / "source" / "tokenizer" / "config.json").is_file()
+    assert not (found / "source" / "notes.txt").exists()
+    sizes = [sum(p.numel() for p in load_file(f).values()) for f in folder.rglob("model.safetensors")]
+    assert len(sizes) == 2 and summarise_model(folder).parameters == sum(sizes)
 
 
 def test_private_stays_private(hub: Hub, model: Path) -> None:

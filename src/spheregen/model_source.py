@@ -1,6 +1,6 @@
 """Models by name: a folder, a model that comes with SphereGen, or one of the Hugging Face Hub; and models to the Hub.
 
-Of a repository only the three files of a model folder are ever read or written: no code, no pickles.
+Of a repository only the files of a model folder, and of the models in it, are read or written: no code, no pickles.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from safetensors import SafetensorError, safe_open
 
 from spheregen.errors import ConfigError, ModelFileError, did_you_mean
 from spheregen.hub import HubError, find_downloaded, import_hub, request
-from spheregen.model_folder import CARD, CONFIG, TOKENIZER, WEIGHTS, read_architecture
+from spheregen.model_folder import CARD, CONFIG, SOURCE, TOKENIZER, WEIGHTS, read_architecture
 
 _BUNDLED = Path(__file__).resolve().parent / "assets" / "models"
-_FILES = (CONFIG, WEIGHTS, CARD, *(f"{TOKENIZER}/{name}" for name in ("*.json", "*.safetensors", CARD)))
+_PARTS = (TOKENIZER, SOURCE, f"{SOURCE}/{TOKENIZER}")
+"""Folders in a model folder that belong to it."""
+_FILES = (CONFIG, WEIGHTS, CARD, *(f"{part}/{name}" for part in _PARTS for name in ("*.json", "*.safetensors", CARD)))
 _PATIENCE = 15.0  # seconds that the Hub has for its first answer
 _TAG = "spheregen"  # of every model card that we write
 _WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
@@ -209,7 +211,8 @@ def summarise_model(folder: str | Path) -> ModelSummary:
     path = Path(folder)
     architecture = read_architecture(path)
     config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    parameters = sum(map(_numbers, [path / WEIGHTS, *(path / TOKENIZER).glob("*.safetensors")]))
+    files = [path / WEIGHTS, *(file for part in _PARTS for file in (path / part).glob("*.safetensors"))]
+    parameters = sum(map(_numbers, files))
     return ModelSummary(
         image_size=architecture.image_size,
         num_classes=architecture.num_classes,
