@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spheregen.conditioning import Condition, null_labels
+from spheregen.conditioning import null_labels
 from spheregen.errors import ConfigError
 from spheregen.models.flow_refiner import RefinedGenerator, RoughContext
 from spheregen.models.protocol import Labels, SphereGenerator
-from spheregen.prior import Prior
 from spheregen.sampling.flow import check_flow, integrate
 from spheregen.sampling.loop import Samples
 from spheregen.sampling.seeds import derived_seed
+from spheregen.sampling.view import GeneratorView
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Refinement:
             raise ConfigError(f"refinement_guidance is not negative, and finite: {self.guidance:g}")
 
 
-class Rough:
+class Rough(GeneratorView):
     """The generator in front of a refiner, as a loop runs it; remembers the context of its last prediction.
 
     Args:
@@ -56,8 +56,8 @@ class Rough:
     """
 
     def __init__(self, network: RefinedGenerator, generator: SphereGenerator | None = None) -> None:
+        super().__init__(network if generator is None else generator)
         self.network = network
-        self.generator: SphereGenerator = network if generator is None else generator
         self.context: RoughContext | None = None
 
     def predict(self, latents: Tensor, labels: Labels = None) -> Tensor:
@@ -66,55 +66,6 @@ class Rough:
 
     def decode(self, latents: Tensor, labels: Labels = None) -> Tensor:
         return self.to_image(self.predict(latents, labels))
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.generator.image_shape
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return self.generator.latent_shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.generator.num_classes
-
-    @property
-    def sigma_max(self) -> float:
-        return self.generator.sigma_max
-
-    @property
-    def prior(self) -> Prior:
-        return self.generator.prior
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.generator.dtype
-
-    @property
-    def guidance_places(self) -> tuple[str, ...]:
-        return self.generator.guidance_places
-
-    def condition(self, labels: Tensor | None) -> Condition | None:
-        return self.generator.condition(labels)
-
-    def to_latent(self, prediction: Tensor, labels: Labels = None) -> Tensor:
-        return self.generator.to_latent(prediction, labels)
-
-    def to_image(self, prediction: Tensor) -> Tensor:
-        return self.generator.to_image(prediction)
-
-    def from_image(self, images: Tensor) -> Tensor:
-        return self.generator.from_image(images)
-
-    def mix(self, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
-        return self.generator.mix(first, second, mask)
-
-    def encode_raw(self, images: Tensor, labels: Labels = None) -> Tensor:
-        return self.generator.encode_raw(images, labels)
-
-    def encode(self, images: Tensor, labels: Labels = None) -> Tensor:
-        return self.generator.encode(images, labels)
 
 
 @torch.no_grad()
