@@ -192,3 +192,16 @@ def test_a_critic_judges_predictions_from_when_it_shall() -> None:
     assert found[0.45]["critic"] > 0 and found[0.6]["adversarial"] != 0
     with pytest.raises(ConfigError, match="critic_features"):
         FlowObjective(network, FlowLossConfig(adversarial=0.1, critic_features=True), NoiseConfig(), critic=critic)
+
+
+def test_a_plain_flow_asks_nothing_of_the_generator_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = refined(rho=1.0, latent_channels=0, decoder_width=0)
+    objective = FlowObjective(network, FlowLossConfig(), NoiseConfig())
+    monkeypatch.setattr(network, "predict_with_context", None)
+    x, labels = images()
+    draws = objective.draw(4, torch.Generator().manual_seed(0))
+    calls = watched(network, lambda at, times: at, monkeypatch)
+    found = objective(x, labels, draws)
+    t = draws.times.view(-1, 1, 1, 1)
+    torch.testing.assert_close(calls[0][0], (1 - t) * draws.noise + t * x)
+    assert "latent" not in found.observed

@@ -202,9 +202,12 @@ class FlowObjective:
             rough = _choose(chosen, strong, weak)
             point = _choose(chosen, passes.points.strong, passes.points.weak)
             tokens = None if passes.tokens is None else _choose(chosen, *reversed(passes.tokens.chunk(2)))
-            context, latent = RoughContext(point, tokens).detach(), passes.latent.detach()
-        else:
+            context: RoughContext | None = RoughContext(point, tokens).detach()
+            latent: Tensor | None = passes.latent.detach()
+        elif network.config.uses_rough:
             rough, context, latent = self._rough(images, labels, draws)
+        else:  # a plain flow needs nobody in front
+            rough, context, latent = torch.zeros_like(images), None, None
         refined = self._refine(images, labels, rough, context, latent, draws)
         if found is None:
             return refined
@@ -231,8 +234,8 @@ class FlowObjective:
         images: Tensor,
         labels: Tensor | None,
         rough: Tensor,
-        context: RoughContext,
-        latent: Tensor,
+        context: RoughContext | None,
+        latent: Tensor | None,
         draws: FlowDraws,
     ) -> LossTerms:
         """The refiner's terms."""
@@ -266,7 +269,7 @@ class FlowObjective:
             "adversarial": self.loss.adversarial,
             CRITIC: 1.0,
         }
-        observed = {"latent": latent, "data": real, "output": made.detach()}
+        observed = {"data": real, "output": made.detach()} | ({} if latent is None else {"latent": latent})
         return weighted_total(terms, weights, observed=observed)
 
 

@@ -17,8 +17,8 @@ class LossTerms:
     terms: Mapping[str, Tensor]
     observed: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of the batch, detached, from which the trainer's statistics are computed where they are wanted: `latent`
-    (B, N, d) before the sphere, `data` and `output`, what the model shall give and what it gave, of one shape (images
-    in [0, 1] for an autoencoder, latents for a denoiser)."""
+    (B, N, d) before the sphere, if there is one, `data` and `output`, what the model shall give and what it gave, of
+    one shape (images in [0, 1] for an autoencoder, latents for a denoiser)."""
 
 
 def weighted_total(

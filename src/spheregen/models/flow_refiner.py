@@ -111,6 +111,11 @@ class FlowRefinerConfig:
         return self.grid**2
 
     @property
+    def uses_rough(self) -> bool:
+        """Whether the rough image has a part in the flow: a complete configuration without it is a plain flow."""
+        return self.rho < 1 or self.residual or bool(self.latent_channels) or bool(self.decoder_width)
+
+    @property
     def longest(self) -> int:
         """Tokens that go through the transformer, those of the context among them."""
         told = bool(self.latent_channels) + bool(self.decoder_width) if self.context == "tokens" else 0

@@ -373,7 +373,7 @@ class _Run:
         """Of the step's global batch: how its latents lie on the sphere, how varied its images and decodes are."""
         observed = {name: torch.cat(list(parts)) for name, parts in result.observed.items()}
         each = -(-LARGEST_BATCH // self.world.size)
-        values = latent_statistics(self.world.concatenate(observed["latent"][:each]))
+        values = latent_statistics(self.world.concatenate(observed["latent"][:each])) if "latent" in observed else {}
         values["data_deviation"] = self._deviation(observed["data"])
         values["image_deviation"] = self._deviation(observed["output"])
         return {name: value.item() for name, value in values.items()}
