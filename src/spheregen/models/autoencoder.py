@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spheregen.conditioning import Unprepared
 from spheregen.errors import ConfigError, check_choices
 from spheregen.models.protocol import Labels, mix_images
-from spheregen.models.sizes import TransformerSize, resolve_size
+from spheregen.models.sizes import TransformerSize, check_images, resolve_size
 from spheregen.models.trunk import NetworkCondition, Output, Trunk
 from spheregen.nn.batch_norm import BatchNorm
 from spheregen.nn.linear import Init, linear
@@ -88,17 +88,12 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.image_size < 2:
-            raise ConfigError(f"image_size is at least 2 pixels, not {self.image_size}")
-        if self.image_channels not in (1, 3):
-            raise ConfigError(f"image_channels is 3 (RGB) or 1 (grey), not {self.image_channels}")
         if self.patch_size is None and self.image_size not in DEFAULT_PATCH:
             raise ConfigError(
                 f"no default patch for {self.image_size} px (there is one for {', '.join(map(str, DEFAULT_PATCH))}); "
                 "set patch_size"
             )
-        if self.patch < 1 or self.image_size % self.patch:
-            raise ConfigError(f"a patch of {self.patch} px does not divide an image of {self.image_size} px")
+        check_images(self.image_size, self.image_channels, self.patch)
         if self.compression is not None and self.latent_channels is not None:
             raise ConfigError("give compression or latent_channels, not both: each determines the other")
         if self.compression is not None and not 0 < self.compression < float("inf"):

@@ -25,7 +25,7 @@ from spheregen.conditioning import Condition
 from spheregen.errors import ConfigError, check_choices
 from spheregen.models.autoencoder import DEFAULT_PATCH, SphereAutoencoder
 from spheregen.models.protocol import GeneratorModule, Labels, SphereGenerator
-from spheregen.models.sizes import TransformerSize, resolve_size
+from spheregen.models.sizes import TransformerSize, check_images, resolve_size
 from spheregen.models.trunk import Output, Trunk
 from spheregen.nn.block import BlockOptions
 from spheregen.nn.linear import linear
@@ -75,14 +75,9 @@ class FlowRefinerConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.image_size < 2:
-            raise ConfigError(f"image_size is at least 2 pixels, not {self.image_size}")
-        if self.image_channels not in (1, 3):
-            raise ConfigError(f"image_channels is 3 (RGB) or 1 (grey), not {self.image_channels}")
         if self.patch_size is None and self.image_size not in DEFAULT_PATCH:
             raise ConfigError(f"no default patch for {self.image_size} px; set patch_size")
-        if self.patch < 1 or self.image_size % self.patch:
-            raise ConfigError(f"a patch of {self.patch} px does not divide an image of {self.image_size} px")
+        check_images(self.image_size, self.image_channels, self.patch)
         for name in ("num_classes", "context_tokens", "latent_channels", "decoder_width"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} is not negative: {getattr(self, name)}")

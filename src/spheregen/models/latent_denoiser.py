@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spheregen.conditioning import Unprepared
 from spheregen.errors import ConfigError, check_choices
 from spheregen.models.protocol import Labels, Tokenizer, mix_tokens
-from spheregen.models.sizes import TransformerSize, resolve_size
+from spheregen.models.sizes import TransformerSize, check_images, resolve_size
 from spheregen.models.trunk import NetworkCondition, Output, Trunk
 from spheregen.nn.block import BlockOptions
 from spheregen.nn.linear import linear
@@ -61,10 +61,7 @@ class LatentDenoiserConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.image_size < 2:
-            raise ConfigError(f"image_size is at least 2 pixels, not {self.image_size}")
-        if self.image_channels not in (1, 3):
-            raise ConfigError(f"image_channels is 3 (RGB) or 1 (grey), not {self.image_channels}")
+        check_images(self.image_size, self.image_channels)
         if self.tokens < 1 or math.isqrt(self.tokens) ** 2 != self.tokens:
             raise ConfigError(f"tokens is a square number (16, 64, 256 ...), not {self.tokens}")
         if self.channels < 1:

@@ -1,4 +1,4 @@
-"""The named transformer sizes."""
+"""The named transformer sizes, and what every architecture demands of the sizes of its images."""
 
 from __future__ import annotations
 
@@ -66,3 +66,22 @@ def resolve_size(size: str | TransformerSize) -> TransformerSize:
     if size not in SIZES:
         raise ConfigError(f"unknown transformer size {size!r}{did_you_mean(size, SIZES)}; known: {', '.join(SIZES)}")
     return SIZES[size]
+
+
+def check_images(size: int, channels: int, patch: int | None = None) -> None:
+    """Refuse images that no model here can have.
+
+    Args:
+        size: height and width in pixels.
+        channels: of a pixel.
+        patch: pixels along a side of a patch, if there are patches.
+
+    Raises:
+        ConfigError: an impossible size, number of channels or patch.
+    """
+    if size < 2:
+        raise ConfigError(f"image_size is at least 2 pixels, not {size}")
+    if channels not in (1, 3):
+        raise ConfigError(f"image_channels is 3 (RGB) or 1 (grey), not {channels}")
+    if patch is not None and (patch < 1 or size % patch):
+        raise ConfigError(f"a patch of {patch} px does not divide an image of {size} px")

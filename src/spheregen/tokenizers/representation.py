@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError, check_choices
-from spheregen.models.sizes import TransformerSize, resolve_size
+from spheregen.models.sizes import TransformerSize, check_images, resolve_size
 from spheregen.nn.block import BlockOptions
 from spheregen.nn.uninitialised import Uninitialised
 from spheregen.sphere import upcast
@@ -73,16 +73,11 @@ class RepresentationConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.image_size < 2:
-            raise ConfigError(f"image_size is at least 2 pixels, not {self.image_size}")
-        if self.image_channels not in (1, 3):
-            raise ConfigError(f"image_channels is 3 (RGB) or 1 (grey), not {self.image_channels}")
+        check_images(self.image_size, self.image_channels, self.patch_size)
         if self.pack < 1:
             raise ConfigError(f"pack is at least 1, not {self.pack}; 2 makes a quarter of the tokens")
         if self.latent_channels is not None and self.latent_channels < 1:
             raise ConfigError(f"latent_channels is at least 1, not {self.latent_channels}")
-        if self.patch_size is not None and (self.patch_size < 1 or self.image_size % self.patch_size):
-            raise ConfigError(f"a patch of {self.patch_size} px does not divide an image of {self.image_size} px")
         resolve_size(self.decoder)
         if self.encoder.kind == "feature_net":
             self.check_encoder()  # of others it takes their package, which takes seconds to load
