@@ -245,8 +245,3 @@ def test_options_are_checked() -> None:
         StudyOptions(out=Path("x"), count=1)
     with pytest.raises(ConfigError, match="feature network"):
         StudyOptions(out=Path("x"), features=())
-
-
-def test_the_time_of_a_run_is_that_of_its_steps() -> None:
-    # 10 steps at 5 a second, then 20 at 10 a second
-    assert running._seconds((10, 30), (5.0, 10.0)) == pytest.approx(4.0)

@@ -10,7 +10,7 @@ import torch
 
 from spheregen.data import ImageOptions, open_source, to_uint8
 from spheregen.errors import ConfigError, DataError
-from spheregen.evaluation.curves import parse_curve, score_curves, usual_curves
+from spheregen.evaluation.curves import check_curves, parse_curve, score_curves, usual_curves
 from spheregen.evaluation.evaluate import EvaluationOptions, Evaluator, evaluate, make_references
 from spheregen.evaluation.figures import choose_metrics, figures
 from spheregen.evaluation.images import GeneratedImages, ImagesAsTheyAre, RealImages, take
@@ -18,6 +18,7 @@ from spheregen.evaluation.measure import measure
 from spheregen.evaluation.metrics import frechet_distance, moments
 from spheregen.pipeline import GenerationOptions, Pipeline
 from tests.evaluation.stubs import RandomImages, TinyFeatures
+from tests.models.test_flow_refiner import refined
 
 COUNT = 300
 
@@ -192,6 +193,30 @@ def test_curves_measure_each_setting_once(pipe: Pipeline, evaluator: Evaluator) 
     )
 
 
+def test_curves_over_a_refinement(tmp_path: Path) -> None:
+    pipe = Pipeline(refined(), device="cpu", progress=False)
+    names = [curve.name for curve in usual_curves(pipe, GenerationOptions(steps=1))]
+    assert names == ["steps", "guidance", "refinement_steps", "refinement_guidance", "solver"]
+    extractors = {"tiny": TinyFeatures(192)}
+    pipe.generate(32, seed=99).save(tmp_path / "others")
+    others = RealImages(open_source(tmp_path / "others", split="all"), ImageOptions(image_size=8))
+    references, _ = make_references(others, extractors, {}, tmp_path)
+    curves = tuple(map(parse_curve, ("refinement-steps=0,2", "refinement_guidance=1,2", "solver=euler,midpoint")))
+    generation = GenerationOptions(steps=1, guidance=1.0, refinement_steps=2, solver="euler")
+    options = EvaluationOptions(curves=curves, curve_count=16, generation=generation)
+    steps, guidance, solver = score_curves(pipe, options, Evaluator(extractors, references, tmp_path), repeats=1)
+    assert steps["points"][1] == {**guidance["points"][0], "value": 2} == {**solver["points"][0], "value": 2}
+    scores = [p["figures"]["tiny"]["frechet"] for curve in (steps, guidance, solver) for p in curve["points"]]
+    assert len({round(score, 6) for score in scores}) == 4, "every setting changes the samples"
+    costs = [point["gflops_per_image"] for point in (*steps["points"], *solver["points"])]
+    assert costs[0] < costs[1] == costs[2] < costs[3]
+
+
+def test_a_model_without_a_refiner_has_no_curve_over_it(pipe: Pipeline) -> None:
+    with pytest.raises(ConfigError, match="no refiner"):
+        check_curves(pipe, GenerationOptions(), [parse_curve("refinement_steps=1,2")])
+
+
 def test_usual_curves_suit_the_model(pipe: Pipeline) -> None:
     names = [curve.name for curve in usual_curves(pipe, GenerationOptions())]
     assert names == ["steps", "guidance", "schedule", "noise", "angle"]
@@ -210,6 +235,8 @@ def test_usual_curves_suit_the_model(pipe: Pipeline) -> None:
         ("noise=both", "shared or fresh"),
         ("angle=90", "degrees"),
         ("guidance=nan", "finite"),
+        ("solver=rk4", "euler, heun, midpoint"),
+        ("refinement-steps=x", "refinement-steps=x"),
     ],
 )
 def test_bad_curves_are_refused(text: str, said: str) -> None:

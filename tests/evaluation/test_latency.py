@@ -8,6 +8,7 @@ import pytest
 
 from spheregen.evaluation.latency import SPEED_STEPS, _percentile, cost_figures, sampling_speed, with_steps
 from spheregen.pipeline import GenerationOptions, Pipeline
+from tests.models.test_flow_refiner import refined
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,14 @@ def test_guidance_at_one_place_doubles_that_network_alone(pipe: Pipeline) -> Non
     found = cost_figures(pipe, GenerationOptions(guidance=1.4, guidance_at="pixel"), batch=2)
     decoder, encoder = found["gflops"]["decoder"], found["gflops"]["encoder"]
     assert found["by_steps"][1]["gflops"] == pytest.approx(2 * 2 * decoder + encoder)
+
+
+def test_refining_is_part_of_the_cost() -> None:
+    refined_pipe = Pipeline(refined(), device="cpu", progress=False)
+    options = GenerationOptions(guidance=1.0, refinement_steps=3, solver="heun", refinement_guidance=2.0)
+    found = cost_figures(refined_pipe, options, batch=2)
+    decoder, refiner = found["gflops"]["decoder"], found["gflops"]["refiner"]
+    assert found["by_steps"][0]["gflops"] == pytest.approx(decoder + 2 * 5 * refiner)
 
 
 def test_a_schedule_of_numbers_stays_with_its_number_of_steps() -> None:

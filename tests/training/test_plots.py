@@ -14,7 +14,15 @@ import pytest
 from spheregen.data import read_image, read_metadata
 from spheregen.errors import ConfigError
 from spheregen.training import plots
-from spheregen.training.plots import Series, choose_metrics, draw_curves, read_series, smoothed, summary
+from spheregen.training.plots import (
+    Series,
+    choose_metrics,
+    draw_curves,
+    read_series,
+    smoothed,
+    summary,
+    training_seconds,
+)
 
 
 def write_log(run: Path, entries: list[dict[str, Any]], tail: str = "") -> Path:
@@ -187,3 +195,10 @@ def test_wrong_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no log has the metric"):
         draw_curves(runs, tmp_path / "curves.png", only=["what"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_of_a_run_is_that_of_its_steps() -> None:
+    rates = Series((10, 30), (50.0, 100.0))  # 10 steps of 10 images at 50 a second, then 20 at 100
+    assert training_seconds(rates, 10) == pytest.approx(4.0)
+    assert training_seconds(rates, 10, until=20) == pytest.approx(3.0)
+    assert training_seconds(rates, 10, until=10) == pytest.approx(2.0)

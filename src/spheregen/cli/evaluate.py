@@ -83,8 +83,8 @@ def evaluate(
     curve: Annotated[
         list[str] | None,
         typer.Option(
-            help="A curve of the report: steps=1,2,4 or guidance=, schedule=, noise=, angle=; again for more. "
-            "Default: all of them."
+            help="A curve of the report: steps=1,2,4 or guidance=, schedule=, noise=, angle=, refinement-steps=, "
+            "refinement-guidance=, solver=; again for more. Default: all that the model has."
         ),
     ] = None,
     curve_count: Annotated[int, typer.Option(help="Samples of each point of a curve.")] = 2000,

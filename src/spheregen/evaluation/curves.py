@@ -1,4 +1,4 @@
-"""Quality against one setting of sampling at a time: steps, guidance, schedule, noise sharing, angle."""
+"""Quality against one setting of sampling at a time: steps, guidance, schedule, noise sharing, angle, refinement."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from spheregen.errors import ConfigError, did_you_mean
 from spheregen.evaluation.cost import generator_cost
 from spheregen.evaluation.images import GeneratedImages, plain_settings
 from spheregen.evaluation.latency import gflops_per_image, sampling_speed
+from spheregen.models.flow_refiner import RefinedGenerator
 from spheregen.pipeline import GenerationOptions, Pipeline
+from spheregen.sampling.flow import SOLVERS
 from spheregen.sampling.schedules import SCHEDULES
 from spheregen.sphere import angle_to_sigma, sigma_to_angle
 
 if TYPE_CHECKING:
     from spheregen.evaluation.evaluate import EvaluationOptions, Evaluator
 
-NAMES = ("steps", "guidance", "schedule", "noise", "angle")
+_PLAIN = ("steps", "guidance", "schedule", "refinement_steps", "refinement_guidance", "solver")  # named like options
+NAMES = (*_PLAIN, "noise", "angle")
 _STEPS = (1, 2, 4, 6, 8)
 _GUIDANCE = (1.0, 1.2, 1.4, 1.8)
+_REFINEMENT_STEPS = (0, 1, 2, 4, 8)
 _BELOW_MAX = (30.0, 20.0, 10.0, 5.0, 0.0)  # degrees: angles of the steps' noise below that of the training
 
 
@@ -60,6 +64,7 @@ def parse_curve(text: str) -> CurveRequest:
         ConfigError: an unknown setting, or values that it cannot take.
     """
     name, equals, listed = text.partition("=")
+    name = name.replace("-", "_")
     if name not in NAMES:
         raise ConfigError(f"there is no curve over {name!r}{did_you_mean(name, NAMES)}; use {', '.join(NAMES)}")
     items = [item.strip() for item in listed.split(",")]
@@ -73,10 +78,16 @@ def parse_curve(text: str) -> CurveRequest:
 
 
 def usual_curves(pipe: Pipeline, options: GenerationOptions) -> list[CurveRequest]:
-    """The curves of a report: steps for every model, guidance where there are classes, the others where steps > 1."""
+    """The curves of a report: steps for every model, guidance where there are classes, those of a refinement where
+    there is one, the others where steps > 1."""
     curves = [CurveRequest("steps", _STEPS)]
     if pipe.classes.count:
         curves.append(CurveRequest("guidance", _GUIDANCE))
+    if isinstance(pipe.model, RefinedGenerator):
+        curves.append(CurveRequest("refinement_steps", _REFINEMENT_STEPS))
+        if pipe.classes.count:
+            curves.append(CurveRequest("refinement_guidance", _GUIDANCE))
+        curves.append(CurveRequest("solver", tuple(SOLVERS)))
     if pipe.settings(options)["steps"] > 1:
         largest = sigma_to_angle(pipe.model.sigma_max)
         curves.append(CurveRequest("schedule", tuple(SCHEDULES)))
@@ -92,8 +103,8 @@ def curve_options(pipe: Pipeline, options: GenerationOptions, name: str, value: 
     Raises:
         ConfigError: a value that is impossible for this model.
     """
-    if name in ("steps", "guidance", "schedule"):
-        if name == "guidance" and value != 1 and not pipe.classes.count:
+    if name in _PLAIN:
+        if name in ("guidance", "refinement_guidance") and value != 1 and not pipe.classes.count:
             raise ConfigError("a model without classes has no guidance; leave the curve over guidance out")
         changed = dataclasses.replace(options, **{name: value})
     elif name == "noise":
@@ -166,8 +177,12 @@ def score_curves(
 
 
 def _value(name: str, text: str) -> Any:
-    if name == "steps":
+    if name in ("steps", "refinement_steps"):
         return int(text)
+    if name == "solver":
+        if text not in SOLVERS:
+            raise ValueError(f"a solver is one of {', '.join(SOLVERS)}")
+        return text
     if name == "noise":
         if text not in ("shared", "fresh"):
             raise ValueError("noise is shared or fresh")

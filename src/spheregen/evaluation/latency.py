@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from spheregen.evaluation.cost import GeneratorCost, generator_cost
+from spheregen.evaluation.cost import GeneratorCost, RefinedCost, generator_cost
 from spheregen.evaluation.peak import synchronize
 from spheregen.pipeline import GenerationOptions, Pipeline
 
@@ -113,10 +113,16 @@ def device_name(device: torch.device) -> str:
 
 
 def gflops_per_image(cost: GeneratorCost, settings: Mapping[str, Any], *, counted: bool = False) -> float:
-    """Operations of a sample under settings of the sampler, see `GeneratorCost.generation_gflops`."""
-    return cost.generation_gflops(
+    """Operations of a sample under settings of the sampler, those of its refinement among them."""
+    total = cost.generation_gflops(
         settings["steps"], guided=settings["guidance"] != 1, guidance_at=settings["guidance_at"], counted=counted
     )
+    if isinstance(cost, RefinedCost):
+        guided = settings["refinement_guidance"] != 1
+        total += cost.refinement_gflops(
+            settings["refinement_steps"], settings["solver"], guided=guided, counted=counted
+        )
+    return total
 
 
 def with_steps(options: GenerationOptions, steps: int) -> GenerationOptions:

@@ -44,13 +44,22 @@ def checkpoint_path(run: Path, step: int) -> Path:
     return run / FOLDER / f"step-{step:09d}.safetensors"
 
 
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run folder with their steps, the oldest first."""
+    folder = run / FOLDER
+    if not folder.is_dir():
+        return []
+    matches = ((_NAME.match(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
 def latest_checkpoint(run: Path) -> Checkpoint | None:
     """The newest checkpoint of a run folder, None if there is none.
 
     Raises:
         ModelFileError: its header cannot be read.
     """
-    found = _checkpoints(run)
+    found = checkpoints(run)
     if not found:
         return None
     step, path = found[-1]
@@ -86,7 +95,7 @@ def training_state(
 def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], *, about: Mapping[str, Any], keep: int) -> None:
     """Write the checkpoint after `step` steps, then remove all but the newest `keep`."""
     save_tensors(checkpoint_path(run, step), state, {"run": json.dumps(about)})
-    for _, path in _checkpoints(run)[:-keep]:
+    for _, path in checkpoints(run)[:-keep]:
         path.unlink(missing_ok=True)
 
 
@@ -129,11 +138,3 @@ def load_checkpoint(
         raise ModelFileError(f"{checkpoint.path} lacks the optimiser's {key} of {parameter}") from error
     device = next(model.parameters()).device
     return {name: tensor.to(device) for name, tensor in parts["meter"].items()}
-
-
-def _checkpoints(run: Path) -> list[tuple[int, Path]]:
-    folder = run / FOLDER
-    if not folder.is_dir():
-        return []
-    matches = ((_NAME.match(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in matches if match)

@@ -90,6 +90,17 @@ def read_series(run: Path) -> dict[str, Series]:
     }
 
 
+def training_seconds(images_per_second: Series, batch_size: int, until: int | None = None) -> float:
+    """The time of a run's steps from its log, up to and with step `until`: interruptions are no part of it."""
+    seconds, last = 0.0, 0
+    for step, rate in zip(images_per_second.steps, images_per_second.values, strict=True):
+        if until is not None and last >= until:
+            break
+        seconds += ((step if until is None else min(step, until)) - last) * batch_size / rate
+        last = step
+    return seconds
+
+
 def choose_metrics(runs: Mapping[str, Mapping[str, Series]], only: Sequence[str] | None) -> list[str]:
     """The metrics to show, in the order of the logs: all, or those that `only` names.
 

@@ -38,7 +38,7 @@ from spheregen.evaluation.run import WORK, open_networks
 from spheregen.files import write_text
 from spheregen.pipeline import Pipeline
 from spheregen.progress import QuietReporter, Reporter
-from spheregen.training.plots import read_series
+from spheregen.training.plots import read_series, training_seconds
 from spheregen.training.recipe import Recipe
 from spheregen.training.trainer import TrainingResult, train
 
@@ -227,8 +227,7 @@ class _Study:
         return {
             "psnr": total / len(images),
             "loss": log["loss"].values[-1],
-            "train_seconds": _seconds(log["images_per_second"].steps, log["images_per_second"].values)
-            * training.recipe.train.batch_size,
+            "train_seconds": training_seconds(log["images_per_second"], training.recipe.train.batch_size),
         }
 
     def _speeds(self, pipe: Pipeline, combinations: Sequence[Combination]) -> list[float]:
@@ -296,12 +295,6 @@ class _Study:
             path = self.results.samples(self._key(combination.trainings[done[0]], combination)) if done else None
             found.append(path if path is not None and path.is_file() else None)
         return found
-
-
-def _seconds(steps: Sequence[int], rates: Sequence[float]) -> float:
-    """The time of a run from its log, for one image a step: interruptions are no part of it."""
-    before = (0, *steps)
-    return sum((step - last) / rate for last, step, rate in zip(before, steps, rates, strict=False))
 
 
 def _forget_compiled() -> None:
