@@ -59,14 +59,21 @@ def gaussian_of(extractor: FeatureExtractor, batches: Iterator[torch.Tensor]) ->
 
 
 def curve(
-    run: Path, extractor: FeatureExtractor, reference: Gaussian, options: GenerationOptions, count: int, seed: int
+    run: Path,
+    extractor: FeatureExtractor,
+    reference: Gaussian,
+    options: GenerationOptions,
+    *,
+    count: int,
+    seed: int,
+    every: int,
 ) -> list[dict[str, Any]]:
-    """The points of a run."""
+    """The points of a run, of every so manieth checkpoint up to the last."""
     pipe = sg.Pipeline.from_pretrained(str(run), device="cpu", quiet=True)
     batch = json.loads((run / "recipe.json").read_text(encoding="utf-8"))["train"]["batch_size"]
     rates = read_series(run)["images_per_second"]
     points = []
-    for step, path in checkpoints(run):
+    for step, path in reversed(checkpoints(run)[::-1][::every]):
         load_average(pipe, path)
         parts = pipe.stream(range(seed, seed + count), options=options)
         made = gaussian_of(extractor, ((255 * part.tensor).round().to(torch.uint8) for part in parts))
@@ -103,6 +110,7 @@ def main() -> None:
     parser.add_argument("--features", default="own")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=900_000)
+    parser.add_argument("--every", type=int, default=1, help="of so many checkpoints one")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--refinement-steps", type=int)
     parser.add_argument("--solver")
@@ -125,7 +133,10 @@ def main() -> None:
         refinement_guidance=arguments.refinement_guidance,
     )
     curves = {
-        run.name: curve(run, extractor, reference, options, arguments.count, arguments.seed) for run in arguments.runs
+        run.name: curve(
+            run, extractor, reference, options, count=arguments.count, seed=arguments.seed, every=arguments.every
+        )
+        for run in arguments.runs
     }
     write_text(arguments.out, json.dumps(curves, indent=1) + "\n")
     if arguments.picture:
