@@ -73,6 +73,29 @@ def test_the_path_goes_from_the_rough_image_under_noise_to_the_image(
     assert torch.equal(given, labels)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("learning", [BOTH, frozenset({"refiner"})], ids=["joint", "alone"])
+def test_random_points_have_nothing_to_do_with_the_image(
+    learning: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = refined(rho=0.3)
+    objective = joint(network, FlowLossConfig(rough="random", label_dropout=0))
+    x, labels = images()
+    draws = objective.draw(4, torch.Generator().manual_seed(0), learning=learning)
+    draws = dataclasses.replace(
+        draws, source=dataclasses.replace(draws.source, dropped=torch.zeros(4, 4, dtype=torch.bool))
+    )
+    calls = watched(network, lambda at, times: at, monkeypatch)
+    objective(x, labels, draws)
+    ((at, _, _, context, rough),) = calls
+    point = network.prior.project(draws.source.direction)
+    torch.testing.assert_close(context.latent, point)  # type: ignore[attr-defined]
+    expected = network.decode(point, labels).detach()
+    torch.testing.assert_close(rough, expected, atol=1e-5, rtol=1e-4)
+    t = draws.times.view(-1, 1, 1, 1)
+    start = 0.3 * draws.noise + 0.7 * expected
+    torch.testing.assert_close(at, (1 - t) * start + t * x, atol=1e-5, rtol=1e-4)
+
+
 def test_the_loss_is_the_squared_error_of_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
     network = refined()
     objective = joint(network)
@@ -87,10 +110,11 @@ def test_the_loss_is_the_squared_error_of_the_velocity(monkeypatch: pytest.Monke
     assert objective(x, labels, draws).total == 0  # the image itself is best at any time, near the end too
 
 
-def test_an_autoencoder_learns_the_same_with_a_refiner_behind_it() -> None:
+@pytest.mark.parametrize("rough", ["strong", "random"])
+def test_an_autoencoder_learns_the_same_with_a_refiner_behind_it(rough: str) -> None:
     """Its terms, gradients and draws are to the bit those that it has alone."""
     network = refined()
-    objective = joint(network)
+    objective = joint(network, FlowLossConfig(rough=rough))  # type: ignore[arg-type]
     alone = AutoencoderObjective(autoencoder(), PIXELS, NoiseConfig())
     x, labels = images()
     together = objective.draw(4, torch.Generator().manual_seed(0), learning=BOTH)

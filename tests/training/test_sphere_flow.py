@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import spheregen as sg
 from spheregen.errors import ConfigError, ModelFileError, TrainingError
@@ -18,6 +19,8 @@ from spheregen.models.flow_refiner import RefinedGenerator
 from spheregen.training.memory import estimate_memory
 from spheregen.training.recipe import build_recipe, load_recipe
 from spheregen.training.settings import Learner, OptimizerConfig
+from spheregen.training.step import TrainingStep
+from spheregen.training.synthetic import synthetic_batch
 from spheregen.training.systems import build_system
 from spheregen.training.trainer import train
 from tests.training.test_distributed import STEPS, Processes
@@ -245,3 +248,19 @@ def test_a_critic_learns_beside_the_refiner_and_stays_out_of_the_folder(tmp_path
     assert "critic" not in log[0]
     assert not [name for name in load_file(folder / "model.safetensors") if "critic" in name]
     assert load_model(folder).model.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    "values",
+    [BEHIND, (*BEHIND, "loss.rough=random"), ("phases.joint_from=0",), ("phases.joint_from=0", "loss.rough=random")],
+    ids=["behind", "behind, random", "joint", "joint, random"],
+)
+def test_operations_are_those_of_a_step(values: tuple[str, ...]) -> None:
+    recipe = load_recipe("flow-debug", (*values, "model.size={width: 64, depth: 2, heads: 2}"))
+    system = build_system(recipe)
+    step = TrainingStep(system, recipe, device=torch.device("cpu"), precision="float32")
+    batch, draws = synthetic_batch(step, 16)
+    with FlopCounterMode(display=False) as counter:
+        step.backward(batch, draws)
+    counted = counter.get_total_flops() / 16  # with attention, and without gradients of the first inputs
+    assert system.flops_per_image() == pytest.approx(counted, rel=0.1)

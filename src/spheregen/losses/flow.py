@@ -16,7 +16,7 @@ from torch import Tensor
 from spheregen.conditioning import drop_labels
 from spheregen.errors import ConfigError, check_choices
 from spheregen.losses.adversarial import CRITIC, AdversarialConfig
-from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderObjective
+from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderObjective, Passes
 from spheregen.losses.perceptual import Features, PerceptualLoss
 from spheregen.losses.reconstruction import to_unit
 from spheregen.losses.terms import LossTerms, weighted_total
@@ -41,8 +41,9 @@ class FlowLossConfig(AdversarialConfig):
     """Weight of the mean squared velocity error."""
     perceptual: float = 0.0
     """Weight of the perceptual distance of the predicted image to x; 0 as published."""
-    rough: Literal["weak", "strong", "either"] = "strong"
-    """Which of the two perturbed latents x_0 is decoded from; `either` by a coin for each sample."""
+    rough: Literal["weak", "strong", "either", "random"] = "strong"
+    """What x_0 is decoded from: one of the two perturbed latents, `either` of them by a coin for each sample, or a
+    `random` point that has nothing to do with x, as in sampling; that is ours."""
     time_law: Literal["uniform", "logit_normal"] = "logit_normal"
     """How times are drawn from (0, 1)."""
     time_mean: float = 0.0
@@ -88,7 +89,7 @@ class FlowDraws:
     noise: Tensor
     """n, (B, C, S, S) standard Gaussian."""
     strong: Tensor
-    """(B,) bool: whether x_0 is decoded from the strong point, else from the weak one."""
+    """(B,) bool: whether x_0 is decoded from the strong point, else from the weak one; of random points always."""
     dropped: Tensor
     """(B,) bool: labels that the refiner does not see."""
     learning: frozenset[str] = frozenset()
@@ -181,6 +182,7 @@ class FlowObjective:
         strong = {
             "weak": torch.zeros(batch, dtype=torch.bool),
             "strong": torch.ones(batch, dtype=torch.bool),
+            "random": torch.ones(batch, dtype=torch.bool),
             "either": torch.rand(batch, generator=generator) < 0.5,
         }[loss.rough]
         dropped = torch.rand(batch, generator=generator) < loss.label_dropout
@@ -192,22 +194,20 @@ class FlowObjective:
         network = self.network
         labels = labels if network.num_classes else None
         found: LossTerms | None = None
+        passes: Passes | None = None
         if self.autoencoder is not None and "autoencoder" in draws.learning:
             passes = self.autoencoder.passes(images, labels, draws.source, tokens=network.refiner.decoder is not None)
             found = self.autoencoder.terms(passes, images, labels, draws.source)
             if "refiner" not in draws.learning:
                 return found
-            chosen = draws.strong.to(images.device)
-            weak, strong = upcast(passes.decoded).detach().clamp(-1, 1).chunk(2)
-            rough = _choose(chosen, strong, weak)
-            point = _choose(chosen, passes.points.strong, passes.points.weak)
-            tokens = None if passes.tokens is None else _choose(chosen, *reversed(passes.tokens.chunk(2)))
-            context: RoughContext | None = RoughContext(point, tokens).detach()
-            latent: Tensor | None = passes.latent.detach()
-        elif network.config.uses_rough:
-            rough, context, latent = self._rough(images, labels, draws)
-        else:  # a plain flow needs nobody in front
-            rough, context, latent = torch.zeros_like(images), None, None
+        rough, context, latent = torch.zeros_like(images), None, None  # a plain flow needs nobody in front
+        if network.config.uses_rough:
+            if passes is None or self.loss.rough == "random":
+                rough, context, latent = self._rough(images, labels, draws)
+            else:
+                rough, context = _perturbed(passes, draws.strong.to(images.device))
+        if passes is not None:
+            latent = passes.latent.detach()
         refined = self._refine(images, labels, rough, context, latent, draws)
         if found is None:
             return refined
@@ -216,15 +216,23 @@ class FlowObjective:
         )
 
     @torch.no_grad()
-    def _rough(self, images: Tensor, labels: Tensor | None, draws: FlowDraws) -> tuple[Tensor, RoughContext, Tensor]:
-        """x_0, what it was decoded from, and the clean latents, of a generator that does not learn now."""
+    def _rough(
+        self, images: Tensor, labels: Tensor | None, draws: FlowDraws
+    ) -> tuple[Tensor, RoughContext, Tensor | None]:
+        """x_0, its context and the clean latents, by passes of their own; random points have no latents."""
         network, source = self.network, self.network.source
-        radius = torch.where(draws.strong, draws.source.radii.strong, draws.source.radii.weak).to(images.device)
         encoding, weak, strong, _ = draws.source.dropped  # as an autoencoder drops them while it learns
         given = labels if source.num_classes else None
-        latent = source.encode_raw(images, drop_labels(given, encoding.to(images.device), network.num_classes))
-        direction = draws.source.direction.to(latent.device, latent.dtype)
-        point = network.prior.tilt(network.prior.project(latent), direction, radius * network.sigma_max)
+        direction = draws.source.direction.to(images.device, images.dtype)
+        latent: Tensor | None = None
+        if self.loss.rough == "random":
+            point = network.prior.project(direction)
+        else:
+            radius = torch.where(draws.strong, draws.source.radii.strong, draws.source.radii.weak).to(images.device)
+            latent = source.encode_raw(images, drop_labels(given, encoding.to(images.device), network.num_classes))
+            point = network.prior.tilt(
+                network.prior.project(latent), direction.to(latent.dtype), radius * network.sigma_max
+            )
         dropped = torch.where(draws.strong, strong, weak).to(images.device)
         prediction, context = network.predict_with_context(point, drop_labels(given, dropped, network.num_classes))
         return network.to_image(prediction), context, latent
@@ -271,6 +279,14 @@ class FlowObjective:
         }
         observed = {"data": real, "output": made.detach()} | ({} if latent is None else {"latent": latent})
         return weighted_total(terms, weights, observed=observed)
+
+
+def _perturbed(passes: Passes, chosen: Tensor) -> tuple[Tensor, RoughContext]:
+    """x_0 and its context, from the passes of an autoencoder that learns: of the strong points where (B,) is true."""
+    weak, strong = upcast(passes.decoded).detach().clamp(-1, 1).chunk(2)
+    point = _choose(chosen, passes.points.strong, passes.points.weak)
+    tokens = None if passes.tokens is None else _choose(chosen, *reversed(passes.tokens.chunk(2)))
+    return _choose(chosen, strong, weak), RoughContext(point, tokens).detach()
 
 
 def _choose(first: Tensor, yes: Tensor, no: Tensor) -> Tensor:

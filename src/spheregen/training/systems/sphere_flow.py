@@ -217,24 +217,24 @@ class SphereFlowSystem:
         """Floating-point operations of a training step for one image, in linears and convolutions, a mean of the run.
 
         The refiner works forward and twice that backward. An autoencoder that learns takes what it takes alone; one
-        that rests, and a frozen generator, encode and decode once.
+        that rests, and a frozen generator, encode and decode once. A random point takes a decode, and no encode.
         """
-        recipe = self.recipe
+        recipe, random = self.recipe, self.recipe.loss.rough == "random"
         joint, alone = recipe.phases.joint_from, 1 - recipe.phases.refiner_from
         refines = 1.0 if self.base is not None else 1 - joint
         total = 3e9 * refines * refiner_cost(self.model.refiner.config).gflops
         seen = 0.0  # passes of the perceptual networks
         if self.base is not None:
             parts = generator_cost(self.base.model)
-            total += 1e9 * (
-                parts.generation_gflops(2) - parts.generation_gflops(1)
-            )  # a decode and an encode, or a call
+            once = parts.generation_gflops(1)
+            total += 1e9 * (once if random else parts.generation_gflops(2) - once)  # a decode and an encode, or a call
         else:
             assert recipe.autoencoder is not None
             cost, loss = autoencoder_cost(recipe.autoencoder), recipe.autoencoder_loss
             encodes = 1 + (loss.latent_consistency > 0)
             total += 3e9 * (1 - alone) * (encodes * cost.encoder.gflops + 2 * cost.decoder.gflops)
             total += 1e9 * alone * (cost.encoder.gflops + cost.decoder.gflops)
+            total += 1e9 * random * ((1 - joint - alone) * cost.decoder.gflops - alone * cost.encoder.gflops)
             differentiated = (loss.perceptual_reconstruction > 0) + (loss.perceptual_consistency > 0)
             seen += (1 - alone) * (1 + 2 * differentiated) if differentiated else 0
         if recipe.loss.needs_perceptual:
