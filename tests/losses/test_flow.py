@@ -74,23 +74,29 @@ def test_the_path_goes_from_the_rough_image_under_noise_to_the_image(
 
 
 @pytest.mark.parametrize("learning", [BOTH, frozenset({"refiner"})], ids=["joint", "alone"])
+@pytest.mark.parametrize("share", [1.0, 0.5])
 def test_random_points_have_nothing_to_do_with_the_image(
-    learning: frozenset[str], monkeypatch: pytest.MonkeyPatch
+    share: float, learning: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = refined(rho=0.3)
-    objective = joint(network, FlowLossConfig(rough="random", label_dropout=0))
-    x, labels = images()
-    draws = objective.draw(4, torch.Generator().manual_seed(0), learning=learning)
+    objective = joint(network, FlowLossConfig(random_share=share, label_dropout=0))
+    x, labels = images(8)
+    draws = objective.draw(8, torch.Generator().manual_seed(0), learning=learning)
+    assert draws.random.all() if share == 1 else 0 < draws.random.sum() < 8
     draws = dataclasses.replace(
-        draws, source=dataclasses.replace(draws.source, dropped=torch.zeros(4, 4, dtype=torch.bool))
+        draws, source=dataclasses.replace(draws.source, dropped=torch.zeros(4, 8, dtype=torch.bool))
     )
     calls = watched(network, lambda at, times: at, monkeypatch)
     objective(x, labels, draws)
     ((at, _, _, context, rough),) = calls
-    point = network.prior.project(draws.source.direction)
-    torch.testing.assert_close(context.latent, point)  # type: ignore[attr-defined]
-    expected = network.decode(point, labels).detach()
+    direction, radius = draws.source.direction, draws.source.radii.strong * network.sigma_max
+    own = network.prior.tilt(network.encode(x, labels), direction, radius)
+    point = torch.where(draws.random.view(-1, 1, 1), network.prior.project(direction), own)
+    torch.testing.assert_close(context.latent, point, atol=1e-5, rtol=1e-4)  # type: ignore[attr-defined]
+    expected, told = network.predict_with_context(point, labels)
+    expected = network.to_image(expected).detach()
     torch.testing.assert_close(rough, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(context.tokens, told.tokens, atol=1e-5, rtol=1e-4)  # type: ignore[attr-defined]
     t = draws.times.view(-1, 1, 1, 1)
     start = 0.3 * draws.noise + 0.7 * expected
     torch.testing.assert_close(at, (1 - t) * start + t * x, atol=1e-5, rtol=1e-4)
@@ -110,11 +116,11 @@ def test_the_loss_is_the_squared_error_of_the_velocity(monkeypatch: pytest.Monke
     assert objective(x, labels, draws).total == 0  # the image itself is best at any time, near the end too
 
 
-@pytest.mark.parametrize("rough", ["strong", "random"])
-def test_an_autoencoder_learns_the_same_with_a_refiner_behind_it(rough: str) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_an_autoencoder_learns_the_same_with_a_refiner_behind_it(share: float) -> None:
     """Its terms, gradients and draws are to the bit those that it has alone."""
     network = refined()
-    objective = joint(network, FlowLossConfig(rough=rough))  # type: ignore[arg-type]
+    objective = joint(network, FlowLossConfig(random_share=share))
     alone = AutoencoderObjective(autoencoder(), PIXELS, NoiseConfig())
     x, labels = images()
     together = objective.draw(4, torch.Generator().manual_seed(0), learning=BOTH)
@@ -147,11 +153,11 @@ def test_either_takes_some_of_each() -> None:
 
 
 def test_draws_are_the_same_in_parts() -> None:
-    objective = joint(refined(), FlowLossConfig(rough="either"))
+    objective = joint(refined(), FlowLossConfig(rough="either", random_share=0.5))
     whole = objective.draw(8, torch.Generator().manual_seed(0))
     part = objective.draw(8, torch.Generator().manual_seed(0), slice(2, 5))
     sliced = whole[slice(2, 5)]
-    for name in ("times", "noise", "strong", "dropped"):
+    for name in ("times", "noise", "strong", "random", "dropped"):
         assert torch.equal(getattr(part, name), getattr(sliced, name)), name
     assert torch.equal(part.source.direction, sliced.source.direction)
 

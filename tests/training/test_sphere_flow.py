@@ -252,8 +252,13 @@ def test_a_critic_learns_beside_the_refiner_and_stays_out_of_the_folder(tmp_path
 
 @pytest.mark.parametrize(
     "values",
-    [BEHIND, (*BEHIND, "loss.rough=random"), ("phases.joint_from=0",), ("phases.joint_from=0", "loss.rough=random")],
-    ids=["behind", "behind, random", "joint", "joint, random"],
+    [
+        BEHIND,
+        (*BEHIND, "loss.random_share=1"),
+        ("phases.joint_from=0",),
+        ("phases.joint_from=0", "loss.random_share=0.5"),
+    ],
+    ids=["behind", "behind, random", "joint", "joint, half random"],
 )
 def test_operations_are_those_of_a_step(values: tuple[str, ...]) -> None:
     recipe = load_recipe("flow-debug", (*values, "model.size={width: 64, depth: 2, heads: 2}"))

@@ -41,9 +41,11 @@ class FlowLossConfig(AdversarialConfig):
     """Weight of the mean squared velocity error."""
     perceptual: float = 0.0
     """Weight of the perceptual distance of the predicted image to x; 0 as published."""
-    rough: Literal["weak", "strong", "either", "random"] = "strong"
-    """What x_0 is decoded from: one of the two perturbed latents, `either` of them by a coin for each sample, or a
-    `random` point that has nothing to do with x, as in sampling; that is ours."""
+    rough: Literal["weak", "strong", "either"] = "strong"
+    """Which of the two perturbed latents x_0 is decoded from; `either` of them by a coin for each sample."""
+    random_share: float = 0.0
+    """Share of samples whose x_0 is decoded from a random point instead, which has nothing to do with x, as in
+    sampling; 0 as published."""
     time_law: Literal["uniform", "logit_normal"] = "logit_normal"
     """How times are drawn from (0, 1)."""
     time_mean: float = 0.0
@@ -63,8 +65,9 @@ class FlowLossConfig(AdversarialConfig):
             raise ConfigError("loss.velocity and loss.perceptual are both 0: nothing would be learned")
         if not abs(self.time_mean) < float("inf") or not 0 <= self.time_deviation < float("inf"):
             raise ConfigError("loss.time_mean is finite and loss.time_deviation not negative, and finite")
-        if not 0 <= self.label_dropout <= 1:
-            raise ConfigError(f"loss.label_dropout is a probability, not {self.label_dropout:g}")
+        for name in ("label_dropout", "random_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"loss.{name} is a probability, not {getattr(self, name):g}")
 
     @property
     def needs_perceptual(self) -> bool:
@@ -89,7 +92,9 @@ class FlowDraws:
     noise: Tensor
     """n, (B, C, S, S) standard Gaussian."""
     strong: Tensor
-    """(B,) bool: whether x_0 is decoded from the strong point, else from the weak one; of random points always."""
+    """(B,) bool: whether x_0 is decoded from the strong point, else from the weak one."""
+    random: Tensor
+    """(B,) bool: whether it is decoded from a random point instead."""
     dropped: Tensor
     """(B,) bool: labels that the refiner does not see."""
     learning: frozenset[str] = frozenset()
@@ -103,6 +108,7 @@ class FlowDraws:
             times=self.times[part],
             noise=self.noise[part],
             strong=self.strong[part],
+            random=self.random[part],
             dropped=self.dropped[part],
             learning=self.learning,
             progress=self.progress,
@@ -115,6 +121,7 @@ class FlowDraws:
             times=change(self.times),
             noise=change(self.noise),
             strong=change(self.strong),
+            random=change(self.random),
             dropped=change(self.dropped),
             learning=self.learning,
             progress=self.progress,
@@ -182,12 +189,12 @@ class FlowObjective:
         strong = {
             "weak": torch.zeros(batch, dtype=torch.bool),
             "strong": torch.ones(batch, dtype=torch.bool),
-            "random": torch.ones(batch, dtype=torch.bool),
             "either": torch.rand(batch, generator=generator) < 0.5,
         }[loss.rough]
         dropped = torch.rand(batch, generator=generator) < loss.label_dropout
         noise = directions(batch, network.image_shape, generator, rows)
-        return FlowDraws(source, times[rows], noise, strong[rows], dropped[rows], learning, progress)
+        random = torch.rand(batch, generator=generator) < loss.random_share
+        return FlowDraws(source, times[rows], noise, strong[rows], random[rows], dropped[rows], learning, progress)
 
     def __call__(self, images: Tensor, labels: Tensor | None, draws: FlowDraws) -> LossTerms:
         """The loss of images (B, C, S, S) in [-1, 1] with labels (B,), or None for an unconditional model."""
@@ -202,10 +209,10 @@ class FlowObjective:
                 return found
         rough, context, latent = torch.zeros_like(images), None, None  # a plain flow needs nobody in front
         if network.config.uses_rough:
-            if passes is None or self.loss.rough == "random":
+            if passes is None:
                 rough, context, latent = self._rough(images, labels, draws)
             else:
-                rough, context = _perturbed(passes, draws.strong.to(images.device))
+                rough, context = self._perturbed(passes, labels, draws)
         if passes is not None:
             latent = passes.latent.detach()
         refined = self._refine(images, labels, rough, context, latent, draws)
@@ -219,23 +226,48 @@ class FlowObjective:
     def _rough(
         self, images: Tensor, labels: Tensor | None, draws: FlowDraws
     ) -> tuple[Tensor, RoughContext, Tensor | None]:
-        """x_0, its context and the clean latents, by passes of their own; random points have no latents."""
+        """x_0, its context and the clean latents, by passes of their own; random points alone have no latents."""
         network, source = self.network, self.network.source
-        encoding, weak, strong, _ = draws.source.dropped  # as an autoencoder drops them while it learns
-        given = labels if source.num_classes else None
         direction = draws.source.direction.to(images.device, images.dtype)
-        latent: Tensor | None = None
-        if self.loss.rough == "random":
-            point = network.prior.project(direction)
-        else:
+        point, latent = network.prior.project(direction), None
+        if self.loss.random_share < 1:
+            encoding = draws.source.dropped[0].to(images.device)  # as an autoencoder drops them while it learns
+            given = labels if source.num_classes else None
+            latent = source.encode_raw(images, drop_labels(given, encoding, network.num_classes))
             radius = torch.where(draws.strong, draws.source.radii.strong, draws.source.radii.weak).to(images.device)
-            latent = source.encode_raw(images, drop_labels(given, encoding.to(images.device), network.num_classes))
-            point = network.prior.tilt(
+            tilted = network.prior.tilt(
                 network.prior.project(latent), direction.to(latent.dtype), radius * network.sigma_max
             )
-        dropped = torch.where(draws.strong, strong, weak).to(images.device)
+            point = _choose(draws.random.to(images.device), point.to(tilted.dtype), tilted)
+        return *self._decoded(point, labels, draws), latent
+
+    @torch.no_grad()
+    def _perturbed(self, passes: Passes, labels: Tensor | None, draws: FlowDraws) -> tuple[Tensor, RoughContext]:
+        """x_0 and its context from the passes of an autoencoder that learns, and from random points where drawn."""
+        weak, strong = upcast(passes.decoded).detach().clamp(-1, 1).chunk(2)
+        chosen = draws.strong.to(weak.device)
+        point = _choose(chosen, passes.points.strong, passes.points.weak)
+        tokens = None if passes.tokens is None else _choose(chosen, *reversed(passes.tokens.chunk(2)))
+        rough = _choose(chosen, strong, weak)
+        if not self.loss.random_share:
+            return rough, RoughContext(point, tokens).detach()
+        # of all samples, drawn or not: every process has to take part in a decode by shards
+        direction = draws.source.direction.to(point.device, point.dtype)
+        image, of_random = self._decoded(self.network.prior.project(direction), labels, draws)
+        drawn = draws.random.to(point.device)
+        point = _choose(drawn, of_random.latent.to(point.dtype), point)
+        if tokens is not None and of_random.tokens is not None:
+            tokens = _choose(drawn, of_random.tokens, tokens)
+        return _choose(drawn, image.to(rough.dtype), rough), RoughContext(point, tokens).detach()
+
+    def _decoded(self, point: Tensor, labels: Tensor | None, draws: FlowDraws) -> tuple[Tensor, RoughContext]:
+        """The images of points and their context; labels are dropped as an autoencoder drops them while it learns."""
+        network = self.network
+        _, weak, strong, _ = draws.source.dropped
+        dropped = torch.where(draws.strong, strong, weak).to(point.device)
+        given = labels if network.source.num_classes else None
         prediction, context = network.predict_with_context(point, drop_labels(given, dropped, network.num_classes))
-        return network.to_image(prediction), context, latent
+        return network.to_image(prediction), context
 
     def _refine(
         self,
@@ -279,14 +311,6 @@ class FlowObjective:
         }
         observed = {"data": real, "output": made.detach()} | ({} if latent is None else {"latent": latent})
         return weighted_total(terms, weights, observed=observed)
-
-
-def _perturbed(passes: Passes, chosen: Tensor) -> tuple[Tensor, RoughContext]:
-    """x_0 and its context, from the passes of an autoencoder that learns: of the strong points where (B,) is true."""
-    weak, strong = upcast(passes.decoded).detach().clamp(-1, 1).chunk(2)
-    point = _choose(chosen, passes.points.strong, passes.points.weak)
-    tokens = None if passes.tokens is None else _choose(chosen, *reversed(passes.tokens.chunk(2)))
-    return _choose(chosen, strong, weak), RoughContext(point, tokens).detach()
 
 
 def _choose(first: Tensor, yes: Tensor, no: Tensor) -> Tensor:

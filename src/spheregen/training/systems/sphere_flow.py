@@ -177,6 +177,7 @@ class SphereFlowSystem:
             times=torch.empty(count),
             noise=torch.empty_like(images),
             strong=torch.empty(count, dtype=torch.bool),
+            random=torch.empty(count, dtype=torch.bool),
             dropped=torch.empty(count, dtype=torch.bool),
             learning=frozenset(learner.name for learner in self.recipe.learners),
             progress=1.0,
@@ -217,9 +218,10 @@ class SphereFlowSystem:
         """Floating-point operations of a training step for one image, in linears and convolutions, a mean of the run.
 
         The refiner works forward and twice that backward. An autoencoder that learns takes what it takes alone; one
-        that rests, and a frozen generator, encode and decode once. A random point takes a decode, and no encode.
+        that rests, and a frozen generator, encode and decode once, or decode only if all points are random. Random
+        points beside those of an autoencoder that learns take a decode.
         """
-        recipe, random = self.recipe, self.recipe.loss.rough == "random"
+        recipe, encodes_once = self.recipe, self.recipe.loss.random_share < 1
         joint, alone = recipe.phases.joint_from, 1 - recipe.phases.refiner_from
         refines = 1.0 if self.base is not None else 1 - joint
         total = 3e9 * refines * refiner_cost(self.model.refiner.config).gflops
@@ -227,14 +229,15 @@ class SphereFlowSystem:
         if self.base is not None:
             parts = generator_cost(self.base.model)
             once = parts.generation_gflops(1)
-            total += 1e9 * (once if random else parts.generation_gflops(2) - once)  # a decode and an encode, or a call
+            total += 1e9 * (parts.generation_gflops(2) - once if encodes_once else once)
         else:
             assert recipe.autoencoder is not None
             cost, loss = autoencoder_cost(recipe.autoencoder), recipe.autoencoder_loss
             encodes = 1 + (loss.latent_consistency > 0)
             total += 3e9 * (1 - alone) * (encodes * cost.encoder.gflops + 2 * cost.decoder.gflops)
-            total += 1e9 * alone * (cost.encoder.gflops + cost.decoder.gflops)
-            total += 1e9 * random * ((1 - joint - alone) * cost.decoder.gflops - alone * cost.encoder.gflops)
+            total += 1e9 * alone * (encodes_once * cost.encoder.gflops + cost.decoder.gflops)
+            if recipe.loss.random_share:
+                total += 1e9 * (1 - joint - alone) * cost.decoder.gflops
             differentiated = (loss.perceptual_reconstruction > 0) + (loss.perceptual_consistency > 0)
             seen += (1 - alone) * (1 + 2 * differentiated) if differentiated else 0
         if recipe.loss.needs_perceptual:
