@@ -126,6 +126,7 @@ def test_load_gives_the_bare_network(folder: Path, autoencoding: sg.Pipeline) ->
 def test_a_model_loads_in_the_type_that_is_asked_for(folder: Path, autoencoding: sg.Pipeline, dtype: str) -> None:
     other = sg.Pipeline.from_pretrained(folder, device="cpu", dtype=dtype)
     assert other.dtype == getattr(torch, dtype)
+    assert sg.Pipeline.from_pretrained(folder, device=torch.device("cpu"), dtype=other.dtype).dtype == other.dtype
     result = other.generate(2, seed=3, steps=1, guidance=1.0).tensor
     assert result.dtype == torch.float32
     torch.testing.assert_close(
@@ -383,6 +384,7 @@ def test_missing_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     for path, *reasons in (("nothing", "no model folder", "nothing"), ("empty", "config.json")):
         refuses(lambda path=path: sg.Pipeline.from_pretrained(tmp_path / path, device="cpu"), *reasons)  # type: ignore[misc]
     refuses(lambda: sg.Pipeline.from_pretrained(folder, dtype="bfloat"), "unknown dtype", "did you mean 'bfloat16'")
+    refuses(lambda: sg.Pipeline.from_pretrained(folder, dtype=torch.float16), "unknown dtype 'float16'")
     refuses(lambda: sg.Pipeline.from_pretrained(folder, device="tpu9"), "tpu9")
 
 

@@ -11,8 +11,8 @@ import torch
 from spheregen.errors import ConfigError
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """A device by name; `auto` takes CUDA, then Apple's GPU, then the CPU.
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """A device, by name too; `auto` takes CUDA, then Apple's GPU, then the CPU.
 
     Raises:
         ConfigError: the device does not exist here.
@@ -26,7 +26,7 @@ def choose_device(name: str = "auto") -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(": ")[0].split(", ")[0]  # torch goes on with a list of all devices
-        raise ConfigError(f"device {name!r} is not available here ({reason}); use auto or cpu") from error
+        raise ConfigError(f"device {str(name)!r} is not available here ({reason}); use auto or cpu") from error
     return device
 
 

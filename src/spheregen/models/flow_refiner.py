@@ -257,7 +257,7 @@ def _on_grid(tokens: Tensor, grid: int) -> Tensor:
     if side == grid:
         return tokens
     maps = tokens.transpose(1, 2).unflatten(2, (side, side))
-    return functional.adaptive_avg_pool2d(maps, grid).flatten(2).transpose(1, 2)
+    return functional.adaptive_avg_pool2d(maps, grid).flatten(2).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ class PatchEmbedding(nn.Module):
         self.mix = linear(width, width)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.mix(self.patches(images).flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        # of a transposed view a linear adds up in an order that depends on whether its weights want gradients
+        return self.mix(tokens.contiguous())  # type: ignore[no-any-return]
 
 
 class LinearPixelHead(nn.Module):

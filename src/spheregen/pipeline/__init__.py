@@ -45,8 +45,8 @@ class Pipeline(Editing):
         model: str | Path,
         *,
         revision: str | None = None,
-        device: str = "auto",
-        dtype: str | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
         quiet: bool = False,
@@ -57,7 +57,7 @@ class Pipeline(Editing):
             model: a model folder, the name of a bundled model (see `spheregen models`), or a Hub id `user/name`.
             revision: a branch, tag or commit of a Hub model.
             device: a torch device or `auto`.
-            dtype: `float32`, `bfloat16` or `float64`; by default the type that the weights were saved in.
+            dtype: `float32`, `bfloat16` or `float64`, as text or torch type; by default that of the saved weights.
             batch_size, progress: see the class.
             quiet: say nothing.
 
@@ -67,10 +67,11 @@ class Pipeline(Editing):
         """
         from spheregen.model_source import find_model
 
-        if dtype is not None and dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use {', '.join(DTYPES)}")
+        wanted = str(dtype).removeprefix("torch.")
+        if dtype is not None and wanted not in DTYPES:
+            raise ConfigError(f"unknown dtype {wanted!r}{did_you_mean(wanted, DTYPES)}; use {', '.join(DTYPES)}")
         loaded = load_model(find_model(model, revision=revision))
-        network = loaded.model if dtype is None else loaded.model.to(DTYPES[dtype])
+        network = loaded.model if dtype is None else loaded.model.to(DTYPES[wanted])
         pipe = cls(network, loaded.info, device=device, name=str(model), batch_size=batch_size, progress=progress)
         pipe.fingerprint = loaded.fingerprint
         if not quiet:
@@ -103,7 +104,7 @@ class Pipeline(Editing):
         return self
 
 
-def load(model: str | Path, *, device: str = "auto") -> GeneratorModule:
+def load(model: str | Path, *, device: str | torch.device = "auto") -> GeneratorModule:
     """The bare network of a model folder, a bundled model or a Hub model, in evaluation mode."""
     from spheregen.model_source import find_model
 

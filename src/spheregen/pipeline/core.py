@@ -56,7 +56,7 @@ class PipelineCore:
         model: GeneratorModule,
         info: ModelInfo | None = None,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         name: str = "",
         batch_size: int | None = None,
         progress: bool | None = None,
