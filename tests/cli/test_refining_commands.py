@@ -107,7 +107,8 @@ def test_a_study_varies_the_flow_and_its_solver(run: Run) -> None:
 
 
 def test_its_speed_is_measured_with_the_flow(run: Run) -> None:
-    done = run("bench", "flow-debug", "--only", "sample", "--steps", 1, "--repeats", 1, "--device", "cpu", "--json")
+    what = ["--only", "sample", "--steps", 1, "--precision", "float32"]
+    done = run("bench", "flow-debug", *what, "--repeats", 1, "--device", "cpu", "--json")
     assert done.code == 0, done.err
     (row,) = json.loads(done.out)["rows"]
     cost = json.loads(run("info", "flow-debug", "--json").out)
