@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from spheregen.data import TrainingBatches, open_source
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError, TrainingError
@@ -33,6 +32,7 @@ from spheregen.training.systems.representation import Learned, RepresentationSys
 from spheregen.training.tracing import OnMeta
 from spheregen.training.trainer import train
 from tests.tokenizers import import_or_skip, random_images
+from tests.training.operations import counted_flops
 from tests.training.test_trainer import Messages, StopAt, assert_same_run, log, weights
 
 NAME = "rae-debug"
@@ -254,12 +254,7 @@ def test_operations_are_those_of_a_step(values: tuple[str, ...]) -> None:
     )
     changed = recipe(*settings, "model.blocks.rotary=true")
     system = build_system(changed)
-    step = TrainingStep(system, changed, device=torch.device("cpu"), precision="float32")
-    batch, draws = synthetic_batch(step, 16)
-    with FlopCounterMode(display=False) as counter:
-        step.backward(batch, draws)
-    counted = counter.get_total_flops() / 16  # with attention, and without gradients of the first inputs
-    assert system.flops_per_image() == pytest.approx(counted, rel=0.1)
+    assert system.flops_per_image() == pytest.approx(counted_flops(system, changed), rel=0.1)
     assert stand_in_system(changed).flops_per_image() == system.flops_per_image()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils.flop_counter import FlopCounterMode
 
 import spheregen as sg
 from spheregen.errors import ConfigError, ModelFileError, TrainingError
@@ -19,10 +18,9 @@ from spheregen.models.flow_refiner import RefinedGenerator
 from spheregen.training.memory import estimate_memory
 from spheregen.training.recipe import build_recipe, load_recipe
 from spheregen.training.settings import Learner, OptimizerConfig
-from spheregen.training.step import TrainingStep
-from spheregen.training.synthetic import synthetic_batch
 from spheregen.training.systems import build_system
 from spheregen.training.trainer import train
+from tests.training.operations import counted_flops
 from tests.training.test_distributed import STEPS, Processes
 from tests.training.test_distributed import losses as losses_of
 from tests.training.test_trainer import Messages, StopAt, assert_same_run
@@ -125,7 +123,7 @@ def test_two_processes_train_as_one(tmp_path: Path, parallel: str) -> None:
     folders = []
     for count in (1, 2):
         folder = tmp_path / str(count)
-        settings = ("data.source=digits", f"train.parallel={parallel}", *PHASES)
+        settings = ("data.source=digits", f"train.parallel={parallel}", *PHASES, "loss.random_share=0.5")
         for code, messages in Processes(count, folder, *settings, recipe="flow-debug").finish():
             assert code == 0, messages
         folders.append(folder)
@@ -263,9 +261,4 @@ def test_a_critic_learns_beside_the_refiner_and_stays_out_of_the_folder(tmp_path
 def test_operations_are_those_of_a_step(values: tuple[str, ...]) -> None:
     recipe = load_recipe("flow-debug", (*values, "model.size={width: 64, depth: 2, heads: 2}"))
     system = build_system(recipe)
-    step = TrainingStep(system, recipe, device=torch.device("cpu"), precision="float32")
-    batch, draws = synthetic_batch(step, 16)
-    with FlopCounterMode(display=False) as counter:
-        step.backward(batch, draws)
-    counted = counter.get_total_flops() / 16  # with attention, and without gradients of the first inputs
-    assert system.flops_per_image() == pytest.approx(counted, rel=0.1)
+    assert system.flops_per_image() == pytest.approx(counted_flops(system, recipe), rel=0.1)
