@@ -23,7 +23,14 @@ import spheregen as sg
 from spheregen.cli.main import app
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.models.sizes import SIZES, TransformerSize
-from spheregen.training.recipe import FREE_TO_CHANGE, KINDS, AutoencoderRecipe, load_recipe, shipped_recipes
+from spheregen.training.recipe import (
+    FREE_TO_CHANGE,
+    KINDS,
+    AutoencoderRecipe,
+    TeacherConfig,
+    load_recipe,
+    shipped_recipes,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = REPOSITORY / "docs" / "recipes.md"
@@ -98,6 +105,8 @@ def schema(section: Any = AutoencoderRecipe, prefix: str = "") -> Iterator[tuple
             yield prefix + name, default
             if annotation == str | TransformerSize:
                 yield from schema(TransformerSize, f"{prefix}{name}.")
+            elif annotation == TeacherConfig | None:
+                yield from schema(TeacherConfig, f"{prefix}{name}.")
 
 
 def fields_of(section: Any) -> dict[str, tuple[Any, Any]]:
@@ -160,7 +169,7 @@ def test_the_settings_of_other_kinds_are_documented(kind: str, page: str, headin
         own |= {"tokenizer": None}
     if kind == "sphere-flow":
         usual = dict(schema())
-        mine = ("source", "autoencoder", "phases.", "sampling.")
+        mine = ("source", "autoencoder", "teacher", "phases.", "sampling.")
         own |= {key: found[key] for key in found if key.startswith(mine) and found[key] != usual.get(key, "none such")}
         own = {key: default for key, default in own.items() if not key.startswith(("autoencoder_",))}
         own |= {"model.blocks.qk_norm": True}  # the one that a refiner has on unless it is told

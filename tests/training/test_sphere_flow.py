@@ -33,6 +33,8 @@ def run(folder: Path, *overrides: str, **options: object) -> Path:
 
 BEHIND = ("autoencoder=null", "source=digits")
 """The refiner alone, behind the bundled model."""
+TAUGHT = ("autoencoder=null", "teacher.model={}", "teacher.refinement_steps=3", "loss.start_share=1")
+"""The refiner alone, which learns from one whose folder is to be put in."""
 PHASES = ("phases.joint_from=0.25", "phases.refiner_from=0.5")
 
 
@@ -174,6 +176,66 @@ def test_another_source_is_another_run(behind: Path, whole: Path, tmp_path: Path
         run(tmp_path / "other", "autoencoder=null", "source=./nowhere")
 
 
+def taught_by(folder: Path) -> tuple[str, ...]:
+    return tuple(value.format(folder) for value in TAUGHT)
+
+
+def test_a_refiner_learns_from_another(whole: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(whole, teacher)
+    config = json.loads((teacher / "config.json").read_text())
+    config["provenance"] = {"license": "CC-BY-4.0"}
+    (teacher / "config.json").write_text(json.dumps(config))
+    folder = run(tmp_path / "run", *taught_by(teacher), "sampling.refinement_steps=1")
+    log = entries(folder)
+    assert log[-1]["velocity"] < 0.9 * log[0]["velocity"]
+    assert json.loads((folder / "config.json").read_text())["provenance"]["license"] == "CC-BY-4.0"
+    stopped = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, *taught_by(teacher), "sampling.refinement_steps=1", reporter=StopAt(17))
+    run(stopped, *taught_by(teacher), "sampling.refinement_steps=1")
+    assert_same_run(stopped, folder)
+    shutil.rmtree(teacher)
+    pipe = sg.Pipeline.from_pretrained(folder, device="cpu", quiet=True)
+    before = load_model(whole / "source").model
+    assert all(torch.equal(a, b) for a, b in zip(pipe.model.source.parameters(), before.parameters(), strict=True))
+    assert pipe.generate(2).tensor.shape == (2, 1, 8, 8)
+    assert pipe.reconstruct(pipe.generate(2).images).shape == (2, 1, 8, 8)
+
+
+def test_it_starts_from_its_teacher_unless_told_otherwise(behind: Path) -> None:
+    assert load_recipe("flow-debug", taught_by(behind)).init == str(behind)
+    assert load_recipe("flow-debug", (*taught_by(behind), "init=null")).init is None
+    other = load_recipe("flow-debug", (*taught_by(behind), "init=other"))
+    assert other.init == "other"
+    assert build_recipe(other.model_dump(mode="json")) == other
+    alone = load_recipe("flow-debug", (*taught_by(behind), "init=null"))
+    assert build_recipe(alone.model_dump(mode="json")) == alone
+
+
+def test_a_smaller_refiner_learns_from_another(behind: Path, tmp_path: Path) -> None:
+    small = ("init=null", "model.size={width: 8, depth: 1, heads: 1}", "train.steps=3")
+    folder = run(tmp_path / "run", *taught_by(behind), *small)
+    assert read_architecture(folder).transformers[0].width == 8
+    taught = load_recipe("flow-debug", (*taught_by(behind), *small))
+    alone = load_recipe("flow-debug", BEHIND)
+    sizes = [estimate_memory(each, precision="float32", device_type="cpu").frozen for each in (taught, alone)]
+    assert sizes[0] > sizes[1]
+
+
+def test_another_teacher_is_another_run(behind: Path, whole: Path, tmp_path: Path) -> None:
+    short = (*taught_by(behind), "init=null", "train.steps=2")
+    folder = run(tmp_path / "run", *short)
+    with pytest.raises(TrainingError, match="teacher"):
+        run(folder, *taught_by(whole), "init=null", "train.steps=2")
+    with pytest.raises(ConfigError, match="digits is none"):
+        run(tmp_path / "other", *taught_by(Path("digits")))
+    with pytest.raises(ConfigError, match=r"model\.rho"):
+        run(tmp_path / "other", *taught_by(behind), "model.rho=0.5")
+    with pytest.raises(ModelFileError, match="nowhere"):
+        run(tmp_path / "other", *taught_by(tmp_path / "nowhere"))
+
+
 def test_a_broken_source_is_named(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(whole, folder)
@@ -207,6 +269,11 @@ def load_any(folder: Path) -> object:
     [
         (("source=digits",), "one of them"),
         (("autoencoder=null",), "one of them"),
+        (("teacher.model=digits",), "one of them"),
+        (("autoencoder=null", "teacher={}"), "teacher.model"),
+        (("autoencoder=null", "teacher={model: digits, solver: rk4}"), "euler"),
+        (("autoencoder=null", "teacher={model: digits, refinement_steps: 0}"), "refinement_steps"),
+        (("autoencoder=null", "teacher={model: digits, guidance: .inf}"), "guidance"),
         (("model.image_size=16",), "agree"),
         (("model.num_classes=5",), "num_classes"),
         (("model.latent_channels=5",), "latent_channels"),
@@ -255,10 +322,17 @@ def test_a_critic_learns_beside_the_refiner_and_stays_out_of_the_folder(tmp_path
         (*BEHIND, "loss.random_share=1"),
         ("phases.joint_from=0",),
         ("phases.joint_from=0", "loss.random_share=0.5"),
+        (*TAUGHT, "teacher.solver=euler"),
+        (*TAUGHT, "teacher.guidance=2", "teacher.refinement_guidance=2", "loss.random_share=1"),
+        (*BEHIND, "model.rho=1", "model.latent_channels=0", "model.decoder_width=0"),
     ],
-    ids=["behind", "behind, random", "joint", "joint, half random"],
+    ids=["behind", "behind, random", "joint", "joint, half random", "taught", "taught, guided", "plain"],
 )
-def test_operations_are_those_of_a_step(values: tuple[str, ...]) -> None:
-    recipe = load_recipe("flow-debug", (*values, "model.size={width: 64, depth: 2, heads: 2}"))
+def test_operations_are_those_of_a_step(values: tuple[str, ...], tmp_path: Path) -> None:
+    size = "model.size={width: 64, depth: 2, heads: 2}"
+    if "autoencoder=null" in values and values[1].startswith("teacher"):
+        teacher = run(tmp_path / "teacher", *BEHIND, size, "train.steps=1")
+        values = tuple(value.format(teacher) for value in values)
+    recipe = load_recipe("flow-debug", (*values, size))
     system = build_system(recipe)
     assert system.flops_per_image() == pytest.approx(counted_flops(system, recipe), rel=0.1)

@@ -19,6 +19,7 @@ from spheregen.losses.adversarial import CRITIC, AdversarialConfig
 from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderObjective, Passes
 from spheregen.losses.perceptual import Features, PerceptualLoss
 from spheregen.losses.reconstruction import to_unit
+from spheregen.losses.teacher import Teacher
 from spheregen.losses.terms import LossTerms, weighted_total
 from spheregen.models.flow_refiner import RefinedGenerator, RoughContext
 from spheregen.nn.critic import PatchCritic
@@ -52,6 +53,8 @@ class FlowLossConfig(AdversarialConfig):
     """Of the logit-normal law: sigmoid(N(mean, deviation^2)). Not published."""
     time_deviation: float = 1.0
     """See `time_mean`."""
+    start_share: float = 0.0
+    """Share of samples whose time is 0 instead: all that a refiner of one step sees; 0 as published."""
     label_dropout: float = 0.1
     """Share of labels that become the null class."""
 
@@ -65,7 +68,7 @@ class FlowLossConfig(AdversarialConfig):
             raise ConfigError("loss.velocity and loss.perceptual are both 0: nothing would be learned")
         if not abs(self.time_mean) < float("inf") or not 0 <= self.time_deviation < float("inf"):
             raise ConfigError("loss.time_mean is finite and loss.time_deviation not negative, and finite")
-        for name in ("label_dropout", "random_share"):
+        for name in ("label_dropout", "random_share", "start_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"loss.{name} is a probability, not {getattr(self, name):g}")
 
@@ -75,7 +78,7 @@ class FlowLossConfig(AdversarialConfig):
         return self.perceptual > 0 or self.judges_features
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
-        """Times (count,) in [0, 1] of a global batch."""
+        """Times (count,) in [0, 1] of a global batch, before some become 0."""
         if self.time_law == "uniform":
             return torch.rand(count, generator=generator)
         return torch.sigmoid(self.time_mean + self.time_deviation * torch.randn(count, generator=generator))
@@ -141,6 +144,8 @@ class FlowObjective:
         perceptual: the perceptual distance, where a term needs it.
         autoencoder: the objective of the generator in front, if it learns.
         critic: learns too, where there is an adversarial term.
+        teacher: its images are learned instead of those of the data; of these only the latents count then, and what a
+            critic sees.
 
     Raises:
         ConfigError: without a perceptual network nothing is left to learn from, or nothing for the critic to judge.
@@ -154,13 +159,16 @@ class FlowObjective:
         perceptual: PerceptualLoss | None = None,
         autoencoder: AutoencoderObjective | None = None,
         critic: PatchCritic | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         if perceptual is None and not loss.velocity:
             raise ConfigError(
                 "without a perceptual network a refiner learns from velocities: give loss.velocity a weight"
             )
         self.network, self.loss, self.noise, self.perceptual = network, loss, noise, perceptual
-        self.autoencoder = autoencoder
+        self.autoencoder, self.teacher = autoencoder, teacher
+        if teacher is not None:
+            teacher.check(network.config)
         self._adversarial = loss.adversarial_terms(critic, perceptual=perceptual is not None)
 
     def draw(
@@ -194,6 +202,7 @@ class FlowObjective:
         dropped = torch.rand(batch, generator=generator) < loss.label_dropout
         noise = directions(batch, network.image_shape, generator, rows)
         random = torch.rand(batch, generator=generator) < loss.random_share
+        times = times.masked_fill(torch.rand(batch, generator=generator) < loss.start_share, 0)
         return FlowDraws(source, times[rows], noise, strong[rows], random[rows], dropped[rows], learning, progress)
 
     def __call__(self, images: Tensor, labels: Tensor | None, draws: FlowDraws) -> LossTerms:
@@ -265,8 +274,10 @@ class FlowObjective:
         network = self.network
         _, weak, strong, _ = draws.source.dropped
         dropped = torch.where(draws.strong, strong, weak).to(point.device)
-        given = labels if network.source.num_classes else None
-        prediction, context = network.predict_with_context(point, drop_labels(given, dropped, network.num_classes))
+        given = drop_labels(labels if network.source.num_classes else None, dropped, network.num_classes)
+        if self.teacher is not None:
+            return self.teacher.rough(point, given)
+        prediction, context = network.predict_with_context(point, given)
         return network.to_image(prediction), context
 
     def _refine(
@@ -286,6 +297,8 @@ class FlowObjective:
         times = draws.times.to(x.device, x.dtype)
         t = times.view(-1, 1, 1, 1)
         given = drop_labels(labels, draws.dropped.to(x.device), network.num_classes)
+        if self.teacher is not None:
+            x = upcast(self.teacher.ends(rough.to(x.dtype), given, noise, context))
         end = network.refined(torch.lerp(start, x, t), times, given, context, rough.to(x.dtype))
         terms: dict[str, Tensor] = {}
         if self.loss.velocity:
@@ -296,11 +309,16 @@ class FlowObjective:
         of_real: Features = ()
         of_made: Features = ()
         if self.perceptual is not None and self.loss.needs_perceptual:
-            with torch.no_grad():
-                of_real = self.perceptual.features(real)
             of_made = self.perceptual.features(made)
+            if self.teacher is None or self.loss.judges_features:
+                with torch.no_grad():
+                    of_real = self.perceptual.features(real)
             if self.loss.perceptual:
-                terms["refined_perceptual"] = self.perceptual.distance(of_made, of_real).mean()
+                of_x = of_real
+                if self.teacher is not None:
+                    with torch.no_grad():
+                        of_x = self.perceptual.features(to_unit(x))
+                terms["refined_perceptual"] = self.perceptual.distance(of_made, of_x).mean()
         if self._adversarial is not None:
             terms |= self._adversarial(real, made, draws.progress, of_real, of_made)
         weights = {

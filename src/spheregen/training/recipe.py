@@ -138,6 +138,19 @@ class PhasesConfig(Section):
         return self
 
 
+class TeacherConfig(Section):
+    """A trained refiner whose images another one learns to make in fewer steps, and how it makes them."""
+
+    model: str = Field(min_length=1)
+    """A model folder of kind sphere-flow, or one of the Hub, frozen; the generator in front of it becomes that of the
+    refiner that learns."""
+    refinement_steps: int = Field(4, ge=1, le=MOST_STEPS)
+    solver: Literal["euler", "heun", "midpoint"] = "heun"
+    refinement_guidance: float = Field(1.0, ge=0, allow_inf_nan=False)
+    guidance: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Of the rough images that both refine, which are of one step."""
+
+
 class SphereFlowRecipe(Recipe):
     """System 3: a flow that refines the images of a small Sphere Encoder trained along, or of any generator."""
 
@@ -147,6 +160,9 @@ class SphereFlowRecipe(Recipe):
     `autoencoder`."""
     autoencoder: AutoencoderConfig | None = None
     """The Sphere Encoder that is trained along; None where there is a `source`."""
+    teacher: TeacherConfig | None = None
+    """The refiner to learn from instead of the images of the data; it stands for a `source`, and unless `init` is told,
+    the run starts from its weights."""
     model: FlowRefinerConfig
     noise: NoiseConfig = NoiseConfig()
     loss: FlowLossConfig = FlowLossConfig()
@@ -155,14 +171,24 @@ class SphereFlowRecipe(Recipe):
     perceptual: Perceptual = "auto"
     """Provider of the perceptual distance; `auto` takes the published networks where their weights are at hand."""
     phases: PhasesConfig = PhasesConfig()
-    """Of autoencoder and refiner; not used with a `source`."""
+    """Of autoencoder and refiner; not used with a `source` or a `teacher`."""
     autoencoder_optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SphereFlowSampling = SphereFlowSampling()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_its_teacher(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("teacher"), dict) and "init" not in values:
+            return values | {"init": values["teacher"].get("model")}
+        return values
+
     @model_validator(mode="after")
     def _one_source(self) -> SphereFlowRecipe:
-        if (self.source is None) == (self.autoencoder is None):
-            raise ValueError("give `autoencoder`, to train one along, or `source`, a trained generator: one of them")
+        if sum(each is not None for each in (self.source, self.autoencoder, self.teacher)) != 1:
+            raise ValueError(
+                "give `autoencoder`, to train one along, `source`, a trained generator, or `teacher`, a trained "
+                "refiner: one of them"
+            )
         if self.autoencoder is None:
             return self
         for name in ("image_size", "image_channels"):
@@ -213,6 +239,7 @@ FREE_TO_CHANGE = frozenset(
         "data.source",  # the fingerprint of the data decides, not its path
         "tokenizer",  # training takes the cache's
         "source",  # its fingerprint decides
+        "teacher.model",  # likewise
         "data.check",
         "data.stream",
         "data.workers",

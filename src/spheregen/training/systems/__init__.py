@@ -21,7 +21,7 @@ from spheregen.training.systems.autoencoder import AutoencoderSystem
 from spheregen.training.systems.base import Draws, System
 from spheregen.training.systems.latent_denoiser import LatentDenoiserSystem
 from spheregen.training.systems.representation import RepresentationSystem
-from spheregen.training.systems.sphere_flow import SphereFlowSystem
+from spheregen.training.systems.sphere_flow import SphereFlowSystem, check_teacher
 from spheregen.training.transfer import (
     check_denoiser_fits,
     check_fits,
@@ -71,6 +71,8 @@ def check_base(recipe: Recipe, architecture: Any) -> None:
     Raises:
         ConfigError: it is of another kind than the recipe's, or of other widths.
     """
+    if isinstance(recipe, SphereFlowRecipe) and recipe.teacher is not None and recipe.init == recipe.teacher.model:
+        check_teacher(recipe.init, architecture)  # from which it starts unasked
     if type(architecture) is not type(recipe.model):
         raise ConfigError(
             f"the model to start from is of another kind than the recipe {recipe.name} ({recipe.kind}); give one of "

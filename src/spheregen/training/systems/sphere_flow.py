@@ -15,17 +15,19 @@ from spheregen.evaluation.cost import autoencoder_cost, count_flops, generator_c
 from spheregen.losses.autoencoder import AutoencoderDraws, AutoencoderObjective
 from spheregen.losses.flow import FlowDraws, FlowObjective
 from spheregen.losses.perceptual import Features, PerceptualLoss, load_perceptual
+from spheregen.losses.teacher import Teacher
 from spheregen.losses.terms import LossTerms
 from spheregen.model_folder import SOURCE, LoadedModel, ModelInfo, load_model, read_architecture, save_model
 from spheregen.model_source import find_model
 from spheregen.models.autoencoder import SphereAutoencoder
 from spheregen.models.blank import blank_generator
-from spheregen.models.flow_refiner import FlowRefiner, RefinedGenerator, decoder_width
+from spheregen.models.flow_refiner import FlowRefiner, FlowRefinerConfig, RefinedGenerator, decoder_width
 from spheregen.models.protocol import GeneratorModule
 from spheregen.nn.batch_norm import BatchNorm
 from spheregen.nn.block import blocks_of
 from spheregen.nn.critic import PatchCritic
 from spheregen.noise import Radii
+from spheregen.sampling.flow import evaluations
 from spheregen.sampling.refinement import Refinement
 from spheregen.training.preview import save_preview
 from spheregen.training.recipe import Recipe, SphereFlowRecipe
@@ -53,17 +55,24 @@ class SphereFlowSystem:
 
     Args:
         recipe: model, losses, noise, phases and seed.
-        source: the frozen generator of the recipe's `source`; None where the autoencoder is trained along.
+        source: the frozen generator of the recipe's `source` or `teacher`; None where the autoencoder is trained along.
         perceptual: the perceptual distance; `build` finds the recipe's own.
+        teacher: the model of the recipe's `teacher`, with `source` in front.
 
     Raises:
         ConfigError: refiner and generator do not fit together.
     """
 
-    def __init__(self, recipe: SphereFlowRecipe, source: LoadedModel | None, perceptual: PerceptualLoss | None) -> None:
+    def __init__(
+        self,
+        recipe: SphereFlowRecipe,
+        source: LoadedModel | None,
+        perceptual: PerceptualLoss | None,
+        teacher: LoadedModel | None = None,
+    ) -> None:
         torch.manual_seed(recipe.train.seed)
         self.recipe, self.perceptual = recipe, perceptual
-        self.base = source
+        self.base, self.taught_by = source, teacher
         # the autoencoder is built first, so that its weights start as they would without a refiner
         autoencoder = None if recipe.autoencoder is None else SphereAutoencoder(recipe.autoencoder)
         front = source.model if source is not None else cast(GeneratorModule, autoencoder)
@@ -71,8 +80,8 @@ class SphereFlowSystem:
         widths = perceptual.widths if perceptual is not None else ()
         critic = recipe.loss.new_critic(config.image_channels, config.image_size, widths)
         self.model = Learned(autoencoder, FlowRefiner(config), critic)
-        if source is not None:
-            source.model.eval().requires_grad_(False)
+        for frozen in self.frozen:
+            frozen.eval().requires_grad_(False)
         self._objective = FlowObjective(
             RefinedGenerator(front, self.model.refiner),
             recipe.loss,
@@ -82,6 +91,7 @@ class SphereFlowSystem:
             if autoencoder is None
             else AutoencoderObjective(autoencoder, recipe.autoencoder_loss, recipe.noise, perceptual),
             critic,
+            None if teacher is None else _teacher(recipe, teacher, front),
         )
 
     @classmethod
@@ -89,10 +99,14 @@ class SphereFlowSystem:
         """The system of a recipe, with its frozen generator and the perceptual networks that it asks for.
 
         Raises:
-            ModelFileError: the generator is missing, broken or out of reach.
+            ModelFileError: the generator or the teacher is missing, broken or out of reach.
             ConfigError: the refiner does not fit it.
         """
         perceptual = load_perceptual(recipe.perceptual) if recipe.needs_perceptual else None
+        if recipe.teacher is not None:
+            folder = find_model(recipe.teacher.model)
+            check_teacher(recipe.teacher.model, read_architecture(folder))
+            return cls(recipe, load_model(folder / SOURCE), perceptual, load_model(folder))
         source = None
         if recipe.source is not None:
             source = load_model(find_model(recipe.source))
@@ -109,26 +123,35 @@ class SphereFlowSystem:
         The tokenizer of a latent denoiser in front is left out.
         """
         perceptual = synthetic_perceptual(recipe.perceptual) if recipe.needs_perceptual else None
-        source = None
-        if recipe.source is not None:
+        source = teacher = None
+        if recipe.autoencoder is None:
             source = LoadedModel(blank_generator(front_architecture(recipe)), ModelInfo())
-        return cls(recipe, source, perceptual)
+        if recipe.teacher is not None:
+            config = read_architecture(find_model(recipe.teacher.model))
+            teacher = LoadedModel(blank_generator(config, front_architecture(recipe)), ModelInfo())
+        return cls(recipe, source, perceptual, teacher)
 
     @property
     def about(self) -> Mapping[str, Any]:
         about: dict[str, Any] = {"perceptual": self.perceptual_name}
         if self.base is not None:
             about["source"] = self.base.fingerprint
+        if self.taught_by is not None:
+            about["teacher"] = self.taught_by.fingerprint
         return about
 
     @property
     def frozen(self) -> Sequence[nn.Module]:
-        networks: list[nn.Module] = [] if self.base is None else [cast(nn.Module, self.base.model)]
+        networks = [] if self.base is None else [cast(nn.Module, self.base.model)]
+        if self.taught_by is not None:
+            networks.append(cast(RefinedGenerator, self.taught_by.model).refiner)
         return networks if self.perceptual is None else [*networks, self.perceptual]
 
     @property
     def notes(self) -> Sequence[str]:
-        front = [] if self.base is None else [f"behind {self.recipe.source}"]
+        front = [] if self.recipe.source is None else [f"behind {self.recipe.source}"]
+        if self.recipe.teacher is not None:
+            front = [f"learns from {self.recipe.teacher.model}"]
         return [*front, f"perceptual loss: {self.perceptual_name}"]
 
     @property
@@ -226,10 +249,16 @@ class SphereFlowSystem:
         refines = 1.0 if self.base is not None else 1 - joint
         total = 3e9 * refines * refiner_cost(self.model.refiner.config).gflops
         seen = 0.0  # passes of the perceptual networks
+        teacher = self._objective.teacher
         if self.base is not None:
             parts = generator_cost(self.base.model)
             once = parts.generation_gflops(1)
-            total += 1e9 * (parts.generation_gflops(2) - once if encodes_once else once)
+            if recipe.model.uses_rough:
+                total += 1e9 * (parts.generation_gflops(2) - once if encodes_once else once)
+            if teacher is not None:
+                flow = teacher.refinement
+                passes = evaluations(flow.steps, flow.solver) * (1 + (flow.guidance != 1))
+                total += 1e9 * (teacher.guides_rough * once + passes * refiner_cost(teacher.network.config).gflops)
         else:
             assert recipe.autoencoder is not None
             cost, loss = autoencoder_cost(recipe.autoencoder), recipe.autoencoder_loss
@@ -309,7 +338,28 @@ def front_architecture(recipe: Recipe) -> Any:
     """
     if not isinstance(recipe, SphereFlowRecipe):
         return None
+    if recipe.teacher is not None:
+        folder = find_model(recipe.teacher.model)
+        check_teacher(recipe.teacher.model, read_architecture(folder))
+        return read_architecture(folder / SOURCE)
     return recipe.autoencoder if recipe.source is None else read_architecture(find_model(recipe.source))
+
+
+def check_teacher(name: str, architecture: Any) -> None:
+    """Refuse a teacher that is no refiner.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    if not isinstance(architecture, FlowRefinerConfig):
+        raise ConfigError(f"teacher.model is a refiner to learn from, and {name} is none; give a folder of sphere-flow")
+
+
+def _teacher(recipe: SphereFlowRecipe, loaded: LoadedModel, front: GeneratorModule) -> Teacher:
+    assert recipe.teacher is not None and isinstance(loaded.model, RefinedGenerator)
+    how = recipe.teacher
+    refinement = Refinement(how.refinement_steps, how.solver, how.refinement_guidance)
+    return Teacher(RefinedGenerator(front, loaded.model.refiner), refinement, how.guidance)
 
 
 def _of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
