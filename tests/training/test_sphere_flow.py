@@ -49,6 +49,10 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("flow") / "behind", *BEHIND)
 
 
+def taught_by(folder: Path) -> tuple[str, ...]:
+    return tuple(value.format(folder) for value in TAUGHT)
+
+
 def entries(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -120,12 +124,13 @@ def test_micro_batches_change_nothing_but_rounding(whole: Path, tmp_path: Path) 
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one(tmp_path: Path, parallel: str) -> None:
+@pytest.mark.parametrize(("parallel", "taught"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
+def test_two_processes_train_as_one(whole: Path, tmp_path: Path, parallel: str, *, taught: bool) -> None:
     folders = []
+    how = (*taught_by(whole), "teacher.guidance=2") if taught else PHASES
     for count in (1, 2):
         folder = tmp_path / str(count)
-        settings = ("data.source=digits", f"train.parallel={parallel}", *PHASES, "loss.random_share=0.5")
+        settings = ("data.source=digits", f"train.parallel={parallel}", *how, "loss.random_share=0.5")
         for code, messages in Processes(count, folder, *settings, recipe="flow-debug").finish():
             assert code == 0, messages
         folders.append(folder)
@@ -174,10 +179,6 @@ def test_another_source_is_another_run(behind: Path, whole: Path, tmp_path: Path
         run(tmp_path / "other", "autoencoder=null", f"source={whole}")
     with pytest.raises(ModelFileError, match="nowhere"):
         run(tmp_path / "other", "autoencoder=null", "source=./nowhere")
-
-
-def taught_by(folder: Path) -> tuple[str, ...]:
-    return tuple(value.format(folder) for value in TAUGHT)
 
 
 def test_a_refiner_learns_from_another(whole: Path, tmp_path: Path) -> None:
