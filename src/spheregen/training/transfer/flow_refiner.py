@@ -59,5 +59,5 @@ def check_refiner_fits(target: FlowRefinerConfig, source: FlowRefinerConfig) -> 
     if ours.width != theirs.width:
         raise ConfigError(
             f"nothing of the model fits: its refiner is {theirs.width} wide, the recipe's {ours.width}; set "
-            "model.size to its size, or train without --init"
+            "model.size to its size, or start afresh with --set init=null"
         )
