@@ -4,8 +4,8 @@
 
 A run keeps its checkpoints with `train.keep` and writes them every `train.checkpoint_every` steps. The score is the
 Frechet distance of COUNT samples, evenly of all classes, on the package's own features (`--features` for others)
-against the training images of DATA. The time is that of the run's log, without interruptions. Runs of Sphere Encoders
-and of refiners, on the CPU.
+against the training images of DATA. The time is that of the run's log, without interruptions; `--by steps` is
+fairer where other work slowed some of the runs. Runs of Sphere Encoders and of refiners, on the CPU.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def curve(
     return points
 
 
-def draw(curves: dict[str, list[dict[str, Any]]], path: Path, title: str) -> None:
-    """The curves as a picture; needs matplotlib."""
+def draw(curves: dict[str, list[dict[str, Any]]], path: Path, title: str, by: str) -> None:
+    """The curves as a picture, over minutes or steps; needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -96,8 +96,8 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path, title: str) -> Non
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, points in curves.items():
-        axes.plot([p["minutes"] for p in points], [p["frechet"] for p in points], marker="o", markersize=3, label=name)
-    axes.set(xlabel="minutes of training", ylabel=title, yscale="log")
+        axes.plot([p[by] for p in points], [p["frechet"] for p in points], marker="o", markersize=3, label=name)
+    axes.set(xlabel={"minutes": "minutes of training", "step": "training steps"}[by], ylabel=title, yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--by", choices=("minutes", "steps"), default="minutes", help="of the picture")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -140,7 +141,8 @@ def main() -> None:
     }
     write_text(arguments.out, json.dumps(curves, indent=1) + "\n")
     if arguments.picture:
-        draw(curves, arguments.picture, f"FD-{arguments.features} of {arguments.count} samples")
+        by = "step" if arguments.by == "steps" else "minutes"
+        draw(curves, arguments.picture, f"FD-{arguments.features} of {arguments.count} samples", by)
 
 
 if __name__ == "__main__":
