@@ -104,7 +104,10 @@ def test_some_begin_at_the_start_and_nothing_else_changes() -> None:
         FlowLossConfig(start_share=1.5)
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"rho": 0.5}, "rho"), ({"num_classes": 0}, "num_classes")])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"rho": 0.5}, "rho"), ({"num_classes": 0}, "num_classes"), ({"decoder_width": 0}, "decoder_width")],
+)
 def test_who_cannot_learn_from_it_is_refused(changes: dict[str, object], words: str) -> None:
     network = refined(rho=0.4)
     other = refined(network.source, **{"rho": 0.4, **changes})

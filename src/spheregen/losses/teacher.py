@@ -36,9 +36,9 @@ class Teacher:
         """Refuse a refiner that cannot learn from it.
 
         Raises:
-            ConfigError: another rho, other classes or other images.
+            ConfigError: another rho, other classes, other images, or told other things of the rough image.
         """
-        for name in ("rho", "num_classes", "image_size", "image_channels"):
+        for name in ("rho", "num_classes", "image_size", "image_channels", "latent_channels", "decoder_width"):
             ours, theirs = getattr(student, name), getattr(self.network.config, name)
             if ours != theirs:
                 raise ConfigError(f"model.{name} is {ours}, the teacher's {theirs}: they must agree")
