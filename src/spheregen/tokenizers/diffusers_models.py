@@ -281,7 +281,8 @@ def open_diffusers(
         ) from error
     if missing:
         raise ModelFileError(f"{name} lacks {len(missing)} tensors, such as {min(missing)}; give a complete model")
-    model.to(dtype)  # diffusers 0.42 leaves an AutoencoderRAE in float32
+    with quiet(*packages):  # diffusers 0.42.1 warns at every cast, even where no module should stay in float32
+        model.to(dtype)  # diffusers 0.42 leaves an AutoencoderRAE in float32
     size = record.get("image_size", getattr(model, "decoder_image_size", None)) if image_size is None else image_size
     if size is None:
         raise ConfigError(f"{name} takes images of many sizes; give image_size")
