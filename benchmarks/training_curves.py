@@ -4,8 +4,9 @@
 
 A run keeps its checkpoints with `train.keep` and writes them every `train.checkpoint_every` steps. The score is the
 Frechet distance of COUNT samples, evenly of all classes, on the package's own features (`--features` for others)
-against the training images of DATA. The time is that of the run's log, without interruptions; `--by steps` is
-fairer where other work slowed some of the runs. Runs of Sphere Encoders and of refiners, on the CPU.
+against the training images of DATA. The time is that of the run's log, without interruptions. Where other work slowed
+some of the runs, `--minutes` is fairer: the CPU time that was measured of each, spread evenly over its steps. Runs of
+Sphere Encoders and of refiners, on the CPU.
 """
 
 from __future__ import annotations
@@ -67,19 +68,21 @@ def curve(
     count: int,
     seed: int,
     every: int,
+    minutes: float | None,
 ) -> list[dict[str, Any]]:
-    """The points of a run, of every so manieth checkpoint up to the last."""
+    """The points of a run, of every so manieth checkpoint up to the last; `minutes`: of the whole run."""
     pipe = sg.Pipeline.from_pretrained(str(run), device="cpu", quiet=True)
     batch = json.loads((run / "recipe.json").read_text(encoding="utf-8"))["train"]["batch_size"]
     rates = read_series(run)["images_per_second"]
+    kept = checkpoints(run)
     points = []
-    for step, path in reversed(checkpoints(run)[::-1][::every]):
+    for step, path in reversed(kept[::-1][::every]):
         load_average(pipe, path)
         parts = pipe.stream(range(seed, seed + count), options=options)
         made = gaussian_of(extractor, ((255 * part.tensor).round().to(torch.uint8) for part in parts))
         point = {
             "step": step,
-            "minutes": training_seconds(rates, batch, step) / 60,
+            "minutes": training_seconds(rates, batch, step) / 60 if minutes is None else minutes * step / kept[-1][0],
             "frechet": frechet_distance(made, reference),
         }
         print(f"{run.name}  {step:6d} steps  {point['minutes']:6.1f} min  {point['frechet']:7.1f}", flush=True)
@@ -87,17 +90,21 @@ def curve(
     return points
 
 
-def draw(curves: dict[str, list[dict[str, Any]]], path: Path, title: str, by: str) -> None:
-    """The curves as a picture, over minutes or steps; needs matplotlib."""
+def draw(curves: dict[str, list[dict[str, Any]]], path: Path, title: str) -> None:
+    """The curves as a picture; needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(6, 3.6), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, points in curves.items():
-        axes.plot([p[by] for p in points], [p["frechet"] for p in points], marker="o", markersize=3, label=name)
-    axes.set(xlabel={"minutes": "minutes of training", "step": "training steps"}[by], ylabel=title, yscale="log")
+        axes.plot([p["minutes"] for p in points], [p["frechet"] for p in points], marker="o", markersize=3, label=name)
+    axes.set(xlabel="minutes of training", ylabel=title, yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -118,8 +125,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--by", choices=("minutes", "steps"), default="minutes", help="of the picture")
+    parser.add_argument("--minutes", type=float, nargs="+", help="of training, of each run")
     arguments = parser.parse_args()
+    if arguments.minutes and len(arguments.minutes) != len(arguments.runs):
+        parser.error(f"{len(arguments.minutes)} minutes for {len(arguments.runs)} runs; give one for each")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     extractor = load_extractor(arguments.features, device=torch.device("cpu"))
@@ -135,14 +144,20 @@ def main() -> None:
     )
     curves = {
         run.name: curve(
-            run, extractor, reference, options, count=arguments.count, seed=arguments.seed, every=arguments.every
+            run,
+            extractor,
+            reference,
+            options,
+            count=arguments.count,
+            seed=arguments.seed,
+            every=arguments.every,
+            minutes=minutes,
         )
-        for run in arguments.runs
+        for run, minutes in zip(arguments.runs, arguments.minutes or [None] * len(arguments.runs), strict=True)
     }
     write_text(arguments.out, json.dumps(curves, indent=1) + "\n")
     if arguments.picture:
-        by = "step" if arguments.by == "steps" else "minutes"
-        draw(curves, arguments.picture, f"FD-{arguments.features} of {arguments.count} samples", by)
+        draw(curves, arguments.picture, f"FD-{arguments.features} of {arguments.count} samples")
 
 
 if __name__ == "__main__":
