@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,14 @@ from spheregen.errors import SphereGenError
 Answer = TypeVar("Answer")
 Kind = Literal["data set", "model"]
 """What a repository holds."""
+
+_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+USER = re.compile(_WORD)
+"""The name of a user or an organisation."""
+REPO = re.compile(rf"(?!.*(?:--|\.\.)){_WORD}/{_WORD}")
+"""A repository, user/name; no relative path such as ../folder."""
+REVISION = re.compile(r"\w[\w.+-]*(?:/\w[\w.+-]*)*", re.ASCII)
+"""A branch, tag or commit; it becomes a file name in the Hub's cache."""
 
 _MISSING = ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from spheregen.errors import ConfigError, ModelFileError, did_you_mean
-from spheregen.hub import HubError, find_downloaded, import_hub, request
+from spheregen.hub import REPO, REVISION, USER, HubError, find_downloaded, import_hub, request
 from spheregen.model_folder import CARD, CONFIG, SOURCE, TOKENIZER, WEIGHTS, read_architecture
 
 _BUNDLED = Path(__file__).resolve().parent / "assets" / "models"
@@ -25,11 +25,7 @@ _PARTS = (TOKENIZER, SOURCE, f"{SOURCE}/{TOKENIZER}")
 _FILES = (CONFIG, WEIGHTS, CARD, *(f"{part}/{name}" for part in _PARTS for name in ("*.json", "*.safetensors", CARD)))
 _PATIENCE = 15.0  # seconds that the Hub has for its first answer
 _TAG = "spheregen"  # of every model card that we write
-_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
-_USER = re.compile(_WORD)
-_REPO = re.compile(rf"(?!.*(?:--|\.\.)){_WORD}/{_WORD}")
 _FILE_KINDS = (".safetensors", ".json", ".yaml", ".pth", ".pt", ".ckpt")  # a name that ends so is a path
-_REVISION = re.compile(r"\w[\w.+-]*(?:/\w[\w.+-]*)*", re.ASCII)  # it becomes a file name in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +110,7 @@ def find_model(name: str | Path, *, revision: str | None = None) -> Path:
         raise ModelFileError(f"{path} is a file; give the model folder that holds {CONFIG} and {WEIGHTS}")
     if text in bundled:
         return bundled[text]
-    if _REPO.fullmatch(text.partition("@")[0]) and path.suffix.lower() not in _FILE_KINDS:
+    if REPO.fullmatch(text.partition("@")[0]) and path.suffix.lower() not in _FILE_KINDS:
         return _from_hub(text, revision, path_too=True)
     if re.search(r"[/\\]|^[.~]", text):
         raise ModelFileError(f"no model folder at {path}: check for a typo, or give {_choices()}")
@@ -145,7 +141,7 @@ def push_model(
         ModelFileError: `folder` is no model folder; huggingface_hub is not installed; nobody is logged in, the account
             may not write there, the Hub cannot be reached; or a private upload would go to a public repository.
     """
-    if not _REPO.fullmatch(repo):
+    if not REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is no name for a Hub model; write user/name, of letters, digits, _ - and .")
     if token is not None and not re.fullmatch(r"[!-~]+", token):  # an HTTP library would print it in its error
         raise ConfigError("the token holds characters that no token has; copy it again, without spaces")
@@ -179,7 +175,7 @@ def list_hub_models(organisation: str, *, limit: int = 100) -> list[HubModel]:
         ConfigError: `organisation` cannot be a name, or `limit` is below 1.
         ModelFileError: huggingface_hub is not installed, or the Hub cannot be reached.
     """
-    if not _USER.fullmatch(organisation):
+    if not USER.fullmatch(organisation):
         raise ConfigError(f"{organisation!r} is no name of a user or organisation of the Hub; check for a typo")
     if limit < 1:
         raise ConfigError(f"limit is at least 1, not {limit}")
@@ -241,9 +237,9 @@ def _text(config: Mapping[str, Any], section: str, name: str) -> str | None:
 def _from_hub(reference: str, revision: str | None, *, path_too: bool) -> Path:
     """Download user/name[@revision]; `path_too`: the name could also have been meant as a path, the error says so."""
     repo, _, named = reference.partition("@")
-    if not _REPO.fullmatch(repo) or ("@" in reference and not _REVISION.fullmatch(named)):
+    if not REPO.fullmatch(repo) or ("@" in reference and not REVISION.fullmatch(named)):
         raise ModelFileError(f"{reference} is no model of the Hub; write user/name or user/name@revision")
-    if revision is not None and not _REVISION.fullmatch(revision):
+    if revision is not None and not REVISION.fullmatch(revision):
         raise ModelFileError(f"{revision!r} is no revision; give a branch, a tag or a commit")
     if named and revision is not None and named != revision:
         raise ModelFileError(f"{reference} names a revision and {revision} is another; give one of them")

@@ -17,7 +17,7 @@ def test_figures_come_with_their_recipe(run: Run) -> None:
     first = run("evaluate", "digits", "-n", "200", "--seed", "3", "--steps", "1")
     assert first.code == 0, first.err
     assert first.out.startswith("FD-own ")
-    assert "200 samples of digits" in first.out and "seeds 3 to 202" in first.out and "1 steps" in first.out
+    assert "200 samples of digits" in first.out and "seeds 3 to 202" in first.out and " 1 step," in first.out
     again = run("evaluate", "digits", "-n", "200", "--seed", "3", "--steps", "1", "--json")
     answer = json.loads(again.out)
     assert answer["line"] == first.out.strip()

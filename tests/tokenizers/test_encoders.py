@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn import functional
 
+from spheregen import external
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
 from spheregen.nn.backbones.feature_net import load_feature_net
-from spheregen.tokenizers import encoders as module
 from spheregen.tokenizers.encoders import KINDS, EncoderConfig, FrozenEncoder, build_encoder, resized
+from tests.fake_hub import FakeHub
 from tests.tokenizers import import_or_skip, random_images, shake
 
 SIGHT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
@@ -294,45 +294,10 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.Monk
     assert "\n" not in str(caught.value)
 
 
-# --- the Hub ----------------------------------------------------------------------------------------------------
-
-
-class FakeHub:
-    """Stands in for huggingface_hub: one repository that lies in a folder, or none."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.asked: list[tuple[str, str | None]] = []
-
-    def HfApi(self) -> Any:  # noqa: N802
-        def model_info(repo: str, *, revision: str | None, timeout: float) -> None:
-            self.asked.append((repo, revision))
-            if self.folder is None:
-                raise ConnectionError("no route\nto host")
-
-        return SimpleNamespace(model_info=model_info)
-
-    def hf_hub_download(self, repo: str, name: str, *, revision: str | None) -> str:
-        assert self.folder is not None
-        if not (self.folder / name).is_file():
-            raise FileNotFoundError(name)
-        return str(self.folder / name)
-
-
-def test_a_repository_of_the_hub(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = FakeHub(folders["vit"])
-    monkeypatch.setattr(module, "import_hub", lambda *_: hub)
-    place = module.locate("me/mine@v1", "the encoder", also="nothing.json")
-    assert (place.name, place.revision, place.config) == ("me/mine", "v1", folders["vit"] / "config.json")
-    assert hub.asked == [("me/mine", "v1")]
-
-
 def test_without_a_network_what_was_fetched_before_is_used(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "import_hub", lambda *_: FakeHub(None))
-    monkeypatch.setattr(module, "find_downloaded", lambda *_: None)
-    assert "me/mine for the encoder: the Hugging Face Hub cannot be reached" in refused("me/mine")
-    monkeypatch.setattr(module, "find_downloaded", lambda *_: folders["vit"])
+    monkeypatch.setattr(external, "import_hub", lambda *_: FakeHub(None))
+    monkeypatch.setattr(external, "find_downloaded", lambda *_: folders["vit"])
     encoder = build_encoder(EncoderConfig(kind="transformers", source="me/mine"), pretrained=True)
     assert encoder.channels == 32 and encoder.config.source == "me/mine"

@@ -40,13 +40,17 @@ def _samples(model: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     refined = ""
     if protocol.get("refinement_steps"):
         guidance = protocol["refinement_guidance"]
-        refined = f", refined in {protocol['refinement_steps']} steps by {protocol['solver']}, guidance {guidance}"
+        refined = f", refined in {_steps(protocol['refinement_steps'])} by {protocol['solver']}, guidance {guidance}"
     return (
         f"{whose}, seeds {protocol['seed']} to {protocol['seed'] + protocol['count'] - 1}, {protocol['labels']} "
-        f"labels, {protocol['steps']} steps, {schedule} schedule, {noise} noise, "
+        f"labels, {_steps(protocol['steps'])}, {schedule} schedule, {noise} noise, "
         f"guidance {protocol['guidance']} at {protocol['guidance_at']}{refined}, 8 bits by {protocol['quantise']}, "
         f"{protocol['dtype']} on {protocol['device']}{threads}"
     )
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count != 1 else ''}"
 
 
 def tell(figure: Figure, values: Mapping[str, float], info: Mapping[str, Any]) -> str:

@@ -19,18 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
+from spheregen.external import import_package, locate, quiet, read_json, reason
 from spheregen.files import atomic_path, write_json
 from spheregen.sphere import upcast
-from spheregen.tokenizers.encoders import (
-    KINDS,
-    Frozen,
-    check_shape,
-    import_package,
-    locate,
-    quiet,
-    read_json,
-    reason,
-)
+from spheregen.tokenizers.encoders import KINDS, Frozen, check_shape
 from spheregen.tokenizers.normaliser import Normaliser
 
 RECORD = "spheregen.json"

@@ -7,23 +7,18 @@ Legend: B samples, C image channels, S image size, N = grid^2 tokens in row-majo
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib
-import json
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spheregen.errors import ConfigError, ModelFileError, SphereGenError, check_choices
-from spheregen.hub import HubError, find_downloaded, import_hub, request
+from spheregen.errors import ConfigError, ModelFileError, check_choices
+from spheregen.external import import_package, locate, quiet, read_json, reason
 from spheregen.nn.backbones.feature_net import MIN_SIZE, WIDTHS, FeatureNet, load_feature_net
 from spheregen.sphere import upcast
 from spheregen.tokenizers.normaliser import Normaliser
@@ -32,8 +27,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
-_PATIENCE = 10.0  # seconds for the Hub's first answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,109 +356,3 @@ def _build_transformer(config: EncoderConfig, *, pretrained: bool) -> FrozenEnco
     mean, std = config.mean or kind.input[0], config.std or kind.input[1]
     full = dataclasses.replace(config, config=architecture.to_diff_dict(), mean=mean, std=std)
     return FrozenEncoder(full, TransformerTokens(net, kind, mean, std))
-
-
-# --- networks of other packages: in folders, or on the Hub ---------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a network lies."""
-
-    name: str
-    """A folder, or user/name on the Hub."""
-    revision: str | None
-    """On the Hub."""
-    config: Path
-    """Its configuration, here."""
-
-
-def locate(source: str, what: str, *, file: str = "config.json", also: str | None = None) -> Place:
-    """A folder, or a repository that the Hub has or had; of the latter only `file` and `also` are fetched here.
-
-    Args:
-        source: a folder, or user/name or user/name@revision on the Hub, kept in its usual cache and taken from there
-            without a network.
-        what: is wanted, for the message.
-        file: the configuration in it.
-        also: another file, which need not be there.
-
-    Raises:
-        ModelFileError: there is neither, or the Hub cannot be reached and the repository was never fetched.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return Place(str(folder), None, folder / file)
-    if folder.is_file():
-        raise ModelFileError(f"{folder} is a file; give the folder of {what}")
-    repo, _, given = source.partition("@")
-    revision = given or None
-    if not _REPO.fullmatch(repo):
-        raise ModelFileError(f"there is no folder {source} of {what}; give a folder, or user/name on the Hub")
-    hub = import_hub(repo, ModelFileError)
-    try:
-        # First a question that is not repeated for half a minute where there is no network.
-        request(lambda: hub.HfApi().model_info(repo, revision=revision, timeout=_PATIENCE), "model")
-        config = request(lambda: hub.hf_hub_download(repo, file, revision=revision), "model")
-        if also is not None:
-            with contextlib.suppress(HubError):
-                request(lambda: hub.hf_hub_download(repo, also, revision=revision), "model")
-    except HubError as error:
-        before = None if error.permanent else find_downloaded(hub, repo, "model", revision)
-        if before is None:
-            raise ModelFileError(f"{repo} for {what}: {error}; or give a folder") from error
-        return Place(str(before), None, before / file)
-    return Place(repo, revision, Path(config))
-
-
-def read_json(path: Path, source: str) -> dict[str, Any]:
-    """A configuration.
-
-    Raises:
-        ModelFileError: it is missing or no object.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{source} has no {path.name}; give a folder that its package wrote") from error
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path.name} of {source} cannot be read ({reason(error)}); fetch it again") from error
-    if not isinstance(found, dict):
-        raise ModelFileError(f"{path.name} of {source} is no object; fetch it again")
-    return found
-
-
-def import_package(name: str, extra: str, what: str) -> Any:
-    """An optional package.
-
-    Raises:
-        SphereGenError: it is not installed.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other packages, about each other
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise SphereGenError(f'{what} needs the package {name}: pip install "spheregen[{extra}]"') from error
-
-
-@contextlib.contextmanager
-def quiet(*packages: Any) -> Iterator[None]:
-    """No progress bars, warnings and tables of transformers and diffusers."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        for package in packages:
-            logging = package.utils.logging
-            stack.callback(logging.set_verbosity, logging.get_verbosity())
-            if logging.is_progress_bar_enabled():
-                stack.callback(logging.enable_progress_bar)
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
-        yield
-
-
-def reason(error: BaseException) -> str:
-    """The kind and the first line of another package's error."""
-    text = (str(error).strip().splitlines() or [""])[0].strip()
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -20,20 +20,13 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError, check_choices
+from spheregen.external import locate, read_json
 from spheregen.models.sizes import TransformerSize, check_images, resolve_size
 from spheregen.nn.block import BlockOptions
 from spheregen.nn.uninitialised import Uninitialised
 from spheregen.sphere import upcast
 from spheregen.tokenizers.codec import TokenCodec
-from spheregen.tokenizers.encoders import (
-    EncoderConfig,
-    Frozen,
-    FrozenEncoder,
-    build_encoder,
-    check_shape,
-    locate,
-    read_json,
-)
+from spheregen.tokenizers.encoders import EncoderConfig, Frozen, FrozenEncoder, build_encoder, check_shape
 
 
 @dataclass(frozen=True, kw_only=True)

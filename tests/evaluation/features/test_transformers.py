@@ -6,19 +6,18 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+from spheregen import external
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
 from spheregen.evaluation.features import FeatureExtractor, load_extractor
-from spheregen.evaluation.features import transformers as module
 from spheregen.evaluation.features.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from spheregen.hub import HubError
 from tests.evaluation.features.conftest import random_images
+from tests.fake_hub import FakeHub
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -149,6 +148,8 @@ def test_incomplete_folders_are_refused(folders: dict[str, Path], tmp_path: Path
     assert "has no config.json" in refused("dinov2", tmp_path)
     config = tmp_path / "config.json"
     config.write_text("[]")
+    assert "is no object" in refused("dinov2", tmp_path)
+    config.write_text("{}")
     assert "names no model_type" in refused("dinov2", tmp_path)
     config.write_text((folders["dinov2"] / "config.json").read_text())
     assert "cannot be loaded" in refused("dinov2", tmp_path)
@@ -192,26 +193,6 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.Monk
 # --- the Hub ----------------------------------------------------------------------------------------------------
 
 
-class FakeHub:
-    """Stands in for huggingface_hub: one repository that lies in a folder, or none."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.asked: list[tuple[str, str | None]] = []
-
-    def HfApi(self) -> Any:  # noqa: N802
-        def model_info(repo: str, *, revision: str | None, timeout: float) -> None:
-            self.asked.append((repo, revision))
-            if self.folder is None:
-                raise ConnectionError("no route\nto host")
-
-        return SimpleNamespace(model_info=model_info)
-
-    def hf_hub_download(self, repo: str, name: str, *, revision: str | None) -> str:
-        assert self.folder is not None
-        return str(self.folder / name)
-
-
 def test_the_network_of_the_literature_is_asked_for(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     t = import_transformers()
     hub = FakeHub(folders["dinov2"])
@@ -223,7 +204,7 @@ def test_the_network_of_the_literature_is_asked_for(folders: dict[str, Path], mo
         assert not options["trust_remote_code"]
         return build("dinov2"), {"missing_keys": []}
 
-    monkeypatch.setattr(module, "import_hub", lambda *_: hub)
+    monkeypatch.setattr(external, "import_hub", lambda *_: hub)
     monkeypatch.setattr(t.Dinov2Model, "from_pretrained", from_pretrained)
     assert "(facebook/dinov2-large)" in load_extractor("dinov2").info.title
     load_extractor("dinov2", weights="me/mine@v1")
@@ -235,24 +216,10 @@ def test_without_a_network_what_was_fetched_before_is_used(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_transformers()
-    monkeypatch.setattr(module, "import_hub", lambda *_: FakeHub(None))
-    monkeypatch.setattr(module, "find_downloaded", lambda *_: None)
+    monkeypatch.setattr(external, "import_hub", lambda *_: FakeHub(None))
+    monkeypatch.setattr(external, "find_downloaded", lambda *_: None)
     message = refused("dinov2", None)
-    assert "facebook/dinov2-large for dinov2: the Hugging Face Hub cannot be reached" in message
+    assert "facebook/dinov2-large for the feature network dinov2: the Hugging Face Hub cannot be reached" in message
     assert "dinov2=/path/to/folder" in message
-    monkeypatch.setattr(module, "find_downloaded", lambda *_: folders["dinov2"])
+    monkeypatch.setattr(external, "find_downloaded", lambda *_: folders["dinov2"])
     assert load_extractor("dinov2").info.dim == 32
-
-
-def test_an_unknown_repository_is_not_looked_for_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    import_transformers()
-
-    def request(*_: object) -> None:
-        raise HubError("the Hub has no such model", permanent=True)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(module, "request", request)
-    monkeypatch.setattr(module, "find_downloaded", refuse)
-    assert "me/typo for dinov2: the Hub has no such model" in refused("dinov2", "me/typo")

@@ -6,12 +6,7 @@ images are resized and normalised here; transformers' image processors, which ne
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import json
-import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spheregen.errors import ConfigError, ModelFileError, SphereGenError
+from spheregen.errors import ConfigError, ModelFileError
 from spheregen.evaluation.features.base import FeatureBatch, FeatureInfo
 from spheregen.evaluation.features.network import NetworkFeatures
 from spheregen.evaluation.features.preprocessing import (
@@ -31,11 +26,8 @@ from spheregen.evaluation.features.preprocessing import (
     antialiased,
     normalised,
 )
-from spheregen.hub import HubError, find_downloaded, import_hub, request
+from spheregen.external import import_package, locate, quiet, read_json, reason
 from spheregen.model_folder import weights_hash
-
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
-_PATIENCE = 10.0  # seconds for the Hub's first answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +79,6 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 _SIZE = 224  # pixels, of those that take any size
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a network lies."""
-
-    name: str
-    """A folder, or user/name on the Hub."""
-    revision: str | None
-    """On the Hub."""
-    config: Path
-    """Its config.json, here."""
 
 
 class TransformerFeatures(NetworkFeatures):
@@ -157,16 +137,19 @@ def load_transformer(name: str, weights: Path | str | None, device: torch.device
     """
     family = FAMILIES[name]
     source = str(weights) if weights is not None else family.repo
-    transformers = _import(name)
-    place = _find(source, name)
-    kind = _kind(place.config, source)
+    transformers = import_package("transformers", "encoders", f"the feature network {name}")
+    place = locate(source, f"the feature network {name}", folder=f"{name}=/path/to/folder")
+    found = read_json(place.config, source)
+    if "model_type" not in found:
+        raise ModelFileError(f"config.json of {source} names no model_type; fetch it again")
+    kind = str(found["model_type"])
     if kind not in family.kinds:
         known = " or ".join(family.kinds)
         raise ModelFileError(
             f"{source} is of model_type {kind!r}, but {name} takes {known}; give a network such as {family.repo}"
         )
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             net, report = getattr(transformers, family.kinds[kind]).from_pretrained(
                 place.name,
                 revision=place.revision or "main",
@@ -177,7 +160,7 @@ def load_transformer(name: str, weights: Path | str | None, device: torch.device
             )
     except Exception as error:  # transformers, safetensors and HTTP libraries have no common base
         raise ModelFileError(
-            f"{source} cannot be loaded ({_reason(error)}); give a folder with config.json and model.safetensors"
+            f"{source} cannot be loaded ({reason(error)}); give a folder with config.json and model.safetensors"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ModelFileError(
@@ -188,80 +171,3 @@ def load_transformer(name: str, weights: Path | str | None, device: torch.device
         raise ConfigError(f"{source} has patches of {patch} px, which do not divide {_SIZE} px; give another network")
     label = source if not Path(source).expanduser().exists() else Path(source).expanduser().resolve().name
     return TransformerFeatures(net, name, label, device)
-
-
-def _import(name: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other packages, about each other
-            return importlib.import_module("transformers")
-    except ImportError as error:
-        raise SphereGenError(
-            f'the feature network {name} needs the package transformers: pip install "spheregen[encoders]"'
-        ) from error
-
-
-def _find(source: str, name: str) -> _Place:
-    """A folder, or a repository that the Hub has or had.
-
-    Raises:
-        ModelFileError: there is neither, or the Hub cannot be reached and the repository was never fetched.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return _Place(str(folder), None, folder / "config.json")
-    if folder.is_file():
-        raise ModelFileError(f"{folder} is a file; give the folder that holds config.json and model.safetensors")
-    repo, _, given = source.partition("@")
-    revision = given or None
-    if not _REPO.fullmatch(repo):
-        raise ModelFileError(f"there is no folder {source} with weights of {name}; give a folder, or user/name")
-    hub = import_hub(repo, ModelFileError)
-    try:
-        # First a question that is not repeated for half a minute where there is no network.
-        request(lambda: hub.HfApi().model_info(repo, revision=revision, timeout=_PATIENCE), "model")
-        config = request(lambda: hub.hf_hub_download(repo, "config.json", revision=revision), "model")
-    except HubError as error:
-        before = None if error.permanent else find_downloaded(hub, repo, "model", revision)
-        if before is None:
-            raise ModelFileError(f"{repo} for {name}: {error}; or give a folder as {name}=/path/to/folder") from error
-        return _Place(str(before), None, before / "config.json")
-    return _Place(repo, revision, Path(config))
-
-
-def _kind(config: Path, source: str) -> str:
-    """The `model_type` of config.json.
-
-    Raises:
-        ModelFileError: it is missing or names none.
-    """
-    try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{source} has no config.json; give a folder that transformers wrote") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(
-            f"config.json of {source} names no model_type ({_reason(error)}); fetch it again"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars and no table of the tensors that CLIP's text part leaves over."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _reason(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0].strip()
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
