@@ -267,14 +267,13 @@ def open_diffusers(
             missing = set(report["missing_keys"])
             if class_name == "AutoencoderRAE" and missing:
                 missing -= _fill_encoder(model, missing, place.config.parent / _WEIGHTS)
+            model.to(dtype)  # diffusers leaves an AutoencoderRAE in float32; 0.42.1 warns at every cast, needed or not
     except Exception as error:  # diffusers, safetensors and HTTP libraries have no common base
         raise ModelFileError(
             f"{name} cannot be loaded ({reason(error)}); give a folder with config.json and safetensors weights"
         ) from error
     if missing:
         raise ModelFileError(f"{name} lacks {len(missing)} tensors, such as {min(missing)}; give a complete model")
-    with quiet(*packages):  # diffusers 0.42.1 warns at every cast, even where no module should stay in float32
-        model.to(dtype)  # diffusers 0.42 leaves an AutoencoderRAE in float32
     size = record.get("image_size", getattr(model, "decoder_image_size", None)) if image_size is None else image_size
     if size is None:
         raise ConfigError(f"{name} takes images of many sizes; give image_size")
