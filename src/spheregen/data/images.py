@@ -124,7 +124,7 @@ def decode_bytes(data: bytes, where: str | Callable[[], str]) -> Image.Image:
         DataError: `data` is empty, truncated, no picture, or larger than Pillow's safety limit. Names `where`.
     """
     if not data:
-        raise _bad(where, "the image is empty (0 bytes); remove it or skip it")
+        raise _bad(where, "the image is empty (0 bytes); remove it")
     try:
         # Pillow warns about oddities that do not matter here; a decompression bomb does, so that one is an error.
         with warnings.catch_warnings():
@@ -136,19 +136,20 @@ def decode_bytes(data: bytes, where: str | Callable[[], str]) -> Image.Image:
                 image.getexif()  # parsed once, here, where a warning about broken EXIF data stays quiet
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"the image is larger than Pillow's safety limit of {Image.MAX_IMAGE_PIXELS} pixels"
-        raise _bad(where, f"{limit}; scale it down or skip it") from error
+        raise _bad(where, f"{limit}; scale it down") from error
     except UnidentifiedImageError as error:
-        raise _bad(where, "not an image that Pillow can read; remove it or skip it") from error
+        raise _bad(where, "not an image that Pillow can read; remove it") from error
     except (
         Exception
     ) as error:  # broken files make decoders raise nearly anything: OSError, SyntaxError, struct.error ...
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise _bad(where, f"corrupt or truncated image ({cause}); remove it or skip it") from error
+        raise _bad(where, f"corrupt or truncated image ({cause}); remove it") from error
     return image
 
 
 def _bad(where: str | Callable[[], str], problem: str) -> DataError:
-    return DataError(f"{where if isinstance(where, str) else where()}: {problem} with data.on_error=skip")
+    named = where if isinstance(where, str) else where()
+    return DataError(f"{named}: {problem}, or in training skip it with data.on_error=skip")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -89,7 +89,7 @@ class ZipSource(ImageSource):
         if max(size, packed) > _LARGEST:
             raise DataError(
                 f"{self.describe(index)}: the image would take {size >> 20} MiB, more than the limit of "
-                f"{_LARGEST >> 20} MiB for one; remove it or skip it with data.on_error=skip"
+                f"{_LARGEST >> 20} MiB for one; remove it, or in training skip it with data.on_error=skip"
             )
         if method not in (_STORED, _DEFLATED):
             raise DataError(
@@ -124,5 +124,6 @@ class ZipSource(ImageSource):
 
     def _corrupt(self, index: int, cause: str) -> DataError:
         return DataError(
-            f"{self.describe(index)}: corrupt in the zip ({cause}); pack it again or skip it with data.on_error=skip"
+            f"{self.describe(index)}: corrupt in the zip ({cause}); pack it again, or in training skip it with "
+            "data.on_error=skip"
         )
