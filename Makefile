@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test lint types docs check clean
 
 demo: .venv/demo.stamp
 	$(BIN)/spheregen demo
@@ -23,10 +23,14 @@ lint: .venv/dev.stamp
 types: .venv/dev.stamp
 	$(BIN)/mypy
 
-check: lint types test
+# the site: docs/_build/index.html
+docs: .venv/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q -E docs docs/_build
+
+check: lint types docs test
 
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build docs/reference
 
 .venv/torch.stamp: constraints.txt
 	$(PYTHON) -m venv .venv

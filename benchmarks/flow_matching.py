@@ -20,16 +20,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from spheregen.models.trunk import NetworkCondition
 from torch import Tensor, nn
 
-from spheregen.conditioning import drop_labels
 from spheregen.data import open_writer, to_pil
 from spheregen.data.latent_cache import LatentBatches, LatentCache
-from spheregen.losses.reconstruction import to_unit
-from spheregen.model_folder import TOKENIZER
-from spheregen.models.latent_denoiser import LatentDenoiser, LatentDenoiserConfig
-from spheregen.models.trunk import NetworkCondition
-from spheregen.tokenizers.opening import open_tokenizer, save_tokenizer
+from spheregen.family.sphere_latent_encoder.network import LatentDenoiser, LatentDenoiserConfig
+from spheregen.family.terms import to_unit
+from spheregen.folders.model_folder import TOKENIZER
+from spheregen.folders.tokenizers import open_tokenizer, save_tokenizer
 from spheregen.training.ema import EMA
 from spheregen.training.optimizer import Optimizer, learning_rate, tags_by_name
 from spheregen.training.recipe import LatentDenoiserRecipe, build_recipe, load_recipe
@@ -67,10 +66,8 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(recipe.train.seed)
     model = FlowTransformer(recipe.model)
     average = EMA(model, recipe.train.ema)
-    optimizer = Optimizer(model, tags_by_name(model), recipe.optimizer)
-    rate = learning_rate(
-        recipe.optimizer, batch_size=recipe.train.batch_size, warmup=recipe.warmup_steps(cache.count), total=steps
-    )
+    optimizer = Optimizer(model, tags_by_name(model), recipe.parameter_groups)
+    schedule = {"batch_size": recipe.train.batch_size, "warmup": recipe.warmup_steps(cache.count), "total": steps}
     batches = LatentBatches(
         cache, batch_size=recipe.train.batch_size, steps=steps, seed=recipe.train.seed, flips=recipe.data.flips
     )
@@ -80,15 +77,13 @@ def train(options: argparse.Namespace) -> None:
         z, count = batch.inputs, len(batch.inputs)
         assert batch.labels is not None
         dropped = torch.rand(count, generator=draws) < recipe.loss.label_dropout
-        labels = drop_labels(batch.labels, dropped, recipe.model.num_classes)
-        assert labels is not None
+        labels = batch.labels.masked_fill(dropped, recipe.model.num_classes)
         e = torch.randn(z.shape, generator=draws)
         t = torch.sigmoid(torch.randn(count, generator=draws))
         x = torch.lerp(e, z, t.view(-1, 1, 1))
         loss = (model(x, t, labels) - (z - e)).square().mean()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
-        optimizer.step(rate(batch.step))
+        optimizer.step({"": learning_rate(recipe.optimizer, batch.step, **schedule)})
         average.update(model)
         total += loss.item()
         done = batch.step + 1

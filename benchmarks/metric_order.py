@@ -1,4 +1,4 @@
-"""Do the metrics order damaged images as their literature says? CIFAR-10, the package's own features by default.
+"""Check that the metrics order damaged images as their literature says: CIFAR-10, our own features by default.
 
 python benchmarks/metric_order.py CIFAR10 [--features own] [--count 5000]
 
@@ -21,16 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from spheregen.data import ImageOptions, load_all, open_source
-from spheregen.evaluation.features import FeatureExtractor, load_extractor
-from spheregen.evaluation.measure import FEATURE_BATCH, spread
-from spheregen.evaluation.metrics import (
-    Gaussian,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    manifold,
-    moments,
-)
+from spheregen.evaluation.images import spread
+from spheregen.measure.features import FEATURE_BATCH, FeatureExtractor, load_extractor
+from spheregen.measure.metrics import Gaussian, frechet_distance, gaussian, inception_score, kernel_distance, manifold
 
 QUALITIES = (35, 20, 12)
 """CIFAR-10's pictures are JPEG of quality 75: again at 75 changes nothing, and quality 50, of twice these steps, rounds
@@ -63,15 +56,11 @@ def features_of(extractor: FeatureExtractor, images: Tensor) -> tuple[Tensor, Te
 def measured(extractor: FeatureExtractor, images: Tensor, reference: Gaussian, real: Tensor) -> dict[str, float]:
     """All figures of a set of images."""
     features, logits = features_of(extractor, images)
-    found = manifold(features, real)
     return {
-        "frechet": frechet_distance(moments(features).gaussian, reference),
+        "frechet": frechet_distance(gaussian(features), reference),
         "kid": kernel_distance(features, real).value,
         "class_score": float("nan") if logits is None else inception_score(logits).value,
-        "precision": found.precision,
-        "recall": found.recall,
-        "density": found.density,
-        "coverage": found.coverage,
+        **vars(manifold(features, real)),
     }
 
 
@@ -87,7 +76,7 @@ def main() -> None:
     test = load_all(open_source(arguments.data, split="test"), options)
     assert train.labels is not None
     all_features, _ = features_of(extractor, train.images)
-    reference = moments(all_features).gaussian
+    reference = gaussian(all_features)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     real = all_features[order[:count]]
     mine = order[count : 2 * count]
@@ -119,10 +108,10 @@ def main() -> None:
         rows[name] = measured(extractor, make(), reference, real)
         cells = (f"{rows[name][column]:.{5 if column == 'kid' else 3}f}" for column in COLUMNS)
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-    judge(rows)
+    check_expectations(rows)
 
 
-def judge(rows: Mapping[str, Mapping[str, float]]) -> None:
+def check_expectations(rows: Mapping[str, Mapping[str, float]]) -> None:
     """Say which of the literature's expectations hold."""
     real, groups = rows["other training images"], ("blur", "noise", "shift", "JPEG", "classes", "modes")
     chains = {group: [row for name, row in rows.items() if group in name] for group in groups}

@@ -10,19 +10,17 @@ judgements and in LPIPS. The last column is the share of images for which it is.
 from __future__ import annotations
 
 import argparse
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from distortions import add_noise, blur, shift
-from PIL import Image
 
-from spheregen.losses.perceptual import PROVIDERS, PerceptualLoss, load_perceptual
+from spheregen.data import ImageOptions, load_all, open_source
+from spheregen.networks.perceptual import PROVIDERS, PerceptualLoss, load_perceptual
 
 BLURS = (0.5, 1.0, 2.0)  # deviation in pixels
 NOISES = (0.02, 0.05, 0.1, 0.2)  # deviation, images in [0, 1]
@@ -87,16 +85,8 @@ def markdown(rows: list[Row]) -> str:
 
 
 def read_images(folder: Path, count: int) -> torch.Tensor:
-    """The first `count` test images of CIFAR-10's parquet files in `folder`, (N, 3, 32, 32) in [0, 1]."""
-    files = sorted(folder.glob("test-*.parquet"))
-    if not files:
-        raise SystemExit(f"{folder} holds no test-*.parquet; give the folder of CIFAR-10's parquet files with --data")
-    cells = pq.read_table(files[0], columns=["image"]).slice(0, count).column("image").to_pylist()
-    arrays = []
-    for cell in cells:
-        with Image.open(io.BytesIO(cell["bytes"])) as picture:
-            arrays.append(np.asarray(picture.convert("RGB")))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    """Return the first `count` test images of CIFAR-10 in `folder`, (N, 3, 32, 32) in [0, 1]."""
+    return load_all(open_source(folder, split="test"), ImageOptions(image_size=32), limit=count).images / 255
 
 
 def milliseconds(work: Callable[[], object], repeats: int = 10) -> float:

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.pipeline import Pipeline
 from spheregen.training.recipe import load_recipe
 

@@ -29,7 +29,7 @@ GROUP_ROWS = 100  # rows of a parquet row group: what Hugging Face datasets writ
 BATCH, IMAGE_SIZE, EARLY_STEP = 32, 64, 100
 
 
-def pictures() -> list[bytes]:
+def noise_images() -> list[bytes]:
     """A few noise JPEGs; a counter behind their end makes each copy a different file."""
     generator = np.random.default_rng(0)
     result = []
@@ -46,7 +46,7 @@ def build(folder: Path, total: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    images = pictures()
+    images = noise_images()
     size = sum(map(len, images)) // len(images)
     count, per_shard = total // size, max(1, SHARD_BYTES // size)
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])

@@ -22,11 +22,10 @@ import torch
 import spheregen as sg
 from spheregen.data import ImageOptions, load_all, open_source
 from spheregen.errors import ConfigError
-from spheregen.evaluation.features import FeatureExtractor, load_extractor
-from spheregen.evaluation.measure import FEATURE_BATCH
-from spheregen.evaluation.metrics import Gaussian, Moments, frechet_distance
 from spheregen.files import write_text
-from spheregen.model_folder import load_tensors
+from spheregen.folders.model_folder import load_tensors
+from spheregen.measure.features import FEATURE_BATCH, FeatureExtractor, load_extractor
+from spheregen.measure.metrics import Gaussian, Moments, frechet_distance
 from spheregen.pipeline import GenerationOptions
 from spheregen.training.checkpoint import checkpoints
 from spheregen.training.plots import read_series, training_seconds

@@ -2,7 +2,7 @@
 
     python scripts/train_feature_net.py --data ../shared/data/cifar10
 
-DATA holds train-*.parquet and test-*.parquet with the columns image{bytes, path} and label. The recipe is the
+DATA holds the train and test split. The recipe is the
 usual one for few epochs: Nesterov SGD with one triangle of the learning rate, label smoothing, random crops, flips,
 a small cut-out and, on half of the images, faint noise. After training, batch norm is folded into the convolutions,
 the weights are stored in float16, and the accuracy that is printed and stored is that of the written file, read back
@@ -12,45 +12,28 @@ as the package reads it.
 from __future__ import annotations
 
 import argparse
-import io
+import copy
 import shlex
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional
+from torch.nn.utils import fuse_conv_bn_eval
 
+from spheregen.data import ImageOptions, load_all, open_source
 from spheregen.files import atomic_path
-from spheregen.nn.backbones.feature_net import ASSET, FeatureNet, load_feature_net
+from spheregen.networks.backbones.feature_net import ASSET, ConvUnit, FeatureNet, load_feature_net
 
 PADDING = 4  # random crops shift by up to this many pixels
 HOLE = 8  # side of the cut-out
 
 
-def read_split(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of the parquet files `split`-*.parquet, in their order."""
-    files = sorted(folder.glob(f"{split}-*.parquet"))
-    if not files:
-        raise SystemExit(
-            f"{folder} holds no {split}-*.parquet; give the folder of CIFAR-10's parquet files with --data"
-        )
-    images, labels = [], []
-    for file in files:
-        table = pq.read_table(file)
-        labels += table.column("label").to_pylist()
-        for cell in table.column("image").to_pylist():
-            with Image.open(io.BytesIO(cell["bytes"])) as picture:
-                images.append(np.asarray(picture.convert("RGB")))
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
-
-
 def augment(padded: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
-    """Random crop, flip, cut-out and noise of images uint8 (B, 3, 40, 40), drawn per sample; float (B, 3, 32, 32)."""
+    """Crop, flip, cut and add noise to images uint8 (B, 3, 40, 40), drawn per sample; float (B, 3, 32, 32)."""
     count, _, side, _ = padded.shape
     size = side - 2 * PADDING
     steps = torch.arange(size)
@@ -73,7 +56,7 @@ def augment(padded: torch.Tensor, noise: float, generator: torch.Generator) -> t
 
 @torch.inference_mode()
 def accuracy(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of correct classes for images uint8 (N, 3, 32, 32)."""
+    """Return the share of correct classes for images uint8 (N, 3, 32, 32)."""
     hits = [
         (net(batch.float().div(255)).argmax(1) == target).sum().item()
         for batch, target in zip(images.split(500), labels.split(500), strict=True)
@@ -81,11 +64,32 @@ def accuracy(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -
     return float(sum(hits)) / len(labels)
 
 
+def units(net: FeatureNet) -> list[ConvUnit]:
+    return [module for module in net.modules() if isinstance(module, ConvUnit)]
+
+
+def with_batch_norm(net: FeatureNet) -> FeatureNet:
+    """Put a batch norm behind each convolution, to train from scratch."""
+    for unit in units(net):
+        width = unit.conv.out_channels
+        plain = nn.Conv2d(unit.conv.in_channels, width, 3, padding=1, bias=False)
+        unit.conv = nn.Sequential(plain, nn.BatchNorm2d(width))  # type: ignore[assignment]
+    return net
+
+
+def folded(net: FeatureNet) -> FeatureNet:
+    """Return a copy whose plain convolutions equal those with batch norm in evaluation."""
+    plain = copy.deepcopy(net).eval()
+    for unit in units(plain):
+        unit.conv = fuse_conv_bn_eval(*unit.conv)  # type: ignore[misc]
+    return plain
+
+
 def train(images: torch.Tensor, labels: torch.Tensor, options: argparse.Namespace) -> FeatureNet:
-    """The network with batch norm after `options.epochs` passes over images uint8 (N, 3, 32, 32)."""
+    """Return the network with batch norm after `options.epochs` passes over images uint8 (N, 3, 32, 32)."""
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
-    net = FeatureNet(batch_norm=True)
+    net = with_batch_norm(FeatureNet())
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     decayed = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
@@ -117,10 +121,6 @@ def train(images: torch.Tensor, labels: torch.Tensor, options: argparse.Namespac
             if step % 50 == 0 or step == per_epoch:
                 seconds = time.monotonic() - start
                 print(f"epoch {epoch + 1} step {step}/{per_epoch} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
-            if options.max_steps and step >= options.max_steps:
-                return net
-        if options.check_every and (epoch + 1) % options.check_every == 0:
-            print(f"epoch {epoch + 1} test accuracy {accuracy(net.eval(), *options.test):.4f}", flush=True)
     return net
 
 
@@ -134,19 +134,15 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--noise", type=float, default=0.1, help="highest deviation of the noise on training images")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--check-every", type=int, default=3, help="epochs between looks at the test split; 0: only at the end"
-    )
-    parser.add_argument(
-        "--max-steps", type=int, default=0, help="stop after so many steps, to measure the time; 0: never"
-    )
     options = parser.parse_args()
 
-    images, labels = read_split(options.data, "train")
-    options.test = read_split(options.data, "test")
-    net = train(images, labels, options).eval()
-    before = accuracy(net, *options.test)
-    tensors = {name: tensor.to(torch.float16).contiguous() for name, tensor in net.fold().state_dict().items()}
+    options_32 = ImageOptions(image_size=32)
+    train_set, test_set = (load_all(open_source(options.data, split=split), options_32) for split in ("train", "test"))
+    assert train_set.labels is not None and test_set.labels is not None
+    test = (test_set.images, test_set.labels)
+    net = train(train_set.images, train_set.labels, options).eval()
+    before = accuracy(net, *test)
+    tensors = {name: tensor.to(torch.float16).contiguous() for name, tensor in folded(net).state_dict().items()}
     metadata = {
         "network": "FeatureNet",
         "data": "CIFAR-10 train split",
@@ -158,7 +154,7 @@ def main() -> None:
     for _ in range(2):
         with atomic_path(options.out) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-        metadata["test_accuracy"] = f"{accuracy(load_feature_net(options.out), *options.test):.4f}"
+        metadata["test_accuracy"] = f"{accuracy(load_feature_net(options.out), *test):.4f}"
     size = options.out.stat().st_size
     print(f"test accuracy {before:.4f} with batch norm, {metadata['test_accuracy']} as shipped")
     print(f"{options.out}: {size} bytes")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 
-from spheregen.weights import FOLDER_VARIABLE
+from spheregen.networks.weights import FOLDER_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -38,5 +37,5 @@ def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("no test may use the network")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
     return tmp_path / "hub" / "checkpoints"

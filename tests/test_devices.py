@@ -1,32 +1,30 @@
-"""What memory there is: what the system says, within the limits of the container."""
+"""The memory that there is: what the system says, within the limits of the container."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
-from spheregen import devices as module
-from spheregen.devices import available_memory
+from spheregen.devices import _memory_limits, available_memory
 
 
-def test_available_memory_minds_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("_", ".", 1)).write_text(text)
+
+
+def test_available_memory_minds_the_container(tmp_path: Path) -> None:
     found = available_memory(torch.device("cpu"))
     assert found is None or found > 0
-    assert available_memory(torch.device("mps")) is None
-    info = tmp_path / "meminfo"
-    info.write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
-    assert module._meminfo(info) == 2048 << 10
-    assert module._meminfo(tmp_path / "missing") is None
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 200000\n")
-    assert 500_000 in module._container_limits(tmp_path)
-    (tmp_path / "memory.max").write_text("max\n")
-    old = tmp_path / "memory"
-    old.mkdir()
-    (old / "memory.limit_in_bytes").write_text("5000")
-    (old / "memory.usage_in_bytes").write_text("6000")
-    monkeypatch.setattr(module, "_meminfo", lambda: 10**6)
-    assert list(module._container_limits(tmp_path)) == [-1000]
+    assert available_memory(torch.device("meta")) is None
+    assert list(_memory_limits(tmp_path)) == []
+    write(tmp_path / "proc", meminfo="MemTotal: 9 kB\nMemAvailable:    2048 kB\nHugePages_Total: 0\n")
+    write(tmp_path / "proc" / "self", cgroup="0::/jobs/7\n")
+    groups = tmp_path / "sys" / "fs" / "cgroup"
+    write(groups, memory_max="max\n", memory_current="700000\n")
+    write(groups / "jobs" / "7", memory_max="1000000\n", memory_current="700000\n")
+    write(groups / "jobs" / "7", memory_stat="anon 1\ninactive_file 200000\n")
+    write(groups / "memory", memory_limit_in_bytes="5000", memory_usage_in_bytes="6000")
+    assert list(_memory_limits(tmp_path)) == [2048 << 10, 500_000, -1000]

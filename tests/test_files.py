@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-import spheregen.model_folder
 from spheregen.errors import SphereGenError
-from spheregen.files import atomic_path, write_json, write_text
-from spheregen.model_folder import (
+from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
+from spheregen.files import atomic_path, write_text
+from spheregen.folders.model_folder import (
     ModelInfo,
     load_model,
     load_tensors,
@@ -22,8 +22,7 @@ from spheregen.model_folder import (
     save_model,
     save_tensors,
 )
-from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
-from spheregen.models.sizes import TransformerSize
+from spheregen.nn.sizes import TransformerSize
 
 
 def names(folder: Path) -> list[str]:
@@ -57,59 +56,11 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure:
         assert path.read_text() == "old"
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    with pytest.raises(SphereGenError) as caught, atomic_path(path):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    assert "No space left on device" in message
-    assert "free space" in message
-
-
-def test_a_failing_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def fail(*_: Any) -> None:
-        raise OSError(errno.EIO, "broken disk")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(SphereGenError, match="broken disk"):
-        write_text(path, "new")
-    assert names(tmp_path) == ["file.txt"]
-    assert path.read_text() == "old"
-
-
-def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SphereGenError, match="cannot write"):
-        write_text(tmp_path / "file" / "inside.txt", "text")
-
-
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
 def test_files_have_ordinary_permissions(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "")
     (tmp_path / "b").write_text("")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
-
-
-def test_write_json(tmp_path: Path) -> None:
-    value = {"name": "Käse", "numbers": [1, 2.5, None]}
-    write_json(tmp_path / "a.json", value)
-    text = (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert json.loads(text) == value
-    assert "Käse" in text
-    assert text.endswith("}\n")
-
-
-def test_an_unwritable_value_leaves_the_old_json(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", 1)
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a.json", object())
-    assert (tmp_path / "a.json").read_text() == "1\n"
-    assert names(tmp_path) == ["a.json"]
 
 
 def test_tensors_round_trip(tmp_path: Path) -> None:
@@ -143,9 +94,9 @@ def test_a_failing_write_leaves_the_previous_model(kind: str, tmp_path: Path, mo
         Path(path).write_bytes(b"half")
         if kind == "OSError":
             raise OSError(errno.ENOSPC, "No space left on device")
-        raise spheregen.model_folder.SafetensorError("No space left on device\nmore")
+        raise SafetensorError("No space left on device\nmore")
 
-    monkeypatch.setattr(spheregen.model_folder, "save_file", fail)
+    monkeypatch.setattr("spheregen.tensors.save_file", fail)
     with pytest.raises(SphereGenError, match="No space left on device") as caught:
         save_model(tmp_path, new, ModelInfo(), title="new")
     assert "\n" not in str(caught.value)
@@ -165,7 +116,8 @@ def test_fingerprints_tell_weights_apart_and_not_folders(tmp_path: Path) -> None
 
 
 def test_a_large_file_is_fingerprinted_all_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spheregen.model_folder, "_FINGERPRINTED", 2560)
+    monkeypatch.setattr("spheregen.folders.model_folder._FINGERPRINTED", 2560)
+    monkeypatch.setattr("spheregen.folders.model_folder.inner_weights", lambda folder: [])
     path = tmp_path / "model.safetensors"
     content = bytearray(10_000)
     path.write_bytes(content)

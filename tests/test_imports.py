@@ -28,19 +28,17 @@ OPTIONAL = {
     "huggingface_hub",
 }
 NOT_IN_THE_MATHS = OPTIONAL | {"pydantic", "PIL", "pyarrow", "yaml", "rich", "typer"}
-MATHS = ("sphere", "prior", "noise", "conditioning", "nn", "models", "losses", "sampling")
+MATHS = ("sphere", "prior", "noise", "conditioning", "protocol", "nn", "sampling")
 
 
 def maths_modules() -> list[str]:
     """Every module of the maths, the ones in folders included."""
-    names = []
+    files = [*PACKAGE.glob("family/*/network.py"), *PACKAGE.glob("family/*/loss.py")]
     for name in MATHS:
         path = PACKAGE / name
-        files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
-        for file in files:
-            parts = file.relative_to(PACKAGE).with_suffix("").parts
-            names.append(".".join(("spheregen", *(part for part in parts if part != "__init__"))))
-    return sorted(names)
+        files += path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+    parts = [file.relative_to(PACKAGE.parent).with_suffix("").parts for file in files]
+    return sorted(".".join(part for part in each if part != "__init__") for each in parts)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +61,7 @@ def test_the_package_alone_loads_nothing_heavy(loaded: dict[str, set[str]]) -> N
 
 
 def test_the_maths_loads_torch_alone(loaded: dict[str, set[str]]) -> None:
-    assert "spheregen.losses.autoencoder" in maths_modules()
+    assert "spheregen.family.sphere_encoder.loss" in maths_modules()
     assert "torch" in loaded["maths"]
     assert not loaded["maths"] & NOT_IN_THE_MATHS
 
@@ -72,43 +70,13 @@ def test_the_main_path_loads_no_optional_package(loaded: dict[str, set[str]]) ->
     assert not loaded["main path"] & OPTIONAL
 
 
-def test_no_import_goes_up() -> None:
-    """sphere <- nn <- models <- sampling, losses: the lower ones never read the higher ones."""
-    order = {
-        "sphere": 0,
-        "prior": 1,
-        "nn": 1,
-        "conditioning": 2,
-        "noise": 2,
-        "models": 3,
-        "tokenizers": 4,
-        "losses": 4,
-        "sampling": 4,
-    }
-    helpers = {"errors", "files", "devices", "weights"}
-    for module in maths_modules():
-        place = module.split(".")[1]
-        file = PACKAGE.joinpath(*module.split(".")[1:])
-        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
-        for line in file.read_text(encoding="utf-8").splitlines():
-            words = line.split()
-            if words[:1] in (["from"], ["import"]) and words[1].startswith("spheregen."):
-                other = words[1].split(".")[1]
-                if other in helpers:
-                    continue
-                assert other in order, f"{module} reads {other}"
-                assert order[other] <= order[place], f"{module} reads {other}"
-
-
 @pytest.mark.parametrize("name", sg.__all__)
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(sg, name) is not None
     assert name in dir(sg)
 
 
-@pytest.mark.parametrize(
-    "module", ["sampling", "data", "evaluation", "interop", "losses", "models", "tokenizers", "training"]
-)
+@pytest.mark.parametrize("module", ["sampling", "data", "evaluation", "family", "interop", "training"])
 def test_what_modules_export_exists(module: str) -> None:
     imported = importlib.import_module(f"spheregen.{module}")
     for name in getattr(imported, "__all__", ()):

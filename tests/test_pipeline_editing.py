@@ -1,4 +1,4 @@
-"""Pictures changed, joined, varied, interpolated and restored by a pipeline; records of how pictures were made."""
+"""Images changed, joined, varied, interpolated and restored by a pipeline; how images say that they were made."""
 
 from __future__ import annotations
 
@@ -23,19 +23,40 @@ from spheregen import batching
 from spheregen.batching import images_at_once, in_batches
 from spheregen.data import encode_png, read_metadata, save_png
 from spheregen.errors import DataError
-from spheregen.metadata import read_record
-from spheregen.model_folder import ModelInfo
+from spheregen.pipeline.record import read_record
 from spheregen.sampling import MASKS, crossover_mask, seeded_noise
 from spheregen.sphere import angle_between
+from tests.factories import KINDS, images_of, tiny_pipeline
 from tests.sampling.latent_generator import LatentGenerator
-from tests.sampling.test_restoration import Dim
-from tests.test_pipeline import KINDS, pipeline_of, refuses
+from tests.sampling.test_restoration import dim
+from tests.test_pipeline import close, refuses
 
 Call = Callable[..., sg.PipelineOutput]
 
+A, B = images_of(), images_of(seed=1)
+HOLE = torch.zeros(1, 8, 8)
+HOLE[:, 2:6, 3:8] = 1
+IMAGES: dict[str, Call] = {  # methods of one image each
+    "edit": lambda pipe, x, **o: pipe.edit(x, **o),
+    "crossover": lambda pipe, x, **o: pipe.crossover(x, x.flip(0), **o),
+    "inpaint": lambda pipe, x, **o: pipe.inpaint(x, HOLE, **o),
+    "upscale": lambda pipe, x, **o: pipe.upscale(x, 2, **o),
+}
+ALL: dict[str, Call] = {
+    **IMAGES,
+    "vary": lambda pipe, x, **o: pipe.vary(x[0], 3, **o),
+    "interpolate": lambda pipe, x, **o: pipe.interpolate([x[0], x[1]], 3, **o),
+}
 
-def rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+@pytest.fixture(scope="module", params=KINDS)
+def pipe(request: pytest.FixtureRequest) -> sg.Pipeline:
+    return tiny_pipeline(kind=request.param)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def unconditional(request: pytest.FixtureRequest) -> sg.Pipeline:
+    return tiny_pipeline(0, kind=request.param)
 
 
 def predicting(pipe: sg.Pipeline) -> torch.nn.Module:
@@ -46,70 +67,23 @@ def predicting(pipe: sg.Pipeline) -> torch.nn.Module:
     return network
 
 
-def close(a: Tensor, b: Tensor, within: float = 2e-5) -> None:
-    torch.testing.assert_close(a, b, atol=within, rtol=0)
-
-
-def bytes_of(count: int = 3, size: int = 8, seed: int = 0) -> Tensor:
-    """Pictures of 8 bits, in [0, 1]."""
-    return (rand(count, 3, size, size, seed=seed) * 255).round() / 255
-
-
-A, B = bytes_of(), bytes_of(seed=1)
-HOLE = torch.zeros(1, 8, 8)
-HOLE[:, 2:6, 3:8] = 1
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def pipe(request: pytest.FixtureRequest) -> sg.Pipeline:
-    return pipeline_of(kind=request.param)
-
-
-@pytest.fixture(scope="module")
-def autoencoding() -> sg.Pipeline:
-    """Where a test needs a model that encodes and decodes at every step, or a folder."""
-    return pipeline_of()
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def unconditional(request: pytest.FixtureRequest) -> sg.Pipeline:
-    return pipeline_of(0, kind=request.param)
-
-
-PICTURES: dict[str, Call] = {  # methods of one picture each
-    "edit": lambda pipe, x, **o: pipe.edit(x, **o),
-    "crossover": lambda pipe, x, **o: pipe.crossover(x, x.flip(0), **o),
-    "inpaint": lambda pipe, x, **o: pipe.inpaint(x, HOLE, **o),
-    "upscale": lambda pipe, x, **o: pipe.upscale(x, 2, **o),
-}
-OTHERS: dict[str, Call] = {
-    "vary": lambda pipe, x, **o: pipe.vary(x[0], 3, **o),
-    "interpolate": lambda pipe, x, **o: pipe.interpolate([x[0], x[1]], 3, **({"labels": o.pop("label", None)} | o)),
-}
-ALL = {**PICTURES, **OTHERS}
-
-
 # what all of them have in common --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", ALL)
-def test_shapes_seeds_trajectory_and_settings(name: str, steps: int, classes: int, kind: str) -> None:
-    output = ALL[name](pipeline_of(classes, kind), A, steps=steps, seed=5, strength=0.3)
-    assert output.tensor.shape == (3, 3, 8, 8) and output.tensor.dtype == torch.float32
-    assert output.tensor.device.type == "cpu" and not output.tensor.requires_grad
-    assert 0 <= output.tensor.min() <= output.tensor.max() <= 1
-    assert len(output.trajectory) == steps
-    assert torch.equal(output.trajectory[-1], output.tensor)
-    assert all(images.shape == output.tensor.shape for images in output.trajectory)
-    assert output.labels is None  # of the null class there is nothing to say
-    assert {"edit": name, "steps": steps, "strength": 0.3, "guidance": 1.0}.items() <= output.settings.items()
-    if name != "interpolate":
-        assert output.seeds == (5, 6, 7)
-    assert output.settings["schedule"] == ("decay" if name in ("inpaint", "upscale") else "fixed")
-    assert [image.size for image in output.images] == [(8, 8)] * 3
+def test_shapes_seeds_trajectory_and_settings(name: str, classes: int) -> None:
+    for kind in KINDS:
+        for steps in (1, 3):
+            output = ALL[name](tiny_pipeline(classes, kind), A, steps=steps, seed=5, strength=0.3)
+            assert output.tensor.shape == (3, 3, 8, 8) and output.tensor.dtype == torch.float32
+            assert output.tensor.device.type == "cpu" and not output.tensor.requires_grad
+            assert 0 <= output.tensor.min() <= output.tensor.max() <= 1
+            assert len(output.trajectory) == steps and torch.equal(output.trajectory[-1], output.tensor)
+            assert output.labels is None  # of the null class there is nothing to say
+            assert {"edit": name, "steps": steps, "strength": 0.3, "guidance": 1.0}.items() <= output.settings.items()
+            assert output.seeds == (5, 6, 7) or name == "interpolate"
+            assert output.settings["schedule"] == ("decay" if name in ("inpaint", "upscale") else "fixed")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -122,50 +96,53 @@ def test_the_settings_say_how_it_was_made(pipe: sg.Pipeline, name: str) -> None:
     }
     place, *others = pipe.model.guidance_places
     options: dict[str, Any] = {"schedule": "decay", "guidance": 2.0, "guidance_at": place, "share_noise": False}
-    output = ALL[name](pipe, A, label="dog", steps=2, **options)
+    output = ALL[name](pipe, A, labels="dog", steps=3, **options)
     assert {**options, **own.get(name, {})}.items() <= output.settings.items()
     assert json.loads(json.dumps(dict(output.settings))) == output.settings
-    # and each of them matters
-    for change in (
+    for change in (  # and each of them matters
         {"schedule": "fixed"},
         {"guidance": 1.0},
         *({"guidance_at": other} for other in others),
         {"strength": 0.9},
-        {"steps": 3},
+        {"steps": 4},
+        {"share_noise": True},
     ):
-        other = ALL[name](pipe, A, **{"label": "dog", "steps": 2, **options, **change})
+        other = ALL[name](pipe, A, **{"labels": "dog", "steps": 3, **options, **change})
         assert not torch.allclose(other.tensor, output.tensor, atol=1e-5), change
-    three = ALL[name](pipe, A, label="dog", **(options | {"steps": 3}))
-    assert not torch.allclose(
-        ALL[name](pipe, A, label="dog", **(options | {"steps": 3, "share_noise": True})).tensor, three.tensor, atol=1e-5
-    )
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_label_by_name_or_number(pipe: sg.Pipeline, name: str) -> None:
-    output = ALL[name](pipe, A, label="horse", steps=1)
+def test_labels_by_name_or_number_for_all_or_each(pipe: sg.Pipeline, name: str) -> None:
+    output = ALL[name](pipe, A, labels="horse", steps=1)
     assert output.labels == (2, 2, 2)
     assert output.settings["guidance"] == 1.3  # the model's, where there is a class to guide to
     assert not torch.allclose(output.tensor, ALL[name](pipe, A, steps=1).tensor, atol=1e-4)
     for label in (2, "2", np.int64(2), torch.tensor(2)):
-        again = ALL[name](pipe, A, label=label, steps=1)
-        assert torch.equal(again.tensor, output.tensor) and again.labels == output.labels
+        assert torch.equal(ALL[name](pipe, A, labels=label, steps=1).tensor, output.tensor)
+    if name in IMAGES:
+        each = IMAGES[name](pipe, A, labels=["cat", 1, "horse"], steps=1)
+        assert each.labels == (0, 1, 2)
+        close(each.tensor[2], output.tensor[2])
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_label_for_each_picture(pipe: sg.Pipeline, name: str) -> None:
-    output = PICTURES[name](pipe, A, label=["cat", 1, "horse"], steps=2)
-    assert output.labels == (0, 1, 2)
-    for i, label in enumerate(("cat", "dog", "horse")):
-        alone = PICTURES[name](pipe, A, label=label, steps=2)
-        close(alone.tensor[i], output.tensor[i])
-
-
-def by_batches(call: Call, kind: str) -> list[sg.PipelineOutput]:
-    """The same request all at once, in sevens and one by one."""
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda pipe: pipe.edit(images_of(64, seed=3), [0, 1] * 32, steps=2, share_noise=False),
+        lambda pipe: pipe.crossover(images_of(16), images_of(16, seed=1), mask="diagonal", labels="dog", steps=2),
+        lambda pipe: pipe.inpaint(images_of(16), HOLE, steps=2),
+        lambda pipe: pipe.upscale(images_of(16), 2, steps=2),
+        lambda pipe: pipe.vary(A[0], 16, steps=2, labels=1),
+        lambda pipe: pipe.interpolate([3, 4], 16, steps=2, share_noise=False),
+        lambda pipe: pipe.interpolate([3, A[0], 4, A[1]], 4, steps=2),
+    ],
+    ids=range(7),
+)
+def test_images_do_not_depend_on_the_batch_size(call: Call, kind: str) -> None:
     results = []
     for size in (64, 7, 1):
-        pipe = pipeline_of(kind=kind)
+        pipe = tiny_pipeline(kind=kind)
         pipe.batch_size = size
         results.append(call(pipe))
     for other in results[1:]:
@@ -173,67 +150,22 @@ def by_batches(call: Call, kind: str) -> list[sg.PipelineOutput]:
         assert (other.seeds, other.labels, other.settings) == (results[0].seeds, results[0].labels, results[0].settings)
         for images, expected in zip(other.trajectory, results[0].trajectory, strict=True):
             close(images, expected)
-    return results
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("name", "count", "options"),
-    [
-        ("edit", 64, {"label": [0, 1] * 32, "share_noise": False}),
-        ("crossover", 16, {"mask": "diagonal", "label": "dog"}),
-        ("inpaint", 16, {}),
-        ("upscale", 16, {}),
-    ],
-)
-def test_pictures_do_not_depend_on_the_batch_size(name: str, count: int, options: dict[str, Any], kind: str) -> None:
-    results = by_batches(lambda pipe: PICTURES[name](pipe, bytes_of(count, seed=3), steps=2, **options), kind)
-    assert len(results[0].tensor) == count
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_variations_and_frames_do_not_depend_on_the_batch_size(kind: str) -> None:
-    by_batches(lambda pipe: pipe.vary(A[0], 16, steps=2, label=1), kind)
-    by_batches(lambda pipe: pipe.interpolate([3, 4], 16, steps=2, share_noise=False), kind)
-    by_batches(lambda pipe: pipe.interpolate([3, A[0], 4, A[1]], 4, steps=2), kind)
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_depends_on_its_own_seed_alone(pipe: sg.Pipeline, name: str) -> None:
-    together = PICTURES[name](pipe, A.roll(1, 0), seed=10).tensor
-    close(PICTURES[name](pipe, A.roll(1, 0), seed=10).tensor, together, 0)
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_depends_on_its_own_seed_alone(pipe: sg.Pipeline, name: str) -> None:
+    together = IMAGES[name](pipe, A.roll(1, 0), seed=10).tensor
+    assert torch.equal(IMAGES[name](pipe, A.roll(1, 0), seed=10).tensor, together)
     if name != "crossover":  # which would have another partner
-        alone = PICTURES[name](pipe, A.roll(1, 0)[2:], seed=12).tensor
-        close(alone[0], together[2])
-    assert not torch.allclose(PICTURES[name](pipe, A.roll(1, 0), seed=11).tensor, together, atol=1e-4)
-
-
-def test_pictures_of_any_form(pipe: sg.Pipeline, tmp_path: Path) -> None:
-    expected = pipe.edit(A[:1]).tensor
-    (image,) = sg.PipelineOutput(A[:1], (0,), None, {}).images
-    image.save(tmp_path / "a.png")
-    for given in (image, [image], tmp_path / "a.png", str(tmp_path / "a.png"), np.asarray(image), A[0]):
-        close(pipe.edit(given).tensor, expected)
-    assert pipe.edit(Image.new("RGBA", (30, 11))).tensor.shape == (1, 3, 8, 8)
-
-
-@pytest.mark.parametrize("classes", [0, 3])
-def test_a_saved_model_edits_the_same(classes: int, tmp_path: Path) -> None:
-    pipe = pipeline_of(classes)
-    pipe.save_pretrained(tmp_path / "model")
-    again = sg.Pipeline.from_pretrained(tmp_path / "model", device="cpu")
-    for call in ALL.values():
-        first, second = call(pipe, A, steps=2), call(again, A, steps=2)
-        assert torch.equal(first.tensor, second.tensor)
-        assert first.settings == second.settings
-        assert second.origin["fingerprint"] == again.fingerprint != ""
+        close(IMAGES[name](pipe, A.roll(1, 0)[2:], seed=12).tensor[0], together[2])
+    assert not torch.allclose(IMAGES[name](pipe, A.roll(1, 0), seed=11).tensor, together, atol=1e-4)
 
 
 def test_a_guidance_and_a_schedule_of_your_own(pipe: sg.Pipeline, tmp_path: Path) -> None:
     for name, call in ALL.items():
-        output = call(pipe, A, steps=2, guidance=Dim(), schedule=lambda t, steps: 0.5)
+        output = call(pipe, A, steps=2, guidance=dim, schedule=lambda t, steps: 0.5)
         assert output.tensor.sub(0.5).abs().max() < 0.1 + 1e-6 or name in ("inpaint", "upscale"), name
-        assert "Dim" in output.metadata(0)["settings"]
+        assert "dim" in output.metadata(0)["settings"]
         output.save(tmp_path / name)
 
 
@@ -255,14 +187,14 @@ def test_given_noise_is_the_seeds_own(pipe: sg.Pipeline, name: str, share: bool)
         only = pipe.generate(3, seed=4, steps=steps, share_noise=share, labels=1, noise=drawn.initial)
         assert torch.equal(only.tensor, expected.tensor)
         return
-    expected = PICTURES[name](pipe, A, seed=4, steps=steps, share_noise=share)
-    output = PICTURES[name](pipe, A, seed=99, steps=steps, step_noise=given)
+    expected = IMAGES[name](pipe, A, seed=4, steps=steps, share_noise=share)
+    output = IMAGES[name](pipe, A, seed=99, steps=steps, step_noise=given)
     assert torch.equal(output.tensor, expected.tensor)
-    assert not torch.allclose(PICTURES[name](pipe, A, seed=99, steps=steps).tensor, expected.tensor, atol=1e-4)
+    assert not torch.allclose(IMAGES[name](pipe, A, seed=99, steps=steps).tensor, expected.tensor, atol=1e-4)
 
 
 def test_given_noise_is_split_with_its_batch() -> None:
-    whole, parts = pipeline_of(), pipeline_of()
+    whole, parts = tiny_pipeline(), tiny_pipeline()
     parts.batch_size = 2
     noise, fresh = torch.randn(3, 4, 4), [torch.randn(3, 4, 4) for _ in range(2)]
     for given in (noise, fresh):
@@ -299,13 +231,13 @@ def decodes_of(pipe: sg.Pipeline) -> list[int]:
 
 @pytest.mark.parametrize("name", ["generate", *ALL])
 def test_the_pictures_of_steps_are_decoded_when_asked_for(name: str) -> None:
-    pipe = pipeline_of(kind="latents")
+    pipe = tiny_pipeline(kind="latents")
     pipe.batch_size = 2
     counted = decodes_of(pipe)
     if name == "generate":
         output = pipe.generate(3, steps=3, trajectory=True)
     else:
-        output = ALL[name](pipe, A, steps=3, label="dog")
+        output = ALL[name](pipe, A, steps=3, labels="dog")
     each_step = name == "upscale"  # agrees with the small pictures at every step
     assert counted == [2] * (3 if each_step else 1) + [1] * (3 if each_step else 1)
     trajectory = output.trajectory
@@ -318,24 +250,20 @@ def test_the_pictures_of_steps_are_decoded_when_asked_for(name: str) -> None:
             close(images, pipe.generate(3, steps=steps).tensor)
 
 
-def test_nobody_asked_for_steps(pipe: sg.Pipeline) -> None:
-    assert pipe.generate(3, steps=3, batch_size=2).trajectory == ()
-
-
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_place_that_a_model_has_not_is_refused(guidance: float) -> None:
-    pipe = pipeline_of(kind="latents")
+    pipe = tiny_pipeline(kind="latents")
     options: dict[str, Any] = {"guidance": guidance, "guidance_at": "pixel"}
     refuses(lambda: pipe.generate(2, **options), "no pixel guidance", "set guidance_at to latent or both")
     for call in ALL.values():
-        refuses(lambda call=call: call(pipe, A, label="dog", **options), "no pixel guidance")  # type: ignore[misc]
+        refuses(lambda call=call: call(pipe, A, labels="dog", **options), "no pixel guidance")  # type: ignore[misc]
     both, latent = (pipe.generate(2, guidance=guidance, guidance_at=place).tensor for place in ("both", "latent"))
     assert torch.equal(both, latent)
 
 
 def test_a_crossover_of_latents_takes_the_tokens_of_each_picture() -> None:
     """Pictures are encoded whole, and joined after that."""
-    pipe = pipeline_of(0, "latents", identity=True)
+    pipe = tiny_pipeline(0, "latents", identity=True)
     seen: list[Tensor] = []
     pipe.model.tokenizer.encoder.register_forward_pre_hook(lambda _, x: seen.append(x[0]))  # type: ignore[attr-defined]
     output = pipe.crossover(A, B, mask="left-right", strength=0.0, steps=1)
@@ -345,7 +273,7 @@ def test_a_crossover_of_latents_takes_the_tokens_of_each_picture() -> None:
     close(output.tensor, pipe.decode(torch.where(left, *raw)), 1e-5)
 
 
-# edit and crossover ---------------------------------------------------------------------------------------------------
+# each of them ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_edit_without_noise_reconstructs_under_the_class(pipe: sg.Pipeline, unconditional: sg.Pipeline) -> None:
@@ -356,18 +284,12 @@ def test_an_edit_without_noise_reconstructs_under_the_class(pipe: sg.Pipeline, u
 
 
 def test_the_models_schedule_is_for_generation_alone() -> None:
-    pipe = pipeline_of()
+    pipe = tiny_pipeline()
     pipe.info = dataclasses.replace(pipe.info, sampling={"schedule": "decay", "steps": 3, "guidance_at": "latent"})
     assert pipe.generate(1).settings["schedule"] == "decay"
     output = pipe.edit(A)
     assert output.settings["schedule"] == "fixed" and output.settings["steps"] == 4
     assert output.settings["guidance_at"] == "latent"
-
-
-def test_the_guidance_of_a_recipe_says_nothing_without_classes() -> None:
-    pipe = pipeline_of(0)
-    pipe.info = dataclasses.replace(pipe.info, sampling={"guidance": 1.4})
-    assert pipe.generate(1).settings["guidance"] == pipe.edit(A).settings["guidance"] == 1.0
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -384,7 +306,7 @@ def test_a_mask_picture_equals_the_named_mask(pipe: sg.Pipeline, tmp_path: Path)
     drawn = Image.fromarray((shape[0] * 255).byte().numpy())
     drawn.save(tmp_path / "mask.png")
     masks: dict[str, list[Any]] = {
-        "picture": [drawn, shape, shape[0].numpy(), np.asarray(drawn)],
+        "image": [drawn, shape, shape[0].numpy(), np.asarray(drawn)],
         str(tmp_path / "mask.png"): [tmp_path / "mask.png", str(tmp_path / "mask.png")],
     }
     for shown, given in masks.items():
@@ -396,25 +318,14 @@ def test_a_mask_picture_equals_the_named_mask(pipe: sg.Pipeline, tmp_path: Path)
 
 def test_a_crossover_is_an_edit_of_the_joined_picture(pipe: sg.Pipeline) -> None:
     joined = torch.cat([A[..., :4], B[..., 4:]], dim=-1)
-    close(pipe.crossover(A, B, seed=3, label="cat").tensor, pipe.edit(joined, "cat", seed=3).tensor)
+    close(pipe.crossover(A, B, seed=3, labels="cat").tensor, pipe.edit(joined, "cat", seed=3).tensor)
     same = pipe.crossover(A, A, mask="diagonal", seed=3)
     close(same.tensor, pipe.edit(A, seed=3).tensor)
 
 
-def test_crossover_refuses_what_does_not_pair(pipe: sg.Pipeline) -> None:
-    refuses(lambda: pipe.crossover(A, B[:2]), "not 3 and 2")
-    refuses(lambda: pipe.crossover(A, B, mask="left-rigth"), "unknown mask", "did you mean 'left-right'")
-    refuses(lambda: pipe.crossover(A, B, mask="no such file.png"), "unknown mask", "or a picture")
-    refuses(lambda: pipe.crossover(A, B, mask=Path("none.png")), "none.png")
-    refuses(lambda: pipe.crossover(A, B, mask=torch.zeros(1, 5, 5)), "5 x 5 pixels")
-
-
-# vary -----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("label", [None, "dog"])
 def test_no_angle_is_the_reconstruction(pipe: sg.Pipeline, label: str | None) -> None:
-    output = pipe.vary(A[0], 4, angle=0, label=label, guidance=1.0)
+    output = pipe.vary(A[0], 4, angle=0, labels=label, guidance=1.0)
     close(output.tensor, pipe.reconstruct(A[0], label).expand(4, 3, 8, 8))
 
 
@@ -433,9 +344,6 @@ def test_variations_decode_points_at_their_angle(pipe: sg.Pipeline, angle: float
     close(refined.trajectory[0], output.tensor)
 
 
-# interpolate ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("schedule", "share"), [("fixed", True), ("decay", False)])
 @pytest.mark.parametrize("steps", [1, 3])
@@ -444,7 +352,7 @@ def test_the_ends_between_seeds_are_what_generate_makes(
     path: str, steps: int, share: bool, schedule: str, kind: str
 ) -> None:
     for classes in (3, 0):
-        pipe = pipeline_of(classes, kind)
+        pipe = tiny_pipeline(classes, kind)
         # by default too, the steps go as the model's
         pipe.info = dataclasses.replace(pipe.info, sampling={**pipe.info.sampling, "schedule": schedule})
         output = pipe.interpolate([7, 11], 5, path=path, steps=steps, share_noise=share)
@@ -481,15 +389,6 @@ def test_from_class_to_class(pipe: sg.Pipeline, steps: int, guidance: float) -> 
     assert output.labels is None  # a mixture is no class
 
 
-LABELS: tuple[Any, ...] = ("horse", ["horse", 2])
-
-
-def test_one_label_is_for_both_ends(pipe: sg.Pipeline) -> None:
-    one, each = (pipe.interpolate([5, 6], 3, labels=labels) for labels in LABELS)
-    assert torch.equal(one.tensor, each.tensor) and one.labels == (2, 2, 2)
-    close(one.tensor[[0, -1]], pipe.generate(seeds=[5, 6], labels=2, steps=1).tensor, 1e-4)
-
-
 @pytest.mark.parametrize("steps", [1, 2])
 def test_four_corners(pipe: sg.Pipeline, steps: int) -> None:
     seeds, frames = [3, 4, 5, 6], 4
@@ -506,27 +405,13 @@ def test_four_corners(pipe: sg.Pipeline, steps: int) -> None:
     close(labelled.tensor, pipe.generate(seeds=[3] * 4, labels=[0, 1, 2, 1], steps=1).tensor, 1e-4)
 
 
-def test_frames_have_names_of_their_own(pipe: sg.Pipeline, tmp_path: Path) -> None:
-    """All frames between seeds have one seed; a file for each all the same."""
-    output = pipe.interpolate([5, 9], 4)
-    output.save(tmp_path / "frames")
-    names = [f"{i:06d}.png" for i in range(4)]
-    assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == names
-    for name, expected in zip(names, output.images, strict=True):
-        with Image.open(tmp_path / "frames" / name) as image:
-            assert np.array_equal(np.asarray(image), np.asarray(expected))
-
-
-# inpaint and upscale --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("label", [None, "dog"])
 def test_inpainting_keeps_known_pixels(label: str | None, dtype: torch.dtype, kind: str) -> None:
-    pipe = pipeline_of(kind=kind)
+    pipe = tiny_pipeline(kind=kind)
     pipe.model.to(dtype)
-    output = pipe.inpaint(A, HOLE, label=label, steps=3)
+    output = pipe.inpaint(A, HOLE, labels=label, steps=3)
     known = (HOLE == 0).expand(3, 8, 8).permute(1, 2, 0).numpy()
     for image, given in zip(output.images, sg.PipelineOutput(A, (0, 1, 2), None, {}).images, strict=True):
         assert np.array_equal(np.asarray(image)[known], np.asarray(given)[known])
@@ -535,11 +420,11 @@ def test_inpainting_keeps_known_pixels(label: str | None, dtype: torch.dtype, ki
         tolerance = 1e-6 if dtype == torch.float32 else 1e-3
         close(images * (1 - HOLE), A * (1 - HOLE), tolerance)
     hidden = torch.where(HOLE == 1, torch.rand(3, 3, 8, 8), A)  # what was there does not matter
-    assert torch.equal(pipe.inpaint(hidden, HOLE, label=label, steps=3).tensor, output.tensor)
+    assert torch.equal(pipe.inpaint(hidden, HOLE, labels=label, steps=3).tensor, output.tensor)
 
 
 def test_a_large_picture_is_inpainted_under_its_own_mask(pipe: sg.Pipeline) -> None:
-    large, hole = bytes_of(1, 32), torch.zeros(1, 32, 32)
+    large, hole = images_of(1, 32), torch.zeros(1, 32, 32)
     hole[:, :16] = 1
     output = pipe.inpaint(large[0], hole, steps=2)
     small = functional.avg_pool2d(large, 4)
@@ -549,9 +434,9 @@ def test_a_large_picture_is_inpainted_under_its_own_mask(pipe: sg.Pipeline) -> N
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_an_enlargement_averages_back(pipe: sg.Pipeline, factor: int) -> None:
-    small = (0.3 + 0.4 * bytes_of(2, 8 // factor)).mul(255).round() / 255
+    small = (0.3 + 0.4 * images_of(2, 8 // factor)).mul(255).round() / 255
     for given in (None, factor):
-        output = pipe.upscale(small, given, steps=3, guidance=Dim())
+        output = pipe.upscale(small, given, steps=3, guidance=dim)
         assert output.settings["factor"] == factor
         for images in output.trajectory:
             close(functional.avg_pool2d(images, factor), small, 1e-5)
@@ -561,7 +446,7 @@ def test_the_factor_follows_the_shorter_side(pipe: sg.Pipeline) -> None:
     assert pipe.upscale([np.zeros((4, 9)), np.zeros((7, 4))], steps=1).settings["factor"] == 2
     assert pipe.upscale(A, steps=1).settings["factor"] == 1
     close(pipe.upscale(A, steps=1).tensor, A, 1e-6)
-    reduced = pipe.upscale(bytes_of(1, 30), 4, steps=2, guidance=Dim())  # a large picture is reduced first
+    reduced = pipe.upscale(images_of(1, 30), 4, steps=2, guidance=dim)  # a large picture is reduced first
     assert reduced.tensor.shape == (1, 3, 8, 8)
     refuses(lambda: pipe.upscale([np.zeros((4, 4)), np.zeros((2, 2))]), "sides of 2 and 4 px", "give a factor")
     for side in (3, 5, 16):
@@ -570,91 +455,68 @@ def test_the_factor_follows_the_shorter_side(pipe: sg.Pipeline) -> None:
         refuses(lambda factor=factor: pipe.upscale(A, factor), "divide the model's 8 px", f"{factor} does not")  # type: ignore[misc]
 
 
-# impossible requests --------------------------------------------------------------------------------------------------
+# errors ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(
-    ("options", "reasons"),
+    ("options", "named"),
     [
-        ({"steps": 0}, ["steps is at least 1, not 0"]),
-        ({"steps": -1}, ["steps is at least 1, not -1"]),
-        ({"strength": -0.1}, ["strength is a fraction of the training noise", "-0.1"]),
-        ({"strength": float("nan")}, ["strength is a fraction", "nan"]),
-        ({"strength": float("inf")}, ["strength is a fraction", "inf"]),
-        ({"schedule": "fix"}, ["did you mean 'fixed'"]),
-        ({"schedule": [1, 1, 1], "steps": 2}, ["schedule of 3 numbers"]),
-        ({"schedule": lambda t, steps: -1.0, "steps": 2}, ["finite numbers from 0 up"]),
-        ({"guidance": -1.0, "label": 1}, ["guidance is not negative"]),
-        ({"guidance": float("nan"), "label": 1}, ["guidance is not negative"]),
-        ({"guidance_at": "pixels", "label": 1}, ["did you mean 'pixel'"]),
-        ({"label": "hors"}, ["unknown class 'hors'", "did you mean 'horse'", "cat, dog, horse"]),
-        ({"label": 3}, ["label 3 is outside the 3 classes"]),
-        ({"label": -1}, ["label -1 is outside"]),
-        ({"label": [0, 1, 2, 0]}, ["4 labels for"]),
-        ({"seed": -1}, ["not -1"]),
-        ({"seed": 2**63}, ["2^63"]),
+        ({"steps": 0}, "steps"),
+        ({"steps": "two"}, "steps"),
+        ({"strength": -0.1}, "strength"),
+        ({"strength": float("nan")}, "strength"),
+        ({"schedule": "fix"}, "did you mean 'fixed'"),
+        ({"schedule": [1, 1, 1], "steps": 2}, "schedule of 3 numbers"),
+        ({"schedule": lambda t, steps: -1.0, "steps": 2}, "finite numbers"),
+        ({"guidance": -1.0, "labels": 1}, "guidance"),
+        ({"guidance_at": "pixels", "labels": 1}, "did you mean 'pixel'"),
+        ({"labels": "hors"}, "did you mean 'horse'"),
+        ({"labels": 3}, "label 3"),
+        ({"labels": [0, 1, 2, 0]}, "4 labels"),
+        ({"seed": -1}, "not -1"),
+        ({"stepps": 3}, "did you mean 'steps'"),
     ],
 )
-def test_impossible_options_are_refused(
-    pipe: sg.Pipeline, name: str, options: dict[str, Any], reasons: list[str]
-) -> None:
-    refuses(lambda: ALL[name](pipe, A, **options), *reasons)
+def test_impossible_options_are_refused(name: str, options: dict[str, Any], named: str) -> None:
+    refuses(lambda: ALL[name](tiny_pipeline(), A, **options), named)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_unknown_keywords_are_refused(pipe: sg.Pipeline, name: str) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'stepps'"):
-        ALL[name](pipe, A, stepps=3)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'stepps'"):
-        pipe.generate(1, stepps=3)  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_an_unconditional_model_refuses_labels_and_guidance(unconditional: sg.Pipeline, name: str) -> None:
+def test_guidance_wants_labels_and_labels_want_classes(unconditional: sg.Pipeline, name: str) -> None:
     for label in (0, "cat"):
-        refuses(lambda label=label: ALL[name](unconditional, A, label=label), "unconditional", "leave the label out")  # type: ignore[misc]
+        refuses(lambda label=label: ALL[name](unconditional, A, labels=label), "unconditional")  # type: ignore[misc]
     refuses(lambda: ALL[name](unconditional, A, guidance=1.5), "give labels")
-
-
-@pytest.mark.parametrize("name", [name for name in ALL if name != "interpolate"])
-def test_guidance_without_a_label_is_refused(pipe: sg.Pipeline, name: str) -> None:
-    refuses(lambda: ALL[name](pipe, A, guidance=1.5), "guidance steers towards a class", "give labels")
+    if name != "interpolate":
+        refuses(lambda: ALL[name](tiny_pipeline(), A, guidance=1.5), "give labels")
 
 
 @pytest.mark.parametrize(
-    ("call", "reasons"),
+    ("call", "named"),
     [
-        (lambda pipe: pipe.edit([]), ["no images were given"]),
-        (lambda pipe: pipe.edit("nothing.png"), ["nothing.png"]),
-        (lambda pipe: pipe.edit(A - 1), ["[0, 1]"]),
-        (lambda pipe: pipe.vary(A), ["one picture at a time"]),
-        (lambda pipe: pipe.vary(A[0], 0), ["at least 1, not 0"]),
-        (lambda pipe: pipe.vary(A[0], angle=200), ["between 0 and 180 degrees, not 200"]),
-        (lambda pipe: pipe.vary(A[0], angle=-1), ["between 0 and 180 degrees"]),
-        (lambda pipe: pipe.vary(A[0], angle=float("nan")), ["between 0 and 180 degrees"]),
-        (lambda pipe: pipe.interpolate([1, 2], 1), ["frames is at least 2", "not 1"]),
-        (lambda pipe: pipe.interpolate([1, 2, 3], 4), ["two ends or the four corners", "not 3"]),
-        (lambda pipe: pipe.interpolate([], 4), ["not 0"]),
-        (lambda pipe: pipe.interpolate([1], 4), ["not 1"]),
-        (lambda pipe: pipe.interpolate([1, -2], 4), ["not -2"]),
-        (lambda pipe: pipe.interpolate([1, 2], 4, path="slurp"), ["unknown path 'slurp'; did you mean 'slerp'"]),
-        (lambda pipe: pipe.interpolate([1, 2], 4, labels=["cat"]), ["1 labels for 2 pictures"]),
-        (lambda pipe: pipe.interpolate([1, 2], 4, labels=["cat", "dgo"]), ["did you mean 'dog'"]),
-        (lambda pipe: pipe.interpolate(["none.png", 2], 4), ["none.png"]),
-        (lambda pipe: pipe.interpolate([3.5, 2], 4), ["float is no picture"]),
-        (lambda pipe: pipe.inpaint(A, torch.zeros(1, 3, 3)), ["3 x 3 pixels"]),
-        (lambda pipe: pipe.inpaint(A, torch.full((1, 8, 8), 3.0)), ["from 3 to 3"]),
-        (lambda pipe: pipe.inpaint(A, "none.png"), ["none.png"]),
+        (lambda pipe: pipe.edit([]), "no images"),
+        (lambda pipe: pipe.edit("nothing.png"), "nothing.png"),
+        (lambda pipe: pipe.crossover(A, B[:2]), "3 and 2"),
+        (lambda pipe: pipe.crossover(A, B, mask="left-rigth"), "did you mean 'left-right'"),
+        (lambda pipe: pipe.crossover(A, B, mask=Path("none.png")), "none.png"),
+        (lambda pipe: pipe.crossover(A, B, mask=torch.zeros(1, 5, 5)), "5 x 5"),
+        (lambda pipe: pipe.vary(A), "one image"),
+        (lambda pipe: pipe.vary(A[0], 0), "not 0"),
+        (lambda pipe: pipe.vary(A[0], angle=200), "200"),
+        (lambda pipe: pipe.vary(A[0], angle=float("nan")), "nan"),
+        (lambda pipe: pipe.interpolate([1, 2], 1), "frames"),
+        (lambda pipe: pipe.interpolate([1, 2, 3], 4), "not 3"),
+        (lambda pipe: pipe.interpolate([1, -2], 4), "not -2"),
+        (lambda pipe: pipe.interpolate([1, 2], 4, path="slurp"), "did you mean 'slerp'"),
+        (lambda pipe: pipe.interpolate([1, 2], 4, labels=["cat"]), "1 labels"),
+        (lambda pipe: pipe.interpolate([3.5, 2], 4), "float"),
+        (lambda pipe: pipe.inpaint(A, torch.zeros(1, 3, 3)), "3 x 3"),
+        (lambda pipe: pipe.inpaint(A, "none.png"), "none.png"),
+        (lambda pipe: sg.Pipeline(pipe.model, device="cpu", batch_size=0), "batch_size"),
     ],
 )
-def test_impossible_requests_are_refused(pipe: sg.Pipeline, call: Call, reasons: list[str]) -> None:
-    refuses(lambda: call(pipe), *reasons)
-
-
-@pytest.mark.parametrize("size", [0, -1])
-def test_impossible_batch_sizes_are_refused(pipe: sg.Pipeline, size: int) -> None:
-    refuses(lambda: sg.Pipeline(pipe.model, device="cpu", batch_size=size), "batch_size is at least 1")
+def test_impossible_requests_are_refused(call: Call, named: str) -> None:
+    refuses(lambda: call(tiny_pipeline()), named)
 
 
 # batches --------------------------------------------------------------------------------------------------------------
@@ -692,22 +554,14 @@ def test_not_even_one_fits(size: int) -> None:
     refuses(lambda: list(in_batches(4, size, full_beyond(0, []))), "not even one image", "device=cpu")
 
 
-def test_other_errors_pass() -> None:
-    def run(part: slice) -> None:
-        raise RuntimeError("a bug")
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        list(in_batches(4, 2, run))
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["generate", *PICTURES])
+@pytest.mark.parametrize("name", ["generate", *IMAGES])
 def test_a_pipeline_goes_on_where_memory_is_short(name: str, kind: str) -> None:
     def call(pipe: sg.Pipeline) -> Tensor:
-        return (pipe.generate(9, steps=2) if name == "generate" else PICTURES[name](pipe, bytes_of(9), steps=2)).tensor
+        return (pipe.generate(9, steps=2) if name == "generate" else IMAGES[name](pipe, images_of(9), steps=2)).tensor
 
     def short_of(most: int) -> sg.Pipeline:
-        pipe = pipeline_of(kind=kind)
+        pipe = tiny_pipeline(kind=kind)
 
         def fill(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if arguments[0].shape[0] > most:
@@ -716,13 +570,13 @@ def test_a_pipeline_goes_on_where_memory_is_short(name: str, kind: str) -> None:
         predicting(pipe).register_forward_pre_hook(fill)
         return pipe
 
-    close(call(short_of(4)), call(pipeline_of(kind=kind)))
+    close(call(short_of(4)), call(tiny_pipeline(kind=kind)))
     refuses(lambda: call(short_of(0)), "not even one image")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_follow_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = pipeline_of(kind=kind)
+    pipe = tiny_pipeline(kind=kind)
     cpu = torch.device("cpu")
 
     def with_memory(available: int | None) -> int:
@@ -734,11 +588,11 @@ def test_batches_follow_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -
     assert with_memory(None) == sizes[-1]  # more is no faster
     assert images_at_once(pipe.model, cpu, guided=True) == sizes[-1] // 2  # condition and null class go together
     if kind == "images":
-        larger = pipeline_of(latent_channels=64)
+        larger = tiny_pipeline(latent_channels=64)
         monkeypatch.setattr(batching, "available_memory", lambda device: 3 * 10**5)
         assert images_at_once(larger.model, cpu) <= images_at_once(pipe.model, cpu)
     monkeypatch.setattr(batching, "available_memory", lambda device: 0)
-    fresh = pipeline_of(kind=kind)
+    fresh = tiny_pipeline(kind=kind)
     counted: list[int] = []
     predicting(fresh).register_forward_pre_hook(lambda _, arguments: counted.append(len(arguments[0])))
     close(fresh.generate(3, guidance=1.0).tensor, pipe.generate(3, guidance=1.0).tensor)
@@ -756,7 +610,7 @@ def test_batches_follow_the_widest_layer(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.nn.Linear(8, 10**5),
         torch.nn.Conv2d(8, 10**5, 3, padding=1),
     ):
-        model = pipeline_of(0, "latents", identity=True).model
+        model = tiny_pipeline(0, "latents", identity=True).model
         model.tokenizer.extra = layer  # type: ignore[attr-defined]
         sizes.append(images_at_once(model, gpu))
     assert sizes[0] == sizes[1] > sizes[2] > sizes[3] >= 1
@@ -765,7 +619,7 @@ def test_batches_follow_the_widest_layer(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_progress_is_told_for_several_batches(capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = pipeline_of()
+    pipe = tiny_pipeline()
     pipe.progress, pipe.batch_size = True, 2
     pipe.edit(A, steps=1)
     assert "3/3" in capsys.readouterr().err
@@ -774,7 +628,7 @@ def test_progress_is_told_for_several_batches(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
 
 
-# records --------------------------------------------------------------------------------------------------------------
+# records and files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", [0, 3])
@@ -782,7 +636,7 @@ def test_progress_is_told_for_several_batches(capsys: pytest.CaptureFixture[str]
     "options", [{}, {"steps": 3, "schedule": [0.5, 0.25]}, {"share_noise": False, "guidance_at": "pixel"}]
 )
 def test_a_saved_picture_can_be_made_again(classes: int, options: dict[str, Any], tmp_path: Path) -> None:
-    pipe = pipeline_of(classes)
+    pipe = tiny_pipeline(classes)
     pipe.name, pipe.fingerprint = "digits", "abc"
     output = pipe.generate(3, seed=40, **options)
     output.save(tmp_path)
@@ -801,12 +655,6 @@ def test_a_saved_picture_can_be_made_again(classes: int, options: dict[str, Any]
             assert text["class"] == pipe.info.class_names[record.label]
 
 
-def test_classes_without_names_are_numbers() -> None:
-    pipe = sg.Pipeline(pipeline_of().model, ModelInfo(), device="cpu")
-    metadata = pipe.generate(1, labels=2).metadata(0)
-    assert metadata["label"] == metadata["class"] == "2"
-
-
 def record_of(pipe: sg.Pipeline, tmp_path: Path, **changes: str | None) -> Path:
     """A picture whose text was changed."""
     output = pipe.generate(1, labels=1)
@@ -819,69 +667,44 @@ GOOD: dict[str, Any] = {"steps": 2, "schedule": "fixed", "guidance": 1.3, "guida
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    "changes",
     [
-        ({"seed": None}, "does not say how it was made"),
-        ({"settings": None}, "does not say how it was made"),
-        ({"seed": "many"}, "damaged record"),
-        ({"seed": ""}, "damaged record"),
-        ({"seed": "9" * 5000}, "damaged record"),
-        ({"label": "cat"}, "damaged record"),
-        ({"settings": ""}, "damaged record"),
-        ({"settings": "{"}, "damaged record"),
-        ({"settings": "null"}, "damaged record"),
-        ({"settings": "5"}, "damaged record"),
-        ({"settings": '"edit"'}, "damaged record"),
-        ({"settings": "[]"}, "damaged record"),
-        ({"settings": "{}"}, "damaged record"),
-        ({"settings": "[" * 99_999}, "damaged record"),
-        ({"settings": " " * 200_000 + json.dumps(GOOD)}, "damaged record"),
-        *[({"settings": json.dumps(GOOD | {name: None})}, f"damaged record.*{name}") for name in GOOD],
-        ({"settings": json.dumps(GOOD | {"steps": "2"})}, "damaged record.*steps"),
-        ({"settings": json.dumps(GOOD | {"schedule": {}})}, "damaged record.*schedule"),
-        ({"settings": json.dumps(GOOD | {"edit": "vary"})}, "made by vary from other pictures"),
+        {"seed": None},
+        {"settings": None},
+        {"seed": "many"},
+        {"seed": "9" * 5000},
+        {"label": "cat"},
+        *[{"settings": text} for text in ("", "{", "null", "5", '"edit"', "[]", "{}", "[" * 99_999)],
+        {"settings": " " * 200_000 + json.dumps(GOOD)},
+        *[{"settings": json.dumps(GOOD | {name: None})} for name in GOOD],
+        {"settings": json.dumps(GOOD | {"steps": "2"})},
+        {"settings": json.dumps(GOOD | {"schedule": {}})},
+        {"settings": json.dumps(GOOD | {"edit": "vary"})},
+        {"settings": json.dumps(GOOD | {"noise": "given"})},
     ],
+    ids=lambda changes: str(changes)[:40],
 )
-def test_damaged_records_are_refused(
-    pipe: sg.Pipeline, changes: dict[str, str | None], reason: str, tmp_path: Path
-) -> None:
-    path = record_of(pipe, tmp_path)
-    assert read_record(path).settings == GOOD
+def test_damaged_records_are_refused(changes: dict[str, str | None], tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    assert read_record(record_of(pipe, tmp_path)).settings == GOOD
     path = record_of(pipe, tmp_path, **changes)
-    with pytest.raises(DataError, match=reason) as caught:
+    with pytest.raises(DataError, match=path.name) as caught:
         read_record(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["noise", "step_noise"])
-def test_pictures_of_given_noise_cannot_be_repeated(pipe: sg.Pipeline, name: str, tmp_path: Path) -> None:
-    given: dict[str, Any] = {name: torch.zeros(1, 4, 4)}
-    pipe.generate(1, **given).save(tmp_path)
-    with pytest.raises(DataError, match="made from given noise"):
-        read_record(tmp_path / "000000.png")
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_edits_cannot_be_repeated_without_their_pictures(pipe: sg.Pipeline, name: str, tmp_path: Path) -> None:
-    ALL[name](pipe, A, steps=1).save(tmp_path / "made")
-    for path in (tmp_path / "made").iterdir():
-        with pytest.raises(DataError, match=f"was made by {name} from other pictures"):
-            read_record(path)
-
-
-def test_foreign_files_are_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_repeated_says_so(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.generate(1, step_noise=torch.zeros(1, 4, 4)).save(tmp_path / "noise.png")
     image = Image.new("RGB", (8, 8))
     image.save(tmp_path / "plain.png")
     image.save(tmp_path / "photo.jpg")
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "cut.png").write_bytes(encode_png(image, {"seed": "1", "settings": json.dumps(GOOD)})[:-30])
-    for name in ("plain.png", "photo.jpg", "text.png", "cut.png", "none.png"):
-        with pytest.raises(DataError, match=name) as caught:
+    (tmp_path / "text.png").write_text("no image")
+    for name, call in ALL.items():
+        call(pipe, A, steps=1)[:1].save(tmp_path / f"{name}.png")
+    for name in ("noise.png", "plain.png", "photo.jpg", "text.png", "none.png", *(f"{each}.png" for each in ALL)):
+        with pytest.raises(DataError, match=name):
             read_record(tmp_path / name)
-        assert "\n" not in str(caught.value)
-
-
-# files ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -922,8 +745,14 @@ def test_a_seed_that_occurs_twice_has_two_files(pipe: sg.Pipeline, tmp_path: Pat
     assert sorted(names) == ["000000.png", "000001.png", "000002.png"]
 
 
-def test_output_is_refused_where_it_cannot_be(pipe: sg.Pipeline, tmp_path: Path) -> None:
-    output = pipe.generate(1)
-    refuses(lambda: output.save(tmp_path / "picture.png"), "picture.png")
+def test_output_as_a_sheet_or_as_one_image(tmp_path: Path) -> None:
+    output = tiny_pipeline().generate(4, seed=3, steps=1)
+    output.save(tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == output.grid().size
+    output[2:3].save(tmp_path / "one.png")
+    assert read_record(tmp_path / "one.png").seed == 5
+    with Image.open(tmp_path / "one.png") as image:
+        assert np.array_equal(np.asarray(image), np.asarray(output[2]))
     (tmp_path / "file").write_text("")
     refuses(lambda: output.save(tmp_path / "file" / "made"), "file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +13,16 @@ from torch import Tensor
 import spheregen as sg
 from spheregen import sampling
 from spheregen.errors import ConfigError
-from spheregen.metadata import read_record
-from spheregen.models.flow_refiner import RefinedGenerator
-from spheregen.sampling.refinement import Refinement, Rough, refine_images, refinement_noise
-from tests.models.test_flow_refiner import autoencoder, refined
+from spheregen.family.sphere_flow.network import RefinedGenerator
+from spheregen.pipeline.record import read_record
+from spheregen.sampling.flow import Refinement, refine_images, refinement_noise
+from tests.factories import rand, tiny_autoencoder, tiny_refined
 
-PHOTOS = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+PHOTOS = rand(3, 3, 8, 8, seed=9)
 
 
-def pipeline(**changes: object) -> sg.Pipeline:
-    return sg.Pipeline(refined(**changes), device="cpu")  # type: ignore[arg-type]
+def pipeline(**changes: Any) -> sg.Pipeline:
+    return sg.Pipeline(tiny_refined(**changes), device="cpu")
 
 
 def front(pipe: sg.Pipeline) -> sg.Pipeline:
@@ -34,13 +35,13 @@ LABELS = [0, 1, 2]
 CALLS = {
     "generate": lambda pipe, **how: pipe.generate(3, seed=4, steps=2, labels=LABELS, **how).tensor,
     "edit": lambda pipe, **how: pipe.edit(PHOTOS, LABELS, seed=4, **how).tensor,
-    "crossover": lambda pipe, **how: pipe.crossover(PHOTOS, PHOTOS.flip(0), seed=4, label=LABELS, **how).tensor,
+    "crossover": lambda pipe, **how: pipe.crossover(PHOTOS, PHOTOS.flip(0), seed=4, labels=LABELS, **how).tensor,
     "vary": lambda pipe, **how: pipe.vary(PHOTOS[:1], 3, seed=4, **how).tensor,
     "interpolate": lambda pipe, **how: pipe.interpolate([1, 2], 3, steps=2, **how).tensor,
-    "inpaint": lambda pipe, **how: pipe.inpaint(PHOTOS, half_mask(), label=LABELS, seed=4, **how).tensor,
-    "upscale": lambda pipe, **how: pipe.upscale(PHOTOS, 2, label=LABELS, seed=4, **how).tensor,
+    "inpaint": lambda pipe, **how: pipe.inpaint(PHOTOS, half_mask(), labels=LABELS, seed=4, **how).tensor,
+    "upscale": lambda pipe, **how: pipe.upscale(PHOTOS, 2, labels=LABELS, seed=4, **how).tensor,
     "reconstruct": lambda pipe, **how: pipe.reconstruct(PHOTOS, seed=4, **how),
-    "decode": lambda pipe, **how: pipe.decode(torch.ones(3, 4, 6), seed=4, **how),
+    "decode": lambda pipe, **how: pipe.decode(torch.ones(3, 4, 4), seed=4, **how),
 }
 
 
@@ -86,7 +87,7 @@ def test_the_flow_starts_from_the_seeds_own_noise() -> None:
 def test_pure_noise_without_context_is_a_plain_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gaussian images have a flow in closed form; what the generator in front makes does not matter."""
     monkeypatch.setattr("spheregen.sampling.flow.LEAST_REMAINDER", 0.0)  # of training; the exact flow has no bound
-    model = refined(rho=1.0, latent_channels=0, decoder_width=0)
+    model = tiny_refined(rho=1.0, latent_channels=0, decoder_width=0)
     mean, deviation = 0.1, 0.2
 
     def expected(x: Tensor, times: Tensor, *_: object) -> Tensor:
@@ -112,7 +113,8 @@ def test_guidance_pulls_away_from_the_null_class() -> None:
         refine_images(model, x, ids, Refinement(1, guidance=scale), noise=noise, context=context)
         for ids, scale in ((labels, 2.0), (labels, 1.0), (torch.full((3,), 3), 1.0))
     )
-    torch.testing.assert_close(guided, (2 * one - other).clamp(-1, 1), atol=1e-4, rtol=1e-3)
+    inside = (one.abs() < 1) & (other.abs() < 1)  # these two were clamped already
+    torch.testing.assert_close(guided[inside], (2 * one - other).clamp(-1, 1)[inside], atol=1e-4, rtol=1e-3)
     assert not torch.allclose(plain, null)
     with pytest.raises(ConfigError, match="class"):
         refine_images(model, x, None, Refinement(1, guidance=2))
@@ -192,13 +194,4 @@ def test_impossible_options(options: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         pipeline().generate(1, **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no refiner"):
-        sg.Pipeline(autoencoder(), device="cpu").generate(1, **options)  # type: ignore[arg-type]
-
-
-def test_a_view_of_its_own_for_each_call() -> None:
-    """What a call remembers is not in the model, so calls at the same time do not meet."""
-    model = refined()
-    first, second = Rough(model), Rough(model)
-    first.decode(model.prior.project(torch.randn(2, 4, 6)))
-    assert first.context is not None and second.context is None
-    assert not [name for name, value in vars(model).items() if isinstance(value, Tensor)]
+        sg.Pipeline(tiny_autoencoder(), device="cpu").generate(1, **options)  # type: ignore[arg-type]

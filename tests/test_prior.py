@@ -1,19 +1,18 @@
-"""The latent spaces: how latents enter them, how noise moves points, and that the sphere is what it was."""
+"""Latent spaces: how latents enter them, how noise of an angle moves points, from 0 to 90 degrees."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from spheregen.noise import NoiseConfig, draw_radii, perturb
-from spheregen.prior import ADDITIVE, GAUSSIAN, PRIORS, SPHERE, Prior
-from spheregen.sphere import angle_between, spherify, tilt
+from spheregen.prior import ADDITIVE, GAUSSIAN, PRIORS, ROTATION, SPHERE, Prior
+from spheregen.sphere import angle_between, scale_noise, spherify
 
-EVERY = pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS.keys())
+EACH = [*PRIORS.values(), ROTATION]
+EVERY = pytest.mark.parametrize("prior", EACH, ids=[prior.name for prior in EACH])
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -21,73 +20,66 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 Z, E = 3 * gaussian(6, 4, 8), gaussian(6, 4, 8, seed=1)
-SIGMAS = torch.tensor([0.0, 0.1, 1.0, 5.0, 11.4, 57.0])
-
-
-def test_the_sphere_is_spherify_and_tilt_to_the_last_bit() -> None:
-    v = spherify(Z)
-    assert torch.equal(SPHERE.project(Z), v)
-    for sigma in (0.0, 0.7, SIGMAS):
-        assert torch.equal(SPHERE.tilt(v, E, sigma), tilt(v, E, sigma))
-    radii = draw_radii(6, NoiseConfig(), 85.0, generator=torch.Generator().manual_seed(2))
-    usual = perturb(v, E, radii, 11.4)
-    assert torch.equal(usual.strong, tilt(v, E, radii.strong * 11.4))
-    assert torch.equal(usual.weak, tilt(v, E, radii.weak * 11.4))
+ANGLES = torch.tensor([0.0, 5.0, 45.0, 80.0, 85.0, 89.0], dtype=torch.float64).deg2rad()
 
 
 @EVERY
 def test_noise_of_nothing_changes_no_bit(prior: Prior) -> None:
     v = prior.project(Z)
-    assert torch.equal(prior.tilt(v, E, 0.0), v)
-    assert torch.equal(prior.tilt(v, E, torch.zeros(6)), v)
-    assert torch.equal(prior.tilt(v, E, SIGMAS)[0], v[0])
+    assert torch.equal(prior.perturb(v, E, 0.0), v)
+    assert torch.equal(prior.perturb(v, E, torch.zeros(6)), v)
+    assert torch.equal(prior.perturb(v, E, ANGLES)[0], v[0])
 
 
 @EVERY
-def test_one_sigma_for_all_is_one_for_each(prior: Prior) -> None:
+def test_one_angle_for_all_is_one_for_each(prior: Prior) -> None:
     v = prior.project(Z)
-    together = prior.tilt(v, E, SIGMAS)
-    for row, sigma in enumerate(SIGMAS.tolist()):
-        alone = prior.tilt(v[row : row + 1], E[row : row + 1], sigma)
+    together = prior.perturb(v, E, ANGLES)
+    for row, angle in enumerate(ANGLES.tolist()):
+        alone = prior.perturb(v[row : row + 1], E[row : row + 1], angle)
         torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("prior", [SPHERE, GAUSSIAN], ids=["sphere", "gaussian"])
-def test_a_draw_stays_a_draw_under_any_noise(prior: Prior) -> None:
-    """Mean 0 and variance 1 before and after, at every strength."""
-    v, e = prior.project(gaussian(4000, 4, 8)), gaussian(4000, 4, 8, seed=1)
-    for sigma in (0.0, 0.5, 1.0, 10.0):
-        tilted = prior.tilt(v, e, sigma)
-        assert abs(tilted.mean().item()) < 0.02
-        assert tilted.var().item() == pytest.approx(1, abs=0.02)
-
-
-def test_added_noise_stays() -> None:
-    v, e = ADDITIVE.project(gaussian(4000, 4, 8)), gaussian(4000, 4, 8, seed=1)
-    assert torch.equal(v, gaussian(4000, 4, 8))
-    for sigma in (0.5, 1.0, 10.0):
-        assert ADDITIVE.tilt(v, e, sigma).var().item() == pytest.approx(1 + sigma**2, rel=0.02)
 
 
 @EVERY
 @pytest.mark.parametrize("angle", [10.0, 45.0, 80.0])
-def test_the_angle_of_noise_is_that_of_its_magnitude(prior: Prior, angle: float) -> None:
+def test_a_point_moves_by_the_angle_of_the_noise(prior: Prior, angle: float) -> None:
     v, e = prior.project(gaussian(64, 64, 64)), gaussian(64, 64, 64, seed=1)
-    tilted = prior.tilt(v, e, math.tan(math.radians(angle)))
-    assert angle_between(v, tilted).mean().item() == pytest.approx(angle, abs=1)
+    moved = prior.perturb(v, e, math.radians(angle))
+    assert angle_between(v, moved).mean().item() == pytest.approx(angle, abs=1)
 
 
-def test_a_gaussian_prior_leaves_latents_where_they_are() -> None:
-    assert GAUSSIAN.project(Z) is Z
-    mixed = GAUSSIAN.tilt(Z, E, 2.0)
-    torch.testing.assert_close(mixed, (Z + 2 * E) / math.sqrt(5))
-    half = GAUSSIAN.tilt(Z.bfloat16(), E.bfloat16(), SIGMAS)
-    assert half.dtype == torch.bfloat16
+@pytest.mark.parametrize("given", [math.pi / 2, torch.full((6,), math.pi / 2), torch.full((6,), math.pi / 2).double()])
+def test_at_a_right_angle_nothing_is_left_of_the_point(given: Tensor | float) -> None:
+    v = spherify(Z)
+    for prior in (SPHERE, ROTATION):
+        torch.testing.assert_close(prior.perturb(v, E, given), spherify(E), atol=1e-5, rtol=0)
+    torch.testing.assert_close(GAUSSIAN.perturb(Z, E, given), E, atol=1e-5, rtol=0)
+    assert ADDITIVE.perturb(Z, E, given).isfinite().all()
 
 
-def test_perturbing_in_another_prior() -> None:
-    radii = draw_radii(6, NoiseConfig(), 85.0, generator=torch.Generator().manual_seed(2))
-    pair = perturb(Z, E, radii, 11.4, prior=GAUSSIAN)
-    sigma = (radii.strong * 11.4)[:, None, None]
-    torch.testing.assert_close(pair.strong, (Z + sigma * E) / (1 + sigma**2).sqrt(), rtol=1e-5, atol=1e-5)
-    assert {field.name for field in dataclasses.fields(pair)} == {"strong", "weak"}
+def test_the_laws_by_hand() -> None:
+    v, a = spherify(Z), math.radians(70)
+    assert torch.equal(SPHERE.project(Z), v) and torch.equal(ROTATION.project(Z), v)
+    assert GAUSSIAN.project(Z) is Z and ADDITIVE.project(Z) is Z
+    torch.testing.assert_close(SPHERE.perturb(v, E, a), spherify(v + math.tan(a) * E))
+    torch.testing.assert_close(ROTATION.perturb(v, E, a), math.cos(a) * v + math.sin(a) * spherify(E))
+    torch.testing.assert_close(GAUSSIAN.perturb(Z, E, a), (Z + math.tan(a) * E) / math.hypot(1, math.tan(a)))
+    torch.testing.assert_close(ADDITIVE.perturb(Z, E, a), Z + math.tan(a) * E)
+    assert SPHERE.perturb(v.bfloat16(), E.bfloat16(), ANGLES).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("prior", [SPHERE, GAUSSIAN, ROTATION], ids=["sphere", "gaussian", "rotation"])
+def test_a_draw_stays_a_draw_under_any_noise(prior: Prior) -> None:
+    """Mean 0 and variance 1 before and after, at every strength."""
+    v, e = prior.project(gaussian(4000, 4, 8)), gaussian(4000, 4, 8, seed=1)
+    for degrees in (0, 30, 45, 84, 90):
+        moved = prior.perturb(v, e, math.radians(degrees))
+        assert abs(moved.mean().item()) < 0.02
+        assert moved.var().item() == pytest.approx(1, abs=0.02)
+
+
+def test_scaled_noise_has_a_scaled_magnitude() -> None:
+    angles = scale_noise(math.radians(80), torch.tensor([0.0, 0.5, 1.0, 2.0]))
+    torch.testing.assert_close(torch.tan(angles), math.tan(math.radians(80)) * torch.tensor([0, 0.5, 1, 2]).double())
+    assert scale_noise(math.pi / 2, 0.0) == 0
+    assert scale_noise(math.pi / 2, 0.3) == pytest.approx(math.pi / 2)

@@ -22,5 +22,5 @@ def test_reporters_survive_a_run(reporter: Reporter, capsys: pytest.CaptureFixtu
 
 
 def test_pipes_and_quiet_get_plain_lines() -> None:
-    assert isinstance(default_reporter(quiet=True), LineReporter)
+    assert isinstance(default_reporter(quiet=True), QuietReporter)
     assert isinstance(default_reporter(), LineReporter)  # pytest's stderr is no terminal

@@ -1,4 +1,4 @@
-"""How the C library manages the memory of our own programs."""
+"""The memory of our own programs, as the C library manages it."""
 
 from __future__ import annotations
 

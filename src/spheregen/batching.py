@@ -1,4 +1,4 @@
-"""How many images go through a network at once, found by what memory there is."""
+"""The number of images that go through a network at once, found by what memory there is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import nn
 
 from spheregen.devices import available_memory
 from spheregen.errors import SphereGenError
-from spheregen.models.flow_refiner import RefinedGenerator
-from spheregen.models.protocol import SphereGenerator
+from spheregen.protocol import SphereGenerator
 
 Result = TypeVar("Result")
 _MOST = 512  # larger batches are no faster anywhere
@@ -21,7 +20,7 @@ _COPIES = 6  # activations of the widest layer that are alive at a time, generou
 
 
 def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool = False) -> int:
-    """How many images to send through a network at once; at least 1.
+    """Return how many images to send through a network at once; at least 1.
 
     As many as surely fit into half of the free memory; on a CPU no more than its caches like. Under guidance half of
     them, since condition and null class go together. A generator that is no module is thought to need no memory.
@@ -29,18 +28,14 @@ def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool
     if not isinstance(model, nn.Module):
         return _MOST
     _, height, width = model.image_shape
-    tokens = (
-        max(model.latent_shape[0], model.config.longest)
-        if isinstance(model, RefinedGenerator)
-        else model.latent_shape[0]
-    )
+    tokens = max(model.latent_shape[0], getattr(model.config, "longest", 0))  # of a refiner, its own
     layer = max(4, model.dtype.itemsize) * _widest(model, tokens, height * width)  # bytes of an image
-    rows = _MOST
+    count = _MOST
     if (available := available_memory(device)) is not None:
-        rows = min(rows, int(_SHARE * available / (_COPIES * layer + 4 * torch.Size(model.image_shape).numel() * 4)))
+        count = min(count, int(_SHARE * available / (_COPIES * layer + 4 * torch.Size(model.image_shape).numel() * 4)))
     if device.type == "cpu":
-        rows = min(rows, _CACHED // layer)
-    return max(1, rows // 2 if guided else rows)
+        count = min(count, _CACHED // layer)
+    return max(1, count // 2 if guided else count)
 
 
 def _widest(model: nn.Module, tokens: int, pixels: int) -> int:

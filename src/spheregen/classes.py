@@ -12,7 +12,7 @@ from torch import Tensor
 from spheregen.errors import ConfigError, did_you_mean
 
 Labels = int | str | Sequence[int | str] | Tensor | None
-"""Class ids or names: one for all pictures, or one for each."""
+"""Class ids or names: one for all images, or one for each."""
 
 
 @dataclass(frozen=True)
@@ -25,46 +25,54 @@ class Classes:
     """Their names; may be empty."""
 
     def id(self, label: int | str) -> int:
-        """A class id from an id, its digits or a class name.
+        """Return a class id from an id, its digits or a class name.
 
         Raises:
-            ConfigError: the model is unconditional, or has no such class.
+            ConfigError: the model is unconditional, has no such class, or two of that name.
         """
         if not self.count:
-            raise ConfigError("this model is unconditional and has no classes; leave the label out")
+            raise ConfigError("this model is unconditional and has no classes; leave labels out")
         if isinstance(label, str):
-            if label in self.names:
-                return self.names.index(label)
-            if label.isdecimal():
-                return self.id(int(label))
-            hint = did_you_mean(label, self.names)
-            raise ConfigError(f"unknown class {label!r}{hint}; the classes are {self}")
-        number = index(label)
+            found = [number for number, name in enumerate(self.names) if name == label]
+            if len(found) > 1:
+                numbers = " and ".join(map(str, found))
+                raise ConfigError(f"the label {label!r} is ambiguous, classes {numbers} have that name; give a number")
+            if not found and not label.isdecimal():
+                hint = did_you_mean(label, self.names)
+                raise ConfigError(f"unknown class {label!r}{hint}; the classes are {self}")
+            return found[0] if found else self.id(int(label))
+        try:
+            number = index(label)
+        except TypeError as error:
+            raise ConfigError(f"a label is a class id or name, not {label!r}") from error
         if not 0 <= number < self.count:
             raise ConfigError(f"label {number} is outside the {self.count} classes 0 to {self.count - 1}: {self}")
         return number
 
     def one_or_each(self, labels: Labels, count: int) -> int | Sequence[int | str] | None:
-        """Labels as one id for all of `count` pictures, as one checked label for each, or None.
+        """Return labels as one id for all of `count` images, as one checked label for each, or None.
 
         Raises:
             ConfigError: an unknown class, or another number of labels.
         """
-        if labels is None:
-            return None
         if isinstance(labels, Tensor):
             labels = labels.tolist()
-        if isinstance(labels, int | str | np.integer):
+        if labels is None:
+            return None
+        if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
             return self.id(labels)
         if len(labels) != count:
-            raise ConfigError(f"{len(labels)} labels for {count} pictures; give one for each, or one for all")
+            raise ConfigError(f"{len(labels)} labels for {count} images; give one for each, or one for all")
         for label in dict.fromkeys(labels):
             self.id(label)
         return labels
 
-    def name(self, number: int) -> str:
-        """The name of a class, or its id as text."""
-        return self.names[number] if self.names else str(number)
+    def of_each(self, labels: Labels, count: int) -> list[int] | None:
+        """Return the ids of `count` images, or None where there are no labels. Errors as of `one_or_each`."""
+        chosen = self.one_or_each(labels, count)
+        if chosen is None:
+            return None
+        return [chosen] * count if isinstance(chosen, int) else [self.id(label) for label in chosen]
 
     def __str__(self) -> str:
         names = self.names or tuple(map(str, range(self.count)))

@@ -1,82 +1,157 @@
-"""What a generator is asked for: class labels and mixtures of them, their embedding, label dropout, the null class.
+"""The conditions of a generator, as vectors: class labels, mixtures of them, or nothing ("the null class").
 
-Labels are (B,) int64 class ids, where id num_classes is the null class ("no condition"), or (B, num_classes + 1)
-mixtures: weights of all classes, the null class last, that usually sum to 1.
+People give labels: (B,) int64 class ids, where id num_classes is the null class, or (B, num_classes + 1) mixtures,
+weights of all classes, the null class last, that usually sum to 1. A model makes a `Condition` of them once
+(`SphereGenerator.condition`); what takes labels takes a condition as well, and nobody asks what it was made of.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
-from spheregen.nn.tags import NO_DECAY, tag
+from spheregen.errors import ConfigError
+
+Modulated = Tensor | tuple[Tensor, ...]
+"""An embedding (B or 1, W), or what a layer makes of it: vectors (B or 1, 1, W) that shift, scale and gate."""
 
 
-@runtime_checkable
-class Condition(Protocol):
-    """Labels with everything computed that follows from them alone, for loops that call a network again and again.
+class Layer(Protocol):
+    """A layer that an embedding modulates, such as a transformer block."""
 
-    A generator makes it (`SphereGenerator.condition`) and takes it wherever it takes labels.
+    def vectors(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """Return what it makes of embeddings (B, W), each (B, 1, W)."""
+
+
+class NetworkCondition:
+    """The condition of one network for B samples, or of any number of them.
+
+    Args:
+        rows: (R, W) embeddings, the null class last.
+        index: (B,) the row of each sample; None is the null class for any number.
     """
 
-    def rows(self, index: Tensor) -> Self:
-        """The condition of these rows, (K,) int64, of the labels; repeated rows are welcome."""
+    def __init__(self, rows: Tensor, index: Tensor | None) -> None:
+        self.embedding = rows[-1:] if index is None else functional.embedding(index, rows)
+        """(B, W), or (1, W) for any number of samples."""
+        self._rows, self._index = rows, index
+        self._made: dict[Layer, tuple[Tensor, ...]] = {}
+
+    def of(self, layer: Layer) -> Modulated:
+        """Return the embedding; without gradients what the layer made of it, which is kept from step to step."""
+        if torch.is_grad_enabled():
+            return self.embedding
+        if layer not in self._made:
+            if self._index is not None and len(self._rows) < len(self._index):  # classes repeat: compute each once
+                self._made[layer] = tuple(vector[self._index] for vector in layer.vectors(self._rows))
+            else:
+                self._made[layer] = layer.vectors(self.embedding)
+        return self._made[layer]
 
 
 @dataclass(frozen=True)
-class Unprepared:
-    """Labels alone, as the `Condition` of a generator that can compute nothing beforehand."""
+class Condition:
+    """The condition of a model's networks for B samples, or for any number of them."""
 
-    labels: Tensor | None
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """By the names of networks, (R, W) embeddings, the null class last; an unconditional network has none."""
+    index: Tensor | None = None
+    """(B,) int64, the row of each sample; None where nothing was asked for: the null class for any number."""
+    _networks: dict[str, NetworkCondition] = field(default_factory=dict, repr=False, compare=False)
 
-    def rows(self, index: Tensor) -> Unprepared:
-        """The labels of these rows."""
-        return self if self.labels is None else Unprepared(self.labels[index])
+    def of(self, network: str) -> NetworkCondition | None:
+        """Return what a network is told; None if it is unconditional."""
+        if network not in self._networks and network in self.rows:
+            self._networks[network] = NetworkCondition(self.rows[network], self.index)
+        return self._networks.get(network)
+
+    def __getitem__(self, part: slice | Tensor) -> Condition:
+        """Return the condition of these samples, by a slice or indices (K,)."""
+        return self if self.index is None else Condition(self.rows, self.index[part])
+
+    def dropped(self, where: Tensor) -> Condition:
+        """Return the same with the null class where (B,) is true: how a model learns the null class."""
+        if self.index is None:
+            return self
+        return Condition(self.rows, torch.where(where.to(self.index.device), self._null, self.index))
+
+    def twice(self) -> Condition:
+        """Return the condition of 2 B samples, the second half as the first."""
+        return self if self.index is None else Condition(self.rows, torch.cat([self.index, self.index]))
+
+    def with_null(self) -> Condition:
+        """Return the condition of 2 B samples, the second half under the null class: what guidance needs."""
+        if self.index is None:
+            return self
+        return Condition(self.rows, torch.cat([self.index, torch.full_like(self.index, self._null)]))
+
+    def check(self, samples: int) -> Condition:
+        """Return the same.
+
+        Raises:
+            ConfigError: it is of another number of samples.
+        """
+        if self.index is not None and len(self.index) != samples:
+            raise ConfigError(f"{len(self.index)} labels for {samples} samples; give one for each")
+        return self
+
+    @property
+    def _null(self) -> int:
+        return min(len(rows) for rows in self.rows.values()) - 1
 
 
-class ClassEmbedding(nn.Module):
-    """A table of num_classes + 1 rows; the last is the null class, which means "no condition".
+Labels = Tensor | Condition | None
+"""Class ids (B,), mixtures (B, num_classes + 1), a condition made of them, or None for the null class."""
+EmbedLabels = Callable[[Tensor | None], Tensor | None]
+"""A network's embeddings (R, W) for labels, as in `embeddings_for`; None of an unconditional network."""
 
-    Labels (B,) int64 in [0, num_classes] or mixtures (B, num_classes + 1) to (B, W); `None` is the null class for all
-    `batch` samples.
+
+def embeddings_for(labels: Tensor | None, table: Tensor) -> Tensor:
+    """Return the embeddings (R, W) that labels need: all of a table (K + 1, W) for ids, else the mixtures and the null.
+
+    A copy, because the weights of a sharded network are freed when it has been called.
     """
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.null = num_classes
-        self.table = nn.Embedding(num_classes + 1, width)
-        nn.init.normal_(self.table.weight, std=0.02)
-        tag(self.table.parameters(), NO_DECAY)
-
-    def forward(self, labels: Tensor | None, batch: int) -> Tensor:
-        if labels is None:
-            return self.table.weight[self.null].expand(batch, -1)
-        if labels.is_floating_point():
-            return labels.to(self.table.weight.dtype) @ self.table.weight
-        return self.table(labels)  # type: ignore[no-any-return]
+    if labels is None or not labels.is_floating_point():
+        return table.clone()
+    return torch.cat([labels.to(table.dtype) @ table, table[-1:]])
 
 
-def drop_labels(labels: Tensor | None, dropped: Tensor | None, null: int) -> Tensor | None:
-    """Labels with the null class where `dropped` (B,) is true: how a conditional model learns the null condition."""
-    if labels is None or dropped is None:
+def make_condition(labels: Labels, num_classes: int, networks: Mapping[str, EmbedLabels]) -> Condition:
+    """Return the condition that labels are for these networks; a condition stays as it is.
+
+    Args:
+        labels: class ids (B,), mixtures (B, num_classes + 1), or None for the null class.
+        num_classes: K; 0 for an unconditional model.
+        networks: by name, what embeds labels for each.
+
+    Raises:
+        ConfigError: labels of another shape, or for an unconditional model.
+    """
+    if isinstance(labels, Condition):
+        if num_classes and not labels.rows.keys() & networks.keys():
+            raise ConfigError(
+                f"a condition of {', '.join(labels.rows) or 'nothing'} is none of this model's: it has "
+                f"{', '.join(networks)}; take model.condition(labels)"
+            )
         return labels
-    return torch.where(dropped, torch.full_like(labels, null), labels)
-
-
-def null_labels(labels: Tensor, num_classes: int) -> Tensor:
-    """The null class for as many samples, in the form of `labels`: ids or mixtures."""
-    if not labels.is_floating_point():
-        return torch.full_like(labels, num_classes)
-    null = torch.zeros_like(labels)
-    null[:, num_classes] = 1
-    return null
+    index = labels
+    if labels is not None:
+        if not num_classes:
+            raise ConfigError("this model is unconditional and takes no labels; leave them out")
+        mixed = labels.is_floating_point()
+        if not labels.ndim or tuple(labels.shape[1:]) != ((num_classes + 1,) if mixed else ()):
+            shape = tuple(labels.shape)
+            raise ConfigError(f"labels have shape {shape}; give class ids (B,) or mixtures (B, {num_classes + 1})")
+        index = torch.arange(len(labels), device=labels.device) if mixed else labels
+    embedded = {name: embed(labels) for name, embed in networks.items()} if num_classes else {}
+    return Condition({name: rows for name, rows in embedded.items() if rows is not None}, index)
 
 
 def mixture(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels (B,) as mixtures (B, num_classes + 1) float32 of one class each; mixtures stay as they are."""
-    if labels.is_floating_point():
-        return labels
-    return torch.nn.functional.one_hot(labels, num_classes + 1).float()
+    """Return labels (B,) as mixtures (B, num_classes + 1) float32 of one class each; mixtures stay as they are."""
+    return labels if labels.is_floating_point() else functional.one_hot(labels, num_classes + 1).float()

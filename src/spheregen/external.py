@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from spheregen.errors import ModelFileError, SphereGenError
-from spheregen.hub import REPO, REVISION, HubError, find_downloaded, import_hub, request
-
-_PATIENCE = 10.0  # seconds for the Hub's first answer
+from spheregen.hub import REPO, REVISION, HubError, download
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a network lies."""
+    """The place of a network."""
 
     name: str
     """A folder, or user/name on the Hub."""
@@ -35,11 +33,10 @@ class Place:
 def locate(
     source: str, what: str, *, file: str = "config.json", also: str | None = None, folder: str = "a folder"
 ) -> Place:
-    """A folder, or a repository that the Hub has or had; of the latter only `file` and `also` are fetched here.
+    """Find a network in a folder, or in a repository that the Hub has or had.
 
     Args:
-        source: a folder, or user/name or user/name@revision on the Hub, kept in its usual cache and taken from there
-            without a network.
+        source: a folder, or user/name or user/name@revision on the Hub, of which `file` and `also` are fetched.
         what: is wanted, for the message.
         file: the configuration in it.
         also: another file, which need not be there.
@@ -57,24 +54,18 @@ def locate(
     revision = given or None
     if not REPO.fullmatch(repo) or (revision is not None and not REVISION.fullmatch(revision)):
         raise ModelFileError(f"there is no folder {source} of {what}; give a folder, or user/name on the Hub")
-    hub = import_hub(repo, ModelFileError)
     try:
-        # First a question that is not repeated for half a minute where there is no network.
-        request(lambda: hub.HfApi().model_info(repo, revision=revision, timeout=_PATIENCE), "model")
-        config = request(lambda: hub.hf_hub_download(repo, file, revision=revision), "model")
-        if also is not None:
-            with contextlib.suppress(HubError):
-                request(lambda: hub.hf_hub_download(repo, also, revision=revision), "model")
+        fetched = download(repo, revision, [name for name in (file, also) if name], what=repo)
     except HubError as error:
-        before = None if error.permanent else find_downloaded(hub, repo, "model", revision)
-        if before is None:
-            raise ModelFileError(f"{repo} for {what}: {error}; or give {folder}") from error
-        return Place(str(before), None, before / file)
-    return Place(repo, revision, Path(config))
+        raise ModelFileError(f"{repo} for {what}: {error}; or give {folder}") from error
+    config = fetched / file
+    if any(config.parent.glob("*.safetensors")):  # this very commit was fetched before
+        return Place(str(fetched), None, config)
+    return Place(repo, revision, config)
 
 
 def read_json(path: Path, source: str) -> dict[str, Any]:
-    """A configuration.
+    """Read a configuration.
 
     Raises:
         ModelFileError: it is missing or no object.
@@ -91,7 +82,7 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
 
 
 def import_package(name: str, extra: str, what: str) -> Any:
-    """An optional package.
+    """Import an optional package.
 
     Raises:
         SphereGenError: it is not installed.
@@ -106,7 +97,7 @@ def import_package(name: str, extra: str, what: str) -> Any:
 
 @contextlib.contextmanager
 def quiet(*packages: Any) -> Iterator[None]:
-    """No progress bars, warnings and tables of transformers and diffusers."""
+    """Silence progress bars, warnings and tables of transformers and diffusers."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -121,6 +112,6 @@ def quiet(*packages: Any) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The kind and the first line of another package's error."""
+    """Return the kind and the first line of another package's error."""
     text = (str(error).strip().splitlines() or [""])[0].strip()
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, for data sets and models alike: the optional package, and what goes wrong in one line.
+"""The Hugging Face Hub, for data sets and models alike: the optional package, and its errors in one line.
 
 huggingface_hub 0.x, 1.x and 2.x raise errors of three HTTP libraries; here they are told apart by name and status.
 """
@@ -8,16 +8,16 @@ from __future__ import annotations
 import errno
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, TypeVar
 
-from spheregen.errors import SphereGenError
+from spheregen.errors import ModelFileError, SphereGenError
 
 Answer = TypeVar("Answer")
 Kind = Literal["data set", "model"]
-"""What a repository holds."""
+"""The content of a repository."""
 
 _WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 USER = re.compile(_WORD)
@@ -40,7 +40,7 @@ class HubError(Exception):
 
 
 def import_hub(what: str, error: type[SphereGenError]) -> ModuleType:
-    """The package huggingface_hub.
+    """Import the package huggingface_hub.
 
     Args:
         what: what is on the Hub, the first words of the message.
@@ -58,7 +58,7 @@ def import_hub(what: str, error: type[SphereGenError]) -> ModuleType:
 
 
 def request(action: Callable[[], Answer], kind: Kind) -> Answer:
-    """What the Hub answers to `action`.
+    """Return the answer of the Hub to `action`.
 
     Raises:
         HubError: anything that huggingface_hub raised.
@@ -70,8 +70,39 @@ def request(action: Callable[[], Answer], kind: Kind) -> Answer:
         raise HubError(f"{text} ({_cause(error)})", permanent=permanent) from error
 
 
+def download(repo: str, revision: str | None, patterns: Sequence[str], *, what: str) -> Path:
+    """Fetch files of a model's repository into the Hub's usual cache; without a network, take what is there.
+
+    Args:
+        repo: user/name.
+        revision: a branch, tag or commit.
+        patterns: of the files, as in `allow_patterns` of huggingface_hub.
+        what: what is on the Hub, for the message of a missing package.
+
+    Returns:
+        The folder of the snapshot; it may lack files.
+
+    Raises:
+        ModelFileError: the package is not installed.
+        HubError: the repository cannot be had, and never was.
+    """
+    hub = import_hub(what, ModelFileError)
+    try:
+        return Path(
+            request(
+                lambda: hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns), etag_timeout=15),
+                "model",
+            )
+        )
+    except HubError as error:
+        place = getattr(error.__cause__, "snapshot_path", None)  # version 2, without a network: some files are missing
+        if place is None:
+            raise
+        return Path(place)
+
+
 def find_downloaded(hub: ModuleType, repo: str, kind: Kind, revision: str | None) -> Path | None:
-    """The folder of what was downloaded of a repository before, be it complete or not; None if that is nothing.
+    """Return the folder of what was downloaded of a repository before, be it complete or not; None if that is nothing.
 
     Args:
         hub: the package huggingface_hub.
@@ -87,14 +118,14 @@ def find_downloaded(hub: ModuleType, repo: str, kind: Kind, revision: str | None
 
 
 def _is_named(error: BaseException, *names: str) -> bool:
-    """Whether `error` is of one of the classes of `huggingface_hub.errors`; each version lacks some of them."""
+    """Tell if `error` is of one of the classes of `huggingface_hub.errors`; each version lacks some of them."""
     from huggingface_hub import errors
 
     return any(isinstance(kind := getattr(errors, name, None), type) and isinstance(error, kind) for name in names)
 
 
 def _explain(error: Exception, kind: Kind) -> tuple[str, bool]:
-    """Cause and cure, and whether it is permanent."""
+    """Return cause and cure, and if it is permanent."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if _is_named(error, "GatedRepoError"):
         return "access must be asked for on its web page; then log in with `hf auth login`", True

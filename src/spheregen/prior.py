@@ -1,92 +1,83 @@
-"""Where latents live: on the sphere, or, to see what the sphere is good for, in a Gaussian cloud or nowhere special.
+"""Latent spaces: how raw latents enter one, and how noise of an angle moves its points.
 
-A prior is the one thing that training, sampling and editing ask a generator about its latent space: how raw latents
-enter it, and how noise moves them there. A draw from each is `project(e)`, e ~ N(0, I). Latents are (B, ...) of L
-numbers each; everything is computed in float32 or wider.
+On the sphere there are two laws of noise; without it there are two spaces that show what the sphere is good for.
 
-Source: Yue et al. 2026 (arXiv 2602.15030) and Do et al. 2026 (arXiv 2605.15592), the ablations without a sphere.
+| prior | project(z) | perturb(v, e, a) |
+|---|---|---|
+| `SPHERE` | spherify(z) | spherify(v + tan(a) e), at 90 degrees spherify(e) |
+| `ROTATION` | spherify(z) | cos(a) v + sin(a) spherify(e) |
+| `GAUSSIAN` | z | cos(a) v + sin(a) e: constant variance |
+| `ADDITIVE` | z | v + tan(a) e: strong noise makes points that are larger than any draw |
+
+A draw from each is `project(e)`, e ~ N(0, I). Points are (B, ...) of L numbers each; angles are in radians, 0 to pi/2,
+one for all samples or (B,); in high dimension noise of angle a moves a point by a. All is computed in float32 or wider.
+
+Source: Yue et al. 2026 (arXiv 2602.15030), the noise on the sphere (method.md, section 0) and the ablations without it;
+Sphere Encoder 2 (arXiv 2610.02208), rotation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from spheregen import sphere
-from spheregen.sphere import upcast
+from spheregen.sphere import per_sample, spherify, upcast
 
 PriorName = Literal["sphere", "gaussian", "additive"]
+Angle = Tensor | float
+"""Radians, 0 to pi/2: one for all samples, or (B,)."""
+
+LEAST_COSINE = 1e-8
+"""Stands for cos(90 degrees): float32 sees nothing of a point beside so much noise, and squares of it are finite. An
+angle of pi/2 rounded to float32 is a little more than that, where the tangent is negative."""
 
 
-class Prior(Protocol):
+@dataclass(frozen=True)
+class Prior:
     """A latent space that a Gaussian draw can enter."""
 
-    def project(self, z: Tensor) -> Tensor:
-        """Raw latents, or Gaussian noise, (B, ...) as points of the latent space; points stay where they are."""
+    name: str
+    project: Callable[[Tensor], Tensor]
+    """Raw latents, or Gaussian noise, (B, ...) to points of the space; points stay where they are."""
+    move: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """The law of the noise: points, Gaussian noise and angles, all wide and of shapes that multiply, to points."""
+    on_sphere: bool = True
+    """Points are of one length, so that their directions are all there is."""
 
-    def tilt(self, v: Tensor, direction: Tensor, sigma: Tensor | float) -> Tensor:
-        """Points (B, ...) under noise of magnitude `sigma`, one number or (B,), along `direction`; 0 changes no bit."""
+    def perturb(self, v: Tensor, noise: Tensor, angle: Angle) -> Tensor:
+        """Move points (B, ...) by standard Gaussian noise of their shape and an angle; an angle of 0 changes no bit."""
+        if not isinstance(angle, Tensor):
+            return v if angle == 0 else self._moved(v, noise, torch.tensor(angle, dtype=torch.float64))
+        each = per_sample(angle.to(v.device), v)
+        return torch.where(each == 0, v, self._moved(v, noise, each))
 
-
-class SpherePrior:
-    """Uniform points on the sphere of radius sqrt(L)."""
-
-    def project(self, z: Tensor) -> Tensor:
-        """`spherify(z)`."""
-        return sphere.spherify(z)
-
-    def tilt(self, v: Tensor, direction: Tensor, sigma: Tensor | float) -> Tensor:
-        """`spherify(v + sigma * direction)`."""
-        return sphere.tilt(v, direction, sigma)
-
-
-class GaussianPrior:
-    """N(0, I) in L dimensions: nothing is put on a sphere.
-
-    Noise is mixed in at constant variance, so that what has variance 1 keeps it: `(v + sigma * direction) /
-    sqrt(1 + sigma^2)`, the same angle atan(sigma) as on the sphere. Nothing here keeps raw latents at variance 1.
-    """
-
-    def project(self, z: Tensor) -> Tensor:
-        """`z` itself."""
-        return z
-
-    def tilt(self, v: Tensor, direction: Tensor, sigma: Tensor | float) -> Tensor:
-        """`(v + sigma * direction) / sqrt(1 + sigma^2)`."""
-        each = _as_rows(sigma, v)
-        tilted = (upcast(v) + each * upcast(direction)) * torch.rsqrt(1 + each.square())
-        return torch.where(each == 0, v, tilted.to(v.dtype))
+    def _moved(self, v: Tensor, noise: Tensor, angle: Tensor) -> Tensor:
+        return self.move(upcast(v), upcast(noise), angle).to(v.dtype)
 
 
-class AdditivePrior:
-    """N(0, I) in L dimensions, where noise is added and stays: the sphere's formulas without spherify.
-
-    Strong noise makes points that are larger than any draw, and a draw is taken for a point under weak noise. So it
-    shows what holding the size is worth, on the sphere or by the Gaussian's constant variance.
-    """
-
-    def project(self, z: Tensor) -> Tensor:
-        """`z` itself."""
-        return z
-
-    def tilt(self, v: Tensor, direction: Tensor, sigma: Tensor | float) -> Tensor:
-        """`v + sigma * direction`."""
-        each = _as_rows(sigma, v)
-        return torch.where(each == 0, v, (upcast(v) + each * upcast(direction)).to(v.dtype))
+def _magnitude(angle: Tensor, v: Tensor) -> Tensor:
+    return (torch.sin(angle) / torch.cos(angle).clamp_min(LEAST_COSINE)).to(v.dtype)
 
 
-def _as_rows(sigma: Tensor | float, v: Tensor) -> Tensor:
-    """Magnitudes in the wider type, one for all samples or (B,), to multiply `v` by."""
-    wide = upcast(v)
-    if not isinstance(sigma, Tensor):
-        return torch.as_tensor(sigma, device=wide.device, dtype=wide.dtype)
-    return sigma.view(-1, *(1 for _ in range(v.ndim - 1))).to(wide.dtype)
+def _turn(v: Tensor, noise: Tensor, angle: Tensor) -> Tensor:
+    return torch.cos(angle).to(v.dtype) * v + torch.sin(angle).to(v.dtype) * noise
 
 
-SPHERE, GAUSSIAN, ADDITIVE = SpherePrior(), GaussianPrior(), AdditivePrior()
+def _same(z: Tensor) -> Tensor:
+    return z
+
+
+# method.md 0: spherify(v + sigma e), sigma = tan(a)
+SPHERE = Prior("sphere", spherify, lambda v, noise, angle: spherify(v + _magnitude(angle, v) * noise))
+# method.md 4
+ROTATION = Prior("rotation", spherify, lambda v, noise, angle: _turn(v, spherify(noise), angle))
+GAUSSIAN = Prior("gaussian", _same, _turn, on_sphere=False)
+ADDITIVE = Prior("additive", _same, lambda v, noise, angle: v + _magnitude(angle, v) * noise, on_sphere=False)
+
 PRIORS: Mapping[PriorName, Prior] = MappingProxyType({"sphere": SPHERE, "gaussian": GAUSSIAN, "additive": ADDITIVE})
-"""The priors by their names in a configuration."""
+"""The priors that a configuration names."""

@@ -1,4 +1,4 @@
-"""How a long run tells where it is."""
+"""Progress of a long run: a bar on terminals, plain lines in logs, or nothing."""
 
 from __future__ import annotations
 
@@ -14,66 +14,76 @@ Part = TypeVar("Part")
 
 
 class Reporter(Protocol):
-    """What the trainer calls; a user of the library may pass their own."""
+    """The listener that long work calls; users of the library may pass their own."""
 
     def message(self, text: str) -> None:
-        """One line of news."""
+        """Tell a line of news."""
 
     def start(self, total: int, done: int, unit_images: int) -> None:
-        """A run of `total` steps begins, `done` of them earlier; a step sees `unit_images` images."""
+        """Begin a run of `total` steps, `done` of them earlier; a step sees `unit_images` images."""
 
     def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
-        """`done` steps are done; metrics come at log intervals only."""
+        """Tell that `done` steps are done; metrics come at log intervals only."""
 
     def stop(self) -> None:
-        """The run ended, well or not."""
+        """End the run, well or not."""
 
 
 class QuietReporter:
-    """Says nothing."""
+    """Nothing but warnings and what was left out."""
 
-    def message(self, text: str) -> None: ...
+    def message(self, text: str) -> None:
+        if text.startswith(("warning", "skipped", "failed")):
+            print(text, file=sys.stderr, flush=True)
+
     def start(self, total: int, done: int, unit_images: int) -> None: ...
     def step(self, done: int, metrics: Mapping[str, float] | None) -> None: ...
     def stop(self) -> None: ...
 
 
-class LineReporter:
+class _Timed:
+    """The clock of reporters that tell a rate."""
+
+    total = first = images = 0
+    begun = 0.0
+    loss = ""
+
+    def start(self, total: int, done: int, unit_images: int) -> None:
+        self.total, self.first, self.images, self.begun = total, done, unit_images, time.monotonic()
+
+    def rate(self, done: int) -> float:
+        """Steps a second since the start."""
+        return (done - self.first) / max(time.monotonic() - self.begun, 1e-9)
+
+
+class LineReporter(_Timed):
     """Plain lines for logs and pipes: one every `every` seconds."""
 
     def __init__(self, every: float = 10.0) -> None:
-        self.every = every
-        self.total = self.first = self.images = 0
-        self.begun = self.last = 0.0
-        self.loss: float | None = None
+        self.every, self.last = every, 0.0
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def start(self, total: int, done: int, unit_images: int) -> None:
-        self.total, self.first, self.images = total, done, unit_images
-        self.begun = self.last = time.monotonic()
+        super().start(total, done, unit_images)
+        self.last = self.begun
 
     def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
-        if metrics:
-            self.loss = metrics.get("loss")
+        if metrics and "loss" in metrics:
+            self.loss = f"  loss {metrics['loss']:.4f}"
         now = time.monotonic()
         if now - self.last < self.every and done < self.total:
             return
-        self.last = now
-        rate = (done - self.first) / max(now - self.begun, 1e-9)
-        loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
-        left = (self.total - done) / max(rate, 1e-9)
-        print(
-            f"step {done}/{self.total}{loss}  {rate * self.images:.0f} images/s  {_minutes(left)} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        self.last, rate = now, self.rate(done)
+        minutes, seconds = divmod(int((self.total - done) / max(rate, 1e-9)), 60)
+        left = f"{minutes}:{seconds:02d} left"
+        self.message(f"step {done}/{self.total}{self.loss}  {rate * self.images:.0f} images/s  {left}")
 
     def stop(self) -> None: ...
 
 
-class BarReporter:
+class BarReporter(_Timed):
     """A progress bar with rate and remaining time, on a terminal."""
 
     def __init__(self) -> None:
@@ -87,30 +97,29 @@ class BarReporter:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self.first = self.images = 0
-        self.begun = 0.0
 
     def message(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)
 
     def start(self, total: int, done: int, unit_images: int) -> None:
-        self.first, self.images, self.begun = done, unit_images, time.monotonic()
+        super().start(total, done, unit_images)
         self.task = self.progress.add_task("", total=total, completed=done, rate="")
         self.progress.start()
 
     def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
-        rate = (done - self.first) * self.images / max(time.monotonic() - self.begun, 1e-9)
         if metrics and "loss" in metrics:
             self.progress.update(self.task, description=f"loss {metrics['loss']:.4f}")
-        self.progress.update(self.task, completed=done, rate=f"{rate:.0f} images/s")
+        self.progress.update(self.task, completed=done, rate=f"{self.rate(done) * self.images:.0f} images/s")
 
     def stop(self) -> None:
         self.progress.stop()
 
 
 def default_reporter(*, quiet: bool = False) -> Reporter:
-    """A bar on a terminal, plain lines elsewhere and under `quiet`."""
-    return BarReporter() if sys.stderr.isatty() and not quiet else LineReporter()
+    """Return a bar on a terminal, plain lines elsewhere, warnings alone under `quiet`."""
+    if quiet:
+        return QuietReporter()
+    return BarReporter() if sys.stderr.isatty() else LineReporter()
 
 
 def watched(
@@ -130,7 +139,3 @@ def watched(
     finally:
         if telling is not None:
             telling.stop()
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

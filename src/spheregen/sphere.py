@@ -2,9 +2,11 @@
 
 A latent is a token grid of shape (B, N, d), in general (B, ...); one sample has L = N*d numbers. All functions act on
 the L flattened numbers of a sample (never on single tokens), so every point lives on one sphere of radius sqrt(L) per
-sample. Statistics are computed in float32 or wider, whatever the input's type. Angles are in degrees.
+sample. Statistics are computed in float32 or wider, whatever the input's type. Angles between points are in degrees,
+as people give and read them; angles of noise (`scale_noise` and `spheregen.prior`) are in radians.
 
-Source: Yue et al. 2026, "Image Generation with a Sphere Encoder" (arXiv 2602.15030), the sphere and its noise.
+Source: Yue et al. 2026, "Image Generation with a Sphere Encoder" (arXiv 2602.15030), the sphere and its noise
+(method.md, section 0).
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ EPS = 1e-6
 
 
 def upcast(x: Tensor) -> Tensor:
-    """`x` in float32, or unchanged where it is that wide already."""
+    """Return `x` in float32, or unchanged where it is that wide already."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def full_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    """No autocast on this type of device: products of upcast tensors would go back to a half type under it."""
+    """Switch autocast off on this type of device: products of upcast tensors would go back to a half type under it."""
     available = torch.amp.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
@@ -42,6 +44,7 @@ def spherify(z: Tensor) -> Tensor:
         Points on the sphere, same shape and type.
     """
     wide = upcast(z)
+    # z * rsqrt(mean(z^2) + 1e-6), method.md 0
     mean_square = wide.square().mean(dim=_sample_axes(z), keepdim=True)
     return (wide * torch.rsqrt(mean_square + EPS)).to(z.dtype)
 
@@ -53,41 +56,43 @@ def uniform_points(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """`count` uniform points on the sphere, (count, *shape): the spherified Gaussian."""
+    """Draw `count` uniform points on the sphere, (count, *shape): the spherified Gaussian."""
     return spherify(torch.randn((count, *shape), generator=generator, device=device))
 
 
 def angle_to_sigma(angle: float) -> float:
-    """The noise magnitude whose tilt is `angle` degrees in high dimension: sigma = tan(angle), 0 <= angle < 90."""
+    """Return the noise magnitude that moves a point by `angle` degrees in high dimension: sigma = tan(angle).
+
+    0 <= angle < 90; at 90 the magnitude is infinite.
+    """
     if not 0 <= angle < 90:
-        raise ValueError(f"a noise angle is in [0, 90) degrees, not {angle:g}: at 90 the noise is infinite")
+        raise ValueError(f"a noise magnitude belongs to an angle in [0, 90) degrees, not {angle:g}")
     return math.tan(math.radians(angle))
 
 
 def sigma_to_angle(sigma: float) -> float:
-    """The tilt in degrees of noise of magnitude `sigma` >= 0, in high dimension: atan(sigma)."""
+    """Return the angle in degrees by which noise of magnitude `sigma` >= 0 moves a point: atan(sigma)."""
     if sigma < 0:
         raise ValueError(f"a noise magnitude is not negative: {sigma:g}")
     return math.degrees(math.atan(sigma))
 
 
-def tilt(v: Tensor, direction: Tensor, sigma: Tensor | float) -> Tensor:
-    """Tilt points on the sphere by Gaussian noise: `spherify(v + sigma * direction)`.
+def scale_noise(angle: Tensor | float, factor: Tensor | float) -> Tensor:
+    """Return the angle of noise whose magnitude is `factor` times that of noise of `angle`: atan(factor * tan(angle)).
 
     Args:
-        v: points on the sphere (B, ...).
-        direction: standard Gaussian noise, the shape of `v`; the sum is formed in float32 or wider.
-        sigma: magnitude, one number or (B,). Where it is 0 the result is `v` itself, not `v` scaled once more.
+        angle: radians, 0 to pi/2, the end included: there every factor but 0 leaves the angle.
+        factor: not negative.
+
+    Returns:
+        Radians in float64, computed where the tensors are.
     """
-    wide_v, wide_e = upcast(v), upcast(direction)
-    if isinstance(sigma, Tensor):
-        per_sample = _per_sample(sigma, v).to(wide_v.dtype)
-        return torch.where(per_sample == 0, v, spherify(wide_v + per_sample * wide_e).to(v.dtype))
-    return v if sigma == 0 else spherify(wide_v + sigma * wide_e).to(v.dtype)
+    wide, by = torch.as_tensor(angle, dtype=torch.float64), torch.as_tensor(factor, dtype=torch.float64)
+    return torch.atan2(by * torch.sin(wide), torch.cos(wide))
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
-    """The angle between samples in degrees, (B,), in [0, 180].
+    """Return the angle between samples in degrees, (B,), in [0, 180].
 
     2*atan2(|u-w|, |u+w|) of the unit vectors: exact for small angles, where acos of a cosine loses half its digits.
     """
@@ -113,7 +118,7 @@ def rotate(v: Tensor, towards: Tensor, angle: Tensor | float) -> Tensor:
     radius = torch.linalg.vector_norm(wide_v, dim=axes, keepdim=True)
     orthogonal = orthogonal * (radius / torch.linalg.vector_norm(orthogonal, dim=axes, keepdim=True).clamp_min(1e-30))
     radians = torch.deg2rad(torch.as_tensor(angle, dtype=wide_v.dtype, device=v.device))
-    radians = _per_sample(radians, v) if radians.ndim else radians
+    radians = per_sample(radians, v)
     rotated: Tensor = torch.cos(radians) * wide_v + torch.sin(radians) * orthogonal
     return rotated.to(v.dtype)
 
@@ -129,9 +134,8 @@ def slerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
         t: position, one number or (B,).
     """
     wide_a, wide_b = upcast(a), upcast(b)
-    position = torch.as_tensor(t, dtype=wide_a.dtype, device=a.device)
-    position = _per_sample(position, a) if position.ndim else position
-    omega = _per_sample(torch.deg2rad(angle_between(a, b)).to(wide_a.dtype), a)
+    position = per_sample(torch.as_tensor(t, dtype=wide_a.dtype, device=a.device), a)
+    omega = per_sample(torch.deg2rad(angle_between(a, b)).to(wide_a.dtype), a)
     sine = torch.sin(omega)
     degenerate = sine < 2e-6  # divide safely before where, for the gradients' sake
     safe = torch.where(degenerate, torch.ones_like(sine), sine)
@@ -152,8 +156,10 @@ def _sample_axes(x: Tensor) -> tuple[int, ...]:
     return tuple(range(1, x.ndim))
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) values shaped to broadcast over the samples of `like`."""
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Return (B,) values shaped to broadcast over the samples of `like`; a scalar stays one."""
+    if not values.ndim:
+        return values
     return values.view(-1, *(1 for _ in range(like.ndim - 1)))
 
 

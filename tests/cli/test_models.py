@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import spheregen.model_source
+import spheregen.folders.model_source
 from spheregen.errors import ModelFileError
-from spheregen.model_source import HubModel
+from spheregen.folders.model_source import HubModel
 from tests.cli.conftest import Run
 
 Offer = Callable[[str], list[HubModel]]
@@ -28,7 +28,7 @@ def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> Pat
     config = json.loads((folder / "tiny" / "config.json").read_text("utf-8"))
     config["provenance"] = {"license": "CC-BY-4.0"}
     (folder / "tiny" / "config.json").write_text(json.dumps(config), "utf-8")
-    monkeypatch.setattr(spheregen.model_source, "_BUNDLED", folder)
+    monkeypatch.setattr(spheregen.folders.model_source, "_BUNDLED", folder)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     return folder
 
@@ -36,7 +36,7 @@ def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> Pat
 @pytest.fixture
 def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Offer], None]:
     """What the Hub answers."""
-    return lambda answer: monkeypatch.setattr(spheregen.model_source, "list_hub_models", answer)
+    return lambda answer: monkeypatch.setattr(spheregen.folders.model_source, "list_hub_models", answer)
 
 
 def some(organisation: str) -> list[HubModel]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from spheregen.training import ladder, suggestion
+from spheregen.training import suggestion
 from spheregen.training.recipe import Recipe, load_recipe
 from tests.cli.conftest import Run
 
@@ -25,7 +24,7 @@ def _same_machine_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         measure = guess
 
     monkeypatch.setattr(suggestion, "Clock", FakeClock)
-    monkeypatch.setattr(ladder, "available_memory", lambda device: 1 << 50)
+    monkeypatch.setattr(suggestion, "available_memory", lambda device: 1 << 50)
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_the_output_is_a_recipe_with_its_reasons(run: Run) -> None:
     lines = result.out.splitlines()
     assert all(len(line) <= 120 for line in lines)
     above = lines[next(i for i, line in enumerate(lines) if line.strip().startswith("flips:")) - 1]
-    assert above.strip().startswith("# A mirrored picture")
+    assert above.strip().startswith("# A mirrored image")
     assert [line for line in lines if not line.startswith((" ", "#"))][1:] == [
         "data:", "model:", "loss:", "perceptual: none", "optimizer:", "train:", "sampling:",
     ]  # fmt: skip
@@ -54,37 +53,33 @@ def test_the_output_is_a_recipe_with_its_reasons(run: Run) -> None:
 
 
 def test_what_it_writes_trains(run: Run, photos: str) -> None:
-    result = run("suggest", photos, "--out", "deep/mine.yaml", "--device", "cpu", "--hours", 0.1, "-q")
+    result = run("suggest", photos, "--out", "deep/mine.yaml", "--device", "cpu", "--hours", 0.1)
     assert result.code == 0, result.err
     assert result.out == ""
-    assert "warning: 3 pictures are few" in result.err
+    assert "are few" in result.err
     assert "spheregen train deep/mine.yaml" in result.err
     small = "{width: 16, depth: 1, heads: 2}"
     trained = run(
         "train", "deep/mine.yaml", "--device", "cpu", "--set", "train.steps=2", "--json", "--out", "run",
         "--set", f"model.encoder={small}", "--set", f"model.decoder={small}",
     )  # fmt: skip
-    assert trained.code == 0, trained.err
-    assert json.loads(trained.out)["steps"] == 2
+    assert trained.json["steps"] == 2
 
 
 def test_a_file_is_replaced_only_by_force(run: Run, photos: str) -> None:
     Path("mine.yaml").write_text("precious", encoding="utf-8")
-    refused = run("suggest", photos, "--out", "mine.yaml")
-    assert refused.code == 2 and "--force" in refused.err and refused.err.count("\n") == 1
+    run("suggest", photos, "--out", "mine.yaml").fails("--force")
     assert Path("mine.yaml").read_text("utf-8") == "precious"
     assert run("suggest", photos, "--out", "mine.yaml", "--force", "--image-size", 24).code == 0
     assert load_recipe("mine.yaml").model.image_size == 24
 
 
 def test_json(run: Run, photos: str) -> None:
-    result = run("suggest", photos, "--json", "--limit", 2)
-    answer = json.loads(result.out)
-    assert set(answer) == {"recipe", "reasons", "warnings", "seconds_per_step", "hours", "epochs"}
+    answer = run("suggest", photos, "--json", "--limit", 2).json
+    assert set(answer) == {*("recipe", "settings", "reasons", "warnings", "seconds_per_step", "hours", "epochs")}
     assert answer["recipe"]["data"]["source"] == photos
-    given = {key: value for reason in answer["reasons"] for key, value in reason["settings"].items()}
-    assert given["train.steps"] == answer["recipe"]["train"]["steps"]
-    assert all(reason["why"] for reason in answer["reasons"])
+    assert answer["settings"]["train"]["steps"] == answer["recipe"]["train"]["steps"]
+    assert "train.steps" in answer["reasons"] and all(answer["reasons"].values())
     Path("mine.yaml").write_text(yaml.safe_dump(answer["recipe"]), encoding="utf-8")
     assert load_recipe("mine.yaml").model.image_size == 32
 
@@ -106,6 +101,4 @@ def test_another_split_is_kept(run: Run) -> None:
     ],
 )
 def test_bad_input_is_one_line(run: Run, arguments: list[str], words: str) -> None:
-    result = run("suggest", *arguments)
-    assert result.code == 2
-    assert result.out == "" and words in result.err and result.err.count("\n") == 1
+    run("suggest", *arguments).fails(words)

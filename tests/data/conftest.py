@@ -11,5 +11,5 @@ import pytest
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("SPHEREGEN_CACHE", str(folder))
-    monkeypatch.setattr("spheregen.data.remote._PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("spheregen.data.files._PAUSES", (0.0, 0.0))
     return folder

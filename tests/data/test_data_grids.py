@@ -1,16 +1,18 @@
-"""Sheets, PNG files and their metadata."""
+"""Grids, labelled sheets, PNG files and their metadata."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from spheregen.data import image_grid, read_metadata, save_png, to_pil, to_uint8
-from spheregen.errors import ConfigError, DataError, SphereGenError
+from spheregen.data import encode_png, image_grid, labelled_sheet, read_metadata, save_png, to_uint8
+from spheregen.errors import ConfigError, DataError
 
 
 def test_to_uint8_inverts_division_by_255() -> None:
@@ -45,7 +47,6 @@ def test_grid_scales_by_whole_pixels_and_takes_floats() -> None:
     assert np.array(image_grid(image, scale=2, pad=0)).tolist() == [
         [0, 0, 255, 255], [0, 0, 255, 255], [128, 128, 64, 64], [128, 128, 64, 64],
     ]  # fmt: skip
-    assert image_grid(image.expand(1, 3, 2, 2), pad=1, background=(9, 8, 7)).getpixel((0, 0)) == (9, 8, 7)
 
 
 @pytest.mark.parametrize("bad", [{"columns": 0}, {"scale": 0}, {"pad": -1}])
@@ -57,12 +58,103 @@ def test_impossible_grids(bad: dict[str, int]) -> None:
             image_grid(torch.zeros(shape))
 
 
-def test_to_pil_has_no_hidden_axes() -> None:
-    values = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
-    for image, expected in zip(to_pil(values), values, strict=True):
-        assert image.size == (5, 4)
-        assert np.array_equal(np.array(image), expected.permute(1, 2, 0).numpy())
-    assert [image.mode for image in to_pil(values[:, :1])] == ["L", "L"]
+# labelled sheets ------------------------------------------------------------------------------------------------------
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+Drawn = list[tuple[Any, Box]]  # texts and images, and where
+TEXTS = [
+    "a",
+    "",
+    "4 steps",
+    "guidance 1.5, fresh noise at each of the four steps, and a few words more",
+    "sphere-s-64_2026-03-05_cfg1.5_steps4_seed0",
+    "x" * 120,
+    "two\nlines",
+    "W" * 7 + " j" * 9,
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    result: Drawn = []
+    draw_text, paste = ImageDraw.ImageDraw.multiline_text, Image.Image.paste
+
+    def text(self: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, **options: Any) -> None:
+        if text:
+            chosen = {name: options[name] for name in ("font", "anchor", "align")}
+            result.append((text, tuple(map(int, self.multiline_textbbox(xy, text, **chosen)))))
+        draw_text(self, xy, text, **options)
+
+    def record(self: Image.Image, im: Image.Image, box: tuple[int, int]) -> None:
+        if self.mode == "RGB" and im.width > 14 and im.getpixel((0, 0)) in (255, (255, 255, 255)):  # a grid
+            result.append((im, (*box, box[0] + im.width, box[1] + im.height)))
+        paste(self, im, box)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "multiline_text", text)
+    monkeypatch.setattr(Image.Image, "paste", record)
+    return result
+
+
+def cell(count: int, side: int, channels: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count * side)
+    return torch.rand(count, channels, side, side, generator=generator)
+
+
+@pytest.mark.parametrize(("side", "count"), [(16, 1), (64, 5), (256, 1)])
+@pytest.mark.parametrize("shift", range(0, len(TEXTS), 2))
+def test_nothing_overlaps_and_nothing_is_cut(drawn: Drawn, side: int, count: int, shift: int) -> None:
+    texts = TEXTS[shift:] + TEXTS[:shift]
+    rows = [[cell(count, side), None, cell(2 * count, side, 1)], [None, cell(1, side // 2), cell(count, side)]]
+    notes = [texts[3:6], texts[5:8]]
+    sheet = labelled_sheet(rows, texts[:2], texts[2:5], title=texts[5], notes=notes)
+    grids = [(image, box) for image, box in drawn if isinstance(image, Image.Image)]
+    assert len(grids) >= 3
+    assert all(sheet.crop(box).tobytes() == grid.convert("RGB").tobytes() for grid, box in grids)
+    for _, (left, top, right, bottom) in drawn:
+        assert 10 <= left <= right <= sheet.width - 10
+        assert 10 <= top <= bottom <= sheet.height - 10
+    for (_, a), (_, b) in itertools.combinations(drawn, 2):
+        assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
+    wanted = [*texts[:2], *texts[2:5], texts[5], *texts[3:6], *texts[5:8]]
+    found = "".join(text for text, _ in drawn if isinstance(text, str))
+    assert sorted("".join(found.split())) == sorted("".join("".join(wanted).split()))
+
+
+def test_labels_are_where_they_belong(drawn: Drawn) -> None:
+    rows = [[cell(4, 16) for _ in range(3)] for _ in range(2)]
+    notes = [[f"n{r}{k}" for k in range(3)] for r in range(2)]
+    sheet = labelled_sheet(rows, ["r0", "r1"], ["c0", "c1", "é"], title="t", notes=notes)
+    texts = {text: box for text, box in drawn if isinstance(text, str)}
+    grids = [(image, box) for image, box in drawn if not isinstance(image, str)]
+    for place, (grid, (left, top, right, bottom)) in enumerate(grids):
+        assert grid.tobytes() == image_grid(cell(4, 16)).tobytes()
+        r, k = divmod(place, 3)
+        assert texts[f"r{r}"][2] < left and top < texts[f"r{r}"][1] < texts[f"r{r}"][3] < bottom
+        for text, above in (("e" if k == 2 else f"c{k}", True), (f"n{r}{k}", False)):
+            box = texts[text]
+            assert abs((box[0] + box[2]) - (left + right)) <= 4  # centred
+            assert box[3] <= top if above else bottom <= box[1]
+            assert texts["t"][3] < box[1]
+    again = labelled_sheet(rows, ["r0", "r1"], ["c0", "c1", "é"], title="t", notes=notes)
+    assert sheet.tobytes() == again.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_labels", "column_labels", "notes"),
+    [
+        ([], [], ["c"], None),
+        ([[]], ["r"], [], None),
+        ([[None, None]], ["r"], ["c"], None),
+        ([[None]], ["r"], ["c"], [["a", "b"]]),
+        ([[torch.zeros(0, 3, 4, 4)]], ["r"], ["c"], None),
+    ],
+)
+def test_what_does_not_fit_together(rows: Any, row_labels: list[str], column_labels: list[str], notes: Any) -> None:
+    with pytest.raises(ConfigError):
+        labelled_sheet(rows, row_labels, column_labels, notes=notes)
+
+
+# PNG ------------------------------------------------------------------------------------------------------------------
 
 
 def test_metadata_round_trip(tmp_path: Path) -> None:
@@ -72,6 +164,7 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
         assert read_metadata(tmp_path / "sub" / "a.png") == metadata
         with Image.open(tmp_path / "sub" / "a.png") as image:
             assert (image.mode, image.size) == (mode, (3, 2))
+        assert (tmp_path / "sub" / "a.png").read_bytes() == encode_png(Image.new(mode, (3, 2), 9), metadata)
     save_png(Image.new("L", (1, 1)), tmp_path / "plain.png")
     assert read_metadata(tmp_path / "plain.png") == {}
     with pytest.raises(DataError, match="cannot be read"):
@@ -83,20 +176,3 @@ def test_keys_that_png_forbids(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError):
         save_png(Image.new("L", (1, 1)), tmp_path / "a.png", {key: "v"})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.png"
-    save_png(Image.new("L", (2, 2), 1), path, {"seed": "1"})
-
-    def full(self: Image.Image, fp: Path, **_: object) -> None:
-        Path(fp).write_bytes(b"half a pic")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(SphereGenError, match="No space left"):
-        save_png(Image.new("L", (2, 2), 2), path, {"seed": "2"})
-    with pytest.raises(SphereGenError, match="No space left"):
-        save_png(Image.new("L", (2, 2), 2), tmp_path / "b.png")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
-    assert read_metadata(path) == {"seed": "1"}

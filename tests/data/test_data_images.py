@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -66,7 +67,6 @@ CASES = {
     "cmyk jpeg": (lambda: stored(Image.new("CMYK", (4, 4), (0, 0, 0, 255)), "JPEG"), (0, 0, 0)),
     "ycbcr": (lambda: Image.new("RGB", (4, 4), (255, 255, 255)).convert("YCbCr"), (255, 255, 255)),
     "hsv": (lambda: Image.new("HSV", (4, 4), (0, 255, 255)), (255, 0, 0)),
-    "lab": (lambda: Image.new("LAB", (4, 4), (255, 128, 128)), (255, 255, 255)),
     "16 bit, highest": (lambda: sixteen(65535), (255, 255, 255)),
     "16 bit, middle": (lambda: sixteen(257 * 100), (100, 100, 100)),
     "16 bit, rounded": (lambda: sixteen(257 * 100 + 129), (101, 101, 101)),
@@ -87,25 +87,18 @@ CASES = {
 def test_modes(case: str) -> None:
     make, expected = CASES[case]
     red, green, blue = pixel(make(), background=BLUE)
-    assert max(abs(a - b) for a, b in zip((red, green, blue), expected, strict=True)) <= (case == "lab")
+    assert (red, green, blue) == expected
     luma = round(0.299 * red + 0.587 * green + 0.114 * blue)
     assert abs(pixel(make(), channels=1, background=BLUE)[0] - luma) <= 1
 
 
-def test_white_is_behind_transparency_by_default() -> None:
-    assert pixel(Image.new("RGBA", (2, 2), (9, 9, 9, 0))) == (255, 255, 255)
-
-
-@pytest.mark.parametrize("values", [[-1, 5], [0, 70000]])
-def test_32_bit_values_without_known_scale_are_refused(values: list[int]) -> None:
-    with pytest.raises(DataError, match="32-bit"):
-        load_image(Image.fromarray(np.array([values], dtype=np.int32)), ImageOptions(image_size=1))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 300.0])
-def test_float_values_without_known_scale_are_refused(value: float) -> None:
-    with pytest.raises(DataError, match="float"):
-        load_image(Image.fromarray(np.array([[0.5, value]], dtype=np.float32)), ImageOptions(image_size=1))
+@pytest.mark.parametrize(
+    "values",
+    [np.int32([[-1, 5]]), np.int32([[0, 70000]]), *(np.float32([[0.5, v]]) for v in (np.nan, np.inf, -1, 300))],
+)
+def test_values_without_known_scale_are_refused(values: npt.NDArray[Any]) -> None:
+    with pytest.raises(DataError, match="32-bit" if values.dtype == np.int32 else "float"):
+        load_image(Image.fromarray(values), ImageOptions(image_size=1))
 
 
 def test_of_an_animation_the_first_frame_is_taken() -> None:
@@ -134,26 +127,14 @@ ORIENTED = {
 
 
 @pytest.mark.parametrize("orientation", ORIENTED)
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_exif_orientation(kind: str, orientation: int) -> None:
     values = (np.arange(64).reshape(8, 8) * 4).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = stored(Image.fromarray(values), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    image = stored(Image.fromarray(values), kind, exif=exif)
     result = load_image(image, ImageOptions(image_size=8, channels=1))[0].numpy().astype(int)
     assert abs(result - ORIENTED[orientation](values)).max() <= (12 if kind == "JPEG" else 0)
-
-
-def test_orientation_of_a_mode_that_needs_scaling() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    image = stored(Image.fromarray(np.array([[0, 65535], [0, 0]], dtype=np.uint16)), exif=exif)
-    assert load_image(image, ImageOptions(image_size=2, channels=1))[0].tolist() == [[0, 0], [255, 0]]
-
-
-def test_broken_exif_does_no_harm() -> None:
-    image = stored(Image.new("L", (8, 8), 9), "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff")
-    assert pixel(image) == (9, 9, 9)
 
 
 def test_a_picture_of_the_right_size_is_untouched() -> None:
@@ -162,14 +143,6 @@ def test_a_picture_of_the_right_size_is_untouched() -> None:
         for fit in ("crop", "pad"):
             options = ImageOptions(image_size=7, resize=resize, fit=fit)  # type: ignore[arg-type]
             assert np.array_equal(load_image(Image.fromarray(values), options).permute(1, 2, 0).numpy(), values)
-
-
-@pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (33, 20), (20, 21)])
-def test_crop_keeps_the_centre(width: int, height: int) -> None:
-    values = np.arange(width * height).reshape(height, width).astype(np.uint8)
-    top, left = (height - 20) // 2, (width - 20) // 2
-    result = load_image(Image.fromarray(values), ImageOptions(image_size=20, channels=1))[0].numpy()
-    assert np.array_equal(result, values[top : top + 20, left : left + 20])
 
 
 @pytest.mark.parametrize("size", [(100, 61), (31, 64), (257, 128), (17, 200), (20, 20), (9, 10)])
@@ -198,12 +171,6 @@ def test_published_resize_is_nearest_up_to_64_and_bicubic_above() -> None:
         assert not torch.equal(results["nearest"], results["bicubic"])
 
 
-def test_nearest_doubles_pixels() -> None:
-    image = Image.fromarray(np.array([[0, 10], [20, 30]], dtype=np.uint8))
-    result = load_image(image, ImageOptions(image_size=4, channels=1, resize="nearest"))[0]
-    assert result.tolist() == [[0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30]]
-
-
 @pytest.mark.parametrize("resize", ["adm", "bicubic", "nearest", "published"])
 def test_pad_keeps_everything_and_fills_with_the_background(resize: str) -> None:
     options = ImageOptions(image_size=8, fit="pad", background=(1, 2, 3), resize=resize)  # type: ignore[arg-type]
@@ -226,18 +193,11 @@ def test_extreme_shapes(size: tuple[int, int], fit: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [
-        {"image_size": 0},
-        {"image_size": 8, "channels": 4},
-        {"image_size": 8, "fit": "stretch"},
-        {"image_size": 8, "resize": "lanczos"},
-        {"image_size": 8, "background": (0, 0, 256)},
-        {"image_size": 8, "background": (0, 0)},
-    ],
+    [{"image_size": 0}, {"channels": 4}, {"fit": "stretch"}, {"resize": "lanczos"}, {"background": (0, 0, 256)}],
 )
 def test_impossible_options_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        ImageOptions(**bad)  # type: ignore[arg-type]
+        ImageOptions(**{"image_size": 8} | bad)  # type: ignore[arg-type]
 
 
 def jpeg() -> bytes:
@@ -276,12 +236,3 @@ def test_model_range() -> None:
     assert result.dtype == torch.float32
     assert (result[0], result[255]) == (-1.0, 1.0)
     assert torch.equal(((result + 1) * 127.5).round().to(torch.uint8), values)
-
-
-def test_reading_a_file_leaves_it_closed(tmp_path: Path) -> None:
-    from spheregen.data import open_source
-
-    (tmp_path / "a.jpg").write_bytes(jpeg())
-    image = open_source(tmp_path).read(0)
-    (tmp_path / "a.jpg").unlink()
-    assert image.size == (64, 64)

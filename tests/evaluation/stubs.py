@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from spheregen.evaluation.features.base import FeatureBatch, FeatureInfo
+from spheregen.measure.features import FeatureBatch, FeatureInfo
 
 
 class TinyFeatures:

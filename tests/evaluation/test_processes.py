@@ -1,4 +1,4 @@
-"""Two processes evaluate as one: the same figures to the last digit, and one that fails ends both."""
+"""Two processes evaluate as one: the same figures to the last digit, with a report and without."""
 
 from __future__ import annotations
 
@@ -8,65 +8,87 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from spheregen.evaluation.protocol import CurveRequest, EvaluationOptions
+from spheregen.evaluation.request import Request, run
+
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 
 SCRIPT = """
+import json, sys
 import torch
 torch.set_num_threads(1)
-from spheregen.cli.main import run
-run()
+from pathlib import Path
+from tests.evaluation.test_processes import request, run
+print(json.dumps(run(request(Path(sys.argv[1]) if len(sys.argv) > 1 else None))))
+"""
+EXTRACTOR = """
+import torch
+def make():
+    return lambda images: torch.nn.functional.adaptive_avg_pool2d(images[:, :1].float(), 4).flatten(1)
 """
 
 
-def evaluate(count: int, folder: Path, *arguments: str) -> list[tuple[int, str, str]]:
-    """Exit code and output of each process of `spheregen evaluate digits`."""
+def request(report: Path | None) -> Request:
+    steps = CurveRequest("steps", (1,))
+    options = EvaluationOptions(count=300, curves=(steps,), curve_count=260, metrics=("frechet",))
+    studies, features = ("reconstruction", "curves"), ("tiny_features:make",)
+    return Request(model="digits", options=options, studies=studies, features=features, report=report, device="cpu")
+
+
+def of_two(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The answer of the first of two processes; the other one has none."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, "evaluate", "digits", "-n", "600", "--device", "cpu", "--json", *arguments]
+        port = str(free.getsockname()[1])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "PYTHONPATH": path}
     processes = [
         subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            [sys.executable, "-c", SCRIPT, *arguments],
+            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank},
             cwd=folder,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(count)
+        for rank in ("0", "1")
     ]
-    outputs = [process.communicate(timeout=150) for process in processes]
-    return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+    try:
+        first, other = (process.communicate(timeout=150)[0] for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0]
+    assert json.loads(other) is None
+    found: dict[str, Any] = json.loads(first)
+    return found
 
 
-def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
-    studies = ("--study", "reconstruction,curves", "--curve", "steps=1,2", "--curve-count", "300")
-    found = []
-    for count in (1, 2):
-        results = evaluate(count, tmp_path, *studies, "--report", str(tmp_path / str(count)))
-        assert [code for code, _, _ in results] == [0] * count, results
-        assert all(not output for _, output, _ in results[1:]), "the first process alone answers"
-        answer = json.loads(results[0][1])
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "tiny_features.py").write_text(EXTRACTOR)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_two_processes_give_the_figures_of_one(folder: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = run(request(folder / "one"))
+    finally:
+        torch.set_num_threads(threads)
+    together = of_two(folder, str(folder / "two"))
+    assert alone is not None
+    for answer in (alone, together):
         for point in answer["curves"][0]["points"]:
             del point["ms_per_image"]
         del answer["created"]
-        found.append(answer)
-    assert found[0] == found[1]
-    assert found[0]["metrics"]["own"]["figures"]["frechet"] > 0
-
-
-def test_without_a_report_both_find_the_temporary_store(tmp_path: Path) -> None:
-    results = evaluate(2, tmp_path, "--metrics", "frechet")
-    assert [code for code, _, _ in results] == [0, 0], results
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_bad_input_ends_both_with_one_line(tmp_path: Path) -> None:
-    for code, _, messages in evaluate(2, tmp_path, "--metrics", "kid"):
-        assert code == 2
-        assert "1000" in messages.strip().splitlines()[-1]
+    assert json.loads(json.dumps(alone)) == together
+    assert together["reconstruction"]["frechet"]["tiny_features:make"] > 0
+    plain = of_two(folder)  # in a temporary folder that both must find
+    assert plain["line"] == together["line"]

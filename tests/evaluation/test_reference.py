@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 
 from spheregen.data import ImageOptions, open_source
 from spheregen.errors import ConfigError, DataError, ModelFileError
+from spheregen.evaluation.feature_cache import extract_features
 from spheregen.evaluation.images import RealImages
-from spheregen.evaluation.measure import measure
 from spheregen.evaluation.reference import (
     Reference,
     build_reference,
     check_reference,
     load_reference,
+    load_references,
     save_reference,
 )
 from tests.evaluation.stubs import RandomImages, TinyFeatures
@@ -38,7 +39,7 @@ def digits() -> RealImages:
 
 @pytest.fixture
 def reference(tmp_path: Path, tiny: TinyFeatures, digits: RealImages) -> Reference:
-    return build_reference(measure(digits, {"tiny": tiny}, tmp_path / "work"), "tiny", tiny.info, keep=50)
+    return build_reference(extract_features(digits, {"tiny": tiny}, tmp_path / "work"), "tiny", tiny.info, keep=50)
 
 
 def test_moments_are_of_all_images_and_features_of_some(
@@ -54,21 +55,6 @@ def test_moments_are_of_all_images_and_features_of_some(
     chosen = torch.arange(50) * 28
     assert torch.allclose(reference.features.double(), features[chosen], atol=1e-5)
     assert torch.equal(reference.labels, digits.labels[chosen])
-
-
-def test_a_reference_survives_its_file(reference: Reference, tmp_path: Path) -> None:
-    path = tmp_path / "reference.safetensors"
-    save_reference(path, reference)
-    read = load_reference(path)
-    assert torch.equal(read.gaussian.mean, reference.gaussian.mean)
-    assert torch.equal(read.gaussian.covariance, reference.gaussian.covariance)
-    assert read.gaussian.count == 1400
-    assert read.features is not None and reference.features is not None
-    assert torch.equal(read.features, reference.features)
-    assert read.info == reference.info
-    assert read.data == reference.data
-    assert read.record["file"] == "reference.safetensors"
-    assert read.record["fingerprint"] == open_source("digits").fingerprint
 
 
 def test_published_files_are_read(tmp_path: Path) -> None:
@@ -127,3 +113,15 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Captur
             load_reference(path)
         assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     assert capsys.readouterr().out == ""
+
+
+def test_references_are_told_apart_by_network(reference: Reference, tmp_path: Path) -> None:
+    ours, published = tmp_path / "ours.safetensors", tmp_path / "adm.npz"
+    save_reference(ours, reference)
+    np.savez(published, mu=np.zeros(4), sigma=np.eye(4))
+    assert set(load_references([str(ours), str(published)], ["tiny", "inception"])) == {"tiny", "inception"}
+    assert set(load_references([f"clip={published}"], ["clip"])) == {"clip"}
+    with pytest.raises(ConfigError, match="inception, which is not used"):
+        load_references([str(published)], ["own"])
+    with pytest.raises(ConfigError, match="two references of the network tiny"):
+        load_references([str(ours), str(ours)], ["tiny"])

@@ -109,7 +109,7 @@ def images_of(folder: Path) -> dict[str, Tensor]:
     """Return what the model of a folder makes, by the name of how it makes it; everything from fixed seeds."""
     photos = digits()
     if folder.name == "representation":
-        from spheregen.tokenizers.opening import open_tokenizer
+        from spheregen.folders.tokenizers import open_tokenizer
 
         tokenizer = open_tokenizer(folder).tokenizer
         with torch.no_grad():
@@ -123,7 +123,7 @@ def images_of(folder: Path) -> dict[str, Tensor]:
         "own_noise": pipe.generate(4, seed=3, steps=4, schedule="decay", share_noise=False).tensor,
         "encode": pipe.encode(photos),
         "reconstruct": pipe.reconstruct(photos),
-        "edit": pipe.edit(photos[:1], label=5 if conditional else None, strength=0.4, steps=2, seed=1).tensor,
+        "edit": pipe.edit(photos[:1], labels=5 if conditional else None, strength=0.4, steps=2, seed=1).tensor,
         "interpolate": pipe.interpolate([3, 4], frames=3).tensor,
     }
     if conditional:

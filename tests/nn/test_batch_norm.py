@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spheregen.nn.batch_norm import BatchNorm, Moments, recalibrate
+from spheregen.nn.norm import BatchNorm, Moments, recalibrate
 
 
 def rows(*shape: int, seed: int = 0, mean: float = 0.0, deviation: float = 1.0) -> Tensor:

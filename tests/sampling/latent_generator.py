@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spheregen.conditioning import ClassEmbedding
-from spheregen.models.protocol import Labels, mix_tokens
-from spheregen.prior import PRIORS, Prior, PriorName
-from spheregen.sphere import angle_to_sigma, upcast
+from spheregen.conditioning import EmbedLabels, Labels
+from spheregen.nn.block import ClassEmbedding
+from spheregen.prior import PRIORS, Angle, PriorName
+from spheregen.protocol import SphereGenerator
+from spheregen.sphere import upcast
+from tests.factories import shaken
 
 PATCH, SIZE, CHANNELS = 4, 8, 4
 GAIN = 0.2
@@ -58,16 +60,6 @@ class LinearTokenizer(nn.Module):
         return upcast(self.decoder(latents.to(self.dtype))).clamp(-1, 1)
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """The embedding (B, L) of labels; a `Condition`."""
-
-    embedding: Tensor
-
-    def rows(self, index: Tensor) -> Embedded:
-        return Embedded(self.embedding[index])
-
-
 class Denoiser(nn.Module):
     """Points on the sphere and embeddings (B, L) to clean latents; without weights it gives points back."""
 
@@ -82,60 +74,36 @@ class Denoiser(nn.Module):
         return v * 0.3 + torch.tanh(inner if embedding is None else inner + embedding).view_as(v)
 
 
-class LatentGenerator(nn.Module):
-    """Answers to `SphereGenerator`: a prediction is a clean latent.
+class LatentGenerator(SphereGenerator):
+    """A prediction is a clean latent.
 
     Args:
         identity: the denoiser gives points back as they are.
     """
 
+    guidance_places = ("latent",)
+    alpha_max = 80.0
+
     def __init__(self, classes: int = 3, *, identity: bool = False, prior: PriorName = "sphere") -> None:
         super().__init__()
         self.config = {"classes": classes, "identity": identity}
         self.tokenizer = LinearTokenizer().eval()
+        self.image_shape, self.latent_shape = self.tokenizer.image_shape, self.tokenizer.latent_shape
         numbers = math.prod(self.latent_shape)
         self.labels = ClassEmbedding(classes, numbers) if classes else None
         self.denoiser = Denoiser(numbers, identity=identity)
-        self.num_classes, self.prior_name = classes, prior
-
-    @property
-    def prior(self) -> Prior:
-        return PRIORS[self.prior_name]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.tokenizer.image_shape
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return self.tokenizer.latent_shape
-
-    @property
-    def sigma_max(self) -> float:
-        return angle_to_sigma(80)
+        self.num_classes, self.prior = classes, PRIORS[prior]
 
     @property
     def dtype(self) -> torch.dtype:
         return self.tokenizer.dtype
 
-    @property
-    def guidance_places(self) -> tuple[str, ...]:
-        return ("latent",)
+    def label_networks(self) -> Mapping[str, EmbedLabels]:
+        return {} if self.labels is None else {"denoiser": self.labels}
 
-    def condition(self, labels: Tensor | None) -> Embedded | None:
-        if self.labels is None:
-            if labels is not None:
-                raise ValueError("this model is unconditional and takes no labels")
-            return None
-        return Embedded(self.labels(labels, 1 if labels is None else len(labels)))
-
-    def predict(self, latents: Tensor, labels: Labels = None) -> Tensor:
-        condition = labels if isinstance(labels, Embedded) else self.condition(labels)  # type: ignore[arg-type]
-        embedding = None if condition is None else condition.embedding
-        return upcast(self.denoiser(latents.to(self.dtype), embedding))
-
-    def to_latent(self, prediction: Tensor, labels: Labels = None) -> Tensor:
-        return prediction
+    def predict(self, latents: Tensor, labels: Labels = None, angle: Angle = 0.0) -> Tensor:
+        told = self.condition(labels).of("denoiser")
+        return upcast(self.denoiser(latents.to(self.dtype), None if told is None else told.embedding))
 
     def to_image(self, prediction: Tensor) -> Tensor:
         return self.tokenizer.decode(prediction)
@@ -143,25 +111,8 @@ class LatentGenerator(nn.Module):
     def from_image(self, images: Tensor) -> Tensor:
         return self.tokenizer.encode(images)
 
-    def mix(self, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
-        return mix_tokens(first, second, mask)
-
-    def encode_raw(self, images: Tensor, labels: Labels = None) -> Tensor:
-        return self.to_latent(self.from_image(images), labels)
-
-    def encode(self, images: Tensor, labels: Labels = None) -> Tensor:
-        return self.prior.project(self.encode_raw(images, labels))
-
-    def decode(self, latents: Tensor, labels: Labels = None) -> Tensor:
-        return self.to_image(self.predict(latents, labels))
-
 
 def latent_generator(classes: int = 3, *, identity: bool = False, prior: PriorName = "sphere") -> LatentGenerator:
     """One with weights that are the same each time, and matter."""
     torch.manual_seed(0)
-    model = LatentGenerator(classes, identity=identity, prior=prior)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return model.eval().requires_grad_(False)
+    return shaken(LatentGenerator(classes, identity=identity, prior=prior), 0.4).requires_grad_(False)

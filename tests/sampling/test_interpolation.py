@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError
-from spheregen.sampling import blend, interpolate, lerp
-from spheregen.sphere import angle_between, rotate, slerp, spherify
+from spheregen.sampling import blend, interpolate
+from spheregen.sphere import angle_between, rotate, spherify
 from tests.sampling.test_sampling import gaussian
 
 FRAMES = 9
@@ -72,12 +72,6 @@ def test_slerp_between_nearly_opposite_points_in_few_digits(degrees: float, dtyp
         check_walk(pair(degrees, dtype, seed), dtype)
 
 
-@pytest.mark.parametrize("degrees", [0.0, 0.01, 1, 30, 90, 150, 180.0])
-def test_slerp_in_bfloat16_is_as_good_as_its_numbers(degrees: float) -> None:
-    for seed in range(3):
-        check_walk(pair(degrees, torch.bfloat16, seed), torch.bfloat16)
-
-
 @pytest.mark.parametrize("degrees", ANGLES + NEARLY_OPPOSITE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_of_a_walk_are_finite(dtype: torch.dtype, degrees: float) -> None:
@@ -87,13 +81,6 @@ def test_gradients_of_a_walk_are_finite(dtype: torch.dtype, degrees: float) -> N
     assert ends.grad is not None
     assert ends.grad.isfinite().all()
     assert ends.grad.abs().max() > 0
-
-
-def test_gradients_between_identical_points_are_finite() -> None:
-    v = points(1, *SHAPE).requires_grad_()
-    slerp(v, v, 0.3).square().sum().backward()
-    assert v.grad is not None
-    assert v.grad.isfinite().all()
 
 
 # lerp -----------------------------------------------------------------------------------------------------------------
@@ -110,27 +97,6 @@ def test_lerp_is_the_straight_line_back_on_the_sphere(degrees: float, dtype: tor
     assert angle_between(middle, way[FRAMES // 2 : FRAMES // 2 + 1].double()).max() < ROUNDING[dtype][1] * 20
     turned = angle_between(ends[:1].double().expand(FRAMES, *SHAPE), way.double())
     assert (turned.diff() > -ROUNDING[dtype][1]).all()  # never back
-
-
-def test_lerp_is_slower_at_the_ends_and_goes_the_way_of_slerp() -> None:
-    ends = pair(150, torch.float32)
-    straight, even = interpolate(ends, FRAMES, "lerp"), interpolate(ends, FRAMES)
-    steps = angle_between(straight[:-1], straight[1:])
-    assert steps[0] < 150 / (FRAMES - 1) / 2
-    assert steps[FRAMES // 2] > 2 * steps[0]
-    apart = angle_between(ends[:1].expand(FRAMES, *SHAPE), straight) + angle_between(
-        straight, ends[1:].expand(FRAMES, *SHAPE)
-    )
-    assert (apart - 150).abs().max() < 1e-3  # on the same great circle
-    torch.testing.assert_close(straight[FRAMES // 2], even[FRAMES // 2], atol=1e-4, rtol=0)
-
-
-def test_lerp_takes_one_position_or_one_for_each() -> None:
-    a, b = points(3, *SHAPE), points(3, *SHAPE, seed=1)
-    together = lerp(a, b, torch.tensor([0.0, 0.3, 1.0]))
-    assert torch.equal(together[0], a[0]) and torch.equal(together[2], b[2])
-    torch.testing.assert_close(together[1], lerp(a, b, 0.3)[1], atol=1e-6, rtol=0)
-    assert torch.equal(lerp(a, b, 0.0), a) and torch.equal(lerp(a, b, 1), b)
 
 
 # four corners ---------------------------------------------------------------------------------------------------------
@@ -152,16 +118,6 @@ def test_four_corners(path: str, frames: int) -> None:
         for column in range(frames):
             between = interpolate(torch.stack([rows[0, column], rows[-1, column]]), frames, path)[row]
             torch.testing.assert_close(rows[row, column], between, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("path", ["slerp", "lerp"])
-def test_a_square_is_mirrored_with_its_corners(path: str) -> None:
-    corners, frames = points(4, *SHAPE), 5
-    rows = interpolate(corners, frames, path).view(frames, frames, *SHAPE)
-    across = interpolate(corners[[1, 0, 3, 2]], frames, path).view(frames, frames, *SHAPE)
-    down = interpolate(corners[[2, 3, 0, 1]], frames, path).view(frames, frames, *SHAPE)
-    torch.testing.assert_close(across, rows.flip(1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(down, rows.flip(0), atol=1e-5, rtol=0)
 
 
 def test_a_square_with_equal_rows_is_a_line_and_all_equal_corners_are_a_point() -> None:
@@ -194,31 +150,13 @@ def test_mixtures_sum_to_one_and_go_as_the_points_do(ends: int, frames: int) -> 
         torch.testing.assert_close(mixed.view(frames, frames, 5)[..., 3], torch.outer(t, t))
 
 
-def test_a_blend_of_random_mixtures_is_bilinear() -> None:
-    ends = torch.softmax(gaussian(4, 6), dim=1)
-    mixed = blend(ends, 4)
-    torch.testing.assert_close(mixed.sum(1), torch.ones(16))
-    torch.testing.assert_close(mixed.view(4, 4, 6).transpose(0, 1).flatten(0, 1), blend(ends[[0, 2, 1, 3]], 4))
-
-
 # errors ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("ends", "frames", "path", "reason"),
-    [
-        (0, 3, "slerp", "two ends or the four corners of a square, not 0"),
-        (1, 3, "slerp", "two ends or the four corners of a square, not 1"),
-        (3, 3, "slerp", "two ends or the four corners of a square, not 3"),
-        (5, 3, "lerp", "not 5"),
-        (2, 1, "slerp", "frames is at least 2, the ends themselves, not 1"),
-        (4, 0, "slerp", "not 0"),
-        (2, -3, "slerp", "not -3"),
-        (2, 3, "slrp", "unknown path 'slrp'; did you mean 'slerp'"),
-        (2, 3, "cubic", "unknown path 'cubic'; use slerp, lerp"),
-    ],
+    [(0, 3, "slerp", "not 0"), (3, 3, "lerp", "not 3"), (2, 1, "slerp", "frames"), (2, 3, "slrp", "'slerp'")],
 )
 def test_impossible_ways_are_refused(ends: int, frames: int, path: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason) as caught:
+    with pytest.raises(ConfigError, match=reason):
         interpolate(torch.ones(ends, *SHAPE), frames, path)
-    assert "\n" not in str(caught.value)

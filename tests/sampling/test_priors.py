@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 import spheregen as sg
-from spheregen.model_folder import ModelInfo
-from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.family.sphere_encoder.network import SphereAutoencoder
+from spheregen.folders.model_folder import ModelInfo
 from spheregen.prior import GAUSSIAN
 from spheregen.sampling import Masked, edit, interpolate, lerp, reconstruct, restore, sample
-from spheregen.sampling.remembered import RememberedConditions
-from spheregen.sphere import slerp, spherify, tilt
-from tests.sampling.test_sampling import IMAGES, LABELS, NOISE, STEP, gaussian, model_of
+from spheregen.sphere import slerp, spherify
+from tests.sampling.test_sampling import IMAGES, LABELS, NOISE, SIGMA, STEP, gaussian, model_of
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def model() -> SphereAutoencoder:
 
 
 def refined(model: SphereAutoencoder, x: Tensor, radius: float) -> Tensor:
-    sigma = radius * model.sigma_max
+    sigma = radius * SIGMA
     return model.decode((model.encode_raw(x, LABELS) + sigma * STEP) / (1 + sigma**2) ** 0.5, LABELS)
 
 
@@ -61,15 +60,8 @@ def test_the_sphere_takes_the_same_bits_as_ever() -> None:
     x = model.decode(spherify(NOISE), condition)
     assert torch.equal(result.trajectory[0], x)
     for t in (1, 2):
-        x = model.decode(tilt(spherify(model.encode_raw(x, condition)), STEP, model.sigma_max), condition)
+        x = model.decode(spherify(spherify(model.encode_raw(x, condition)) + SIGMA * STEP), condition)
         assert torch.equal(result.trajectory[t], x)
-
-
-def test_remembered_conditions_pass_the_prior_on(model: SphereAutoencoder) -> None:
-    remembering = RememberedConditions(model, [0, 1, 2], torch.device("cpu"))
-    assert remembering.prior is GAUSSIAN
-    ours = sample(remembering, NOISE, LABELS, steps=2, step_noise=STEP).images
-    torch.testing.assert_close(ours, sample(model, NOISE, LABELS, steps=2, step_noise=STEP).images, atol=1e-5, rtol=0)
 
 
 def test_straight_lines_stay_straight() -> None:

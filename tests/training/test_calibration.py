@@ -13,13 +13,13 @@ from torch import Tensor
 
 import spheregen as sg
 from spheregen.data import TrainingBatches, open_source
-from spheregen.model_folder import load_model
-from spheregen.models.autoencoder import SphereAutoencoder
-from spheregen.training import trainer
+from spheregen.family.sphere_encoder.network import SphereAutoencoder
+from spheregen.folders.model_folder import load_model
+from spheregen.training import preview
+from spheregen.training import run as runs
 from spheregen.training.feeding import image_options
 from spheregen.training.hooks import RunView
 from spheregen.training.recipe import load_recipe
-from spheregen.training.systems import autoencoder as autoencoder_system
 from spheregen.training.trainer import train
 from tests.training.test_distributed import Processes
 from tests.training.test_trainer import Messages, StopAt, assert_same_run, log, run, weights
@@ -35,7 +35,7 @@ SHORT = ("train.steps=16", "train.checkpoint_every=5", "train.preview_every=0")
 
 @pytest.fixture(autouse=True)
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "CALIBRATION_IMAGES", 100)
+    monkeypatch.setattr(runs, "CALIBRATION_IMAGES", 100)
 
 
 @torch.no_grad()
@@ -105,14 +105,14 @@ def test_previews_and_hooks_see_a_calibrated_model(tmp_path: Path, monkeypatch: 
             return None
 
     calls: list[Any] = []
-    real = autoencoder_system.save_preview
+    real = preview.preview_rows
 
-    def preview(model: SphereAutoencoder, *arguments: Any, **options: Any) -> None:
+    def rows(model: SphereAutoencoder, *arguments: Any) -> Any:
         assert_calibrated(model)
         calls.append(1)
-        real(model, *arguments, **options)
+        return real(model, *arguments)
 
-    monkeypatch.setattr(autoencoder_system, "save_preview", preview)
+    monkeypatch.setattr(preview, "preview_rows", rows)
     run(tmp_path / "run", "model.latent_norm=batch", "model.num_classes=0", "train.steps=21", hooks=(Hook(),))
     assert seen == [7, 14, 21] and len(calls) == 2
 
@@ -137,7 +137,7 @@ def test_statistics_are_measured_once_a_step_and_only_where_they_are_needed(
 
 def test_two_processes_measure_the_same_statistics(tmp_path: Path) -> None:
     """Each encodes its rows of the batches; the saved statistics are of all."""
-    before = "import spheregen.training.trainer as trainer\ntrainer.CALIBRATION_IMAGES = 100\n"
+    before = "import spheregen.training.run as run\nrun.CALIBRATION_IMAGES = 100\n"
     folder = tmp_path / "run"
     settings = ("model.latent_norm=batch", "train.preview_every=20")
     for code, messages in Processes(2, folder, *settings, before=before).finish():

@@ -40,10 +40,10 @@ import os
 from spheregen.errors import DataError
 from spheregen.training.step import TrainingStep
 original = TrainingStep.__call__
-def call(self, batch, draws, lr):
+def call(self, batch, noise, lr):
     if os.environ["RANK"] == "1" and batch.step == 5:
         raise DataError("photos/7.jpg: the image is empty")
-    return original(self, batch, draws, lr)
+    return original(self, batch, noise, lr)
 TrainingStep.__call__ = call
 """
 
@@ -65,7 +65,6 @@ class Processes:
             str(folder),
             "--device",
             "cpu",
-            "--quiet",
         ]
         command += [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
@@ -241,7 +240,7 @@ def test_one_process_is_a_world_of_its_own() -> None:
         assert world == World() and world.is_first
         assert world.share(5) == slice(0, 5)
         values = torch.arange(3.0)
-        assert world.mean(values) is values and world.concatenate(values) is values
+        assert world.mean(values) is values and world.gather(values) is values
         assert world.gather_objects("x") == ["x"]
         world.wait_for_all()
     assert [World(rank, 3).share(12) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]

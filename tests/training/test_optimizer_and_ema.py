@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from spheregen.models.autoencoder import AutoencoderConfig, SphereAutoencoder
-from spheregen.models.sizes import TransformerSize
+from spheregen.family.settings import OptimizerConfig, ParameterGroup
+from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
+from spheregen.nn.sizes import TransformerSize
 from spheregen.training.ema import EMA
-from spheregen.training.optimizer import Optimizer, learning_rate, parameter_groups, tags_by_name
-from spheregen.training.recipe import OptimizerConfig
+from spheregen.training.optimizer import Optimizer, learning_rate, tags_by_name
 
 SIZE = TransformerSize(width=16, depth=1, heads=2)
+
+
+def optimizer_of(model: nn.Module, **config: Any) -> Optimizer:
+    return Optimizer(model, tags_by_name(model), [ParameterGroup("", OptimizerConfig(**config))])
 
 
 def tiny() -> SphereAutoencoder:
@@ -24,7 +30,7 @@ def tiny() -> SphereAutoencoder:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_is_in_one_group_with_its_rate_and_decay(name: str) -> None:
     model = tiny()
-    groups = parameter_groups(model, tags_by_name(model), OptimizerConfig(name=name, weight_decay=0.1, encoder_lr=0.1))
+    groups = optimizer_of(model, name=name, weight_decay=0.1, encoder_lr=0.1).param_groups
     counted = [id(p) for group in groups for p in group["params"]]
     assert sorted(counted) == sorted(id(p) for p in model.parameters())
     encoder = {id(p) for p in model.encoder.parameters()}
@@ -49,7 +55,7 @@ def test_muon_takes_the_matrices_inside_blocks_and_leaves_thin_ones_alone() -> N
         AutoencoderConfig(image_size=8, patch_size=4, encoder=size, decoder=SIZE, latent_channels=4, num_classes=2)
     )
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = parameter_groups(model, tags_by_name(model), OptimizerConfig(name="muon"))
+    groups = optimizer_of(model, name="muon").param_groups
     muon = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
     block = "encoder.trunk.blocks.0"
     layers = ("attention.qkv", "attention.out", "mlp.gate_value", "mlp.out")
@@ -64,12 +70,12 @@ def test_the_optimisers_state_goes_out_and_in_by_name(name: str) -> None:
     def learner(seed: int) -> tuple[SphereAutoencoder, Optimizer]:
         torch.manual_seed(seed)
         model = SphereAutoencoder(config)
-        return model, Optimizer(model, tags_by_name(model), OptimizerConfig(name=name))
+        return model, optimizer_of(model, name=name)
 
     def learn(model: SphereAutoencoder, optimizer: Optimizer) -> None:
         for index, parameter in enumerate(model.parameters()):
             parameter.grad = torch.full_like(parameter, 0.1 * (index + 1))
-        optimizer.step(0.01)
+        optimizer.step({"": 0.01})
         assert all(parameter.grad is None for parameter in model.parameters())
 
     model, optimizer = learner(0)
@@ -91,26 +97,27 @@ def test_the_optimisers_state_goes_out_and_in_by_name(name: str) -> None:
 
 
 def test_learning_rate_shape() -> None:
-    rate = learning_rate(OptimizerConfig(lr=1e-4, min_lr=1e-6), batch_size=512, warmup=10, total=110)
-    assert rate.peak == pytest.approx(2e-4)  # scaled with batch/256
-    assert [rate(t) for t in range(10)] == pytest.approx([2e-4 * (t + 1) / 11 for t in range(10)])
-    assert rate(10) == pytest.approx(2e-4)
-    assert rate(60) == pytest.approx((2e-4 + 1e-6) / 2)
-    after = [rate(t) for t in range(10, 110)]
-    assert after == sorted(after, reverse=True)
-    assert rate(110) == pytest.approx(1e-6)
-    unscaled = learning_rate(OptimizerConfig(lr=1e-4, scale_lr=False), batch_size=512, warmup=0, total=10)
-    assert unscaled.peak == 1e-4
-    constant = learning_rate(OptimizerConfig(lr=1e-4, schedule="constant"), batch_size=256, warmup=4, total=50)
-    assert constant(0) < constant(3) < constant(4)
-    assert {constant(t) for t in range(4, 50)} == {1e-4}
+    def rates(warmup: int, total: int, batch_size: int = 256, **config: Any) -> list[float]:
+        config = {"lr": 1e-4, **config}
+        return [
+            learning_rate(OptimizerConfig(**config), step, batch_size=batch_size, warmup=warmup, total=total)
+            for step in range(total + 1)
+        ]
+
+    rate = rates(10, 110, 512, min_lr=1e-6)  # scaled with batch/256
+    assert rate[:11] == pytest.approx([*(2e-4 * (t + 1) / 11 for t in range(10)), 2e-4])
+    assert rate[60] == pytest.approx((2e-4 + 1e-6) / 2) and rate[110] == pytest.approx(1e-6)
+    assert rate[10:] == sorted(rate[10:], reverse=True)
+    assert rates(0, 10, 512, scale_lr=False)[0] == 1e-4
+    constant = rates(4, 50, schedule="constant")
+    assert constant[0] < constant[3] < constant[4] and set(constant[4:]) == {1e-4}
 
 
 def test_encoder_learns_at_its_own_rate() -> None:
     model = tiny()
-    optimizer = Optimizer(model, tags_by_name(model), OptimizerConfig(encoder_lr=0.25))
-    optimizer.step(0.4)
-    assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {0.4, 0.1}
+    optimizer = optimizer_of(model, encoder_lr=0.25)
+    optimizer.step({"": 0.4})
+    assert {group["lr"] for group in optimizer.param_groups} == {0.4, 0.1}
 
 
 def test_ema_follows_in_float32() -> None:

@@ -1,22 +1,26 @@
-"""Preview sheets: what their rows are, the same noise every time, nothing written without a path."""
+"""Previews: rows and words for them, the same noise every time, for every kind of model."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from spheregen.data import read_image, read_metadata
-from spheregen.errors import ConfigError
-from spheregen.models.autoencoder import SphereAutoencoder
+from spheregen.data import Batch, read_image, read_metadata
+from spheregen.family.settings import SamplingConfig
+from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.sampling import reconstruct
-from spheregen.sphere import angle_between, angle_to_sigma
-from spheregen.training.preview import save_preview, shown_angles
+from spheregen.sphere import angle_between
+from spheregen.training.preview import PreviewHook, preview_rows, shown_angles
 from spheregen.training.recipe import load_recipe
+from tests.training.test_hooks import view
+
+LABELS = torch.arange(10) % 10
+ORIGINALS = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 def build(**changes: object) -> SphereAutoencoder:
@@ -34,141 +38,67 @@ def model() -> SphereAutoencoder:
     return build()
 
 
-@pytest.fixture
-def originals() -> Tensor:
-    return torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-LABELS = torch.arange(12) % 10
-
-
-def rows_of(path: Path) -> list[str]:
-    return read_metadata(path)["rows"].split("; ")
-
-
-def pixels(path: Path, row: int, columns: int = 10, cell: int = 48) -> Tensor:
-    """A row of a sheet, (columns, 8, 8) in [0, 1]."""
-    sheet = read_image(path).convert("L")
-    cells = []
-    for column in range(columns):
-        left, top = 2 + column * (cell + 2), 2 + row * (cell + 2)
-        small = sheet.crop((left, top, left + cell, top + cell)).resize((8, 8), Image.Resampling.NEAREST)
-        cells.append(torch.tensor(list(small.tobytes()), dtype=torch.float32).reshape(8, 8) / 255)
-    return torch.stack(cells)
-
-
-def test_the_sheet_says_what_its_rows_are(model: SphereAutoencoder, originals: Tensor, tmp_path: Path) -> None:
-    path = tmp_path / "preview.png"
-    save_preview(model, originals, path, {"step": "7"}, labels=LABELS, guidance=1.3)
-    assert read_metadata(path)["step"] == "7"
-    assert rows_of(path) == [
-        "1: originals",
-        "2: reconstructions, null class",
-        "3: latents rotated by 0 degrees, their classes",
-        "4: latents rotated by 25 degrees, their classes",
-        "5: latents rotated by 50 degrees, their classes",
-        "6: latents rotated by 75 degrees, their classes",
-        "7-8: samples in 1 step, seeds 0 to 19, guidance 1.3",
-        "9-10: samples in 4 steps, seeds 0 to 19, guidance 1.3",
+def test_rows_are_what_their_words_say(model: SphereAutoencoder) -> None:
+    rows = preview_rows(model, ORIGINALS, LABELS, SamplingConfig(guidance=1.3))
+    angles = [f"latents rotated by {angle} degrees, their classes" for angle in (0, 25, 50, 75)]
+    assert list(rows) == [
+        "originals",
+        "reconstructions, null class",
+        *angles,
+        "samples in 1 step, seeds 0 to 19, guidance 1.3",
+        "samples in 4 steps, seeds 0 to 19, guidance 1.3",
     ]
-    assert read_image(path).size == (10 * 50 + 2, 10 * 50 + 2)
+    assert torch.equal(rows["originals"], ORIGINALS)
+    assert torch.equal(rows["reconstructions, null class"], reconstruct(model, ORIGINALS))
+    torch.testing.assert_close(rows[angles[0]], reconstruct(model, ORIGINALS, LABELS))
 
 
-def test_rows_hold_what_they_say(model: SphereAutoencoder, originals: Tensor, tmp_path: Path) -> None:
-    path = tmp_path / "preview.png"
-    save_preview(model, originals, path, {}, labels=LABELS, angles=(0,), steps=(1,))
-    ten, labels = originals[:10], LABELS[:10]
-    for row, images in enumerate((ten, reconstruct(model, ten), reconstruct(model, ten, labels))):
-        expected = ((images[:, 0] + 1) / 2).clamp(0, 1)
-        torch.testing.assert_close(pixels(path, row), expected, atol=0.003, rtol=0)
-
-
-def test_without_labels_angle_zero_would_repeat_the_reconstruction(
-    model: SphereAutoencoder, originals: Tensor, tmp_path: Path
-) -> None:
-    path = tmp_path / "preview.png"
-    save_preview(model, originals, path, {}, steps=(1,))
-    assert rows_of(path)[2] == "3: latents rotated by 25 degrees, null class"
-
-
-def test_an_unconditional_model_is_sampled_without_guidance(originals: Tensor, tmp_path: Path) -> None:
-    path = tmp_path / "preview.png"
-    save_preview(build(num_classes=0), originals, path, {}, labels=LABELS, guidance=1.5)
-    rows = rows_of(path)
-    assert rows[1] == "2: reconstructions"
-    assert rows[2] == "3: latents rotated by 25 degrees"
-    assert rows[-1] == "8-9: samples in 4 steps, seeds 0 to 19"
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_small_batch_makes_a_narrow_sheet(
-    model: SphereAutoencoder, originals: Tensor, tmp_path: Path, batch: int
-) -> None:
-    path = tmp_path / "preview.png"
-    save_preview(model, originals[:batch], path, {}, labels=LABELS[:batch])
-    assert read_image(path).size == (batch * 50 + 2, 10 * 50 + 2)
-
-
-def test_pictures_are_the_same_every_time(model: SphereAutoencoder, originals: Tensor, tmp_path: Path) -> None:
-    paths = [tmp_path / f"{i}.png" for i in range(2)]
-    for path in paths:
-        state = torch.random.get_rng_state()
-        save_preview(model, originals, path, {}, labels=LABELS, share_noise=False, schedule="decay")
-        assert torch.equal(state, torch.random.get_rng_state())  # training goes on as without a preview
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-
-
-def test_settings_of_sampling_are_used(model: SphereAutoencoder, originals: Tensor, tmp_path: Path) -> None:
-    sheets = set()
-    for number, options in enumerate(
-        (
-            {},
-            {"guidance": 3.0},
-            {"guidance": 3.0, "guidance_at": "pixel"},
-            {"schedule": "decay"},
-            {"share_noise": False},
-        )
-    ):
-        path = tmp_path / f"{number}.png"
-        save_preview(model, originals, path, {}, angles=(), steps=(4,), **options)  # type: ignore[arg-type]
-        sheets.add(read_image(path).tobytes())
-    assert len(sheets) == 5
-
-
-def test_without_a_path_all_is_computed_and_nothing_written(
-    model: SphereAutoencoder, originals: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: dict[str, list[int]] = {"with": [], "without": []}
-    for name, path in (("with", tmp_path / "preview.png"), ("without", None)):
-        handle = model.decoder.register_forward_pre_hook(
-            lambda _, inputs, seen=calls[name]: seen.append(inputs[0].shape[0])
-        )
-        save_preview(model, originals, path, {}, labels=LABELS, guidance=1.2)
-        handle.remove()
-    assert calls["with"] == calls["without"] and len(calls["with"]) == 10
-    assert [file.name for file in tmp_path.iterdir()] == ["preview.png"]
-
-
-def test_wrong_settings_are_refused_before_a_file_is_there(
-    model: SphereAutoencoder, originals: Tensor, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match="steps is at least 1"):
-        save_preview(model, originals, tmp_path / "preview.png", {}, steps=(0,))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_angles_end_at_the_training_noise() -> None:
-    assert shown_angles((0, 25, 50, 75), angle_to_sigma(80)) == (0, 25, 50, 75)
-    assert shown_angles((0, 25, 50, 75), angle_to_sigma(53)) == (0, 25, 50, 53)
-    assert shown_angles((0, 60, 75), angle_to_sigma(53)) == (0, 53)
-
-
-def test_latents_are_rotated_by_the_angle_that_is_named(originals: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_are_rotated_by_the_angle_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
-    v = model.encode(originals[:10], LABELS[:10])
+    v = model.encode(ORIGINALS, LABELS)
     decoded: list[Tensor] = []
     decode = model.decode
     monkeypatch.setattr(model, "decode", lambda z, labels=None: (decoded.append(z), decode(z, labels))[1])
-    save_preview(model, originals, None, {}, labels=LABELS, angles=(0, 25, 50), steps=(1,))
-    for z, angle in zip(decoded[1:4], (0, 25, 50), strict=True):
+    preview_rows(model, ORIGINALS, LABELS, SamplingConfig())
+    for z, angle in zip(decoded[:4], (0, 25, 50, 75), strict=True):
         torch.testing.assert_close(angle_between(v, z), torch.full((10,), float(angle)), atol=0.01, rtol=0)
+    assert shown_angles((0, 25, 50, 75), 53.0) == (0, 25, 50, 53)
+
+
+def test_without_classes_there_is_no_guidance() -> None:
+    rows = list(preview_rows(build(num_classes=0), ORIGINALS[:3], LABELS[:3], SamplingConfig(guidance=1.5)))
+    assert rows[1:3] == ["reconstructions", "latents rotated by 25 degrees"]  # at 0 they are the reconstructions
+    assert rows[-1] == "samples in 4 steps, seeds 0 to 5"
+
+
+def test_settings_of_sampling_are_used_and_random_state_is_not(model: SphereAutoencoder) -> None:
+    state = torch.get_rng_state()
+    options: list[dict[str, Any]] = [
+        {},
+        {"guidance": 3.0},
+        {"guidance": 3.0, "guidance_at": "pixel"},
+        {"schedule": "decay"},
+        {"share_noise": False},
+    ]
+    last = [list(preview_rows(model, ORIGINALS[:2], None, SamplingConfig(**each)).values())[-1] for each in options]
+    assert torch.equal(state, torch.get_rng_state())
+    assert len({images.numpy().tobytes() for images in last}) == 5
+    again = list(preview_rows(model, ORIGINALS[:2], None, SamplingConfig()).values())[-1]
+    assert torch.equal(last[0], again)
+
+
+def test_the_hook_writes_a_sheet(model: SphereAutoencoder, tmp_path: Path) -> None:
+    batch = Batch(inputs=torch.cat([ORIGINALS, ORIGINALS]), labels=torch.cat([LABELS, LABELS]), indices=LABELS, step=0)
+
+    def call(**options: Any) -> Any:
+        hook = PreviewHook(20, computes=options.pop("computes", True))
+        run = dataclasses.replace(view(tmp_path, step=20, model=model, **options), first_batch=lambda: batch)
+        return hook.after_step(run, 20)
+
+    assert call(is_first=False) is None and call(computes=False) is None and not list(tmp_path.iterdir())
+    path = call()["preview"]
+    assert path == tmp_path / "previews" / "step-000000020.png"
+    about = read_metadata(path)
+    assert (about["step"], about["recipe"]) == ("20", "debug")
+    assert about["rows"].startswith("1: originals; 2: reconstructions") and "9-10: samples in 4 steps" in about["rows"]
+    assert read_image(path).size == (10 * 50 + 2, 10 * 50 + 2)

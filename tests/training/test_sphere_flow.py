@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 
 import spheregen as sg
 from spheregen.errors import ConfigError, ModelFileError, TrainingError
-from spheregen.model_folder import load_model, read_architecture
-from spheregen.models.autoencoder import SphereAutoencoder
-from spheregen.models.flow_refiner import RefinedGenerator
-from spheregen.training.memory import estimate_memory
+from spheregen.family.settings import OptimizerConfig, ParameterGroup
+from spheregen.family.sphere_encoder.network import SphereAutoencoder
+from spheregen.family.sphere_flow.network import RefinedGenerator
+from spheregen.folders.model_folder import load_model, read_architecture
+from spheregen.training.estimate import estimate_memory, step_cost
+from spheregen.training.frozen import build_objective
 from spheregen.training.recipe import build_recipe, load_recipe
-from spheregen.training.settings import Learner, OptimizerConfig
-from spheregen.training.systems import build_system
 from spheregen.training.trainer import train
+from spheregen.training.transfer import transfer
 from tests.training.operations import counted_flops
 from tests.training.test_distributed import STEPS, Processes
 from tests.training.test_distributed import losses as losses_of
@@ -230,7 +231,7 @@ def test_another_teacher_is_another_run(behind: Path, whole: Path, tmp_path: Pat
     with pytest.raises(TrainingError, match="teacher"):
         run(folder, *taught_by(whole), "init=null", "train.steps=2")
     with pytest.raises(ConfigError, match="digits is none"):
-        run(tmp_path / "other", *taught_by(Path("digits")))
+        run(tmp_path / "other", *taught_by(Path("digits")), "init=null")
     with pytest.raises(ConfigError, match=r"model\.rho"):
         run(tmp_path / "other", *taught_by(behind), "model.rho=0.5")
     with pytest.raises(ModelFileError, match="nowhere"):
@@ -250,19 +251,15 @@ def test_a_broken_source_is_named(whole: Path, tmp_path: Path) -> None:
 
 def test_fine_tuning_starts_from_both_parts(whole: Path) -> None:
     recipe = load_recipe("flow-debug", ["train.seed=7"])
-    system = build_system(recipe)
-    found = system.start_from(load_any(whole), ())
-    assert not found.names("fresh") and not found.names("dropped")  # type: ignore[attr-defined]
+    objective = build_objective(recipe)
+    found = transfer(objective.generator(objective.model), load_model(whole).model, learned=objective.model)
+    assert not found.names("fresh") and not found.names("dropped")
     theirs = load_file(whole / "model.safetensors")
-    ours = system.model.refiner.state_dict()  # type: ignore[union-attr]
+    ours = objective.model.refiner.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     wide = load_recipe("flow-debug", ["model.size={width: 32, depth: 1, heads: 2}", f"init={whole}"])
     with pytest.raises(ConfigError, match="wide"):
         train(wide, whole.parent / "wide", device="cpu")
-
-
-def load_any(folder: Path) -> object:
-    return load_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -292,19 +289,15 @@ def test_impossible_recipes_are_refused(overrides: tuple[str, ...], words: str) 
 
 @pytest.mark.parametrize("total", [1, 7, 10, 33, 1000])
 @pytest.mark.parametrize("share", [0.1, 1 / 3, 0.55, 0.7])
-def test_learners_agree_on_where_phases_meet(total: int, share: float) -> None:
-    first, second = Learner("a", OptimizerConfig(), end=share), Learner("b", OptimizerConfig(), begin=share)
+def test_parameter_groups_agree_on_where_phases_meet(total: int, share: float) -> None:
+    first, second = (
+        ParameterGroup("a", OptimizerConfig(), end=share),
+        ParameterGroup("b", OptimizerConfig(), begin=share),
+    )
     assert [*first.steps(total), *second.steps(total)] == list(range(total))
     for step in range(total):
         assert first.learns(step, total) == (step in first.steps(total))
         assert second.learns(step, total) == (step in second.steps(total))
-
-
-def test_its_memory_is_estimated() -> None:
-    joint = estimate_memory(load_recipe("flow-debug"), precision="float32", device_type="cpu")
-    behind = estimate_memory(load_recipe("flow-debug", BEHIND), precision="float32", device_type="cpu")
-    assert joint.weights > behind.weights > 0
-    assert behind.frozen > joint.frozen
 
 
 def test_a_critic_learns_beside_the_refiner_and_stays_out_of_the_folder(tmp_path: Path) -> None:
@@ -335,5 +328,5 @@ def test_operations_are_those_of_a_step(values: tuple[str, ...], tmp_path: Path)
         teacher = run(tmp_path / "teacher", *BEHIND, size, "train.steps=1")
         values = tuple(value.format(teacher) for value in values)
     recipe = load_recipe("flow-debug", (*values, size))
-    system = build_system(recipe)
-    assert system.flops_per_image() == pytest.approx(counted_flops(system, recipe), rel=0.1)
+    system = build_objective(recipe)
+    assert step_cost(recipe).flops_per_image == pytest.approx(counted_flops(system, recipe), rel=0.1)

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
-from spheregen.cli.options import Device, Json, print_json, say, split_list, table
+from spheregen.cli import options as cli
 
 if TYPE_CHECKING:
     from spheregen.training.bench import BenchResult
 
 
 def bench(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `spheregen recipes`) or a YAML file.")],
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting, a.b=c; repeatable.")] = None,
-    device: Device = "auto",
+    recipe: cli.Recipe,
+    settings: cli.RecipeSet = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, bf16 or both with a comma; by default what is sensible here.")
+        str | None, Option(help="float32, bf16 or both with a comma; by default what is sensible here.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images at a time; the recipe's by default.")] = None,
-    steps: Annotated[str, typer.Option(help="Numbers of sampling steps, with commas.")] = "1,4",
-    repeats: Annotated[int, typer.Option(help="Runs of everything; medians are reported.")] = 10,
-    only: Annotated[str | None, typer.Option(help="sample or train; both by default.")] = None,
+    batch_size: Annotated[int | None, Option(help="Images at a time; the recipe's by default.")] = None,
+    steps: Annotated[str, Option(help="Numbers of sampling steps, with commas.")] = "1,4",
+    repeats: Annotated[int, Option(help="Runs of everything; medians are reported.")] = 10,
+    only: Annotated[str | None, Option(help="sample or train; both by default.")] = None,
     perceptual: Annotated[
         str | None,
-        typer.Option(help="random: the published perceptual networks with random weights, which need no files."),
+        Option(help="random: the published perceptual networks with random weights, which need no files."),
     ] = None,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Show where the time goes; on CUDA also whether a step waits for it.")
+        bool, Option("--profile", help="Show where the time goes; on CUDA also whether a step waits for it.")
     ] = False,
-    as_json: Json = False,
 ) -> None:
-    """Throughput of sampling and training, against matrix products measured in turn with them. Needs no data."""
+    """Measure how fast a recipe samples and trains here, against matrix products in turn with them. Needs no data.
+
+    Examples:
+        spheregen bench digits
+        spheregen bench cifar10 --batch-size 256 --precision bf16 --only train --profile
+    """
     from spheregen.devices import choose_device
     from spheregen.training.bench import WHAT
     from spheregen.training.bench import bench as run_bench
@@ -40,65 +43,44 @@ def bench(
 
     result = run_bench(
         load_recipe(recipe, settings or ()),
-        device=choose_device(device),
-        precisions=split_list(precision),
+        device=choose_device(cli.everywhere.device),
+        precisions=cli.split_list(precision),
         batch_size=batch_size,
-        steps=_numbers(steps),
+        steps=cli.split_numbers(steps, "--steps", int),
         repeats=repeats,
         what=WHAT if only is None else (only,),
         perceptual=perceptual,
         profile=profile,
-        progress=say,
+        progress=cli.say,
     )
-    if as_json:
-        print_json(result.as_dict())
-    else:
-        _print(result)
+    cli.answer(result.as_dict(), lambda: _text(result))
 
 
-def _numbers(text: str) -> list[int]:
-    from spheregen.errors import ConfigError
-
-    try:
-        return [int(item) for item in split_list(text) or ()]
-    except ValueError as error:
-        raise ConfigError(f"--steps takes whole numbers such as 1,4, not {text!r}") from error
-
-
-def _print(result: BenchResult) -> None:
+def _text(result: BenchResult) -> str:
     machine = result.machine
-    print(
-        f"{result.recipe} on {machine.device} ({machine.kind}, {machine.threads} threads), torch {machine.torch}, "
-        f"Python {machine.python}, {machine.system}"
-    )
-    peaks = [
-        (precision, f"{peak.flops / 1e9:.4g}", str(peak.size), ", ".join(map(str, peak.by_size)))
-        for precision, peak in result.peaks.items()
-    ]
-    print(table(peaks, ("matrix products", "GFLOP/s", "best side", "measured sides")))
+    peaks = [(precision, peak.flops / 1e9, peak.size, list(peak.by_size)) for precision, peak in result.peaks.items()]
     rows = [
-        (
-            "train" if row.what == "train" else f"sample {row.steps}",
-            row.precision,
-            str(row.batch_size),
-            f"{row.seconds * 1e3:.4g}",
-            f"{row.percentiles['p5'] * 1e3:.4g}-{row.percentiles['p95'] * 1e3:.4g}",
-            f"{row.images_per_second:.4g}",
-            f"{row.flops_per_image / 1e9:.4g}",
-            f"{row.flops / 1e9:.4g}",
-            f"{row.of_peak:.1%}",
-            "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
-        )
+        {
+            "work": "train" if row.what == "train" else f"sample {row.steps}",
+            "precision": row.precision,
+            "batch": row.batch_size,
+            "ms": row.seconds * 1e3,
+            "p5-p95": "-".join(f"{row.percentiles[each] * 1e3:.4g}" for each in ("p5", "p95")),
+            "images/s": row.images_per_second,
+            "GFLOPs/image": row.flops_per_image / 1e9,
+            "GFLOP/s": row.flops / 1e9,
+            "of peak": f"{row.of_peak:.1%}",
+            "MiB": row.peak_bytes and round(row.peak_bytes / 2**20),
+        }
         for row in result.rows
     ]
-    header = ("work", "precision", "batch", "ms", "p5-p95", "images/s", "GFLOPs/image", "GFLOP/s", "of peak", "MiB")
-    print(table(rows, header))
-    for name, profile in result.profiles.items():
-        print(f"\nwhere the time of {name} goes")
-        lines = [
-            (row.group, row.name[:60], f"{row.seconds * 1e3:.4g}", f"{row.share:.1%}", str(row.calls))
-            for row in profile
+    return "\n".join(
+        [
+            f"{result.recipe} on {machine.device} ({machine.kind}, {machine.threads} threads), torch {machine.torch}, "
+            f"Python {machine.python}, {machine.system}",
+            cli.table(peaks, ("matrix products", "GFLOP/s", "best side", "measured sides")),
+            cli.table(rows),
+            *(f"\nwhere the time of {name} goes\n{profile}" for name, profile in result.profiles.items()),
+            *(f"note: {note}" for note in result.notes),
         ]
-        print(table(lines, ("group", "operator", "ms", "share", "calls")))
-    for note in result.notes:
-        print(f"note: {note}")
+    )

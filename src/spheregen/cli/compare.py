@@ -5,74 +5,70 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument
 
-from spheregen.cli.options import Json, print_json, say, table
+from spheregen.cli import options as cli
 
 if TYPE_CHECKING:
-    from spheregen.evaluation.compare import ComparedFigure, Comparison
+    from spheregen.evaluation.compare import ComparedFigure
 
-_WIDEST = 60  # characters of a setting's value
+WIDEST = 60  # characters of a setting's value
 
 
 def compare(
     results: Annotated[
         list[Path],
-        typer.Argument(help="Two or more evaluation.json files, or folders with one.", metavar="RESULT"),
+        Argument(help="Two or more evaluation.json files, or folders with one.", metavar="RESULT"),
     ],
-    as_json: Json = False,
 ) -> None:
     """Compare evaluations: all figures side by side, the best one starred, and what the evaluations differ in.
 
     Differences in the protocol that make figures incomparable are warnings, and such figures have no star.
+
+    Examples:
+        spheregen compare report-a/ report-b/
     """
     from spheregen.evaluation.compare import compare as compare_results
 
     found = compare_results(results)
-    if as_json:
-        print_json(found.as_dict())
-        return
-    print(_figures(found))
-    if found.settings:
-        rows = [(_cell(name), *(_cell(_cut(value)) for value in values)) for name, values in found.settings]
-        print(f"\n{table(rows, ('what differs', *map(_cell, found.names)))}")
-    if any(not figure.comparable for figure in found.figures):
-        say("(!): not comparable")
-    for warning in found.warnings:
-        say(_cell(f"warning: {warning}"))
-
-
-def _figures(found: Comparison) -> str:
-    """The table of figures; each result but the first with its distance from the first."""
-    header = ["figure", "better"]
-    for place, name in enumerate(found.names):
-        header += [_cell(name)] if place == 0 else [_cell(name), "against the first"]
-    rows = [
+    first, *others = found.names
+    header = ["figure", "better", first, *(title for name in others for title in (name, "against the first"))]
+    rows: list[tuple[str, ...]] = [
         (
-            _cell(figure.title) + ("" if figure.comparable else " (!)"),
+            figure.title + ("" if figure.comparable else " (!)"),
             figure.better or "",
-            *(cell for place in range(len(found.names)) for cell in _cells(figure, place)),
+            _value(figure, 0),
+            *(text for place in range(1, len(found.names)) for text in (_value(figure, place), _change(figure, place))),
         )
         for figure in found.figures
     ]
-    return table(rows, tuple(header))
+    text = cli.table(rows, header)
+    if settings := dict(found.settings):
+        rows = [(name, *map(_short, values)) for name, values in settings.items()]
+        text += f"\n\n{cli.table(rows, ('what differs', *found.names))}"
+    cli.answer(found.as_dict(), text)
+    if not cli.everywhere.as_json:
+        if not all(figure.comparable for figure in found.figures):
+            cli.warn("(!): not comparable")
+        for warning in found.warnings:
+            cli.warn(cli.cell(f"warning: {warning}"))
 
 
-def _cells(figure: ComparedFigure, place: int) -> tuple[str, ...]:
-    value, error, first = figure.values[place], figure.errors[place], figure.values[0]
-    text = "-" if value is None else f"{value:.5g}" + (f" +- {error:.2g}" if error is not None else "")
-    text += " *" if figure.best == place else ""
-    if place == 0:
-        return (text,)
-    difference = "" if value is None or first is None else f"{value - first:+.4g}"
-    apart = figure.apart[place]
-    return text, difference + (f" ({abs(apart):.1f} errors)" if apart is not None else "")
+def _value(figure: ComparedFigure, place: int) -> str:
+    value, error = figure.values[place], figure.errors[place]
+    if value is None:
+        return "-"
+    star = " *" if figure.best == place else ""
+    return f"{value:.5g}" + (f" +- {error:.2g}" if error is not None else "") + star
 
 
-def _cut(value: str) -> str:
-    return value if len(value) <= _WIDEST else value[: _WIDEST - 3] + "..."
+def _change(figure: ComparedFigure, place: int) -> str:
+    """Return the distance of a result from the first."""
+    value, first, apart = figure.values[place], figure.values[0], figure.apart[place]
+    if value is None or first is None:
+        return ""
+    return f"{value - first:+.4g}" + (f" ({abs(apart):.1f} errors)" if apart is not None else "")
 
 
-def _cell(text: str) -> str:
-    """A text of a file on one line of a terminal, without control sequences."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+def _short(value: str) -> str:
+    return value if len(value) <= WIDEST else f"{value[: WIDEST - 3]}..."

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from spheregen.cli.options import Device, Json, Quiet, output_folder, print_json, say, table
+from spheregen.cli import options as cli
+from spheregen.cli.images import output_folder
+from spheregen.errors import ConfigError
 
 SAMPLES = 1000
 STEPS = (1, 4)
@@ -17,38 +19,38 @@ ROWS = 6
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/digits"),
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe, a.b=c.")] = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
-    as_json: Json = False,
+    out: Annotated[Path, Option(help="The run folder.")] = Path("runs/digits"),
+    settings: cli.RecipeSet = None,
 ) -> None:
-    """Train a generator of handwritten digits on this machine, sample it in 1 and 4 steps, and score it."""
+    """Train a generator of handwritten digits on this machine, sample it in 1 and 4 steps, and score it.
+
+    Examples:
+        spheregen demo
+        spheregen demo --set train.steps=500 --out runs/quick
+    """
     import torch
 
     from spheregen.data import image_grid, save_png
-    from spheregen.errors import ConfigError
-    from spheregen.evaluation.digits import DigitJudge
+    from spheregen.evaluation.scorers import DigitScorer
     from spheregen.files import write_json, write_text
     from spheregen.pipeline import Pipeline
-    from spheregen.progress import default_reporter
     from spheregen.training.recipe import load_recipe
     from spheregen.training.trainer import train
 
-    judge = DigitJudge()  # first, so that a missing package shows before the training and not after it
+    scorer = DigitScorer()  # first, so that a missing package shows before the training and not after it
     recipe = load_recipe("digits", settings or ())
     shape = (recipe.model.image_size, recipe.model.image_channels, recipe.model.num_classes)
     if shape != (8, 1, 10):
         raise ConfigError(
             "the demo scores 8x8 grey digits of 10 classes; train other settings with: spheregen train digits"
         )
-    result = train(recipe, output_folder(out), device=device, reporter=default_reporter(quiet=quiet))
+    result = train(recipe, output_folder(out), device=cli.everywhere.device, reporter=cli.reporter())
 
-    pipe = Pipeline.from_pretrained(out, device=device)
+    pipe = Pipeline.from_pretrained(out, device=cli.everywhere.device, quiet=cli.everywhere.quiet)
     report: dict[str, Any] = {
         "training_seconds": result.seconds if result.steps_done_now == result.steps else None,  # None: in several parts
         "training_steps": result.steps,
-        "judge_accuracy_on_real_digits": judge.real_accuracy,
+        "scorer_accuracy_on_real_digits": scorer.real_accuracy,
         "samples": SAMPLES,
         "scores": {},
     }
@@ -58,32 +60,29 @@ def demo(
         output = pipe.generate(SAMPLES, steps=steps, seed=0)
         seconds = time.monotonic() - begun
         assert output.labels is not None
-        score = judge.score(output.tensor, torch.tensor(output.labels))
+        score = scorer.score(output.tensor, torch.tensor(output.labels))
         report["scores"][str(steps)] = {**dataclasses.asdict(score), "images_per_second": SAMPLES / seconds}
         sheets.append(output.tensor[: ROWS * 10])
-    picture, report_path = out / "samples.png", out / "report.md"
-    save_png(image_grid(torch.cat(sheets), columns=10, scale=6), picture, {"model": str(out), "seed": "0"})
+    sheet, report_path = out / "samples.png", out / "report.md"
+    save_png(image_grid(torch.cat(sheets), columns=10, scale=6), sheet, {"model": str(out), "seed": "0"})
     write_json(out / "report.json", report)
     write_text(report_path, _markdown(report))
-    if as_json:
-        print_json({**report, "picture": str(picture), "report": str(report_path)})
-        return
-    print(_scores(report))
-    say(f"picture: {picture} (the upper {ROWS} rows in one step, the lower {ROWS} in four)\nreport:  {report_path}")
+    cli.answer({**report, "image": str(sheet), "report": str(report_path)}, lambda: _scores(report))
+    cli.say(f"samples: {sheet} (the upper {ROWS} rows in one step, the lower {ROWS} in four)\nreport:  {report_path}")
 
 
 def _scores(report: dict[str, Any]) -> str:
     rows = [
-        (
-            f"{steps} step{'s' if steps != '1' else ''}",
-            f"{score['accuracy']:.1%}",
-            f"{score['deviation_ratio']:.2f}",
-            f"{score['distance_ratio']:.2f}",
-            f"{score['images_per_second']:.0f}",
-        )
+        {
+            "samples": f"{steps} step{'s' if steps != '1' else ''}",
+            "right digit": f"{score['accuracy']:.1%}",
+            "variety": f"{score['deviation_ratio']:.2f}",
+            "distance": f"{score['distance_ratio']:.2f}",
+            "images/s": round(score["images_per_second"]),
+        }
         for steps, score in report["scores"].items()
     ]
-    return table(rows, ("samples", "right digit", "variety", "distance", "images/s"))
+    return cli.table(rows)
 
 
 def _markdown(report: dict[str, Any]) -> str:
@@ -96,7 +95,7 @@ def _markdown(report: dict[str, Any]) -> str:
 ```
 
 - right digit: scikit-learn's SVC sees the digit that was asked for. It learned from the same 1400 real digits and is
-  right on {report["judge_accuracy_on_real_digits"]:.1%} of the 397 held-out ones.
+  right on {report["scorer_accuracy_on_real_digits"]:.1%} of the 397 held-out ones.
 - variety: pixel deviation within a class, relative to real digits (1 = as varied as real ones, 0 = class means).
 - distance: median distance to the nearest training digit, relative to held-out real digits (0 = copies).
 

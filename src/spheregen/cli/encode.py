@@ -3,133 +3,105 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
+from typer import Argument, Option
 
-from spheregen.cli.options import Device, Json, Quiet, output_folder, print_json, say, split_numbers
+from spheregen.cli import options as cli
+from spheregen.cli.images import output_folder
 
 if TYPE_CHECKING:
-    from spheregen.data import OnError
-    from spheregen.data.latent_cache import CacheIndex, Dtype
+    from spheregen.data.latent_cache import Dtype
+
+READING = ("fit", "resize", "background", "on_error")
 
 
 def encode(
     tokenizer: Annotated[
         str,
-        typer.Argument(
+        Argument(
             help="The folder of an autoencoder of ours or of diffusers (FOLDER:vae for a part of a pipeline) or of RAE "
             "files, the name of a bundled model, or a Hub id.",
             metavar="TOKENIZER",
         ),
     ],
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="`digits`, a folder of images, .zip, .parquet or .tar files (or a pattern), a URL, a Hub data set.",
-            metavar="SRC",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The folder of the latent cache.")],
-    split: Annotated[str, typer.Option(help="Which part of the data: train, test, all.")] = "train",
-    flips: Annotated[bool, typer.Option("--flips", help="Encode each image's mirror image, too.")] = False,
-    dtype: Annotated[str, typer.Option(help="Of the latents on disk: bf16 or float32.")] = "bf16",
-    precision: Annotated[
-        str, typer.Option(help="In which the tokenizer computes: auto, float32 or bf16. auto is bf16 on CUDA.")
-    ] = "auto",
-    shard_images: Annotated[int, typer.Option(help="Images of a file; an interruption loses about as many.")] = 4096,
-    batch_size: Annotated[int, typer.Option(help="Images that go through the tokenizer at once.")] = 64,
-    workers: Annotated[int, typer.Option(help="Processes that decode; 0 for this one.")] = 0,
-    image_size: Annotated[
-        int | None, typer.Option(help="Side in pixels, for an autoencoder of diffusers, which takes any.")
-    ] = None,
+    source: cli.Source,
+    out: Annotated[Path, Option(help="The folder of the latent cache.")],
+    split: cli.Split = "train",
+    flips: Annotated[bool, Option("--flips", help="Encode each image's mirror image, too.")] = False,
+    dtype: Annotated[
+        str, Option(help="Of the latents on disk: bf16, computed as fast as the device does; or float32.")
+    ] = "bf16",
+    batch_size: cli.BatchSize = 64,
+    workers: cli.Workers = 0,
+    image_size: cli.ImageSize = None,
     pack: Annotated[
-        int | None, typer.Option(help="For such an autoencoder: latent pixels along the side of a token.")
+        int | None,
+        Option(help="For an autoencoder of diffusers: latent pixels along the side of a token."),
     ] = None,
-    fit: Annotated[str, typer.Option(help="Images become squares by crop or pad.")] = "crop",
-    resize: Annotated[str, typer.Option(help="adm, bicubic, nearest, or published: nearest up to 64 px.")] = "adm",
-    background: Annotated[
-        str, typer.Option(help="Red, green and blue, 0 to 255, behind transparency and padding.")
-    ] = "255,255,255",
-    on_error: Annotated[str, typer.Option(help="Images that cannot be read: fail, or skip them.")] = "fail",
-    stream: Annotated[bool, typer.Option(help="Read a Hub data set over the network, without a download.")] = False,
-    device: Device = "auto",
-    quiet: Quiet = False,
-    as_json: Json = False,
+    settings: Annotated[
+        list[str] | None,
+        Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="How images are read, as `data` of a recipe says it, repeatable: fit=crop or pad; resize=adm, "
+            "bicubic, nearest or published; background=[R,G,B]; on_error=fail or skip.",
+        ),
+    ] = None,
+    stream: cli.Stream = False,
 ) -> None:
     """Encode a data set once with a frozen tokenizer; `train` takes the folder as --data of a latent denoiser.
 
     The same command continues where it was interrupted. Several processes (`torchrun`) share the work and write the
     same files as one.
+
+    Examples:
+        spheregen encode runs/autoencoder photos/ --out latents/
+        spheregen encode user/vae:vae photos/ --image-size 256 --pack 2 --flips --set fit=pad --out latents/
     """
     from spheregen.data import ImageOptions, open_source
     from spheregen.data.dataset import check_reading
-    from spheregen.data.latent_cache import write_latent_cache
+    from spheregen.data.encoding import write_latent_cache
     from spheregen.devices import choose_device, choose_precision
     from spheregen.distributed import joined_world, local_device
-    from spheregen.model_folder import TOKENIZER
-    from spheregen.progress import default_reporter
-    from spheregen.tokenizers.opening import open_tokenizer, save_tokenizer
+    from spheregen.folders.tokenizers import TOKENIZER, open_tokenizer, save_tokenizer
 
     output_folder(out)
+    given = cli.assignments(settings, READING, "fit=pad")
+    on_error = given.pop("on_error", "fail")
     check_reading(on_error, workers)
-    preprocessing = _preprocessing(fit, resize, background)
-    with joined_world(device) as world:
-        place = choose_device(local_device(device, world))
+    if isinstance(given.get("background"), list):
+        given["background"] = tuple(given["background"])
+    ImageOptions(image_size=1, **given)  # complains before the tokenizer is loaded
+    with joined_world(cli.everywhere.device) as world:
+        place = choose_device(local_device(cli.everywhere.device, world))
         opened_source = open_source(source, split=split, stream=stream)
         opened = open_tokenizer(tokenizer, image_size=image_size, pack=pack, device=place)
         channels, side, _ = opened.tokenizer.image_shape
         index = write_latent_cache(
             opened.tokenizer,
             opened_source,
-            ImageOptions(image_size=side, channels=channels, **preprocessing),
+            ImageOptions(image_size=side, channels=channels, **given),
             out,
             tokenizer_name=opened.name,
             tokenizer_fingerprint=opened.fingerprint,
             flips=flips,
             dtype=cast("Dtype", dtype),
-            shard_images=shard_images,
-            batch_size=batch_size,
+            batch_size=64 if batch_size is None else batch_size,
             workers=workers,
-            on_error=cast("OnError", on_error),
+            on_error=on_error,
             device=place,
-            precision=choose_precision(precision, place),
+            precision=choose_precision("float32" if dtype == "float32" else "auto", place),
             save_tokenizer=lambda folder: save_tokenizer(opened.tokenizer, folder / TOKENIZER),
             world=world,
-            reporter=default_reporter(quiet=quiet),
+            reporter=cli.reporter(),
         )
     if not world.is_first:
         return
-    if as_json:
-        print_json(_answer(out, index))
-        return
-    for image in index.skipped:
-        say(f"skipped: {image.reason}")
+    for image in () if cli.everywhere.as_json else index.skipped:
+        cli.warn(f"skipped: {image.reason}")
     plan = index.plan
-    views = ", mirror images too" if plan.views == 2 else ""
-    say(
-        f"{index.count} images of {plan.source_name}/{plan.split} as latents of {plan.latent_shape[0]} x "
-        f"{plan.latent_shape[1]} in {plan.dtype}{views}, {index.bytes / 1e6:.1f} MB: {out}"
-    )
-
-
-def _preprocessing(fit: str, resize: str, background: str) -> dict[str, Any]:
-    """The options of `ImageOptions` that the tokenizer does not decide, checked before it is loaded.
-
-    Raises:
-        ConfigError: one is impossible.
-    """
-    from spheregen.data import ImageOptions
-
-    colour = tuple(split_numbers(background, "--background", int))
-    values: dict[str, Any] = {"fit": fit, "resize": resize, "background": colour}
-    ImageOptions(image_size=1, **values)
-    return values
-
-
-def _answer(out: Path, index: CacheIndex) -> dict[str, Any]:
-    plan = index.plan
-    return {
+    found = {
         "out": str(out),
         "count": index.count,
         "skipped": [image.reason for image in index.skipped],
@@ -138,10 +110,14 @@ def _answer(out: Path, index: CacheIndex) -> dict[str, Any]:
         "class_names": list(plan.class_names),
         "image_size": plan.image.image_size,
         "latent_shape": list(plan.latent_shape),
-        "dtype": plan.dtype,
-        "views": plan.views,
-        "precision": plan.precision,
+        **{name: getattr(plan, name) for name in ("dtype", "views", "precision")},
         "shards": len(index.shards),
         "bytes": index.bytes,
         "fingerprint": index.fingerprint,
     }
+    cli.finish(
+        found,
+        "{count} images of {data} as latents of {0} x {1} in {dtype}{2}, {3:.1f} MB: {out}".format(
+            *plan.latent_shape, ", mirror images too" if plan.views == 2 else "", index.bytes / 1e6, **found
+        ),
+    )

@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
-from spheregen.cli.options import Json, print_json, table
+from spheregen.cli import options as cli
+from spheregen.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from spheregen.evaluation.cost import GeneratorCost, TokenizerCost
-    from spheregen.training.recipe import Recipe
+    from spheregen.family.recipe import Recipe
+    from spheregen.measure.cost import Cost
 
 SAMPLING_BATCH = 16
+MEMORY = ("weights", "gradients", "moments", "ema", "frozen", "activations", "data")
+"""Parts of the memory of training that are shown."""
 
 
 def info(
-    target: Annotated[
-        str, typer.Argument(help="A model folder, a shipped recipe or a YAML file.", metavar="MODEL|RECIPE")
-    ],
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe, a.b=c.")] = None,
-    data: Annotated[str | None, typer.Option(help="Images, for the length of the run and the memory of its data.")] = (
-        None
-    ),
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...; for the memory alone it need not be here.")
-    ] = "auto",
-    processes: Annotated[int, typer.Option(help="Processes that share the training.")] = 1,
+    target: cli.ModelOrRecipe,
+    settings: cli.RecipeSet = None,
+    data: cli.Data = None,
+    processes: Annotated[int, Option(help="Processes that share the training.")] = 1,
     time: Annotated[
-        bool, typer.Option("--time", help="Calibrate for about ten seconds, and estimate how long training takes.")
+        bool, Option("--time", help="Calibrate for about ten seconds, and estimate how long training takes.")
     ] = False,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Of a latent denoiser: a tokenizer, or the name of a published one, instead of its own."),
+        Option(help="Of a latent denoiser: a tokenizer, or the name of a published one, instead of its own."),
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Parameters, GFLOPs and memory of a model or recipe, and the time of its training. Allocates no weights.
 
-    GFLOPs are counted by the convention of the published tables.
+    GFLOPs are counted by the convention of the published tables. For memory alone, --device need not be in this
+    machine.
+
+    Examples:
+        spheregen info digits
+        spheregen info cifar10 --device cuda --set train.micro_batch=128 --processes 8
+        spheregen info mine.yaml --data photos/ --time
     """
-    from spheregen.errors import ConfigError
-    from spheregen.evaluation.cost import TokenizerCost, cost_table
-    from spheregen.model_folder import read_architecture
-    from spheregen.model_source import find_model
-    from spheregen.training.fitting import readable
-    from spheregen.training.memory import estimate_sampling_memory
+    import torch
+
+    from spheregen.family.registry import cost_of
+    from spheregen.folders.model_folder import read_architecture
+    from spheregen.folders.model_source import find_model
+    from spheregen.training.estimate import estimate_sampling_memory, estimate_time
+    from spheregen.training.frozen import blank_of_folder, blank_of_recipe
     from spheregen.training.recipe import build_recipe, load_recipe
 
     if processes < 1:
         raise ConfigError(f"--processes is at least 1, not {processes}")
-    recipe: Recipe | None
+    recipe: Any
     folder: Path | None = None
     if _is_model(target):
         if settings or data:
@@ -68,109 +71,37 @@ def info(
         config = recipe.model
     if time and recipe is None:
         raise ConfigError(f"{target} has no recipe.json, so there is no training whose time could be told")
-    place, is_here = _place(device, must_be_here=time)
-    cost = _cost(config, tokenizer, recipe, folder)
-    front = _front(recipe, folder)
-    latent = config if front is None else front
-    answer: dict[str, Any] = {
+    place, is_here = _place(cli.everywhere.device, must_be_here=time)
+    with torch.device("meta"):
+        model = blank_of_recipe(recipe, tokenizer) if folder is None else blank_of_folder(folder, tokenizer)
+    cost = cost_of(model)
+    tokens, channels = model.latent_shape
+    parameters = sum(part.params for part in cost.parts.values())
+    found: dict[str, Any] = {
         "name": target,
-        **cost_table(cost),
+        **cost.as_dict(),
         "image_size": config.image_size,
-        "num_classes": config.num_classes,
-        "latent": {"tokens": latent.tokens, "channels": latent.channels, "numbers": latent.tokens * latent.channels},
-        "weights_bytes": 4 * sum(part.params for part in cost.parts.values()),
+        "num_classes": getattr(config, "num_classes", 0),
+        "latent": {"tokens": tokens, "channels": channels, "numbers": tokens * channels},
+        "weights_bytes": 4 * parameters,
         "sampling_memory": None,
         "memory": None,
         "time": None,
     }
-    if "generation_gflops" in answer:
-        answer["sampling_memory"] = estimate_sampling_memory(
-            config, SAMPLING_BATCH, device_type=place.type, front=front
-        )
+    if "generation_gflops" in found:
+        found["sampling_memory"] = estimate_sampling_memory(config, tokens, SAMPLING_BATCH, parameters)
     if recipe is not None:
         images = _count_images(recipe) if data or time else None
-        answer["memory"] = _memory(recipe, place, is_here, processes, images)
+        precision = _precision(recipe, place, is_here)
+        found["memory"] = _memory(recipe, place, is_here, precision, processes, images)
         if time:
-            answer["time"] = _time(recipe, place, processes, images)
-    if as_json:
-        print_json(answer)
-        return
-    classes = f"{config.num_classes} classes" if config.num_classes else "unconditional"
-    classes = "a tokenizer" if isinstance(cost, TokenizerCost) else classes
-    patch = f", patch {config.patch}" if hasattr(config, "patch") else ""
-    print(f"{target}: {config.image_size} px, {classes}, latent {latent.tokens} x {latent.channels}{patch}")
-    rows: list[tuple[str, ...]] = [
-        (name.replace("_", " "), f"{part.params / 1e6:.2f}", f"{part.gflops:.3g}", f"{part.counted_gflops:.3g}")
-        for name, part in cost.parts.items()
-    ]
-    print(table(rows, ("part", "M parameters", "GFLOPs/image", "with attention")))
-    print(f"float32 weights: {answer['weights_bytes'] / 2**20:.1f} MiB")
-    if answer["sampling_memory"] is not None:
-        totals = answer["generation_gflops"]
-        steps = list(totals["unguided"])
-        rows = [(name, *(f"{values[step]:.4g}" for step in steps)) for name, values in totals.items()]
-        print(table(rows, ("GFLOPs to generate", *(f"{step} step{'s' if step != '1' else ''}" for step in steps))))
-        if refinement := answer.get("refinement_gflops"):
-            rows = [(name, *(f"{values[step]:.4g}" for step in steps)) for name, values in refinement.items()]
-            print(table(rows, ("and to refine", *(f"{step} step{'s' if step != '1' else ''}" for step in steps))))
-        print(f"memory to generate {SAMPLING_BATCH} at a time: {readable(answer['sampling_memory']['total'])}")
-    _print_training(answer, recipe)
-
-
-def _cost(
-    config: Any, tokenizer: str | None, recipe: Recipe | None, folder: Path | None
-) -> GeneratorCost | TokenizerCost:
-    """What a generator costs; a latent denoiser with the tokenizer that is asked for, or its own, if it is known."""
-    import torch
-
-    from spheregen.errors import ConfigError
-    from spheregen.evaluation.cost import (
-        RefinedCost,
-        TokenizerCost,
-        autoencoder_cost,
-        latent_generator_cost,
-        refiner_cost,
-        tokenizer_cost,
-    )
-    from spheregen.model_folder import SOURCE, TOKENIZER
-    from spheregen.models.autoencoder import AutoencoderConfig
-    from spheregen.models.flow_refiner import FlowRefinerConfig
-    from spheregen.models.latent_denoiser import LatentDenoiserConfig
-    from spheregen.tokenizers.architectures import blank_tokenizer
-    from spheregen.tokenizers.representation import RepresentationAutoencoder, RepresentationConfig
-
-    if isinstance(config, FlowRefinerConfig):
-        front = _front(recipe, folder)
-        inside = folder / SOURCE if folder is not None else None
-        cost = _cost(front, tokenizer, None, inside)
-        assert not isinstance(cost, TokenizerCost)
-        channels = (front.tokens, front.channels)
-        width = front.decoder_size.width if isinstance(front, AutoencoderConfig) else 0
-        return RefinedCost(cost, refiner_cost(config.completed(channels, width)))
-    if not isinstance(config, LatentDenoiserConfig):
-        if isinstance(config, RepresentationConfig):
-            with torch.device("meta"):
-                return tokenizer_cost(RepresentationAutoencoder.from_config(config))
-        if tokenizer is not None:
-            raise ConfigError("--tokenizer belongs to latent denoisers; leave it out")
-        return autoencoder_cost(config)
-    name = tokenizer or (str(folder / TOKENIZER) if folder is not None else getattr(recipe, "tokenizer", None))
-    return latent_generator_cost(config, None if name is None else blank_tokenizer(name))
-
-
-def _front(recipe: Recipe | None, folder: Path | None) -> Any:
-    """The architecture of the generator in front of a refiner; None where nothing is refined."""
-    from spheregen.model_folder import SOURCE, read_architecture
-    from spheregen.training.systems.sphere_flow import front_architecture
-
-    if folder is not None:
-        return read_architecture(folder / SOURCE) if (folder / SOURCE).is_dir() else None
-    return None if recipe is None else front_architecture(recipe)
+            found["time"] = estimate_time(recipe, images, place, precision, world_size=processes).as_dict()
+    cli.answer(found, lambda: "\n".join(_lines(found, cost, recipe)))
 
 
 def _is_model(target: str) -> bool:
     """Whether a name means a model, not a recipe; where both have one name they are the same network."""
-    from spheregen.model_source import bundled_models
+    from spheregen.folders.model_source import bundled_models
     from spheregen.training.recipe import shipped_recipes
 
     path = Path(target)
@@ -186,7 +117,6 @@ def _place(name: str, *, must_be_here: bool) -> tuple[torch.device, bool]:
     import torch
 
     from spheregen.devices import choose_device
-    from spheregen.errors import ConfigError
 
     try:
         return choose_device(name), True
@@ -212,85 +142,74 @@ def _precision(recipe: Recipe, place: torch.device, is_here: bool) -> str:
     return choose_precision(recipe.train.precision, place)
 
 
-def _memory(recipe: Recipe, place: torch.device, is_here: bool, processes: int, images: int | None) -> dict[str, Any]:
+def _memory(
+    recipe: Recipe, place: torch.device, is_here: bool, precision: str, processes: int, images: int | None
+) -> dict[str, Any]:
     from spheregen.devices import available_memory
-    from spheregen.training.fitting import explain_fit, largest_micro_batch
-    from spheregen.training.memory import estimate_memory
+    from spheregen.training.estimate import estimate_memory, largest_micro_batch, memory_warning
 
-    precision = _precision(recipe, place, is_here)
     available = available_memory(place) if is_here else None
-    micro_batch = recipe.train.micro_batch
-    if micro_batch == "auto":
-        micro_batch = None
-        if available is not None:
-            micro_batch = largest_micro_batch(
-                recipe, precision=precision, world_size=processes, device_type=place.type, available=available
-            )
-    estimate = estimate_memory(
-        recipe,
-        precision=precision,
-        world_size=processes,
-        micro_batch=micro_batch,
-        device_type=place.type,
-        images=images,
-    )
-    warning = None
-    if available is not None:
-        warning = explain_fit(recipe, precision, place.type, processes, micro_batch, available)
+    how: dict[str, Any] = {"precision": precision, "world_size": processes, "device_type": place.type}
+    micro_batch = None if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
+    if micro_batch is None and available is not None:
+        micro_batch = largest_micro_batch(recipe, available=available, **how)
+    estimate = estimate_memory(recipe, micro_batch=micro_batch, images=images, **how)
     return {
         **estimate.as_dict(),
         "device": place.type,
         "precision": precision,
         "processes": processes,
         "available": available,
-        "warning": warning,
+        "warning": available and memory_warning(recipe, precision, place.type, processes, micro_batch, available),
     }
 
 
-def _time(recipe: Recipe, place: torch.device, processes: int, images: int | None) -> dict[str, Any]:
-    from spheregen.training.timing import estimate_time
+def _lines(found: dict[str, Any], cost: Cost, recipe: Recipe | None) -> Iterator[str]:
+    """The answer for people."""
+    from spheregen.training.estimate import readable
 
-    precision = _precision(recipe, place, True)
-    return estimate_time(recipe, images, place, precision, world_size=processes).as_dict()
-
-
-def _print_training(answer: dict[str, Any], recipe: Recipe | None) -> None:
-    from spheregen.training.fitting import readable
-
-    memory, time = answer["memory"], answer["time"]
-    if memory is None or recipe is None:
-        return
-    processes = f", in each of {memory['processes']} processes" if memory["processes"] > 1 else ""
-    print(
-        f"memory to train with {memory['micro_batch']} images a pass on {memory['device']} in {memory['precision']}"
-        f"{processes}: about {readable(memory['total'])}"
-    )
-    names = ("weights", "gradients", "moments", "average", "frozen", "activations", "temporary", "gathered", "data")
-    rows = [(name, readable(memory[name])) for name in (*names, "reserve") if memory[name]]
-    if memory["overlap"]:
-        rows.append(("freed in time", f"-{readable(memory['overlap'])}"))
-    print(table(rows, ("part", "memory")))
-    if memory["available"] is not None:
-        print(f"available: {readable(memory['available'])}")
-    if memory["warning"]:
-        print(f"warning: {memory['warning']}")
-    if time is None:
-        return
-    print(
-        f"time: {time['seconds_per_step']:.3g} s a step, {time['mfu']:.0%} of the measured "
-        f"{time['peak_flops'] / 1e9:.4g} GFLOP/s (from {time['method']})"
-    )
-    if time["hours"] is not None:
-        print(f"the run of {time['steps']} steps: {_duration(time['hours'])}")
-    else:
-        once = _duration(time["hours_per_1000_images_epoch"])
-        print(f"an epoch over 1000 images: {once}; name your images with --data for the whole run of "
-              f"{recipe.train.epochs:g} epochs")  # fmt: skip
+    latent, classes, memory, time = found["latent"], found["num_classes"], found["memory"], found["time"]
+    sampling = found["sampling_memory"]
+    kind = "a tokenizer" if sampling is None else f"{classes} classes" if classes else "unconditional"
+    yield f"{found['name']}: {found['image_size']} px, {kind}, latent {latent['tokens']} x {latent['channels']}"
+    parts = [
+        (name.replace("_", " "), f"{part.params / 1e6:.2f}", part.gflops, part.counted_gflops)
+        for name, part in cost.parts.items()
+    ]
+    yield cli.table(parts, ("part", "M parameters", "GFLOPs/image", "with attention"))
+    yield f"float32 weights: {readable(found['weights_bytes'])}"
+    for key, title in (("generation_gflops", "GFLOPs to generate"), ("refinement_gflops", "and to refine")):
+        if totals := found.get(key):
+            steps = [f"{step} step{'s' if step != '1' else ''}" for step in next(iter(totals.values()))]
+            yield cli.table([(name, *values.values()) for name, values in totals.items()], (title, *steps))
+    if sampling is not None:
+        yield f"memory to generate {SAMPLING_BATCH} at a time: {readable(sampling['total'])}"
+    if memory is not None:
+        many = f", in each of {memory['processes']} processes" if memory["processes"] > 1 else ""
+        yield (
+            f"memory to train with {memory['micro_batch']} images a pass on {memory['device']} in "
+            f"{memory['precision']}{many}: about {readable(memory['total'])}"
+        )
+        yield cli.table([(name, readable(memory[name])) for name in MEMORY if memory[name]], ("part", "memory"))
+        if memory["available"] is not None:
+            yield f"available: {readable(memory['available'])}"
+        if memory["warning"]:
+            yield f"warning: {memory['warning']}"
+    if time is not None:
+        speed = f"{time['mfu']:.0%} of the measured {time['peak_flops'] / 1e9:.4g} GFLOP/s (from {time['method']})"
+        yield f"time: {time['seconds_per_step']:.3g} s a step, {speed}"
+        if time["hours"] is not None:
+            yield f"the run of {time['steps']} steps: {_duration(time['hours'])}"
+        else:
+            assert recipe is not None
+            yield (
+                f"an epoch over 1000 images: {_duration(time['hours_per_1000_images_epoch'])}; name your images with "
+                f"--data for the whole run of {recipe.train.epochs:g} epochs"
+            )
 
 
 def _duration(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{hours * 3600:.3g} seconds"
-    if hours < 1:
-        return f"{hours * 60:.3g} minutes"
-    return f"{hours:.3g} hours" if hours < 48 else f"{hours / 24:.3g} days"
+    for unit, length, least in (("days", 24.0, 48.0), ("hours", 1.0, 1.0), ("minutes", 1 / 60, 1 / 60)):
+        if hours >= least:
+            return f"{hours / length:.3g} {unit}"
+    return f"{hours * 3600:.3g} seconds"

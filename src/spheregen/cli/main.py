@@ -1,78 +1,70 @@
-"""The `spheregen` command: its list of commands, and how errors reach the user."""
+"""The `spheregen` command: its commands in groups, and how errors reach the user."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.main
 
 import spheregen
 from spheregen.allocator import keep_freed_memory
-from spheregen.cli import (
-    ablate,
-    bench,
-    compare,
-    convert,
-    crossover,
-    demo,
-    edit,
-    encode,
-    evaluate,
-    info,
-    inpaint,
-    interpolate,
-    models,
-    plot,
-    recipes,
-    reconstruct,
-    refine,
-    sample,
-    stats,
-    suggest,
-    sweep,
-    train,
-    upscale,
-    vary,
-)
+from spheregen.cli.ablate import ablate
+from spheregen.cli.bench import bench
+from spheregen.cli.compare import compare
+from spheregen.cli.convert import convert
+from spheregen.cli.demo import demo
+from spheregen.cli.edits import crossover, edit, inpaint, interpolate, reconstruct, refine, upscale, vary
+from spheregen.cli.encode import encode
+from spheregen.cli.evaluate import evaluate
+from spheregen.cli.info import info
+from spheregen.cli.listing import models, recipes
+from spheregen.cli.options import Command, everywhere, expanded, keep
+from spheregen.cli.plot import plot
+from spheregen.cli.sample import sample
+from spheregen.cli.stats import stats
+from spheregen.cli.suggest import suggest
+from spheregen.cli.sweep import sweep
+from spheregen.cli.train import train
 from spheregen.errors import SphereGenError
+
+GROUPS: dict[str, Sequence[Callable[..., None]]] = {
+    "Start": (demo, models, recipes),
+    "Make and change images": (sample, edit, interpolate, crossover, vary, inpaint, upscale, refine, reconstruct),
+    "Train": (suggest, train, plot, encode, stats, bench, info, convert),
+    "Measure": (evaluate, compare, sweep, ablate),
+}
+_EVERY = "Every command"
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]  # of the parser; it has no public name of its own
 
 app = typer.Typer(
     name="spheregen",
     help="Train, sample and measure image generators on a high-dimensional sphere.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    add_completion=False,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    demo.demo,
-    sample.sample,
-    evaluate.evaluate,
-    compare.compare,
-    ablate.ablate,
-    sweep.sweep,
-    reconstruct.reconstruct,
-    refine.refine,
-    interpolate.interpolate,
-    crossover.crossover,
-    edit.edit,
-    vary.vary,
-    inpaint.inpaint,
-    upscale.upscale,
-    suggest.suggest,
-    train.train,
-    plot.plot,
-    info.info,
-    bench.bench,
-    stats.stats,
-    encode.encode,
-    models.models,
-    recipes.recipes,
-    convert.convert,
-):
-    app.command()(command)
+
+
+def _add(command: Callable[..., None], group: str) -> None:
+    """Add a command under its help; the examples in its docstring come below the options."""
+    text, _, examples = inspect.cleandoc(command.__doc__ or "").partition("\nExamples:\n")
+    lines = inspect.cleandoc(examples).splitlines()
+    app.command(
+        cls=Command,
+        help="\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")),
+        epilog="\n".join(["Examples:", *(f"  {line}" for line in lines)]) if lines else None,
+        rich_help_panel=group,
+    )(expanded(command))
+
+
+for _group, _commands in GROUPS.items():
+    for _command in _commands:
+        _add(_command, _group)
 
 
 def _version(value: bool) -> None:
@@ -81,34 +73,66 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+def _option(*names: str, help: str) -> Any:
+    return typer.Option(*names, callback=keep, expose_value=False, rich_help_panel=_EVERY, help=help)
+
+
 @app.callback()
 def _options(
+    device: Annotated[
+        str | None, _option("--device", help="auto, cpu, cuda, cuda:1, mps ... Default: the fastest one here.")
+    ] = None,
+    as_json: Annotated[bool, _option("--json", help="Print the answer as JSON on stdout.")] = False,
+    quiet: Annotated[
+        bool, _option("--quiet", "-q", help="No progress and no news on stderr, only warnings and errors.")
+    ] = False,
+    debug: Annotated[bool, _option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Errors are one line, exit code 2; --debug anywhere shows the traceback."""
+    """Errors are one line, exit code 2. `spheregen COMMAND --help` shows the options of a command with examples."""
 
 
-def run() -> None:
-    """Entry point: user errors become one line on stderr and exit code 2."""
-    debug = "--debug" in sys.argv
-    if debug:
-        sys.argv.remove("--debug")
+@functools.cache
+def command() -> Any:
+    """Return the command that typer makes of the functions here."""
+    return typer.main.get_command(app)
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line: user errors become one line on stderr and exit code 2.
+
+    Args:
+        arguments: the words behind `spheregen`; by default those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    everywhere.reset()
     keep_freed_memory()
     try:
-        app()
+        code = command()(words or ["--help"], prog_name="spheregen", standalone_mode=False)
+    except _UsageError as error:
+        _fail(
+            f"{error.format_message().rstrip('.')}; see: {error.ctx.command_path if error.ctx else 'spheregen'} --help"
+        )
     except SphereGenError as error:
-        if debug:
+        if "--debug" in words:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted; the same command again continues where a run was saved", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except BrokenPipeError:  # the reader of our output, such as `head`, went away
         sys.stderr.close()
         sys.exit(141)
+    if code == 130:
+        print("interrupted; the same command again continues where a run was saved", file=sys.stderr)
+    if code:
+        sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

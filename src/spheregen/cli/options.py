@@ -1,184 +1,353 @@
-"""Options that several commands share, and small helpers for their output."""
+"""Options that commands share, each declared once: aliases, groups of options, and those that every command takes.
+
+A group is a dataclass whose fields are options; `expanded` makes them parameters of a command that takes the group.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import json
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
-from spheregen.errors import ConfigError
+import spheregen
+from spheregen.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from spheregen.pipeline import Pipeline, SamplerOptions
+    from spheregen.pipeline import Pipeline
+    from spheregen.progress import Reporter
 
 Part = TypeVar("Part")
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines instead of a progress bar.")]
-NoBar = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-Model = Annotated[
-    str, typer.Argument(help="A model folder, the name of a bundled model, or a Hub id.", metavar="MODEL")
+_HOME = Path(spheregen.__file__).parent
+
+# the options of every command --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Everywhere:
+    """The values of the options that every command takes, before its name or behind it."""
+
+    device: str = "auto"
+    as_json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    def reset(self) -> None:
+        """Forget what a command line said."""
+        vars(self).update(vars(Everywhere()))
+
+
+everywhere = Everywhere()
+
+
+def keep(param: typer.CallbackParam, value: Any) -> Any:
+    """Remember an option of every command, wherever it was given."""
+    if value:
+        setattr(everywhere, str(param.name), value)
+    return value
+
+
+class Command(TyperCommand):
+    """A command that also takes the options of the program, and knows the names that options had before."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        own = super().get_params(ctx)
+        shared = [p for p in ctx.find_root().command.params if p.name in vars(everywhere)]
+        return [*own[:-1], *shared, own[-1]]  # the last one is --help
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
+        for word in args[: args.index("--")] if "--" in args else args:
+            name = word.partition("=")[0]
+            if name in RENAMED and name not in known:
+                raise ConfigError(f"{name} {RENAMED[name]}")
+        return super().parse_args(ctx, args)
+
+
+RENAMED: Mapping[str, str] = {
+    "--label": "is now --labels",
+    "--schedule": "is now --set schedule=NAME",
+    "--guidance-at": "is now --set guidance_at=PLACE",
+    "--fresh-noise": "is now --set share_noise=false",
+    "--shared-noise": "is now --set share_noise=true",
+    "--noise": "is now --set share_noise=true,false",
+    "--refinement-steps": "is now --set refinement_steps=N",
+    "--solver": "is now --set solver=NAME",
+    "--refinement-guidance": "is now --set refinement_guidance=S",
+    "--swap": "is gone: write B before A",
+    "--all-steps": "is gone: the sheet shows every step, as `trajectory` does in Python",
+    "--no-pictures": "is now --out NAME.png, for the comparison alone",
+    "--fit": "is now --set fit=crop or --set fit=pad",
+    "--resize": "is now --set resize=RULE",
+    "--background": "is now --set background=[R,G,B]",
+    "--on-error": "is now --set on_error=skip",
+    "--channels": "is now --set channels=N",
+    "--keep": "is gone: the features of 10 000 images are kept",
+    "--precision": "is gone: --dtype float32 computes in float32",
+    "--shard-images": "is gone: a file holds 4096 images",
+    "--batch-size": "is gone here: as many images as fit go through the network at once",
+}
+"""Options of earlier versions -> what is said of them where they are no more."""
+
+
+# groups ---------------------------------------------------------------------------------------------------------------
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command for typer of one whose parameters may be groups of options."""
+    own = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {name: p.annotation for name, p in own.items() if dataclasses.is_dataclass(p.annotation)}
+    options = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name in own
+        for parameter in (options[name].values() if name in groups else [own[name]])
+    ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{option: values.pop(option) for option in options[name]})
+        command(**values)
+
+    del run.__wrapped__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+_SAMPLER = "Sampling"
+_SAMPLER_NAMES = (
+    "schedule",
+    "guidance_at",
+    "share_noise",
+    "refinement_steps",
+    "solver",
+    "refinement_guidance",
+)
+SamplerSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        rich_help_panel=_SAMPLER,
+        autocompletion=lambda incomplete: [f"{name}=" for name in _SAMPLER_NAMES if name.startswith(incomplete)],
+        help="Further options, repeatable: schedule=fixed, decay, angle or [1,0.5]; guidance_at=pixel, latent or both; "
+        "share_noise=false for new noise at each step; of models that refine: refinement_steps=N (0 leaves images "
+        "rough), solver=euler, heun or midpoint, refinement_guidance=S. Default: the model's.",
+    ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The few-step loop, as the model does it unless it is told."""
+
+    steps: Annotated[
+        int | None, typer.Option(rich_help_panel=_SAMPLER, help="Decodes; 1 is one step. Default: the model's.")
+    ] = None
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_SAMPLER,
+            help="Classifier-free guidance scale; 1 is none. Default: the model's; 1 without a class.",
+        ),
+    ] = None
+    settings: SamplerSet = None
+
+    def given(self) -> dict[str, Any]:
+        """Return what was given, as `Pipeline` takes it; the rest is the model's default."""
+        own = {key: value for key, value in vars(self).items() if key != "settings" and value is not None}
+        return {**own, **sampler_settings(self.settings)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editing(Sampling):
+    """A loop that starts from images."""
+
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_SAMPLER, help="Steps of encode and decode. Default: 4; one decode in vary and interpolate."
+        ),
+    ] = None
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_SAMPLER,
+            help="Noise of a step as a fraction of the training noise, 0 to 1. Default: 0.25; 1 between seeds.",
+        ),
+    ] = None
+
+
+def sampler_settings(texts: Sequence[str] | None) -> dict[str, Any]:
+    """Read the `--set` of a sampling command."""
+    return assignments(texts, _SAMPLER_NAMES, "schedule=decay")
+
+
+def assignments(texts: Sequence[str] | None, known: Sequence[str], example: str) -> dict[str, Any]:
+    """Read `--set NAME=VALUE` options, values as YAML.
+
+    Args:
+        known: the names that there are; empty for any.
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_") if known else name.strip()
+        if not equals or not name:
+            raise ConfigError(f"--set {text!r} is not NAME=VALUE, such as {example}")
+        if known and name not in known:
+            raise ConfigError(f"--set {name}: no such option{did_you_mean(name, known)}; there are {', '.join(known)}")
+        try:
+            values[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"--set {text!r}: the value is no YAML; put text in quotes") from error
+    return values
+
+
+# single options -------------------------------------------------------------------------------------------------------
+
+
+def _completed(folder: str, suffix: str = "") -> Callable[[str], list[str]]:
+    """Complete the names of what comes with the package in `folder`, and paths."""
+
+    def complete(incomplete: str) -> list[str]:
+        names = sorted(path.name.removesuffix(suffix) for path in (_HOME / folder).glob(f"*{suffix}"))
+        paths = (path.as_posix() + "/" * path.is_dir() for path in Path().glob(f"{incomplete}*"))
+        return [*(name for name in names if name.startswith(incomplete) and "_" not in name), *paths]
+
+    return complete
+
+
+_models, _recipes = _completed("assets/models"), _completed("recipes", ".yaml")
+_MODEL_HELP = "A model folder, the name of a bundled model, or a Hub id."
+_SOURCE_HELP = "`digits`, a folder of images, .zip, .parquet or .tar files (or a pattern), a URL, a Hub data set."
+
+Model = Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="MODEL", autocompletion=_models)]
+OptionalModel = Annotated[str | None, typer.Argument(help=_MODEL_HELP, metavar="MODEL", autocompletion=_models)]
+Recipe = Annotated[
+    str,
+    typer.Argument(help="A shipped recipe (see `spheregen recipes`) or a YAML file.", autocompletion=_recipes),
+]
+OptionalRecipe = Annotated[
+    str | None, typer.Argument(help="Print this recipe's YAML instead of the list.", autocompletion=_recipes)
+]
+ModelOrRecipe = Annotated[
+    str,
+    typer.Argument(
+        help="A model folder, a bundled model, a shipped recipe or a YAML file.",
+        metavar="MODEL|RECIPE",
+        autocompletion=lambda incomplete: list(dict.fromkeys([*_models(incomplete), *_recipes(incomplete)])),
+    ),
+]
+RecipeSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, a.b=c; repeatable."),
+]
+Source = Annotated[str, typer.Argument(help=_SOURCE_HELP, metavar="SRC")]
+Images = Annotated[list[str], typer.Argument(help=f"Image files, or any data set: {_SOURCE_HELP}", metavar="IMAGES")]
+Data = Annotated[str | None, typer.Option(help="Images: digits, a folder, zip, parquet or tar files, a Hub data set.")]
+Split = Annotated[str, typer.Option(help="Which part of the data: train, test, all.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Read a Hub data set over the network, without a download.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="Classes by id or name, in turn: 3 or cat,dog. Default: the null class; all in turn in sample."),
+]
+Seed = Annotated[int, typer.Option(help="The noise of image i has seed SEED + i.")]
+Count = Annotated[int, typer.Option("--count", "-n", help="How many images.")]
 BatchSize = Annotated[
     int | None, typer.Option(help="Images in one pass through the network; does not change them. Default: what fits.")
 ]
-Images = Annotated[
-    list[str],
-    typer.Argument(help="Image files, or any data set: folders, .zip, .parquet, .tar, `digits`.", metavar="IMAGES"),
-]
-Split = Annotated[str, typer.Option(help="Which part of a data set: train, test, all.")]
-Label = Annotated[str | None, typer.Option(help="A class by id or name. Default: the null class.")]
-EditSteps = Annotated[int, typer.Option(help="Pairs of encode and decode.")]
-RestoreSteps = Annotated[int, typer.Option(help="Prior and data steps.")]
-Strength = Annotated[float, typer.Option(help="Noise of a step as a fraction of the training noise, 0 to 1.")]
-Seed = Annotated[int, typer.Option(help="The noise of picture i has seed SEED + i.")]
-AllSteps = Annotated[bool, typer.Option("--all-steps", help="Write the picture after every step, too.")]
-Out = Annotated[
-    Path,
+ImageSize = Annotated[int | None, typer.Option(help="Side of the images in pixels.")]
+Limit = Annotated[int | None, typer.Option(help="Look at this many images, evenly spread.")]
+Workers = Annotated[int, typer.Option(help="Processes that decode images; 0 for this one.")]
+Features = Annotated[
+    str,
     typer.Option(
-        help="A folder, .zip or .tar for single PNGs (a sheet comes beside it), or a .png for the sheet alone."
+        help="Feature networks, with commas: own, inception, dinov2, dinov3, clip, convnext, NAME=FILE, module:factory."
     ),
 ]
-ScheduleOption = Annotated[
-    str | None, typer.Option("--schedule", help="Noise of the steps: fixed, decay or angle. Default: the model's.")
-]
-EditSchedule = Annotated[str, typer.Option("--schedule", help="Noise of the steps: fixed, decay or angle.")]
-Guidance = Annotated[
-    float | None,
-    typer.Option(help="Classifier-free guidance scale; 1 is none. Default: the model's; 1 without a class."),
-]
-GuidanceAt = Annotated[str | None, typer.Option(help="pixel, latent or both. Default: the model's.")]
-FreshNoise = Annotated[
-    bool | None,
-    typer.Option("--fresh-noise/--shared-noise", help="New noise at each step, or one for all. Default: the model's."),
-]
-RefinementSteps = Annotated[
-    int | None,
-    typer.Option(help="Steps of the flow of a model that refines; 0 leaves pictures rough. Default: the model's."),
-]
-SolverOption = Annotated[
-    str | None, typer.Option("--solver", help="Of the flow: euler, heun or midpoint. Default: the model's.")
-]
-RefinementGuidance = Annotated[
-    float | None, typer.Option(help="Guidance of the flow. Default: the model's, or that of the loop.")
-]
+OUT_HELP = "A folder, .zip or .tar for single PNGs (a sheet comes beside it), or a .png for the sheet alone."
+Out = Annotated[Path, typer.Option(help=OUT_HELP)]
 
 
-def sampler_options(
-    schedule: str | None = None,
-    guidance: float | None = None,
-    guidance_at: str | None = None,
-    fresh_noise: bool | None = None,
-    refinement_steps: int | None = None,
-    solver: str | None = None,
-    refinement_guidance: float | None = None,
-) -> SamplerOptions:
-    """What was given of the options that all few-step loops share; the rest is the model's default."""
-    options: SamplerOptions = {}
-    if schedule is not None:
-        options["schedule"] = schedule
-    if guidance is not None:
-        options["guidance"] = guidance
-    if guidance_at is not None:
-        options["guidance_at"] = guidance_at
-    if fresh_noise is not None:
-        options["share_noise"] = not fresh_noise
-    if refinement_steps is not None:
-        options["refinement_steps"] = refinement_steps
-    if solver is not None:
-        options["solver"] = solver
-    if refinement_guidance is not None:
-        options["refinement_guidance"] = refinement_guidance
-    return options
+# what commands do with them -------------------------------------------------------------------------------------------
 
 
-def print_json(value: Any) -> None:
-    """JSON on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def load_pipeline(model: str, batch_size: int | None = None, *, progress: bool = False) -> Pipeline:
+    """Load the model of a command, which shows its progress by `watch`, or leaves it to the pipeline by `progress`."""
+    from spheregen.pipeline import Pipeline
+
+    shown = None if progress and not everywhere.quiet else False
+    return Pipeline.from_pretrained(model, device=everywhere.device, batch_size=batch_size, progress=shown, quiet=True)
+
+
+def class_list(pipe: Pipeline, text: str | None) -> list[str] | None:
+    """Read `--labels`: a list, or the name of one class that has a comma; None stays None."""
+    found = [text] if text in pipe.classes.names else split_list(text)
+    for label in found or ():
+        pipe.classes.id(label)
+    return found
+
+
+def reporter() -> Reporter:
+    """Return what shows progress: a bar on a terminal, plain lines elsewhere, nothing under --quiet."""
+    from spheregen.progress import default_reporter
+
+    return default_reporter(quiet=everywhere.quiet)
+
+
+def watch(parts: Iterable[Part], count: int, size: Callable[[Part], int]) -> Iterator[Part]:
+    """Pass on batches of `count` images and show progress, rate and remaining time where there are several."""
+    from spheregen.progress import watched
+
+    return watched(parts, count, size, reporter)
+
+
+def answer(value: Any, text: str | Callable[[], str]) -> None:
+    """Print the answer of a command: `value` as JSON under --json, else `text`, both on stdout."""
+    if everywhere.as_json:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        print(text if isinstance(text, str) else text())
+
+
+def finish(value: Any, text: str) -> None:
+    """End a command whose work is in files: `value` as JSON on stdout under --json, else `text` on stderr."""
+    if everywhere.as_json:
+        answer(value, "")
+    say(text)
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr: stdout is for answers."""
+    """Print a line of news for people on stderr, unless --quiet or --json: stdout is for answers."""
+    if not everywhere.quiet and not everywhere.as_json:
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Print a line on stderr that nobody may miss, --quiet or not."""
     print(text, file=sys.stderr, flush=True)
 
 
-def load_pipeline(model: str, device: str, batch_size: int | None, *, progress: bool | None = False) -> Pipeline:
-    """The model of a command, which tells of its progress by `watch`, or with `progress` leaves that to the pipeline.
-
-    Raises:
-        ModelFileError, ConfigError: as `Pipeline.from_pretrained`.
-    """
-    from spheregen.pipeline import Pipeline
-
-    return Pipeline.from_pretrained(model, device=device, batch_size=batch_size, progress=progress, quiet=True)
-
-
-def pictures_of(count: int) -> str:
-    """`1 picture`, `2 pictures`."""
-    return f"{count} picture{'' if count == 1 else 's'}"
-
-
-def output_folder(path: Path) -> Path:
-    """`path`, if it can be a folder to write into.
-
-    Raises:
-        ConfigError: it is a file, or impossible.
-    """
-    try:
-        above = next((part for part in (path, *path.parents) if part.exists()), None)
-    except OSError as error:  # a name that is too long, no permission
-        raise ConfigError(f"the output path {path} is impossible ({error.strerror}); choose another") from error
-    if above is not None and not above.is_dir():
-        raise ConfigError(f"the output path {above} is a file; choose a folder with --out")
-    return path
-
-
-def output_file(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """`path`, if it can be a file to write, and is none of the command's inputs.
-
-    Raises:
-        ConfigError: it is a folder, below a file, impossible, or would overwrite an input.
-    """
-    output_folder(path.parent)
-    try:
-        if path.is_dir():
-            raise ConfigError(f"the output path {path} is a folder; choose another file name with --out")
-        for given in inputs:
-            if Path(given).name == path.name and path.exists() and path.samefile(given):
-                raise ConfigError(f"the output would overwrite {path}, which is read here; choose another --out")
-    except OSError as error:
-        raise ConfigError(f"the output path {path} is impossible ({error.strerror}); choose another") from error
-    return path
-
-
-def sheet_of(out: Path) -> Path:
-    """The sheet of what is written to `out`: that file itself, or beside the folder, zip or shards of single PNGs."""
-    if out.suffix.lower() == ".png":
-        return out
-    if out.name in ("", ".."):  # the folder that we are in, and others without a name
-        return out / "sheet.png"
-    name = out.stem if out.suffix.lower() in (".zip", ".tar") else out.name
-    return out.with_name((re.sub(r"[-_.]?%\d+d", "", name) or "sheet") + ".png")
-
-
-def watch(parts: Iterable[Part], count: int, size: Callable[[Part], int], *, quiet: bool) -> Iterator[Part]:
-    """Pass on batches of `count` images and show progress, rate and remaining time where there are several."""
-    from spheregen.progress import default_reporter, watched
-
-    return watched(parts, count, size, lambda: default_reporter(quiet=quiet))
+def count_of(count: int) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def split_numbers(text: str, name: str, kind: Callable[[str], Part]) -> list[Part]:
-    """`1,2,4` as numbers.
-
-    Raises:
-        ConfigError: an item is no number.
-    """
+    """Read `1,2,4`."""
     try:
         return [kind(item) for item in text.split(",")]
     except ValueError as error:
@@ -186,11 +355,7 @@ def split_numbers(text: str, name: str, kind: Callable[[str], Part]) -> list[Par
 
 
 def split_list(text: str | None) -> list[str] | None:
-    """`3,7,cat` as a list; None stays None.
-
-    Raises:
-        ConfigError: there is nothing between two commas.
-    """
+    """Read `3,7,cat`; None stays None."""
     if text is None:
         return None
     items = [item.strip() for item in text.split(",")]
@@ -199,10 +364,40 @@ def split_list(text: str | None) -> list[str] | None:
     return items
 
 
-def table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    """A plain table with aligned columns."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+def details(values: Mapping[str, Any]) -> str:
+    """Return a plain table of names and values, those of inner mappings behind a dot."""
+    rows: list[Sequence[Any]] = []
+    for key, value in values.items():
+        for name, each in (value if isinstance(value, Mapping) else {"": value}).items():
+            rows.append((f"{key}.{name}".rstrip(".").replace("_", " "), "none" if each in (None, "") else each))
+    return table(rows)
+
+
+def table(rows: Iterable[Sequence[Any] | Mapping[str, Any]], header: Sequence[Any] = ()) -> str:
+    """Return a plain table with aligned columns, numbers in four digits.
+
+    Args:
+        rows: the cells of each row, or its columns' titles with their cells.
+        header: the titles; by default those of the first row, if it has any.
+    """
+    given = list(rows)
+    if not header and given and isinstance(given[0], Mapping):
+        header = tuple(given[0])
+    cells = [[cell(each) for each in (row.values() if isinstance(row, Mapping) else row)] for row in given]
+    lines = [[cell(title) for title in header], *cells] if header else cells
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def cell(value: Any) -> str:
+    """Return a value as it stands in a table: one line without control sequences, `-` for None."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(cell, value)) or "none"
+    text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+
+
+def check_count(count: int, most: int | None = None) -> None:
+    """Refuse an impossible --count."""
+    if count < 1 or count > (most or count):
+        raise ConfigError(f"--count is at least 1{f', and at most {most}' if most else ''}, not {count}")

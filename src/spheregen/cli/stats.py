@@ -3,162 +3,160 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
-from spheregen.cli.options import Device, Json, Quiet, output_file, print_json, say, table
+from spheregen.cli import options as cli
+from spheregen.cli.images import output_file
+from spheregen.errors import ConfigError
 
 if TYPE_CHECKING:
     from spheregen.data import ImageSource, SourceStatistics
 
 BARS = 30  # classes that get a bar each
 WIDTH = 40  # characters of the longest bar
+_REFERENCE = "Reference statistics"
 
 
 def stats(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="`digits`, a folder of images, .zip, .parquet or .tar files (or a pattern), a URL, a Hub data set.",
-            metavar="SRC",
-        ),
-    ],
-    split: Annotated[str, typer.Option(help="Which part of the data: train, test, all.")] = "train",
+    source: cli.Source,
+    split: cli.Split = "train",
     out: Annotated[
         Path | None,
-        typer.Option(help="Write a contact sheet to this PNG file; with --features, the statistics (.safetensors)."),
+        Option(help="Write a contact sheet to this PNG file; with --features, the statistics (.safetensors)."),
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(
+        Option(
+            rich_help_panel=_REFERENCE,
             help="Write reference statistics under this network for `evaluate`: own, inception, dinov2, "
-            "dinov3, clip, convnext, NAME=FILE, module:factory."
+            "dinov3, clip, convnext, NAME=FILE, module:factory.",
         ),
     ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="With --features: the side in pixels that images are brought to, the model's.")
+    image_size: cli.ImageSize = None,
+    settings: Annotated[
+        list[str] | None,
+        Option(
+            "--set",
+            rich_help_panel=_REFERENCE,
+            metavar="NAME=VALUE",
+            help="How images are brought to the model's size: channels=3 or 1, fit=crop or pad; repeatable.",
+        ),
     ] = None,
-    channels: Annotated[int, typer.Option(help="With --features: 3 for colour, 1 for grey.")] = 3,
-    fit: Annotated[str, typer.Option(help="With --features: crop or pad to a square.")] = "crop",
-    keep: Annotated[
-        int, typer.Option(help="With --features: images whose features are kept for KID, precision and recall.")
-    ] = 10_000,
-    device: Device = "auto",
-    limit: Annotated[int | None, typer.Option(help="Look at this many images, evenly spread.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that decode; 0 for this one.")] = 0,
-    stream: Annotated[bool, typer.Option(help="Read a Hub data set over the network, without a download.")] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    limit: cli.Limit = None,
+    workers: cli.Workers = 0,
+    stream: cli.Stream = False,
 ) -> None:
     """Count images, classes, sizes, formats, duplicates and bad files of a data set; write a contact sheet.
 
     With --features: write the statistics that `evaluate --reference` compares samples with.
-    """
-    from spheregen.data import contact_sheet, open_source, save_png, source_statistics
-    from spheregen.errors import ConfigError
-    from spheregen.progress import QuietReporter, default_reporter
 
-    if features is not None:
-        opened = open_source(source, split=split, stream=stream)
-        _write_reference(opened, features, image_size, channels, fit, out, keep, limit, workers, device, quiet, as_json)
-        return
-    if out is not None and (out.suffix.lower() != ".png" or out.is_dir()):
-        raise ConfigError(f"the contact sheet is a PNG file, not {out}; give --out a name that ends in .png")
+    Examples:
+        spheregen stats photos/ --out contact.png
+        spheregen stats photos/ --features inception --image-size 64 --set fit=pad
+    """
+    from spheregen.data import contact_sheet, open_source, save_png
+
+    if features is None and out is not None:
+        output_file(out, suffix=".png")
     opened = open_source(source, split=split, stream=stream)
-    count = len(opened) if limit is None else min(limit, len(opened))
-    reporter = default_reporter(quiet=quiet) if count > 2000 else QuietReporter()
-    reporter.start(max(1, count), 0, 1)
-    try:
-        found = source_statistics(
-            opened, limit=limit, workers=workers, progress=lambda done, _: reporter.step(done, None)
-        )
-    finally:
-        reporter.stop()
+    if features is not None:
+        _write_reference(opened, features, image_size, settings, out, limit, workers)
+        return
+    found = examine(opened, limit, workers)
     if out is not None:
         save_png(contact_sheet(opened, bad=found.bad), out, {"source": found.name, "split": found.split})
-    if as_json:
-        print_json(found.as_dict())
-        return
-    print(_report(found))
+    cli.answer(found.as_dict(), lambda: _report(found))
     if out is not None:
-        say(f"contact sheet: {out}")
+        cli.say(f"contact sheet: {out}")
+
+
+def examine(source: ImageSource, limit: int | None, workers: int = 0) -> SourceStatistics:
+    """Look at the images of a data set; where they are many, progress is shown."""
+    from spheregen.data import source_statistics
+    from spheregen.progress import QuietReporter
+
+    count = min(limit or len(source), len(source))
+    shown = cli.reporter() if count > 1000 else QuietReporter()
+    shown.start(max(1, count), 0, 1)
+    try:
+        return source_statistics(source, limit=limit, workers=workers, progress=lambda done, _: shown.step(done, None))
+    finally:
+        shown.stop()
 
 
 def _write_reference(
     source: ImageSource,
     features: str,
     image_size: int | None,
-    channels: int,
-    fit: str,
+    settings: list[str] | None,
     out: Path | None,
-    keep: int,
     limit: int | None,
     workers: int,
-    device: str,
-    quiet: bool,
-    as_json: bool,
 ) -> None:
     from spheregen.data import ImageOptions
     from spheregen.distributed import is_first_process
-    from spheregen.errors import ConfigError
-    from spheregen.evaluation.statistics import write_statistics
-    from spheregen.progress import default_reporter
+    from spheregen.evaluation.reference import write_statistics
 
     size = image_size or source.native_size
     if size is None:
         raise ConfigError(f"say at which size {source.name} is compared: --image-size PIXELS, that of the model")
-    options = ImageOptions(image_size=size, channels=channels, fit="pad" if fit == "pad" else "crop")
-    if fit not in ("crop", "pad"):
-        raise ConfigError(f"--fit is crop or pad, not {fit!r}")
+    given = {"channels": 3, **cli.assignments(settings, ("channels", "fit"), "fit=pad")}
     network = features.partition("=")[0].replace(":", ".")
     target = output_file(out or Path(f"{source.name}-{source.split}-{size}px-{network}.safetensors"))
-    reporter = default_reporter(quiet=quiet) if is_first_process() else None
+    first = is_first_process()
     reference = write_statistics(
-        source, options, features, target, keep=keep, limit=limit, workers=workers, device=device, reporter=reporter
+        source,
+        ImageOptions(image_size=size, **given),
+        features,
+        target,
+        limit=limit,
+        workers=workers,
+        device=cli.everywhere.device,
+        reporter=cli.reporter() if first else None,
     )
-    if not is_first_process():
+    if not first:
         return
     assert reference.info is not None
-    answer = {"out": str(target), **reference.record, "count": reference.gaussian.count}
-    if as_json:
-        print_json({**answer, "features": reference.info.as_dict()})
-    else:
-        say(
-            f"statistics of {reference.gaussian.count} images of {source.name}/{source.split} at {size} px under "
-            f"{reference.info.title}: {target}"
-        )
+    count = reference.gaussian.count
+    cli.finish(
+        {"out": str(target), **reference.record, "count": count, "features": reference.info.as_dict()},
+        f"statistics of {count} images of {source.name}/{source.split} at {size} px under {reference.info.title}: "
+        f"{target}",
+    )
 
 
 def _report(found: SourceStatistics) -> str:
-    rows: list[tuple[str, ...]] = [
-        ("images", f"{found.count}" + (f" ({found.examined} examined)" if found.examined < found.count else "")),
-        ("encoded", f"{found.encoded_bytes / 1e6:.1f} MB"),
-        ("bad", str(len(found.bad))),
-    ]
-    for name, spread in (("width", found.width), ("height", found.height), ("width/height", found.aspect)):
-        if spread is not None:
-            values = (spread.smallest, spread.median, spread.largest)
-            rows.append((name, "min {:.4g}, median {:.4g}, max {:.4g}".format(*values)))
-    for name, counts in (("format", found.formats), ("mode", found.modes)):
-        rows.append((name, ", ".join(f"{key} {number}" for key, number in counts.items()) or "none"))
-    rows.append(("grey", str(found.grey)))
-    rows.append(("transparent", str(found.transparent)))
-    rows.append(("exact duplicates", str(found.duplicates)))
-    classes = str(len(found.class_names)) if found.class_names else "none: unlabelled"
+    spreads = {"width": found.width, "height": found.height, "width/height": found.aspect}
+    classes = f"{len(found.class_names)}" if found.class_names else "none: unlabelled"
     if found.balance is not None:
         low, high = min(found.class_counts), max(found.class_counts)
         classes += f" ({low} to {high} images each, balance {found.balance:.2f})"
-    rows.append(("classes", classes))
+    examined = f" ({found.examined} examined)" if found.examined < found.count else ""
+    rows: dict[str, Any] = {
+        "images": f"{found.count}{examined}",
+        "encoded": f"{found.encoded_bytes / 1e6:.1f} MB",
+        "bad": len(found.bad),
+        **{
+            name: f"min {spread.smallest:.4g}, median {spread.median:.4g}, max {spread.largest:.4g}"
+            for name, spread in spreads.items()
+            if spread is not None
+        },
+        "format": [f"{key} {number}" for key, number in found.formats.items()],
+        "mode": [f"{key} {number}" for key, number in found.modes.items()],
+        "grey": found.grey,
+        "transparent": found.transparent,
+        "exact duplicates": found.duplicates,
+        "classes": classes,
+    }
     if found.image_size is not None:
-        rows.append(("suggested", f"image_size {found.image_size}, channels {found.channels}"))
-    lines = [table(rows, (found.name, found.split))]
+        rows["suggested"] = f"image_size {found.image_size}, channels {found.channels}"
+    lines = [cli.table(rows.items(), (found.name, found.split))]
     if 0 < len(found.class_names) <= BARS:
-        longest = max(1, max(found.class_counts))
-        width = max(len(name) for name in found.class_names)
-        lines.append("")
-        for name, number in zip(found.class_names, found.class_counts, strict=True):
-            lines.append(f"{name.ljust(width)}  {'#' * round(WIDTH * number / longest)} {number}")
+        longest = max(1, *found.class_counts)
+        bars = [f"{'#' * round(WIDTH * number / longest)} {number}" for number in found.class_counts]
+        lines += ["", cli.table(zip(found.class_names, bars, strict=True))]
     if found.duplicate_pairs:
         lines += ["", "duplicates:", *(f"  {second} = {first}" for first, second in found.duplicate_pairs)]
         if found.duplicates > len(found.duplicate_pairs):

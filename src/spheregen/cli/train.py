@@ -6,50 +6,49 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from spheregen.cli.options import Device, Json, Quiet, output_folder, print_json, say
+from spheregen.cli import options as cli
+from spheregen.cli.images import output_folder
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `spheregen recipes`) or a YAML file.")],
-    data: Annotated[
-        str | None, typer.Option(help="Images: digits, a folder, zip, parquet or tar files, a Hub data set.")
-    ] = None,
+    recipe: cli.Recipe,
+    data: cli.Data = None,
     init: Annotated[
-        str | None, typer.Option(help="Fine-tune this model: a model folder, a bundled model or user/name of the Hub.")
+        str | None, Option(help="Fine-tune this model: a model folder, a bundled model or user/name of the Hub.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; runs/RECIPE by default.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting, a.b=c; repeatable.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
-    device: Device = "auto",
-    quiet: Quiet = False,
-    as_json: Json = False,
+    out: Annotated[Path | None, Option(help="The run folder; runs/RECIPE by default.")] = None,
+    settings: cli.RecipeSet = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
 ) -> None:
-    """Train a generator, or fine-tune one. The same command again continues an interrupted run where it was saved."""
-    from spheregen.training.recipe import RepresentationRecipe, load_recipe
+    """Train a generator, or fine-tune one. The same command again continues an interrupted run where it was saved.
+
+    Examples:
+        spheregen train digits
+        spheregen train cifar10-laptop --data photos/ --set train.steps=5000 --out runs/mine
+        spheregen train mine.yaml --dry-run
+    """
+    from spheregen.family.registry import member_of_kind
+    from spheregen.training.recipe import load_recipe
 
     resolved = load_recipe(recipe, settings or (), data=data, init=init)
     if dry_run:
-        if as_json:
-            print_json(resolved.model_dump(mode="json"))
-        else:
-            import yaml
+        import yaml
 
-            print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
+        values = resolved.model_dump(mode="json")
+        cli.answer(values, lambda: yaml.safe_dump(values, sort_keys=False).rstrip())
         return
     from spheregen.distributed import is_first_process
-    from spheregen.progress import default_reporter
     from spheregen.training.trainer import train as run_training
 
     folder = output_folder(out or Path("runs") / resolved.name)
-    result = run_training(resolved, folder, device=device, reporter=default_reporter(quiet=quiet))
-    if not is_first_process():
-        return
-    if as_json:
-        print_json({**dataclasses.asdict(result), "folder": str(result.folder)})
-    else:
+    result = run_training(resolved, folder, device=cli.everywhere.device, reporter=cli.reporter())
+    if is_first_process():
         use = f"sample it with: spheregen sample {folder}"
-        if isinstance(resolved, RepresentationRecipe):
+        if not member_of_kind(resolved.kind).generates:
             use = f"encode images with it: spheregen encode {folder} IMAGES"
-        say(f"the model is in {folder}; look at {folder / 'previews'}, {use}")
+        cli.finish(
+            {**dataclasses.asdict(result), "folder": str(result.folder)},
+            f"the model is in {folder}; look at {folder / 'previews'}, {use}",
+        )

@@ -1,4 +1,4 @@
-"""The handwritten digits of UCI, embedded: 1797 grey pictures of 8x8 pixels in ten classes.
+"""The handwritten digits of UCI, embedded: 1797 grey images of 8x8 pixels in ten classes.
 
 E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998,
 https://doi.org/10.24432/C50P49, CC BY 4.0 (assets/LICENSE-digits.txt): its test set, in its own order, which is also
@@ -8,7 +8,6 @@ that of scikit-learn's `load_digits`. scripts/build_digits.py makes the file.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 
 from spheregen.data.images import Pixels
-from spheregen.data.sources import ImageSource, digest
+from spheregen.data.source import ImageSource, digest
 from spheregen.errors import DataError, did_you_mean
 
 TRAIN_COUNT = 1400  # the first 1400 are for training, the other 397 are held out
@@ -25,25 +24,17 @@ HIGHEST = 16  # pixels count the black dots of a 4x4 block: 0..16
 _SPLITS = {"train": slice(0, TRAIN_COUNT), "test": slice(TRAIN_COUNT, None), "all": slice(0, None)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Digits:
-    """The embedded data as published."""
-
-    images: Pixels  # (1797, 8, 8) uint8, 0 (paper) .. 16 (ink)
-    labels: Pixels  # (1797,) uint8, 0 .. 9
-
-
-def load_digits() -> Digits:
-    """Read the embedded file."""
+def load_digits() -> tuple[Pixels, Pixels]:
+    """Read the embedded file: images (1797, 8, 8) uint8, 0 (paper) .. 16 (ink), and labels (1797,), 0 .. 9."""
     with (
         resources.files("spheregen").joinpath("assets/digits.npz").open("rb") as file,
         np.load(file, allow_pickle=False) as arrays,
     ):
-        return Digits(images=arrays["images"], labels=arrays["labels"])
+        return arrays["images"], arrays["labels"]
 
 
 class DigitsSource(ImageSource):
-    """The digits as pictures of mode L, light ink on black: value v becomes round(v * 255 / 16)."""
+    """The digits as images of mode L, light ink on black: value v becomes round(v * 255 / 16)."""
 
     native_size = 8
     flips_allowed = False
@@ -53,15 +44,14 @@ class DigitsSource(ImageSource):
             hint = did_you_mean(split, _SPLITS)
             raise DataError(f"digits has no split {split!r}; choose one of {', '.join(_SPLITS)}{hint}")
         part = _SPLITS[split]
-        digits = load_digits()
-        self.name = "digits"
-        self.split = split
+        images, labels = (values[part] for values in load_digits())
+        self.name, self.split = "digits", split
         self.class_names = tuple(str(digit) for digit in range(10))
-        self.labels = torch.from_numpy(digits.labels[part].astype(np.int64))
-        self.fingerprint = digest(digits.images[part].tobytes(), digits.labels[part].tobytes())
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.fingerprint = digest(images.tobytes(), labels.tobytes())
+        self.encoded_bytes = images.nbytes
         self._first = part.start
-        self.encoded_bytes = digits.images[part].nbytes
-        self._pixels = np.rint(digits.images[part] * (255.0 / HIGHEST)).astype(np.uint8)
+        self._pixels = np.rint(images * (255.0 / HIGHEST)).astype(np.uint8)
 
     def __len__(self) -> int:
         return len(self._pixels)

@@ -1,16 +1,21 @@
-"""Pictures out: tensors to PIL, sheets of many pictures, PNG files that say where they come from."""
+"""Images out: tensors to PIL, grids and labelled sheets, PNG files that say where they come from."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
-from collections.abc import Mapping
+import statistics
+import textwrap
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from spheregen.data.images import read_image
 from spheregen.errors import ConfigError
@@ -20,7 +25,7 @@ Rounding = Literal["round", "floor"]
 
 
 def to_uint8(images: torch.Tensor, *, rounding: Rounding = "round") -> torch.Tensor:
-    """Float pictures in [0, 1] -> uint8 0..255, any shape; values outside are clamped, NaN becomes 0.
+    """Convert float images in [0, 1] to uint8 0..255, any shape; values outside are clamped, NaN becomes 0.
 
     "round" is round(255 * x), which inverts x = value / 255 and has no bias; "floor" is floor(255 * x), the published
     code's rule, half a level darker on average: use it only to compare with numbers made that way.
@@ -29,9 +34,22 @@ def to_uint8(images: torch.Tensor, *, rounding: Rounding = "round") -> torch.Ten
     return (scaled.floor() if rounding == "floor" else scaled.round()).to(torch.uint8)
 
 
+def to_array(images: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Convert images (N, C, H, W), uint8 or float in [0, 1], to uint8 (N, H, W, 3), or (N, H, W) if C = 1.
+
+    Raises:
+        ConfigError: they have another shape.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ConfigError(f"images have the shape {tuple(images.shape)}; give (N, C, H, W) with C = 1 or 3")
+    values = (images.detach() if images.dtype == torch.uint8 else to_uint8(images)).cpu()
+    result: npt.NDArray[np.uint8] = values.permute(0, 2, 3, 1).contiguous().numpy()
+    return result[..., 0] if result.shape[-1] == 1 else result
+
+
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
-    """(N, C, H, W), uint8 or float in [0, 1], C = 1 or 3 -> N pictures of mode L or RGB."""
-    return [Image.fromarray(pixels) for pixels in _pixels(images)]
+    """Convert (N, C, H, W), uint8 or float in [0, 1], C = 1 or 3, to N images of mode L or RGB."""
+    return [Image.fromarray(pixels) for pixels in to_array(images)]
 
 
 def image_grid(
@@ -40,21 +58,23 @@ def image_grid(
     columns: int | None = None,
     scale: int = 1,
     pad: int = 2,
-    background: tuple[int, int, int] = (255, 255, 255),
 ) -> Image.Image:
-    """One sheet of N pictures, row by row.
+    """Lay N images on one sheet, row by row.
 
     Args:
         images: (N, C, H, W), uint8 or float in [0, 1], C = 1 (sheet of mode L) or 3 (RGB).
-        columns: pictures in a row; by default the sheet is about square.
+        columns: images in a row; by default the sheet is about square.
         scale: each pixel becomes scale x scale pixels.
-        pad: pixels of background around each picture, shared between neighbours.
+        pad: white pixels around each image, shared between neighbours.
 
     Returns:
-        A picture of columns * (W * scale + pad) + pad by rows * (H * scale + pad) + pad pixels.
+        An image of columns * (W * scale + pad) + pad by rows * (H * scale + pad) + pad pixels.
+
+    Raises:
+        ConfigError: there are no images, they have another shape, or an argument is below 1 (pad: 0).
     """
-    pixels = _pixels(images)
-    count, height, width = pixels.shape[:3]
+    pixels = to_array(images)
+    count = len(pixels)
     if columns is None:
         columns = math.ceil(math.sqrt(count))
     if count < 1 or columns < 1 or scale < 1 or pad < 0:
@@ -63,26 +83,113 @@ def image_grid(
             "pad is 0 or more, the others 1 or more"
         )
     columns = min(columns, count)
-    rows = math.ceil(count / columns)
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = height * scale, width * scale
-    sheet = Image.new("RGB", (columns * (width + pad) + pad, rows * (height + pad) + pad), background)
+    height, width = pixels.shape[1] + pad, pixels.shape[2] + pad
+    sheet = Image.new("RGB", (columns * width + pad, math.ceil(count / columns) * height + pad), "white")
     if pixels.ndim == 3:
         sheet = sheet.convert("L")
-    for place, picture in enumerate(pixels):
+    for place, image in enumerate(pixels):
         row, column = divmod(place, columns)
-        sheet.paste(Image.fromarray(picture), (pad + column * (width + pad), pad + row * (height + pad)))
+        sheet.paste(Image.fromarray(image), (pad + column * width, pad + row * height))
+    return sheet
+
+
+class _Text(NamedTuple):
+    """Lines that are ready to be drawn."""
+
+    lines: str
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    width: int
+    height: int
+
+
+def labelled_sheet(
+    rows: Sequence[Sequence[torch.Tensor | None]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    *,
+    title: str = "",
+    scale: int = 1,
+    pad: int = 2,
+    notes: Sequence[Sequence[str]] | None = None,
+) -> Image.Image:
+    """Draw a table of images: each cell a grid as square as can be, labels above and at the left, notes below.
+
+    Long texts are broken into lines, and columns, rows and margins grow with them, so that nothing overlaps or is cut.
+    Letters lose their accents, which Pillow's own font lacks.
+
+    Args:
+        rows: R rows of K cells: (n, C, H, W), uint8 or float in [0, 1], C = 1 or 3, or None for an empty cell. Cells
+            may differ in n, C, H and W.
+        row_labels: R texts; may be empty.
+        column_labels: K texts; may be empty.
+        title: above the whole.
+        scale: each pixel of an image becomes scale x scale pixels.
+        pad: white pixels around each image of a cell.
+        notes: R rows of K short texts, such as scores.
+
+    Returns:
+        An image of mode RGB, black on white; its size follows from the contents. Letters are 12 to 20 pixels high.
+
+    Raises:
+        ConfigError: rows, labels and notes do not agree in number, there are none, or a cell is no set of images.
+    """
+    notes = [[""] * len(column_labels)] * len(rows) if notes is None else notes
+    shape = [len(column_labels)] * len(row_labels)
+    if not shape or not column_labels or not [len(row) for row in rows] == shape == [len(row) for row in notes]:
+        raise ConfigError(
+            f"a sheet of {len(row_labels)} x {len(column_labels)} labels does not fit its {len(rows)} rows of cells or "
+            "of notes; give one label for each row and column, and for each cell images or None, and a note or none"
+        )
+    grids = [[None if cell is None else image_grid(cell, scale=scale, pad=pad) for cell in row] for row in rows]
+    sides = [math.sqrt(grid.width * grid.height) for row in grids for grid in row if grid]
+    size = gap = round(min(max(statistics.median(sides or [0]) / 16, 12), 20))  # letters, beside small and large cells
+    columns = range(len(column_labels))
+    limits = [max(7 * size, *(grid.width for row in grids if (grid := row[k])), 0) for k in columns]
+    head = _text(title, round(1.4 * size), max(sum(limits), 28 * size))
+    top = [_text(label, size, limit) for label, limit in zip(column_labels, limits, strict=True)]
+    left = [_text(label, size, 14 * size) for label in row_labels]
+    below = [[_text(note, size - 1, limit) for note, limit in zip(row, limits, strict=True)] for row in notes]
+
+    widths = [
+        max(top[k].width, *(note[k].width for note in below), *(grid.width for row in grids if (grid := row[k])))
+        for k in columns
+    ]
+    heights = [max(part.height for part in (label, *row) if part) for label, row in zip(left, grids, strict=True)]
+    tails = [max(note.height for note in row) for row in below]
+    margin = max(label.width for label in left)
+    xs = list(itertools.accumulate(widths, lambda x, width: x + width + gap, initial=gap + margin + gap * bool(margin)))
+    y = gap + (head.height + gap) * bool(title) + max(label.height for label in top)
+    sheet = Image.new(
+        "RGB", (max(xs[-1], head.width + 2 * gap), y + sum(heights) + sum(tails) + gap * len(rows)), "white"
+    )
+    draw = ImageDraw.Draw(sheet)
+    _draw(draw, head, (gap, gap), "la")
+    for label, x, width in zip(top, xs, widths, strict=False):
+        _draw(draw, label, (x + width // 2, y - label.height), "ma")
+    for r, label in enumerate(left):
+        _draw(draw, label, (gap + margin, y + (heights[r] - label.height) // 2), "ra")
+        for grid, note, x, width in zip(grids[r], below[r], xs, widths, strict=False):
+            if grid:
+                sheet.paste(grid, (x + (width - grid.width) // 2, y + (heights[r] - grid.height) // 2))
+            _draw(draw, note, (x + width // 2, y + heights[r]), "ma", (90, 90, 90))
+        y += heights[r] + tails[r] + gap
     return sheet
 
 
 def encode_png(image: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a PNG file with `metadata` as text chunks (tEXt; iTXt where Latin-1 does not suffice).
+    """Return the bytes of a PNG file with `metadata` as text chunks (tEXt; iTXt where Latin-1 does not suffice).
 
     Raises:
         ConfigError: a key is no PNG keyword (1 to 79 Latin-1 characters).
     """
+    text = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        if not 0 < len(key) < 80 or not all(0 < ord(letter) < 256 for letter in key):
+            raise ConfigError(f"{key!r} cannot name PNG metadata; use 1 to 79 Latin-1 characters")
+        text.add_text(key, value.encode("utf-8", "replace").decode())  # names of files may be no text
     file = io.BytesIO()
-    image.save(file, format="PNG", pnginfo=_png_text(metadata))
+    image.save(file, format="PNG", pnginfo=text)
     return file.getvalue()
 
 
@@ -91,48 +198,48 @@ def save_png(
 ) -> None:
     """Write what `encode_png` makes to a file, atomically.
 
-    `durable=False` leaves the flush to the system: for thousands of pictures that can be made again.
+    `durable=False` leaves the flush to the system: for thousands of images that can be made again.
 
     Raises:
         ConfigError: a key is no PNG keyword (1 to 79 Latin-1 characters).
         SphereGenError: the file cannot be written; nothing is left behind.
     """
-    text = _png_text(metadata)
+    data = encode_png(image, metadata)
     with atomic_path(path, durable=durable) as temporary:
-        image.save(temporary, format="PNG", pnginfo=text)
+        temporary.write_bytes(data)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The text that `save_png` put into a PNG file.
+    """Read the text that `save_png` put into a PNG file.
 
     Raises:
         DataError: the file is missing or no image.
     """
     image = read_image(path)
-    return (
-        {str(key): str(value) for key, value in image.text.items()}
-        if isinstance(image, PngImagePlugin.PngImageFile)
-        else {}
-    )
+    if not isinstance(image, PngImagePlugin.PngImageFile):
+        return {}
+    return {str(key): str(value) for key, value in image.text.items()}
 
 
-def _png_text(metadata: Mapping[str, str] | None) -> PngImagePlugin.PngInfo:
-    text = PngImagePlugin.PngInfo()
-    for key, value in (metadata or {}).items():
-        try:
-            size = len(key.encode("latin-1", "strict"))
-        except UnicodeEncodeError:
-            size = 0
-        if not 0 < size < 80 or "\0" in key:
-            raise ConfigError(f"{key!r} cannot name PNG metadata; use 1 to 79 Latin-1 characters")
-        text.add_text(key, value.encode("utf-8", "replace").decode())  # names of files may be no text
-    return text
+def _text(text: str, size: int, limit: int) -> _Text:
+    """Break a text into lines of about `limit` pixels at most."""
+    font = ImageFont.load_default(size)
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    letters = max(1, int(limit / font.getlength("n")))
+    lines = "\n".join(line for part in plain.splitlines() for line in textwrap.wrap(part, letters) or [""])
+    if not lines:
+        return _Text("", font, 0, 0)
+    box = ImageDraw.Draw(Image.new("1", (1, 1))).multiline_textbbox((0, 0), lines, font=font)
+    return _Text(lines, font, math.ceil(box[2]) + 2, math.ceil(box[3]) + size // 4)
 
 
-def _pixels(images: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(N, C, H, W) -> uint8 (N, H, W, 3), or (N, H, W) if C = 1."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ConfigError(f"images have the shape {tuple(images.shape)}; give (N, C, H, W) with C = 1 or 3")
-    values = (images.detach() if images.dtype == torch.uint8 else to_uint8(images)).cpu()
-    result: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = values.permute(0, 2, 3, 1).contiguous().numpy()
-    return result[..., 0] if result.shape[-1] == 1 else result
+def _draw(
+    draw: ImageDraw.ImageDraw,
+    text: _Text,
+    place: tuple[int, int],
+    anchor: Literal["la", "ma", "ra"],
+    colour: tuple[int, int, int] = (0, 0, 0),
+) -> None:
+    """Draw lines whose upper left corner, middle or right corner (the anchor) is at a place."""
+    align = {"la": "left", "ma": "center", "ra": "right"}[anchor]
+    draw.multiline_text(place, text.lines, fill=colour, font=text.font, anchor=anchor, align=align)

@@ -1,4 +1,4 @@
-"""One picture: any mode, orientation and shape -> a uint8 tensor (C, S, S).
+"""One image: any mode, orientation and shape -> a uint8 tensor (C, S, S).
 
 ICC profiles and gamma tags are not applied: samples are taken as sRGB, as every published data set of this field does.
 """
@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from spheregen.errors import ConfigError, DataError
+from spheregen.errors import ConfigError, DataError, check_choices
 
 Fit = Literal["crop", "pad"]
 Resize = Literal["adm", "bicubic", "nearest", "published"]
@@ -28,20 +28,16 @@ _LONGEST_STRIP = 16  # aspect ratio beyond which the ends are cut before, not af
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """How pictures are brought to one size and one number of channels.
+    """The way in which images are brought to one size and one number of channels.
 
     Raises:
         ConfigError: a value is outside the range given below.
     """
 
-    image_size: int  # S in pixels, >= 1; pictures become S x S
+    image_size: int  # S in pixels, >= 1; images become S x S
     channels: int = 3  # 3 = RGB, 1 = grey (ITU-R 601 luma)
-    fit: Fit = "crop"  # "crop": the centre square; "pad": the whole picture with background around it
-    background: tuple[int, int, int] = (
-        255,
-        255,
-        255,
-    )  # RGB, 0..255: behind transparent pixels and around padded pictures
+    fit: Fit = "crop"  # "crop": the centre square; "pad": the whole image with background around it
+    background: tuple[int, int, int] = (255, 255, 255)  # RGB, behind transparent pixels and around padded images
     resize: Resize = "adm"  # adm: halve by box filter, then bicubic; published: nearest up to 64 px, else bicubic
 
     def __post_init__(self) -> None:
@@ -49,10 +45,7 @@ class ImageOptions:
             raise ConfigError(f"image_size is {self.image_size}; give a number of pixels from 1 up")
         if self.channels not in (1, 3):
             raise ConfigError(f"channels is {self.channels}; choose 1 (grey) or 3 (RGB)")
-        if self.fit not in get_args(Fit):
-            raise ConfigError(f"fit is {self.fit!r}; choose one of {', '.join(get_args(Fit))}")
-        if self.resize not in get_args(Resize):
-            raise ConfigError(f"resize is {self.resize!r}; choose one of {', '.join(get_args(Resize))}")
+        check_choices(self)
         if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
             raise ConfigError(f"background is {self.background}; give red, green and blue from 0 to 255")
 
@@ -63,32 +56,28 @@ class ImageOptions:
 
     @property
     def bytes_per_image(self) -> int:
-        """Size of one decoded picture in bytes."""
+        """Size of one decoded image in bytes."""
         return self.channels * self.image_size**2
 
 
 def load_image(image: Image.Image, options: ImageOptions) -> torch.Tensor:
-    """Bring a PIL picture of any mode and shape to uint8 (C, S, S), 0..255.
+    """Bring a PIL image of any mode and shape to uint8 (C, S, S), 0..255.
 
     EXIF orientation is applied, transparency is laid on `options.background`, 16-bit values are divided by 257, of an
-    animation the current frame is taken. A picture that already is S x S is not resampled.
+    animation the current frame is taken. An image that already is S x S is not resampled.
 
     Raises:
-        DataError: the mode cannot be converted, or the values of a 32-bit picture have no known scale. The message does
+        DataError: the mode cannot be converted, or the values of a 32-bit image have no known scale. The message does
             not know the file's name.
     """
     return torch.from_numpy(np.array(load_array(image, options), order="C"))
 
 
 def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
-    """`load_image` as a numpy array, which may be a read-only, transposed view."""
+    """Return `load_image` as a numpy array, which may be a read-only, transposed view."""
     try:
         image = _to_channels(_upright(image), options)
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-    ) as error:  # a mode, palette or transparency entry that Pillow cannot convert
+    except (ValueError, TypeError, OSError) as error:  # a mode, palette or transparency that Pillow cannot convert
         raise DataError(f"an image of mode {image.mode} cannot be converted ({error}); save it as RGB") from error
     size = options.image_size
     if image.size != (size, size):
@@ -98,15 +87,15 @@ def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
 
 
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 -> float32 in [-1, 1], same shape: what models read and write."""
+    """Convert uint8 0..255 to float32 in [-1, 1], which models read and write; same shape."""
     return images.to(torch.float32).div(127.5).sub_(1.0)
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read and decode a picture file completely.
+    """Read and decode an image file completely.
 
     Raises:
-        DataError: the file is missing or no picture that Pillow can read. Names the path.
+        DataError: the file is missing or no image that Pillow can read. Names the path.
     """
     try:
         data = path.read_bytes()
@@ -116,12 +105,12 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_bytes(data: bytes, where: str | Callable[[], str]) -> Image.Image:
-    """Decode an encoded picture completely; of an animation or a multi-page file the first frame.
+    """Decode an encoded image completely; of an animation or a multi-page file the first frame.
 
     `where` names it in errors; a function is called only if there is one.
 
     Raises:
-        DataError: `data` is empty, truncated, no picture, or larger than Pillow's safety limit. Names `where`.
+        DataError: `data` is empty, truncated, no image, or larger than Pillow's safety limit. Names `where`.
     """
     if not data:
         raise _bad(where, "the image is empty (0 bytes); remove it")
@@ -139,9 +128,7 @@ def decode_bytes(data: bytes, where: str | Callable[[], str]) -> Image.Image:
         raise _bad(where, f"{limit}; scale it down") from error
     except UnidentifiedImageError as error:
         raise _bad(where, "not an image that Pillow can read; remove it") from error
-    except (
-        Exception
-    ) as error:  # broken files make decoders raise nearly anything: OSError, SyntaxError, struct.error ...
+    except Exception as error:  # broken files make decoders raise nearly anything: SyntaxError, struct.error ...
         cause = " ".join(str(error).split()) or type(error).__name__
         raise _bad(where, f"corrupt or truncated image ({cause}); remove it") from error
     return image
@@ -156,7 +143,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation."""
     info = image.info
     if image.format == "JPEG" and "exif" not in info and "xmp" not in info:
-        return image  # by far the most common case, and looking closer costs as much as decoding a small picture
+        return image  # by far the most common case, and looking closer costs as much as decoding a small image
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF data says nothing about orientation; the pixels are fine
@@ -164,15 +151,13 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_channels(image: Image.Image, options: ImageOptions) -> Image.Image:
-    """Any mode -> "RGB" or "L"."""
+    """Convert any mode to "RGB" or "L"."""
     mode = image.mode
     target = "RGB" if options.channels == 3 else "L"
     if mode == target and "transparency" not in image.info:
         return image
     if mode == "F" or mode.startswith("I"):
         image = _to_eight_bits(image)
-    elif mode == "LAB":
-        image = _lab_to_rgb(image)
     if image.has_transparency_data:
         image = _on_background(image, options.background)
     if image.mode == target:
@@ -183,48 +168,29 @@ def _to_channels(image: Image.Image, options: ImageOptions) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit (modes I;16*, I) and float (mode F) grey -> "L", or "LA" where one value is marked as transparent.
+    """Convert 16-bit (modes I;16*, I) and float (F) grey to "L", or "LA" where one value is marked as transparent.
 
-    Mode I is what Pillow makes of 16-bit files in some formats. Float pictures are in [0, 1] (the convention of
+    Mode I is what Pillow makes of 16-bit files in some formats. Float images are in [0, 1] (the convention of
     scientific files) or, if a value exceeds 1, in [0, 255] (Pillow's).
     """
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
+    kind, unit, known = "32-bit", 65535.0, "[0, 65535]"
     if image.mode == "F":
-        unit = 1.0 if high <= 1.0 else 255.0
-        known = "[0, 1] or [0, 255]"
-    else:
-        unit = 65535.0
-        known = "[0, 65535]"
+        kind, unit, known = "float", 1.0 if high <= 1.0 else 255.0, "[0, 1] or [0, 255]"
     if not (low >= 0.0 and high <= unit):  # also true for NaN
-        kind = "float" if image.mode == "F" else "32-bit"
         raise DataError(
             f"a {kind} image has values from {low:g} to {high:g}, not in {known}; save it with 8 or 16 bits per channel"
         )
-    scaled = np.rint(values.astype(np.float64) * (255.0 / unit)).astype(np.uint8)
-    grey = Image.fromarray(scaled)
+    grey = Image.fromarray(np.rint(values.astype(np.float64) * (255.0 / unit)).astype(np.uint8))
     transparent: Any = image.info.get("transparency")
     if isinstance(transparent, int):
-        alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
-        return Image.merge("LA", (grey, Image.fromarray(alpha)))
+        return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
     return grey
 
 
-def _lab_to_rgb(image: Image.Image) -> Image.Image:
-    try:
-        from PIL import ImageCms
-
-        result = ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
-    except Exception as error:  # Pillow may be built without LittleCMS
-        raise DataError(f"a CIELAB image cannot be converted ({error}); save it as RGB") from error
-    assert result is not None  # it is None only for in-place conversion
-    return result
-
-
 def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Lay a picture with transparency (alpha channel, palette entry or marked colour) on one colour -> "RGB"."""
+    """Lay an image with transparency (alpha channel, palette entry or marked colour) on one colour -> "RGB"."""
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode != "RGBA":
@@ -233,7 +199,7 @@ def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Imag
 
 
 def _crop(image: Image.Image, options: ImageOptions) -> Image.Image:
-    """Shorter side to S, then the centre square. With "adm": the centre crop of ADM (guided diffusion)."""
+    """Scale the shorter side to S, then cut the centre square; with "adm" as ADM (guided diffusion) does."""
     size = options.image_size
     width, height = image.size
     shorter = min(width, height)
@@ -247,7 +213,7 @@ def _crop(image: Image.Image, options: ImageOptions) -> Image.Image:
 
 
 def _pad(image: Image.Image, options: ImageOptions) -> Image.Image:
-    """Longer side to S, background around."""
+    """Scale the longer side to S, with background around."""
     size = options.image_size
     image = _resize(image, max(image.size), options)
     canvas = Image.new("RGB", (size, size), options.background).convert(image.mode)

@@ -1,4 +1,4 @@
-"""What a data set holds: counts, sizes, formats, balance, duplicates, bad files, and a sheet to look at."""
+"""Statistics of a data set: counts, sizes, formats, balance, duplicates, bad files; a look at its pixels; a sheet."""
 
 from __future__ import annotations
 
@@ -6,34 +6,46 @@ import contextlib
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
-from spheregen.data.dataset import Progress
-from spheregen.data.decoding import BadImage, Work, read_work
+from spheregen.data.dataset import Progress, check_reading, spread_indices
+from spheregen.data.decoding import BadImage, ordered_map
 from spheregen.data.grids import image_grid
-from spheregen.data.images import ImageOptions, decode_bytes, load_image
+from spheregen.data.images import ImageOptions, decode_bytes, load_array, load_image
 from spheregen.data.order import Integers
-from spheregen.data.pool import ordered_map
-from spheregen.data.sources import ImageSource
-from spheregen.errors import ConfigError, DataError
+from spheregen.data.source import ImageSource
+from spheregen.errors import DataError
 
-_CHUNK = 64  # pictures that are looked at together
+Colour = tuple[int, int, int]
+
+TORN = 0.25  # share of images of which a square crop loses more than half, from which they are padded
+ONE_BORDER = 0.5  # share of images whose borders must agree to give the background
+LIGHT = 0.7 * 255  # mean brightness from which drawings on transparency get a dark background
+FEW_IMAGES = 1000  # fewer than this are learnt by heart
+FEW_OF_A_CLASS = 20
+UNBALANCED = 0.1  # smallest by largest class
+MANY_COPIES = 0.05  # share of exact duplicates
+
 _PAIRS = 20  # duplicates that are named
 _SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 _FEW_CLASSES = 40  # up to so many, each class has its own row of the sheet
-_SHEET = 96  # pictures on a sheet, about
+_SHEET = 96  # images on a sheet, about
+_TOGETHER = 64  # images that a worker looks at before it tells of them
+_FACTS = np.dtype([("index", "<i8"), ("width", "<i4"), ("height", "<i4"), ("hash", "S16")])
+_SIDE = 64  # pixels; colours are looked at in squares of this size, whatever the image's shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Of one number per picture."""
+    """Of one number per image."""
 
     smallest: float
     median: float
@@ -42,237 +54,183 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceStatistics:
-    """What `source_statistics` finds."""
+    """The findings of `source_statistics`."""
 
     name: str
     split: str
     fingerprint: str
-    count: int  # pictures in the source
+    count: int  # images in the source
     examined: int  # of them looked at; fewer with a limit
     encoded_bytes: int  # of all, as they are stored
     bad: tuple[BadImage, ...]  # those that cannot be read
-    width: Spread | None  # pixels; None if no picture can be read
+    width: Spread | None  # pixels; None if no image can be read
     height: Spread | None  # pixels
     aspect: Spread | None  # width / height
-    formats: Mapping[str, int]  # examined pictures by file format, "JPEG" ..., most frequent first
-    modes: Mapping[str, int]  # examined pictures by Pillow's mode, "RGB" ..., most frequent first
-    grey: int  # examined pictures without colour
-    transparent: int  # examined pictures of which a pixel is transparent
+    formats: Mapping[str, int]  # examined images by file format, "JPEG" ..., most frequent first
+    modes: Mapping[str, int]  # examined images by Pillow's mode, "RGB" ..., most frequent first
+    grey: int  # examined images without colour
+    transparent: int  # examined images of which a pixel is transparent
     class_names: tuple[str, ...]  # empty = unlabelled
-    class_counts: tuple[int, ...]  # pictures of each class, of the whole source
+    class_counts: tuple[int, ...]  # images of each class, of the whole source
     balance: float | None  # smallest / largest class, 0 .. 1; None = unlabelled
     duplicates: int  # examined files that are, byte for byte, copies of an earlier one
     duplicate_pairs: tuple[tuple[str, str], ...]  # the first 20: original and copy
-    image_size: int | None  # a side in pixels that suits nearly all pictures without enlarging them
+    image_size: int | None  # a side in pixels that suits nearly all images without enlarging them
     channels: int  # 1 if all are grey, else 3
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return dataclasses.asdict(self)
 
 
 def source_statistics(
     source: ImageSource, *, limit: int | None = None, workers: int = 0, progress: Progress | None = None
 ) -> SourceStatistics:
-    """Decode the pictures of a source once and count.
-
-    Memory does not grow with the pictures; about 40 bytes are kept of each.
+    """Decode the images of a source once and count; about 30 bytes are kept of each.
 
     Args:
         limit: look at this many at most, evenly spread; classes are counted over all in any case.
-        workers: processes that decode; 0 = this one.
-        progress: called as pictures are done.
+        workers: processes that decode; 0 = this one. Remote images are read in this one.
+        progress: called as images are done.
 
     Raises:
         ConfigError: an argument is impossible.
-        DataError: the source cannot be read at all; single bad pictures are part of the answer.
+        DataError: the source cannot be read at all; single bad images are part of the answer.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit is {limit}; give a number of images from 1 up, or none")
-    if workers < 0:
-        raise ConfigError(f"workers is {workers}; give 0 (this process) or more")
-    total = len(source)
-    indices = np.arange(total, dtype=np.int64)
-    if limit is not None and limit < total:
-        indices = indices[:limit] * total // limit
-    sizes = np.zeros((len(indices), 2), dtype=np.int32)
-    hashes = np.zeros((len(indices), 2), dtype=np.uint64)
-    readable = np.zeros(len(indices), dtype=np.bool_)
+    check_reading("skip", workers)
+    indices = spread_indices(len(source), limit)
+    chunks = (indices[start : start + _TOGETHER] for start in range(0, len(indices), _TOGETHER))
+    facts = [np.zeros(0, dtype=_FACTS)]
     formats: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     bad: list[BadImage] = []
     grey = transparent = done = 0
-    works = (read_work(source, indices[start : start + _CHUNK]) for start in range(0, len(indices), _CHUNK))
-    with contextlib.closing(ordered_map(_Inspector(source), works, workers=workers)) as seen:
-        for part in seen:
-            here = slice(done, done + len(part.readable))
-            sizes[here], hashes[here], readable[here] = part.sizes, part.hashes, part.readable
-            formats.update(part.formats)
-            modes.update(part.modes)
-            bad.extend(part.bad)
-            grey += part.grey
-            transparent += part.transparent
-            done = here.stop
-            if progress is not None:
-                progress(done, len(indices))
+    for part in ordered_map(partial(_inspect, source), chunks, workers=0 if source.remote else workers):
+        seen = [image for image in part if isinstance(image, _Seen)]
+        bad += [image for image in part if isinstance(image, BadImage)]
+        formats.update(image.format for image in seen)
+        modes.update(image.mode for image in seen)
+        grey += sum(image.grey for image in seen)
+        transparent += sum(image.transparent for image in seen)
+        facts.append(np.array([image.facts for image in seen], dtype=_FACTS))
+        done += len(part)
+        if progress is not None:
+            progress(done, len(indices))
     source.release()
-    good = sizes[readable].astype(np.float64)
-    copies = _duplicates(hashes, readable)
+    good = np.concatenate(facts)
+    width, height = good["width"].astype(np.float64), good["height"].astype(np.float64)
+    _, firsts, which = np.unique(good["hash"], return_index=True, return_inverse=True)
+    originals = firsts[which]
+    copies = np.flatnonzero(originals != np.arange(len(originals)))
     counts: tuple[int, ...] = ()
     if source.labels is not None:
         counts = tuple(torch.bincount(source.labels, minlength=len(source.class_names)).tolist())
-    largest = max(counts, default=0)
     return SourceStatistics(
         name=source.name,
         split=source.split,
         fingerprint=source.fingerprint,
-        count=total,
+        count=len(source),
         examined=len(indices),
         encoded_bytes=source.encoded_bytes,
         bad=tuple(bad),
-        width=_spread(good[:, 0]),
-        height=_spread(good[:, 1]),
-        aspect=_spread(good[:, 0] / good[:, 1].clip(1)),
+        width=_spread(width),
+        height=_spread(height),
+        aspect=_spread(width / height.clip(1)),
         formats=dict(formats.most_common()),
         modes=dict(modes.most_common()),
         grey=grey,
         transparent=transparent,
         class_names=source.class_names,
         class_counts=counts,
-        balance=min(counts) / largest if largest else None,
+        balance=min(counts) / max(counts) if any(counts) else None,
         duplicates=len(copies),
         duplicate_pairs=tuple(
-            (source.describe(int(indices[first])), source.describe(int(indices[second])))
-            for first, second in copies[:_PAIRS].tolist()
+            (source.describe(int(good["index"][originals[copy]])), source.describe(int(good["index"][copy])))
+            for copy in copies[:_PAIRS]
         ),
-        image_size=_suitable_size(good),
+        image_size=_suitable_size(np.stack([width, height], axis=1)),
         channels=1 if len(good) and grey == len(good) else 3,
     )
 
 
 def contact_sheet(source: ImageSource, *, tile: int = 64, bad: tuple[BadImage, ...] = ()) -> Image.Image:
-    """A sheet of whole pictures: for up to 40 classes a row each with 2 to 8 pictures, spread over the class; else
-    about 100, spread over the set.
+    """Lay out whole images: for up to 40 classes a row each with 2 to 8 images; else about 100, spread over the set.
 
     Args:
-        tile: side of a picture on the sheet in pixels.
+        tile: side of an image on the sheet in pixels.
         bad: leave these out; others that cannot be read are passed over too.
 
     Raises:
         DataError: none can be read.
     """
     unusable = {image.index for image in bad}
-    labels = None if source.labels is None else source.labels.numpy()
-    classes = len(source.class_names)
-    groups = [np.arange(len(source), dtype=np.int64)]
-    columns = None
-    share = _SHEET
-    if labels is not None and classes <= _FEW_CLASSES:
+    groups, share, columns = [np.arange(len(source), dtype=np.int64)], _SHEET, None
+    if source.labels is not None and (classes := len(source.class_names)) <= _FEW_CLASSES:
+        labels = source.labels.numpy()
         groups = [group for number in range(classes) if len(group := np.flatnonzero(labels == number))]
         share = columns = max(2, min(8, _SHEET // classes))
     options = ImageOptions(image_size=tile, fit="pad")
     empty = torch.full(options.shape, 255, dtype=torch.uint8)
     tiles: list[torch.Tensor] = []
+    found = 0
     for group in groups:
         row: list[torch.Tensor] = []
-        for first in _spread_over(group, share):
-            picture = _first_readable(source, first, unusable, options)
-            if picture is not None:
-                row.append(picture)
+        for part in np.array_split(group, min(share, len(group))):  # of each the first that can be read is shown
+            for index in [index for index in part[:8].tolist() if index not in unusable]:
+                with contextlib.suppress(DataError):
+                    row.append(load_image(source.read(index), options))
+                    break
+        found += len(row)
         tiles += row + [empty] * (share - len(row) if columns else 0)
-    if all(picture is empty for picture in tiles):
-        raise DataError(f"none of the images of {source.name} that were tried can be read; see the list of bad files")
     source.release()
+    if not found:
+        raise DataError(f"none of the images of {source.name} that were tried can be read; see the list of bad files")
     return image_grid(torch.stack(tiles), columns=columns)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What was seen in a chunk of n pictures."""
+class _Seen(NamedTuple):
+    """The facts of one image that can be read."""
 
-    sizes: npt.NDArray[np.int32]  # (n, 2) width and height
-    hashes: npt.NDArray[np.uint64]  # (n, 2) blake2b of the file, 128 bits
-    readable: npt.NDArray[np.bool_]  # (n,)
-    formats: Counter[str]
-    modes: Counter[str]
-    bad: list[BadImage]
-    grey: int
-    transparent: int
+    facts: tuple[int, int, int, bytes]  # number in the source, width, height, blake2b of the file
+    format: str
+    mode: str
+    grey: bool
+    transparent: bool
 
 
-class _Inspector:
-    """Looks at pictures; worker processes get a copy."""
-
-    def __init__(self, source: ImageSource) -> None:
-        self._source = source
-
-    def __call__(self, work: Work) -> _Seen:
-        count = len(work.indices)
-        sizes = np.zeros((count, 2), dtype=np.int32)
-        hashes = np.zeros((count, 2), dtype=np.uint64)
-        readable = np.zeros(count, dtype=np.bool_)
-        formats: Counter[str] = Counter()
-        modes: Counter[str] = Counter()
-        bad: list[BadImage] = []
-        grey = transparent = 0
-        for row, index in enumerate(work.indices.tolist()):
-            where = self._source.describe(index)
-            try:
-                data = self._source.read_bytes(index) if work.encoded is None else work.encoded[row]
-                if isinstance(data, str):
-                    raise DataError(data)
-                picture = decode_bytes(data, where)
-                grey += _is_grey(picture)
-                transparent += _is_transparent(picture)
-            except DataError as error:
-                bad.append(BadImage(index=index, where=where, reason=str(error)))
-                continue
-            sizes[row] = picture.size
-            hashes[row] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), dtype="<u8")
-            readable[row] = True
-            formats[picture.format or "unknown"] += 1
-            modes[picture.mode] += 1
-        return _Seen(
-            sizes=sizes, hashes=hashes, readable=readable, formats=formats, modes=modes, bad=bad,
-            grey=grey, transparent=transparent,
-        )  # fmt: skip
+def _inspect(source: ImageSource, indices: Integers) -> list[_Seen | BadImage]:
+    """Look at images; in a worker process."""
+    found: list[_Seen | BadImage] = []
+    for index in indices.tolist():
+        where = source.describe(index)
+        try:
+            data = source.read_bytes(index)
+            image = decode_bytes(data, where)
+        except DataError as error:
+            found.append(BadImage(index=index, where=where, reason=str(error)))
+            continue
+        facts = (index, *image.size, hashlib.blake2b(data, digest_size=16).digest())
+        grey, transparent = _is_grey(image), _is_transparent(image)
+        found.append(_Seen(facts, image.format or "unknown", image.mode, grey, transparent))
+    return found
 
 
-def _is_grey(picture: Image.Image) -> bool:
-    if picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I"):
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
         return True
-    try:
-        small = np.asarray(picture.resize((8, 8), Image.Resampling.NEAREST).convert("RGB"))
-        if _equal_channels(small):  # colour nearly always shows in a few pixels
-            return _equal_channels(np.asarray(picture.convert("RGB")))
-    except (ValueError, OSError):
-        pass
+    with contextlib.suppress(ValueError, OSError):
+        small = np.asarray(image.resize((8, 8), Image.Resampling.NEAREST).convert("RGB"))
+        if not np.ptp(small, axis=2).any():  # colour nearly always shows in a few pixels
+            return not np.ptp(np.asarray(image.convert("RGB")), axis=2).any()
     return False
 
 
-def _equal_channels(pixels: npt.NDArray[np.uint8]) -> bool:
-    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
-
-
-def _is_transparent(picture: Image.Image) -> bool:
-    if not picture.has_transparency_data:
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
         return False
-    try:
-        lowest = picture.convert("RGBA").getchannel("A").getextrema()[0]
-    except (ValueError, OSError):
-        return False
-    return isinstance(lowest, int | float) and lowest < 255
-
-
-def _duplicates(hashes: npt.NDArray[np.uint64], readable: npt.NDArray[np.bool_]) -> Integers:
-    """(n, 2) places of each copy's original and of the copy, by copy."""
-    places = np.flatnonzero(readable)
-    order = places[np.lexsort((hashes[places, 0], hashes[places, 1]))]  # stable: an original comes before its copies
-    same = np.zeros(len(order), dtype=np.bool_)
-    same[1:] = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
-    firsts = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
-    pairs = np.stack([order[firsts[same]], order[same]], axis=1)
-    return pairs[np.argsort(pairs[:, 1], kind="stable")].astype(np.int64)
+    with contextlib.suppress(ValueError, OSError):
+        return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
+    return False
 
 
 def _spread(values: npt.NDArray[np.float64]) -> Spread | None:
@@ -282,7 +240,7 @@ def _spread(values: npt.NDArray[np.float64]) -> Spread | None:
 
 
 def _suitable_size(sizes: npt.NDArray[np.float64]) -> int | None:
-    """The side of all pictures if they are squares of one size, else a power of two that 9 of 10 reach."""
+    """Return the side of all images if they are squares of one size, else a power of two that 9 of 10 reach."""
     if not len(sizes):
         return None
     shorter = sizes.min(axis=1)
@@ -292,16 +250,114 @@ def _suitable_size(sizes: npt.NDArray[np.float64]) -> int | None:
     return max((size for size in _SIZES if size <= reached), default=int(shorter.min()))
 
 
-def _spread_over(group: Integers, count: int) -> list[Integers]:
-    """The group in `count` parts at most; of each the first that can be read is shown."""
-    return [part for part in np.array_split(group, min(count, len(group))) if len(part)]
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Pixels of a sample of the images, which a recipe for them rests on. Shares are 0 to 1."""
+
+    flips_allowed: bool  # false where the source itself says that its mirror images mean something else
+    saturated: float  # share of opaque pixels that are pure black or white, within 2 of 255
+    two_toned: float  # share of opaque pixels that are nearly black or white, within 40 of 255
+    clear: float  # share of transparent pixels
+    brightness: float  # mean of the opaque pixels of images with transparency, 0 to 255; 0 where there are none
+    lost: float  # share of an image that a centre crop loses, on average; padding to a square adds as much
+    torn: float  # share of images of which a centre crop loses more than half
+    border: Colour  # the median colour along the edges
+    one_border: float  # share of images with edges of that one colour
+
+    @property
+    def padded(self) -> bool:
+        """A square crop would lose too much."""
+        return self.torn > TORN
+
+    def background(self, transparent: int) -> tuple[Colour, str] | None:
+        """Return the colour behind padding and so many transparent images, and why; None where neither shows."""
+        if not transparent and not self.padded:
+            return None
+        if self.one_border > ONE_BORDER:
+            return self.border, f"{self.one_border:.0%} of the pictures have this colour along their edges"
+        if not transparent:
+            return self.border, "the median colour along the edges"
+        why = f"what is drawn on them has a brightness of {self.brightness / 255:.0%}, so this sets it off"
+        return ((0, 0, 0) if self.brightness > LIGHT else (255, 255, 255)), why
+
+    def saturated_on(self, background: Colour | None) -> float:
+        """Return the share of pure black and white pixels of what a model sees."""
+        filled = (1 - self.clear) * (1 - self.lost if self.padded else 1)
+        return filled * self.saturated + (1 - filled) * (background in ((0, 0, 0), (255, 255, 255)))
 
 
-def _first_readable(
-    source: ImageSource, candidates: Integers, unusable: set[int], options: ImageOptions
-) -> torch.Tensor | None:
-    for index in candidates[:8].tolist():
-        if index not in unusable:
-            with contextlib.suppress(DataError):
-                return load_image(source.read(index), options)
-    return None
+def look_at(source: ImageSource, limit: int = 200) -> Look:
+    """Look at the pixels of some images, evenly spread; those that cannot be read are passed over.
+
+    Raises:
+        DataError: none can be read.
+        ConfigError: limit is below 1.
+    """
+    seen: list[npt.NDArray[np.uint8]] = []
+    losses: list[float] = []
+    for index in spread_indices(len(source), limit).tolist():
+        with contextlib.suppress(DataError):
+            image = source.read(index)
+            small = image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+            small.info.pop("exif", None)  # which way is up does not matter here
+            options = (ImageOptions(image_size=_SIDE, background=(tone, tone, tone)) for tone in (0, 255))
+            seen.append(np.stack([load_array(small, option) for option in options]))
+            losses.append(1 - min(image.size) / max(image.size))
+    source.release()
+    if not seen:
+        raise DataError(f"none of the images of {source.name} that were tried can be read; see spheregen stats")
+    colours, on_white = np.stack(seen, axis=2).astype(np.int16)  # (3, n, side, side) each, the first on black
+    opaque = (on_white - colours).max(axis=0) < 128  # they differ where an image is transparent
+    drawn = opaque & ~opaque.all(axis=(1, 2), keepdims=True)
+    edge = opaque.copy()
+    edge[:, 1:-1, 1:-1] = False
+    border = np.median(colours[:, edge], axis=1).astype(np.int16) if edge.any() else np.full(3, 255, np.int16)
+    near = (np.abs(colours - border[:, None, None, None]) <= 16).all(axis=0) & edge
+    edges, alike = edge.sum(axis=(1, 2)), near.sum(axis=(1, 2))
+    red, green, blue = border.tolist()
+    shown = colours[:, opaque]
+    return Look(
+        flips_allowed=source.flips_allowed,
+        saturated=_mean((shown.max(axis=0) <= 2) | (shown.min(axis=0) >= 253)),
+        two_toned=_mean((shown.max(axis=0) <= 40) | (shown.min(axis=0) >= 215)),
+        clear=1 - _mean(opaque),
+        brightness=_mean(colours[:, drawn]),
+        lost=float(np.mean(losses)),
+        torn=float(np.mean([lost > 0.5 for lost in losses])),
+        border=(red, green, blue),
+        one_border=_mean(alike[edges > 0] > 0.75 * edges[edges > 0]),
+    )
+
+
+def learnt_classes(found: SourceStatistics) -> int:
+    """Return the number of classes that a model can learn; 0 if only one, or about one image a class."""
+    count = len(found.class_counts)
+    return count if count > 1 and count * 2 <= found.count else 0
+
+
+def data_warnings(found: SourceStatistics) -> Iterator[str]:
+    """Yield what the user should know of the data before a run, a line each."""
+    if found.bad:
+        yield f"{len(found.bad)} files cannot be read and are left out, such as {found.bad[0].reason}"
+    if found.count < FEW_IMAGES:
+        yield (
+            f"{found.count} pictures are few: the model will repeat them more than invent new ones; add more pictures, "
+            "or compare samples with their nearest neighbours"
+        )
+    if found.duplicates > MANY_COPIES * found.examined:
+        yield f"{found.duplicates} of {found.examined} files are exact copies; spheregen stats names them"
+    if learnt_classes(found):
+        counts = sorted(zip(found.class_counts, found.class_names, strict=True))
+        few = [f"{name} ({number})" for number, name in counts if number < FEW_OF_A_CLASS]
+        if few:
+            named = ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
+            yield f"classes with fewer than {FEW_OF_A_CLASS} pictures will look alike or be copies: {named}"
+        low, high = counts[0][0], counts[-1][0]
+        if low < UNBALANCED * high:
+            yield f"the classes are unbalanced ({low} to {high} pictures): small ones will be learnt late"
+    elif len(found.class_names) > 1:
+        yield "there is about one picture a class, so the labels are not used; group them into fewer classes"
+
+
+def _mean(values: npt.NDArray[np.generic]) -> float:
+    return float(values.astype(np.float64).mean()) if values.size else 0.0

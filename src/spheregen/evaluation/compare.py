@@ -7,43 +7,45 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, Strict, ValidationError
+from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
 from spheregen.errors import ConfigError, DataError
-from spheregen.evaluation.compatibility import Doubt, doubts, settings_of
-from spheregen.evaluation.report.figures import (
-    COST_FIGURES,
-    RECONSTRUCTION_FIGURES,
-    SAMPLE_FIGURES,
-    Better,
-    Figure,
-    figures_in,
-)
-from spheregen.evaluation.report.sections import FORMAT, RESULT
+from spheregen.evaluation.report.figures import COST_FIGURES, RECONSTRUCTION_FIGURES, Better, Figure, figures_in
+from spheregen.evaluation.report.sections import FORMAT, RESULT, cost_row, figure_title, leaves, reference_facts, words
 
 MOST_BYTES = 64 << 20
 """Larger files are refused before they are read."""
-_SAME_MACHINE, _OTHER_MACHINE = 1e-6, 1e-3  # relative differences of a repeated figure that need no explanation
-
-_Number = Annotated[float, Strict()] | None
+_UNSAID = "not said"
 
 
 class _Network(BaseModel):
     features: dict[str, Any]
-    reference: dict[str, Any] = Field(default_factory=dict)
-    figures: dict[str, _Number]
+    reference: dict[str, Any] = {}
+    figures: dict[str, Annotated[float, Strict()] | None]
+
+
+class _Reconstruction(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    frechet: dict[str, Any] = {}
+
+
+class _Cost(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    by_steps: list[dict[str, Any]] = []
 
 
 class _Result(BaseModel):
-    """The parts of `evaluation.json` that must be there; the others are looked at where they are."""
+    """The parts of `evaluation.json` that are compared."""
 
     model: dict[str, Any]
     protocol: dict[str, Any]
     metrics: dict[str, _Network]
+    data: dict[str, Any] = {}
+    reconstruction: _Reconstruction | None = None
+    cost: _Cost | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +76,14 @@ class Comparison:
     """The folders or files, as they were given."""
     models: tuple[str, ...]
     figures: tuple[ComparedFigure, ...]
-    settings: tuple[tuple[str, tuple[str, ...]], ...]
-    """What differs and is no obstacle: the dotted name of a setting, and its value in each result."""
+    settings: Mapping[str, tuple[str, ...]]
+    """Differences that are no obstacle: the dotted name of a setting, and its value in each result."""
     warnings: tuple[str, ...]
     """Why figures cannot be compared, or not be trusted."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "names": list(self.names),
-            "models": list(self.models),
-            "figures": [dataclasses.asdict(figure) for figure in self.figures],
-            "settings": {name: list(values) for name, values in self.settings},
-            "warnings": list(self.warnings),
-        }
+        """Return plain values."""
+        return dataclasses.asdict(self)
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
@@ -108,20 +104,18 @@ def compare(paths: Sequence[Path]) -> Comparison:
             raise ConfigError(f"{paths[place]} is given twice; give each evaluation once")
     results = [read_result(path) for path in paths]
     names = tuple(str(path.parent if path.name == RESULT and path.parent.name else path) for path in paths)
-    found = list(doubts(results, names))
-    figures = tuple(_figures(results, found))
-    warnings = [doubt.text for doubt in found] + list(_unexplained(results, names))
+    warnings = dict(_warnings(results, names))
     return Comparison(
         names=names,
         models=tuple(str(result["model"].get("name") or "unnamed") for result in results),
-        figures=figures,
-        settings=tuple(settings_of(results)),
+        figures=tuple(_compared([_figures(result) for result in results], sum(warnings.values(), ()))),
+        settings=_settings(results),
         warnings=tuple(warnings),
     )
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The result in an `evaluation.json`, or in the one of a folder.
+    """Return the result in an `evaluation.json`, or in the one of a folder.
 
     Raises:
         DataError: it is missing, larger than `MOST_BYTES`, no JSON, or of another kind or version.
@@ -137,7 +131,7 @@ def read_result(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror or error}); check the path") from error
     except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{file} is no JSON ({reason}); {cure}") from error
     if not isinstance(found, dict) or "format" not in found:
         raise DataError(f"{file} is no result of an evaluation; {cure}")
@@ -145,114 +139,147 @@ def read_result(path: Path) -> dict[str, Any]:
         shown = repr(found["format"])[:20]
         raise DataError(f"{file} has the format {shown}, this version reads {FORMAT}; evaluate again")
     try:
-        _Result.model_validate(found)
+        return _Result.model_validate(found).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise DataError(f"{file} is no result of an evaluation ({where}: {first['msg'].lower()}); {cure}") from error
+
+
+_RULES = {
+    "protocol.count": "counts of samples; the Fréchet distance (FID) falls with the count",
+    "protocol.labels": "classes of samples; another mixture of classes is another set of images",
+    "protocol.quantise": "ways to 8 bits; rounding down makes images darker by half a level",
+    "protocol.dtype": "number types; the same model gives slightly different images in another type",
+    "model.image_shape": "sizes of samples; images of another size look different to the network",
+    "features.weights": "weights of the feature network; other weights measure other distances",
+    "features.preprocessing": "preprocessing for the feature network; another input gives other features",
+    "features.dim": "numbers of features; other features measure other distances",
+    "reference.images": "references; a distance to other images is another figure",
+    "reference.count": "numbers of reference images; figures depend on the size of the reference",
+    "reference.image_size": "sizes of the reference images; images of another size look different to the network",
+    "reference.channels": "channels of the reference images; grey and colour images look different to the network",
+    "reference.fit": "crops of the reference images; another crop is another set of images",
+    "reference.resize": "filters that resized the reference images; they shift FID by whole points",
+    "reference.background": "backgrounds of transparent reference images; it is a part of the images",
+    "reference.kept": "numbers of reference images to compare one by one; precision, recall, KID and the like "
+    "depend on their number",
+    "reconstruction.count": "counts of reconstructed images; other images are harder or easier to bring back",
+    "reconstruction.source": "data of the reconstructed images; other images are harder or easier to bring back",
+    "reconstruction.split": "splits of the reconstructed images; images of the training are easier to bring back",
+    "cost.device": "devices; times are of another machine",
+    "cost.dtype": "number types of the timing; times are of other arithmetic",
+    "cost.threads": "numbers of threads; times are of another share of the machine",
+    "cost.batch": "batches of the timing; larger batches are faster by the image",
+}
+"""What must agree before figures may be compared, and what a difference does to them."""
+_OF_NETWORKS = ("features", "reference")  # parts that each network of a result has
+_SPOILT: Mapping[str, tuple[str, ...]] = {
+    "protocol.dtype": (),  # a warning alone
+    "model.image_shape": ("{}/", "reconstruction/"),
+    "reference.kept": ("{}/kid", "{}/precision", "{}/recall", "{}/density", "{}/coverage", "{}/cmmd"),
+    "reconstruction": ("reconstruction/",),
+    "cost": ("cost/images_per_second", "cost/latency", "cost/peak_memory"),
+}
+"""Beginnings of the keys of the figures that a rule, or a part of the rules, concerns; {} is the network, else all."""
+
+
+def _warnings(results: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """All that speaks against comparing these results, with the beginnings of the keys of the figures concerned."""
+    networks = list(dict.fromkeys(network for result in results for network in result["metrics"]))
+    for rule, text in _RULES.items():
+        part, _, key = rule.partition(".")
+        what, _, why = text.partition("; ")
+        for network in networks if part in _OF_NETWORKS else [""]:
+            told = []
+            for result, name in zip(results, names, strict=True):
+                table = _table(result, part, network)
+                said = None if table is None else table.get(key)
+                if table is not None and (said is not None or part != "reference"):  # published files say little
+                    told.append((_UNSAID if said is None else words(said), name))
+            if len({text for text, _ in told}) > 1:
+                values = ", ".join(f"{text} ({name})" for text, name in told)
+                spoilt = _SPOILT.get(rule, _SPOILT.get(part, ("{}/",)))
+                covers = tuple(each.format(one) for each in spoilt for one in ([network] if network else networks))
+                yield f"{f'{network}: ' if network else ''}different {what}: {values}; {why}", covers
+
+
+def _table(result: Mapping[str, Any], part: str, network: str) -> Mapping[str, Any] | None:
+    """The settings of a result that a rule is about; None where it has nothing of the kind."""
+    if not network:
+        table: Mapping[str, Any] | None = result[part]
+        return table if part != "cost" or table is None else {**(table["by_steps"] or [{}])[0], **table}
+    metric = result["metrics"].get(network)
+    if metric is None or part == "features":
+        return None if metric is None else metric["features"]
+    reference = reference_facts(metric["reference"], result["data"])
+    source = "/".join(str(reference[key]) for key in ("file", "source", "split") if reference.get(key))
+    return {**reference, "images": reference.get("fingerprint") or source or None}  # one set goes by several names
+
+
+def _settings(results: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Differences that are no obstacle: settings of sampling, the model, its training, versions."""
+    found = {}
+    for part, prefix in (("model", "model."), ("protocol", "")):
+        tables = [dict(leaves(result[part])) for result in results]
+        for name in dict.fromkeys(key for table in tables for key in table):
+            values = [table.get(name, _UNSAID) for table in tables]
+            if any(value != values[0] for value in values) and (prefix or f"protocol.{name}" not in _RULES):
+                found[prefix + name] = tuple(map(words, values))
     return found
 
 
-def _figures(results: Sequence[Mapping[str, Any]], found: Sequence[Doubt]) -> Iterator[ComparedFigure]:
-    """All figures that any of the results has."""
-    for network in dict.fromkeys(name for result in results for name in result["metrics"]):
-        entries = [result["metrics"].get(network) or {} for result in results]
-        values = [entry.get("figures") or {} for entry in entries]
-        distance = next((entry["features"].get("distance") for entry in entries if entry), None)
-        for figure in figures_in([key for one in values for key in one], SAMPLE_FIGURES):
-            title = str(distance) if figure.key == "frechet" and distance else f"{figure.title} ({network})"
-            yield from _if_any(f"{network}/{figure.key}", title, figure, values, found)
-    rebuilt = [_mapping(result.get("reconstruction")) for result in results]
+def _figures(result: Mapping[str, Any]) -> dict[str, tuple[Figure, float | None, float | None]]:
+    """All figures of a result by key, each with its value and its error."""
+    found = {}
+
+    def add(prefix: str, figure: Figure, table: Mapping[str, Any], title: str) -> None:
+        named = dataclasses.replace(figure, title=title)
+        found[f"{prefix}/{figure.key}"] = named, _number(table.get(figure.key)), _number(table.get(figure.error or ""))
+
+    for network, metric in result["metrics"].items():
+        for figure in figures_in(metric["figures"]):
+            add(network, figure, metric["figures"], figure_title(result, network, figure))
+    rebuilt = result["reconstruction"] or {"frechet": {}}
     for figure in RECONSTRUCTION_FIGURES:
-        yield from _if_any(f"reconstruction/{figure.key}", f"reconstruction, {figure.title}", figure, rebuilt, found)
-    distances = [_mapping(one.get("frechet")) for one in rebuilt]
-    for network in dict.fromkeys(name for one in distances for name in one):
-        figure, key = Figure(network, "", "lower"), f"reconstruction/frechet/{network}"
-        yield from _if_any(key, f"reconstruction, Fréchet distance ({network})", figure, distances, found)
-    costs = [_cost(result) for result in results]
+        add("reconstruction", figure, rebuilt, f"reconstruction, {figure.title}")
+    for name in rebuilt["frechet"]:
+        title = f"reconstruction, Fréchet distance ({name})"
+        add("reconstruction/frechet", Figure(name, title, "lower"), rebuilt["frechet"], title)
+    steps, rows = result["protocol"].get("steps"), (result["cost"] or {"by_steps": []})["by_steps"]
+    row = next((cost_row(row) for row in rows if steps is not None and row.get("steps") == steps), {})
     for figure in COST_FIGURES:
-        yield from _if_any(f"cost/{figure.key}", figure.title, figure, costs, found)
+        add("cost", figure, row, figure.title)
+    return found
 
 
-def _if_any(
-    key: str, title: str, figure: Figure, values: Sequence[Mapping[str, Any]], found: Sequence[Doubt]
-) -> Iterator[ComparedFigure]:
-    if any(_number(one.get(figure.key)) is not None for one in values):
-        yield _compared(key, title, figure, values, found)
-
-
-def _compared(
-    key: str, title: str, figure: Figure, values: Sequence[Mapping[str, Any]], found: Sequence[Doubt]
-) -> ComparedFigure:
-    numbers = tuple(_number(one.get(figure.key)) for one in values)
-    errors = tuple(None if figure.error is None else _number(one.get(figure.error)) for one in values)
-    others = zip(numbers[1:], errors[1:], strict=True)
-    comparable = not any(doubt.forbids and doubt.concerns(key) for doubt in found)
-    return ComparedFigure(
-        key=key,
-        title=title,
-        better=figure.better,
-        values=numbers,
-        errors=errors,
-        apart=(None, *(_apart(numbers[0], value, errors[0], error) for value, error in others)),
-        comparable=comparable,
-        best=_best(numbers, figure.better) if comparable else None,
-    )
-
-
-def _apart(first: float | None, other: float | None, a: float | None, b: float | None) -> float | None:
-    if first is None or other is None or a is None or b is None:
-        return None
-    error = math.hypot(a, b)
-    return (other - first) / error if error > 0 else None
-
-
-def _best(values: Sequence[float | None], better: Better | None) -> int | None:
-    present = [value for value in values if value is not None]
-    if better is None or len(present) < 2:
-        return None
-    best = min(present) if better == "lower" else max(present)
-    return None if present.count(best) > 1 else values.index(best)
-
-
-def _unexplained(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[str]:
-    """Figures that differ although model, samples, network and reference are the same."""
-    for (one, a), (other, b) in combinations(zip(names, results, strict=True), 2):
-        fingerprint = a["model"].get("fingerprint")
-        if not fingerprint or fingerprint != b["model"].get("fingerprint"):
+def _compared(tables: Sequence[Mapping[str, Any]], spoilt: Sequence[str]) -> Iterator[ComparedFigure]:
+    """The figures that any of the results has; `spoilt`: beginnings of keys that cannot be compared."""
+    for key in dict.fromkeys(key for table in tables for key in table):
+        figure = next(table[key][0] for table in tables if key in table)
+        values, errors = zip(*(table.get(key, (None, None, None))[1:] for table in tables), strict=True)
+        present = [value for value in values if value is not None]
+        if not present:
             continue
-        machines = ("device", "threads", "batch", "torch", "spheregen")
-        first, second = ({k: v for k, v in r["protocol"].items() if k not in machines} for r in (a, b))
-        if first != second:
-            continue
-        tolerance = _SAME_MACHINE if a["protocol"] == b["protocol"] else _OTHER_MACHINE
-        for network in a["metrics"].keys() & b["metrics"].keys():
-            x, y = a["metrics"][network], b["metrics"][network]
-            if x["features"] != y["features"] or x.get("reference") != y.get("reference"):
-                continue
-            for key in sorted(x["figures"].keys() & y["figures"].keys()):
-                u, v = _number(x["figures"][key]), _number(y["figures"][key])
-                if u is not None and v is not None and not math.isclose(u, v, rel_tol=tolerance, abs_tol=1e-9):
-                    yield (
-                        f"{one} and {other} have the same model, settings, network and reference, but {network}/{key} "
-                        f"is {u:.6g} and {v:.6g}; the same evaluation gives the same figures, so one of the files "
-                        "was changed or made by another version"
-                    )
-                    break
+        comparable = not key.startswith(tuple(spoilt))
+        best = max(present) if figure.better == "higher" else min(present)
+        single = comparable and figure.better is not None and len(present) > 1 and present.count(best) == 1
+        yield ComparedFigure(
+            key=key,
+            title=figure.title,
+            better=figure.better,
+            values=values,
+            errors=errors,
+            apart=(None, *(_apart(values[0], errors[0], *other) for other in zip(values[1:], errors[1:], strict=True))),
+            comparable=comparable,
+            best=values.index(best) if single else None,
+        )
 
 
-def _cost(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The cost of the number of steps that the samples took."""
-    rows = _mapping(result.get("cost")).get("by_steps")
-    steps = result["protocol"].get("steps")
-    for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and steps is not None and row.get("steps") == steps:
-            return {**row, **{f"latency_{key}": value for key, value in _mapping(row.get("latency_ms")).items()}}
-    return {}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _apart(first: float | None, error: float | None, other: float | None, others: float | None) -> float | None:
+    if first is None or error is None or other is None or others is None or not (both := math.hypot(error, others)):
+        return None
+    return (other - first) / both
 
 
 def _number(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Sets of images that an evaluation measures: real ones, generated ones, reconstructions.
+"""Sets of images to be measured: real ones, generated ones, reconstructions, files of somebody else.
 
 A set is read in chunks of a fixed size, whatever the number of processes and the memory of the device, so that a figure
 is the same to the last digit however the work was shared.
@@ -10,28 +10,25 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from spheregen.data import ImageOptions, ImageSource, load_image, to_uint8
+from spheregen.data import ImageOptions, ImageSource, load_image, open_source, to_uint8
 from spheregen.data.dataset import judge
 from spheregen.data.decoding import decode_chunks
 from spheregen.data.grids import Rounding
 from spheregen.errors import ConfigError, DataError
 from spheregen.pipeline import GenerationOptions, Pipeline
+from spheregen.sampling.schedules import Angles
 
 
 class ImageSet(Protocol):
     """Numbered 8-bit images of one size."""
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one image, (C, H, W)."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """(N,) int64 class ids; None where there are no classes."""
+    shape: tuple[int, int, int]
+    """Of one image, (C, H, W)."""
+    labels: Tensor | None
+    """(N,) int64 class ids; None where there are no classes."""
 
     def __len__(self) -> int:
         """N."""
@@ -48,7 +45,7 @@ class ImageSet(Protocol):
 
 
 class RealImages:
-    """The pictures of a source, brought to one size.
+    """The images of a source, brought to one size.
 
     Args:
         source: where they come from.
@@ -61,14 +58,9 @@ class RealImages:
         self, source: ImageSource, options: ImageOptions, *, limit: int | None = None, workers: int = 0
     ) -> None:
         self.source, self.options, self.workers = source, options, workers
-        self.indices = np.arange(len(source), dtype=np.int64)
-        if limit is not None and limit < len(source):
-            self.indices = self.indices[:limit] * len(source) // limit
-        self.labels = None if source.labels is None else source.labels[torch.from_numpy(self.indices)]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.options.shape
+        self.indices = spread(len(source) if limit is None else limit, len(source))
+        self.labels = None if source.labels is None else source.labels[self.indices]
+        self.shape = options.shape
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -88,7 +80,7 @@ class RealImages:
         }
 
     def stream(self, parts: Sequence[slice]) -> Iterator[Tensor]:
-        chunks = (self.indices[part] for part in parts)
+        chunks = (self.indices[part].numpy() for part in parts)
         with contextlib.closing(decode_chunks(self.source, self.options, chunks, self.workers)) as decoded:
             for chunk in decoded:
                 judge(chunk.bad, len(self), "fail")
@@ -113,10 +105,7 @@ class ImagesAsTheyAre:
         if width != height:
             raise DataError(f"{source.describe(0)} is {width} x {height}; samples to be scored are square")
         self.options = ImageOptions(image_size=width, channels=1 if first.mode in ("1", "L") else 3)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.options.shape
+        self.shape = self.options.shape
 
     def __len__(self) -> int:
         return len(self.source)
@@ -136,13 +125,13 @@ class ImagesAsTheyAre:
         for part in parts:
             batch = torch.empty(part.stop - part.start, *self.shape, dtype=torch.uint8)
             for row, index in enumerate(range(part.start, part.stop)):
-                picture = self.source.read(index)
-                if picture.size != (size, size):
+                image = self.source.read(index)
+                if image.size != (size, size):
                     raise DataError(
-                        f"{self.source.describe(index)} is {picture.width} x {picture.height}, the first of the "
+                        f"{self.source.describe(index)} is {image.width} x {image.height}, the first of the "
                         f"samples {size} x {size}; score samples of one size, as they were made"
                     )
-                batch[row] = load_image(picture, self.options)
+                batch[row] = load_image(image, self.options)
             yield batch
         self.source.release()
 
@@ -179,10 +168,7 @@ class GeneratedImages:
         self.settings = pipe.settings(self.options)
         classes = pipe.classes.count
         self.labels = torch.arange(seed, seed + count) % classes if classes else None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.pipe.model.image_shape
+        self.shape = pipe.model.image_shape
 
     def __len__(self) -> int:
         return self.count
@@ -210,11 +196,7 @@ class Reconstructions:
 
     def __init__(self, pipe: Pipeline, images: RealImages, *, rounding: Rounding = "round") -> None:
         self.pipe, self.images, self.rounding = pipe, images, rounding
-        self.labels = images.labels
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.images.shape
+        self.labels, self.shape = images.labels, images.shape
 
     def __len__(self) -> int:
         return len(self.images)
@@ -234,8 +216,22 @@ class Reconstructions:
             yield to_uint8(made, rounding=self.rounding)
 
 
+def open_real(
+    name: str, split: str, options: ImageOptions, *, workers: int = 0, class_names: Sequence[str] = ()
+) -> RealImages:
+    """Return the images of a split; their classes are numbered as `class_names` are, where these are the model's.
+
+    Raises:
+        DataError: there is no such data or split.
+    """
+    source = open_source(name, split=split)
+    if class_names and source.class_names and set(source.class_names) <= set(class_names):
+        source = open_source(name, split=split, class_names=tuple(class_names))
+    return RealImages(source, options, workers=workers)
+
+
 def check_rounding(name: str) -> Rounding:
-    """The name of a rounding.
+    """Return the name of a rounding.
 
     Raises:
         ConfigError: there is no such rounding.
@@ -246,27 +242,39 @@ def check_rounding(name: str) -> Rounding:
 
 
 def chunk_of(shape: tuple[int, int, int]) -> int:
-    """Images that are made and measured together: 256 of up to 64 pixels, fewer of larger ones. It depends on nothing
-    else, since the last bits of a feature may depend on its batch."""
+    """Return how many images are made and measured together: 256 of up to 64 pixels, fewer of larger ones.
+
+    It depends on nothing else, since the last bits of a feature may depend on its batch.
+    """
     return max(8, min(256, (256 * 64 * 64) // (shape[1] * shape[2])))
 
 
+def parts_of(images: ImageSet, count: int | None = None) -> list[slice]:
+    """Return the chunks of the first `count` images, or of all."""
+    total, size = min(len(images), count or len(images)), chunk_of(images.shape)
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
 def take(images: ImageSet, count: int) -> Tensor:
-    """The first images of a set, uint8 (n, C, H, W), n at most `count`."""
-    total, size = min(count, len(images)), chunk_of(images.shape)
-    parts = [slice(start, min(start + size, total)) for start in range(0, total, size)]
-    return torch.cat(list(images.stream(parts)))
+    """Return the first images of a set, uint8 (n, C, H, W), n at most `count`."""
+    return torch.cat(list(images.stream(parts_of(images, count))))
+
+
+def spread(count: int, total: int) -> Tensor:
+    """Return `count` of the numbers below `total`, evenly spread and ascending; all of them if there are no more."""
+    count = min(count, total)
+    return torch.arange(count) * total // max(1, count)
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON values; objects of the user's own say who they are."""
-    return {
-        name: value if isinstance(value, int | float | str | bool) else _listed(value)
-        for name, value in settings.items()
-    }
+    """Return settings as JSON values; objects of the user's own by their names."""
 
+    def plain(value: Any) -> Any:
+        if isinstance(value, int | float | str):
+            return value
+        if isinstance(value, Angles):
+            return {"degrees": list(value.degrees)}
+        listed = isinstance(value, Sequence)
+        return [float(item) for item in value] if listed else getattr(value, "__name__", None) or repr(value)
 
-def _listed(value: Any) -> Any:
-    if isinstance(value, Sequence):
-        return [float(item) for item in value]
-    return getattr(value, "__name__", None) or repr(value)
+    return {name: plain(value) for name, value in settings.items()}

@@ -1,10 +1,11 @@
-"""What samples are compared with: the statistics of real images under one network, and where they come from."""
+"""References that samples are compared with: statistics of real images, made, written and read."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import spheregen
+from spheregen.data import ImageOptions, ImageSource
+from spheregen.devices import choose_device
+from spheregen.distributed import joined_world, local_device
 from spheregen.errors import ConfigError, DataError, ModelFileError
-from spheregen.evaluation.features.base import FeatureExtractor, FeatureInfo
-from spheregen.evaluation.images import ImageSet
-from spheregen.evaluation.measure import Measured, pick, spread
-from spheregen.evaluation.metrics import Gaussian, moments
-from spheregen.model_folder import save_tensors
+from spheregen.evaluation.feature_cache import FeatureSet, extract_features
+from spheregen.evaluation.images import ImageSet, RealImages, spread
+from spheregen.measure.features import FeatureExtractor, FeatureInfo, load_extractors
+from spheregen.measure.metrics import Gaussian, gaussian
+from spheregen.progress import QuietReporter, Reporter
+from spheregen.tensors import save_tensors
 
 KEPT = 10_000
 """Images whose features a reference holds, for the metrics that compare images one by one."""
@@ -31,7 +36,7 @@ MOST_BYTES = 4 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Real images as one network sees them."""
+    """The statistics of real images under one feature extractor."""
 
     gaussian: Gaussian
     """Mean and covariance over all images."""
@@ -48,23 +53,70 @@ class Reference:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a figure must say of its reference."""
+        """All that a figure must say of its reference."""
         kept = 0 if self.features is None else len(self.features)
         record = {**self.data, "kept": kept}
         return {**record, "file": Path(self.source).name} if self.source else record
 
 
-def build_reference(measured: Measured, name: str, info: FeatureInfo, *, keep: int = KEPT) -> Reference:
-    """The statistics of measured real images under the network `name`."""
-    rows = measured.features[name]
-    chosen = spread(keep, rows.shape[0])
+def build_reference(measured: FeatureSet, name: str, info: FeatureInfo, *, keep: int = KEPT) -> Reference:
+    """Return the statistics of measured real images under the extractor `name`."""
+    features = measured.features[name]
+    chosen = spread(keep, len(features))
     return Reference(
-        gaussian=moments(rows).gaussian,
-        features=pick(rows, chosen),
+        gaussian=gaussian(features),
+        features=features[chosen],
         labels=None if measured.labels is None else measured.labels[chosen],
         info=info,
         data=measured.images.describe(),
     )
+
+
+def write_statistics(
+    source: ImageSource,
+    options: ImageOptions,
+    features: str,
+    out: Path,
+    *,
+    keep: int = KEPT,
+    limit: int | None = None,
+    workers: int = 0,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> Reference:
+    """Write mean and covariance of the features of all images, and the features of some, as one safetensors file.
+
+    Under `torchrun` all processes share the work. What was measured lies beside the file until it is written, so the
+    same call again continues after an interruption.
+
+    Args:
+        features: one feature extractor, see `load_extractor`.
+        out: the file, .safetensors.
+        keep: images whose features are kept for KID, precision and recall; evenly spread.
+        limit: measure this many images at most, evenly spread.
+
+    Raises:
+        ConfigError: an impossible name of a file or an extractor.
+        DataError: an image cannot be read.
+    """
+    if out.suffix.lower() != ".safetensors":
+        raise ConfigError(f"reference statistics are a .safetensors file, not {out}; give --out such a name")
+    if keep < 0:
+        raise ConfigError(f"--keep is a number of images from 0 up, not {keep}")
+    work = out.with_name(f".{out.name}.work")
+    with joined_world(device) as world:
+        extractors = load_extractors([features], choose_device(local_device(device, world)))
+        ((name, extractor),) = extractors.items()
+        images = RealImages(source, options, limit=limit, workers=workers)
+        reporter = reporter if reporter is not None and world.is_first else QuietReporter()
+        measured = extract_features(images, extractors, work, world=world, reporter=reporter)
+        reference = build_reference(measured, name, extractor.info, keep=keep)
+        del measured  # lets go of the files
+        if world.is_first:
+            save_reference(out, reference)
+            shutil.rmtree(work, ignore_errors=True)
+        world.wait_for_all()
+    return reference
 
 
 def save_reference(path: Path, reference: Reference) -> None:
@@ -78,13 +130,9 @@ def save_reference(path: Path, reference: Reference) -> None:
         tensors["features"] = reference.features
     if reference.labels is not None:
         tensors["labels"] = reference.labels
-    record = {
-        "format": FORMAT,
-        "spheregen": spheregen.__version__,
-        "count": reference.gaussian.count,
-        "network": None if reference.info is None else reference.info.as_dict(),
-        "data": dict(reference.data),
-    }
+    network, data = None if reference.info is None else reference.info.as_dict(), dict(reference.data)
+    record: dict[str, Any] = {"format": FORMAT, "spheregen": spheregen.__version__, "count": reference.gaussian.count}
+    record |= {"network": network, "data": data}
     save_tensors(path, tensors, {"reference": json.dumps(record)})
 
 
@@ -104,26 +152,49 @@ def load_reference(path: str | Path) -> Reference:
     return _load_npz(place) if place.suffix.lower() == ".npz" else _load_ours(place)
 
 
+def load_references(files: Sequence[str], names: Sequence[str]) -> dict[str, Reference]:
+    """Read reference files by extractor: as the name in front (`NAME=FILE`) says, as the file says, else Inception.
+
+    Raises:
+        ModelFileError: a missing, broken or foreign file.
+        ConfigError: a reference of an extractor that is not used, or two of one.
+    """
+    found: dict[str, Reference] = {}
+    for text in files:
+        name, equals, file = text.partition("=")
+        reference = load_reference(file if equals else text)
+        if not equals:
+            name = "inception" if reference.info is None else reference.info.name
+        if name not in names:
+            raise ConfigError(
+                f"{file or text} is a reference of the network {name}, which is not used; add it to --features "
+                f"({', '.join(names)})"
+            )
+        if name in found:
+            raise ConfigError(f"there are two references of the network {name}; give one")
+        found[name] = reference
+    return found
+
+
 def check_reference(reference: Reference, extractor: FeatureExtractor, images: ImageSet) -> None:
     """Refuse a reference that was made by another network or preprocessing than the samples will be.
 
     Raises:
         ConfigError: they cannot be compared; says in what they differ.
     """
-    mine, theirs = extractor.info, reference.info
-    where = reference.source or "the reference"
-    if reference.gaussian.mean.shape[0] != mine.dim:
+    mine, where = extractor.info, reference.source or "the reference"
+    if reference.gaussian.dim != mine.dim:
         raise ConfigError(
-            f"{where} holds features of {reference.gaussian.mean.shape[0]} numbers, the network {mine.name} gives "
-            f"{mine.dim}; take the reference of that network"
+            f"{where} holds features of {reference.gaussian.dim} numbers, the network {mine.name} gives {mine.dim}; "
+            "take the reference of that network"
         )
-    if theirs is not None:
-        for key in ("name", "weights", "preprocessing"):
-            if getattr(mine, key) != getattr(theirs, key):
-                raise ConfigError(
-                    f"{where} was made with {key} {getattr(theirs, key)!r}, the samples with {getattr(mine, key)!r}; "
-                    "make the reference again with `spheregen stats`"
-                )
+    for key in ("name", "weights", "preprocessing") if reference.info is not None else ():
+        ours, theirs = getattr(mine, key), getattr(reference.info, key)
+        if ours != theirs:
+            raise ConfigError(
+                f"{where} was made with {key} {theirs!r}, the samples with {ours!r}; make the reference again with "
+                "`spheregen stats`"
+            )
     shape = (reference.data.get("channels"), reference.data.get("image_size"))
     if reference.data and shape != images.shape[:2]:
         raise ConfigError(
@@ -154,23 +225,20 @@ def _load_ours(path: Path) -> Reference:
         raise ModelFileError(f"cannot read {path} ({reason}); a reference is .safetensors or .npz") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or not {"mean", "covariance"} <= names:
         raise ModelFileError(f"{path} is no reference file; make one with `spheregen stats SRC --features own`")
-    count, network, data = record.get("count"), record.get("network"), record.get("data")
-    gaussian = _gaussian(path, tensors["mean"], tensors["covariance"], count if isinstance(count, int) else None)
-    features = tensors.get("features")
-    if features is not None and (features.ndim != 2 or features.shape[1] != gaussian.mean.shape[0]):
+    features, network, count = tensors.get("features"), record.get("network"), record.get("count")
+    if features is not None and (features.ndim != 2 or features.shape[1] != len(tensors["mean"])):
         raise ModelFileError(f"{path} holds features of shape {tuple(features.shape)}; make it again")
     try:
-        info = None if network is None else FeatureInfo(**network)
-    except TypeError as error:
+        return Reference(
+            gaussian=_gaussian(path, tensors["mean"], tensors["covariance"], count if isinstance(count, int) else None),
+            features=features,
+            labels=tensors.get("labels"),
+            info=None if network is None else FeatureInfo(**network),
+            data=dict(record.get("data") or {}),
+            source=str(path),
+        )
+    except (TypeError, ValueError) as error:
         raise ModelFileError(f"{path} describes its network in a way unknown to this version; make it again") from error
-    return Reference(
-        gaussian=gaussian,
-        features=features,
-        labels=tensors.get("labels"),
-        info=info,
-        data=data if isinstance(data, dict) else {},
-        source=str(path),
-    )
 
 
 def _gaussian(path: Path, mean: Tensor, covariance: Tensor, count: int | None) -> Gaussian:

@@ -1,27 +1,30 @@
-"""The studies of a report: what figures alone do not tell."""
+"""The studies of a report: facts that single figures do not tell."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from spheregen.data import image_grid
 from spheregen.errors import ConfigError, SphereGenError, did_you_mean
-from spheregen.evaluation.conditional import class_figures
-from spheregen.evaluation.curves import score_curves
-from spheregen.evaluation.evaluate import EvaluationOptions, Evaluator, Scores
-from spheregen.evaluation.images import GeneratedImages, RealImages, take
-from spheregen.evaluation.latency import cost_figures, with_steps
-from spheregen.evaluation.measure import Measured, pick, spread
+from spheregen.evaluation.classes import class_figures, class_section
+from spheregen.evaluation.curves import curve_options
+from spheregen.evaluation.evaluator import Evaluator, Scores, reconstruction_figures
+from spheregen.evaluation.feature_cache import FeatureSet
+from spheregen.evaluation.images import GeneratedImages, RealImages, plain_settings, spread, take
 from spheregen.evaluation.originality import find_copies
-from spheregen.evaluation.reconstruction import reconstruction_figures
-from spheregen.evaluation.report.parts import Picture, Section
-from spheregen.evaluation.sphere import sphere_report
-from spheregen.pipeline import Pipeline
+from spheregen.evaluation.protocol import EvaluationOptions
+from spheregen.evaluation.report.parts import Section, Sheet
+from spheregen.evaluation.speed import cost_figures, sampling_speed, with_steps
+from spheregen.evaluation.sphere import sphere_section, study_sphere
+from spheregen.family.registry import cost_of
+from spheregen.pipeline import GenerationOptions, Pipeline
 
 STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere", "cost")
 COPY_SAMPLES = 2000
-"""Samples, and as many held-out images, whose originality is checked; they are kept as small pictures."""
+"""Samples, and as many held-out images, whose originality is checked; they are kept as small images."""
 MOST_TRAIN = 100_000
 """Training images among which copies are sought; of larger sets the first ones."""
 PROBE_IMAGES = 10_000
@@ -30,8 +33,12 @@ SPHERE_IMAGES = 2000
 GRID_ROWS, GRID_COLUMNS = 8, 10
 
 
+Findings = tuple[dict[str, Any], Section]
+"""Of a study: plain values for the result, and the part of the page."""
+
+
 def choose_studies(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The studies that were asked for, in their order; None: all; `none`: none.
+    """Return the studies that were asked for, in their order; None: all; `none`: none.
 
     Raises:
         ConfigError: an unknown study.
@@ -52,10 +59,10 @@ def run_studies(
     result: dict[str, Any],
     *,
     studies: Sequence[str],
-    train: Measured | None,
+    train: FeatureSet | None,
     held_out: RealImages | None,
 ) -> list[Section]:
-    """Run studies; their findings go into `result`, their pages are returned (on the first process alone).
+    """Run studies; their findings go into `result`, their sections are returned (on the first process alone).
 
     All processes call it together. A study that cannot be run here says why in `result["notes"]`.
 
@@ -64,95 +71,123 @@ def run_studies(
         train: the measured training images, with as many thumbnails as there are images.
         held_out: real images that the model never saw.
     """
-    first = evaluator.world.is_first
-    sections: list[Section] = [samples_section(pipe, options)] if first else []
-    unseen: Measured | None = None
+    unseen: FeatureSet | None = None
     if held_out is not None:
         yardstick = evaluator.score(held_out, thumbnails=COPY_SAMPLES)
         unseen = yardstick.measured
         for name, values in yardstick.values.items():
             result["metrics"][name]["held_out"] = values
             result["metrics"][name]["held_out_count"] = len(held_out)
-    if "reconstruction" in studies:
-        if unseen is None:
-            _skip(result, "reconstruction", "there are no held-out images; name a split with --held-out")
-        else:
-            result["reconstruction"] = reconstruction_figures(pipe, unseen, evaluator, rounding=options.rounding)
+    if "reconstruction" in studies and unseen is not None:
+        result["reconstruction"] = reconstruction_figures(pipe, unseen, evaluator, rounding=options.rounding)
+    elif "reconstruction" in studies:
+        note = "reconstruction was left out: there are no held-out images; name a split with --held-out"
+        result["notes"].append(note)
     if "curves" in studies:
         result["curves"] = score_curves(pipe, options, evaluator)
-    if not first:
+    if not evaluator.world.is_first:
         return []
-    for study in [name for name in studies if name in ("classes", "originality", "sphere", "cost")]:
+    sections = [samples_section(pipe, options)]
+    runs: dict[str, Callable[[], Findings | None]] = {
+        "classes": lambda: _classes(pipe, evaluator, scores, train, unseen),
+        "originality": lambda: _originality(pipe, evaluator, scores, train, unseen),
+        "sphere": lambda: _sphere(pipe, evaluator, held_out if train is None else train.images),
+    }
+    for study in studies:
         try:
-            if study == "classes":
-                sections += _classes(pipe, evaluator, scores, result, train, unseen)
-            elif study == "originality":
-                sections += _originality(pipe, evaluator, scores, result, train, unseen)
-            elif study == "sphere":
-                sections += _sphere(pipe, evaluator, result, train, held_out)
-            else:
+            if study == "cost":
                 result["cost"] = cost_figures(pipe, options.generation)
+            elif study in runs and (found := runs[study]()) is not None:
+                result[study] = found[0]
+                sections.append(found[1])
         except SphereGenError as error:
-            _skip(result, study, str(error))
+            result["notes"].append(f"{study} was left out: {error}")
     return sections
 
 
+def score_curves(
+    pipe: Pipeline, options: EvaluationOptions, evaluator: Evaluator, *, repeats: int = 3
+) -> list[dict[str, Any]]:
+    """Return the Frechet distance at each point of the asked curves, with measured time and counted operations.
+
+    All processes call it together; points are empty on all but the first. A setting that occurs in two curves is
+    measured once. Times of all settings are taken in turns.
+    """
+    points: dict[str, tuple[GenerationOptions, dict[str, dict[str, float]]]] = {}
+    for curve in options.curves:
+        for value in curve.values:
+            generation = curve_options(pipe, options.generation, curve.name, value)
+            key = repr(pipe.settings(generation))
+            if key not in points:
+                images = GeneratedImages(
+                    pipe, options.curve_count, seed=options.seed, options=generation, rounding=options.rounding
+                )
+                points[key] = (generation, evaluator.score(images, metrics=("frechet",)).values)
+    if not evaluator.world.is_first or not points:
+        return []
+    speeds = sampling_speed(pipe, [generation for generation, _ in points.values()], repeats=repeats, singles=0)
+    milliseconds = {key: 1000 / speed.images_per_second for key, speed in zip(points, speeds, strict=True)}
+    cost = cost_of(pipe.model)
+
+    def point(name: str, value: Any) -> dict[str, Any]:
+        settings = pipe.settings(curve_options(pipe, options.generation, name, value))
+        return {
+            "value": value,
+            "settings": plain_settings(settings),
+            "figures": points[repr(settings)][1],
+            "ms_per_image": milliseconds[repr(settings)],
+            "gflops_per_image": cost.sampling_gflops(settings),
+        }
+
+    return [
+        {
+            "name": curve.name,
+            "setting": curve.name,
+            "count": options.curve_count,
+            "points": [point(curve.name, value) for value in curve.values],
+        }
+        for curve in options.curves
+    ]
+
+
 def samples_section(pipe: Pipeline, options: EvaluationOptions) -> Section:
-    """What there is to look at first: samples in one step and in the chosen number, from the same seeds."""
+    """Return the first samples in one step and in the chosen number, from the same seeds."""
     classes = pipe.classes.count
     columns = classes if 2 <= classes <= 20 else GRID_COLUMNS
     count = columns * GRID_ROWS
     steps = pipe.settings(options.generation)["steps"]
-    pictures = []
+    sheets = []
     for number in dict.fromkeys((1, steps)):
         generation = options.generation if number == steps else with_steps(options.generation, number)
         samples = GeneratedImages(pipe, count, seed=options.seed, options=generation)
         sheet = image_grid(take(samples, count), columns=columns, scale=max(1, 64 // samples.shape[1]))
-        pictures.append(Picture(image=sheet, title=f"{number} step{'s' if number != 1 else ''}"))
+        sheets.append(Sheet(image=sheet, title=f"{number} step{'s' if number != 1 else ''}"))
     order = "a column for each class" if columns == classes else "classes in turn" if classes else "unconditional"
     last = options.seed + count - 1
     text = f"The first samples, nothing chosen: seeds {options.seed} to {last}, row by row; {order}."
-    return Section(key="samples", title="Samples", text=(text,), pictures=tuple(pictures))
+    return Section(key="samples", title="Samples", text=(text,), sheets=tuple(sheets))
 
 
 def _classes(
-    pipe: Pipeline,
-    evaluator: Evaluator,
-    scores: Scores,
-    result: dict[str, Any],
-    train: Measured | None,
-    unseen: Measured | None,
-) -> list[Section]:
-    sample_labels = scores.measured.labels
-    if sample_labels is None:
-        return []
+    pipe: Pipeline, evaluator: Evaluator, scores: Scores, train: FeatureSet | None, unseen: FeatureSet | None
+) -> Findings | None:
+    if scores.measured.labels is None:
+        return None
     if train is None or train.labels is None or unseen is None or unseen.labels is None:
         raise ConfigError("it needs labelled training images (--data) and labelled held-out ones (--held-out)")
     name = next(iter(evaluator.extractors))
-    chosen = spread(PROBE_IMAGES, len(train.images))
-    samples = spread(PROBE_IMAGES, len(scores.measured.images))
-    others = spread(PROBE_IMAGES, len(unseen.images))
-    found = class_figures(
-        pick(scores.measured.features[name], samples),
-        sample_labels[samples],
-        pick(train.features[name], chosen),
-        train.labels[chosen],
-        pick(unseen.features[name], others),
-        unseen.labels[others],
-        pipe.info.class_names,
-    )
-    result["classes"] = {"features": name, **found.as_dict()}
-    return [found.section()]
+    parts: list[tuple[Tensor, Tensor]] = []
+    for of in (scores.measured, train, unseen):
+        chosen = spread(PROBE_IMAGES, len(of.images))
+        assert of.labels is not None
+        parts.append((of.features[name][chosen], of.labels[chosen]))
+    found = class_figures(*parts[0], *parts[1], *parts[2], pipe.info.class_names)
+    return {"features": name, **found}, class_section(found)
 
 
 def _originality(
-    pipe: Pipeline,
-    evaluator: Evaluator,
-    scores: Scores,
-    result: dict[str, Any],
-    train: Measured | None,
-    unseen: Measured | None,
-) -> list[Section]:
+    pipe: Pipeline, evaluator: Evaluator, scores: Scores, train: FeatureSet | None, unseen: FeatureSet | None
+) -> Findings:
     if train is None or unseen is None:
         raise ConfigError("it needs the training images (--data) and held-out ones (--held-out)")
     found = find_copies(
@@ -162,28 +197,19 @@ def _originality(
         extractor=next(iter(evaluator.extractors.values())),
         device=pipe.device,
     )
-    result["originality"] = found.as_dict()
-    return [found.section()]
+    return found.figures, found.section()
 
 
-def _sphere(
-    pipe: Pipeline, evaluator: Evaluator, result: dict[str, Any], train: Measured | None, held_out: RealImages | None
-) -> list[Section]:
-    images = train.images if train is not None else held_out
+def _sphere(pipe: Pipeline, evaluator: Evaluator, images: Any) -> Findings:
     if not isinstance(images, RealImages):
         raise ConfigError("it needs real images (--data)")
     some = RealImages(images.source, images.options, limit=SPHERE_IMAGES)
-    found = sphere_report(
+    found, strip = study_sphere(
         pipe.model,
         take(some, SPHERE_IMAGES),
         some.labels if pipe.classes.count else None,
-        class_names=pipe.info.class_names,
         device=pipe.device,
         extractor=next(iter(evaluator.extractors.values())),
     )
-    result["sphere"] = found.as_dict()
-    return [found.section()]
-
-
-def _skip(result: dict[str, Any], study: str, why: str) -> None:
-    result["notes"].append(f"{study} was left out: {why}")
+    section = sphere_section(found, strip)
+    return {**found, "warnings": list(section.warnings)}, section

@@ -1,23 +1,154 @@
-"""A pre-norm transformer block, conditional or not."""
+"""Transformers: pre-norm blocks of attention and an MLP, modulated by a condition or not, and the trunk of them.
+
+Shapes: B samples, T tokens, N = grid^2 tokens of a grid, W width, H heads, D = W / H channels of a head.
+
+Source: Yue et al. 2026 (arXiv 2602.15030), the block (method.md, section 1.1); Peebles and Xie 2023 (arXiv 2212.09748),
+adaLN-Zero.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from spheregen.errors import check_choices
-from spheregen.nn.attention import Attention
-from spheregen.nn.gelu import GELUMLP
-from spheregen.nn.modulation import Modulation, gated, modulate
+from spheregen.conditioning import Condition, Labels, Modulated, NetworkCondition, embeddings_for, make_condition
+from spheregen.errors import ConfigError, check_choices
+from spheregen.nn.linear import HIDDEN, NO_DECAY, PaddedLinear, linear, prepared, tag
 from spheregen.nn.norm import LayerNorm, RMSNorm
-from spheregen.nn.positions import AxialRotary
-from spheregen.nn.swiglu import SwiGLU
-from spheregen.nn.tags import HIDDEN, tag
+from spheregen.nn.positions import AxialRotary, sincos_table
+from spheregen.nn.sizes import TransformerSize
+from spheregen.sphere import spherify, upcast
+
+QK_NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Self-attention: one linear for queries, keys and values, rotary positions on q and k, an output linear.
+
+    Shapes: (B, T, W) to (B, T, W); W = heads * D.
+
+    Args:
+        qk_norm: an RMSNorm with a gain over the channels of each head of q and of k, before they are rotated.
+    """
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = linear(width, 3 * width)
+        self.out = linear(width, width)
+        self.q_norm = RMSNorm(width // heads, eps=QK_NORM_EPS) if qk_norm else None
+        self.k_norm = RMSNorm(width // heads, eps=QK_NORM_EPS) if qk_norm else None
+
+    def forward(self, x: Tensor, rotary: AxialRotary | None) -> Tensor:
+        """`rotary=None`: no rotary positions."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, D)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        if self.q_norm is not None and self.k_norm is not None:
+            # both at once, in one pass over memory
+            wide = upcast(qk)
+            weights: list[Tensor] = [norm.weight for norm in (self.q_norm, self.k_norm) if norm.weight is not None]
+            gains = torch.stack(weights).to(wide.dtype).unsqueeze(1)  # (2, 1, D)
+            qk = (functional.rms_norm(wide, wide.shape[-1:], eps=QK_NORM_EPS) * gains).to(qk.dtype)
+        if rotary is not None:
+            qk = rotary(qk)
+        q, k = qk.unbind(2)
+        mixed = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
+
+
+ALIGNMENT = 8
+"""The hidden width is computed as a multiple of this, with zeros; see `PaddedLinear`."""
+
+
+class SwiGLU(nn.Module):
+    """`out(silu(gate) * value)` with hidden width int(W * 4 * 2/3); gate and value in one linear, gate first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = int(width * 4 * 2 / 3)
+        extra = -hidden % ALIGNMENT
+        self.gate_value = prepared(PaddedLinear(width, 2 * hidden, parts=2, pad_outputs=extra))
+        self.out = prepared(PaddedLinear(hidden, width, pad_inputs=extra))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(gated_silu(self.gate_value(x)))  # type: ignore[no-any-return]
+
+
+def gated_silu(gate_value: Tensor) -> Tensor:
+    """`silu(gate) * value` of the two halves (..., H) of the last axis of (..., 2H)."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        gate, value = gate_value.chunk(2, dim=-1)
+        return functional.silu(gate) * value
+    return _GatedSilu.apply(gate_value)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _GatedSilu(torch.autograd.Function):
+    """Keeps its input alone, and writes both gradients into one tensor: less memory, and no copy to join them."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_value: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_value)
+        gate, value = gate_value.chunk(2, dim=-1)
+        return functional.silu(gate).mul_(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_value,) = ctx.saved_tensors
+        gate, value = gate_value.chunk(2, dim=-1)
+        joined = torch.empty_like(gate_value)
+        grad_gate, grad_value = joined.chunk(2, dim=-1)
+        torch.mul(grad, functional.silu(gate), out=grad_value)
+        torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=grad_gate)
+        return joined
+
+
+class GELUMLP(nn.Module):
+    """`out(gelu(hidden(x)))` with hidden width 4 W and the tanh form of GELU, as in SiT and DiT."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = linear(width, 4 * width)
+        self.out = linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(functional.gelu(self.hidden(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class Modulation(nn.Module):
+    """SiLU and a linear W -> count*W, zero at the start: `count` vectors (B, 1, W) from a condition (B, W)."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.linear = linear(width, count * width, init="zero")
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(functional.silu(condition)).unsqueeze(1).chunk(self.count, dim=-1)  # type: ignore[no-any-return]
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`x * (1 + scale) + shift`."""
+    return _multiply_add(shift, x, 1 + scale)
+
+
+def gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
+    """`x + gate * change`."""
+    return _multiply_add(x, gate, change)
+
+
+def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """`a + b * c`, in one pass over memory where the types agree."""
+    if a.dtype == b.dtype == c.dtype:
+        return torch.addcmul(a, b, c)
+    return a + b * c  # under autocast: addcmul would copy each of them to the widest type first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +178,11 @@ class Block(nn.Module):
     """Attention, then an MLP, each behind a norm and on a residual path; (B, T, W) to (B, T, W).
 
     A conditional block modulates both by adaLN-Zero (shift, scale, gate of the attention, then of the MLP); an
-    unconditional one has no modulation and gates of 1. The condition is an embedding (B, W), or what `modulation` made
-    of it, where the same one is needed again and again.
+    unconditional one has no modulation and gates of 1. The condition is an embedding (B, W), or what `vectors` made of
+    it, where the same one is needed again and again.
     """
+
+    gathered_methods: tuple[str, ...] = ("vectors",)
 
     def __init__(self, width: int, heads: int, *, conditional: bool, options: BlockOptions | None = None) -> None:
         super().__init__()
@@ -65,13 +198,18 @@ class Block(nn.Module):
         self.recompute = False
         """Keep no activations for the backward pass but compute them again: less memory, a third more time."""
 
-    def forward(self, x: Tensor, rotary: AxialRotary | None, condition: Tensor | tuple[Tensor, ...] | None) -> Tensor:
+    def vectors(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """Return the six vectors (B, 1, W) that embeddings (B, W) modulate the block by; a `conditioning.Layer`."""
+        assert self.modulation is not None
+        return self.modulation(embedding)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, rotary: AxialRotary | None, condition: Modulated | None) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             # blocks draw no random numbers, so there is no state to put back
             return checkpoint(self._compute, x, rotary, condition, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
         return self._compute(x, rotary, condition)
 
-    def _compute(self, x: Tensor, rotary: AxialRotary | None, condition: Tensor | tuple[Tensor, ...] | None) -> Tensor:
+    def _compute(self, x: Tensor, rotary: AxialRotary | None, condition: Modulated | None) -> Tensor:
         if self.modulation is None or condition is None:
             x = x + self.attention(self.attention_norm(x), rotary)
             return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
@@ -79,6 +217,139 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
         x = gated(x, gate_a, self.attention(modulate(self.attention_norm(x), shift_a, scale_a), rotary))
         return gated(x, gate_m, self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m)))
+
+
+class ClassEmbedding(nn.Module):
+    """A table of num_classes + 1 embeddings; the last is the null class, which means "no condition"."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_classes + 1, width)
+        nn.init.normal_(self.table.weight, std=0.02)
+        tag(self.table.parameters(), NO_DECAY)
+
+    def forward(self, labels: Tensor | None) -> Tensor:
+        """Return the rows (R, W) that a condition on these labels needs, see `conditioning.embeddings_for`."""
+        return embeddings_for(labels, self.table.weight)
+
+
+class Trunk(nn.Module):
+    """Positions, transformer blocks, the class embedding and in-context tokens: a transformer but for its ends.
+
+    Tokens (B, N, W) under a condition, or None for an unconditional trunk, to tokens (B, N, W).
+
+    Args:
+        size: width, blocks and heads, and where in-context tokens join.
+        grid: tokens along one side.
+        num_classes: 0 for an unconditional trunk.
+        name: the network's in a `Condition`.
+        context_tokens: extra tokens that carry the condition.
+        spherify_blocks: spherify the tokens after every block but the last.
+        options: what the blocks are made of.
+        conditional: whether blocks take a condition; by default where there are classes.
+        front_grids: tokens along one side of further grids that come in front of the trunk's own, which they cover.
+    """
+
+    gathered_methods: tuple[str, ...] = ("embed_labels",)
+    positions: Tensor
+
+    def __init__(
+        self,
+        size: TransformerSize,
+        grid: int,
+        num_classes: int,
+        *,
+        name: str = "",
+        context_tokens: int = 0,
+        spherify_blocks: bool = False,
+        options: BlockOptions | None = None,
+        conditional: bool | None = None,
+        front_grids: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        options = options or BlockOptions()
+        self.name, self.num_classes, width = name, num_classes, size.width
+        self.labels = ClassEmbedding(num_classes, width) if num_classes else None
+        conditional = num_classes > 0 if conditional is None else conditional
+        self.register_buffer("positions", sincos_table(grid, width))
+        self.rotary = AxialRotary(grid, width // size.heads, front_grids) if options.rotary else None
+        self.blocks = nn.ModuleList(
+            Block(width, size.heads, conditional=conditional, options=options) for _ in range(size.depth)
+        )
+        self.spherify_blocks = spherify_blocks
+        self.context_tokens, self.context_start = context_tokens, size.in_context_start
+        self.context = self.context_positions = None
+        if context_tokens:
+            if self.labels is None:
+                self.context = _context_parameter(context_tokens, width)
+            self.context_positions = _context_parameter(context_tokens, width)
+
+    def embed_labels(self, labels: Tensor | None) -> Tensor | None:
+        """Return the embeddings (R, W) that labels need; None for an unconditional trunk."""
+        return None if self.labels is None else self.labels(labels)
+
+    def told(self, labels: Labels, batch: int) -> NetworkCondition | None:
+        """Return what labels, or the condition of a whole model, mean for this network; None if it is unconditional.
+
+        Raises:
+            ConfigError: labels for an unconditional network, or for another number of samples.
+        """
+        condition: Condition = make_condition(labels, self.num_classes, {self.name: self.embed_labels})
+        told = condition.of(self.name) if self.num_classes else None
+        if told is not None and len(told.embedding) not in (1, batch):
+            raise ConfigError(f"{len(told.embedding)} labels for a batch of {batch}; give one for each")
+        return told
+
+    def forward(
+        self, tokens: Tensor, told: NetworkCondition | Tensor | None = None, front: Tensor | None = None
+    ) -> Tensor:
+        """Transform tokens (B, N, W).
+
+        Args:
+            tokens: of the grid.
+            told: of `told`, or an embedding (B, W) of anything; None for an unconditional trunk.
+            front: (B, F, W) tokens that come in front and are taken away again, of the `front_grids`.
+        """
+        x = upcast(tokens) + self.positions
+        if front is not None:
+            x = torch.cat([upcast(front), x], dim=1)
+        for index, block in enumerate(self.blocks):
+            if self.context_tokens and index == self.context_start:
+                x = torch.cat([self._context(told, x), x], dim=1)
+            x = block(x, self.rotary, told.of(block) if isinstance(told, NetworkCondition) else told)  # type: ignore[arg-type]
+            if self.spherify_blocks and index < len(self.blocks) - 1:
+                x = spherify(x)
+        return x[:, -tokens.shape[1] :] if x.shape[1] > tokens.shape[1] else x
+
+    def _context(self, told: NetworkCondition | Tensor | None, x: Tensor) -> Tensor:
+        embedding = told.embedding if isinstance(told, NetworkCondition) else told
+        content = self.context if embedding is None else embedding.unsqueeze(1)
+        return (content + self.context_positions).to(x.dtype).expand(x.shape[0], -1, -1)  # type: ignore[operator]
+
+
+class Output(nn.Module):
+    """The conditional norm in front of an output linear: a norm as in the blocks, then adaLN shift and scale."""
+
+    def __init__(self, width: int, options: BlockOptions | None = None) -> None:
+        super().__init__()
+        self.norm = LayerNorm(width) if options is not None and options.norm == "layer" else RMSNorm(width)
+        self.modulation = Modulation(width, 2)
+
+    def vectors(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """Return shift and scale (B, 1, W) for embeddings (B, W); a `conditioning.Layer`."""
+        return self.modulation(embedding)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, told: NetworkCondition | Tensor | None) -> Tensor:
+        condition = told.of(self) if isinstance(told, NetworkCondition) else told
+        assert condition is not None  # a conditional network has one, if it is but the null class
+        shift, scale = condition if isinstance(condition, tuple) else self.modulation(condition)
+        return modulate(self.norm(x), shift, scale)
+
+
+def _context_parameter(tokens: int, width: int) -> nn.Parameter:
+    parameter = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+    tag([parameter], NO_DECAY)
+    return parameter
 
 
 def blocks_of(model: nn.Module) -> Iterator[Block]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spheregen.nn.tags import tag_layer
+from spheregen.nn.linear import tag_layer
 from spheregen.sphere import upcast
 
 SMALLEST = 8
@@ -37,6 +37,8 @@ class PatchCritic(nn.Module):
             heads have twice `width`.
         features: channels of each feature map (B, F, S/2^i, S/2^i), i = 0, 1, ...; maps are of norm 1 over channels.
     """
+
+    gathered_methods: tuple[str, ...] = ()
 
     def __init__(self, channels: int, size: int, width: int = 64, features: Sequence[int] = ()) -> None:
         super().__init__()

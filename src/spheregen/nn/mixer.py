@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spheregen.nn.linear import Init, linear
+from spheregen.nn.linear import NO_DECAY, Init, linear, tag
 from spheregen.nn.norm import RMSNorm
-from spheregen.nn.tags import NO_DECAY, tag
 from spheregen.sphere import upcast
 
 

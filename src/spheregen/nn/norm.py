@@ -1,12 +1,23 @@
-"""Normalisation over the last axis."""
+"""Normalisation over the last axis, in float32 or wider.
+
+The statistics of a `BatchNorm` are measured anew when the weights are final: those that run along in training are of
+weights that have changed since, and of no use to an EMA (`recalibrate`).
+
+Legend: rows are all but the last axis of (..., d), images and tokens alike; there are n of them.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spheregen.nn.tags import NO_DECAY, tag
+from spheregen.nn.linear import NO_DECAY, tag
 from spheregen.sphere import upcast
 
 
@@ -41,3 +52,110 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.layer_norm(upcast(x), (self.width,), eps=self.eps).to(x.dtype)
+
+
+Batch = TypeVar("Batch")
+
+
+class BatchNorm(nn.Module):
+    """`(x - mean) * rsqrt(variance + eps)` of (..., d) by channel, in float32 or wider, in the type of `x`.
+
+    In training by the mean and variance of these very rows, which also move the running statistics by `momentum`; in
+    evaluation by the running statistics, so that a sample does not depend on its batch. The variance is that of the
+    rows themselves (divided by n). There is no gain and no shift to learn. A single row has no variance of its own and
+    is normalised by the running statistics in training too.
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_variance", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = upcast(x)
+        if self.training and wide.shape[:-1].numel() > 1:
+            variance, mean = torch.var_mean(wide, dim=tuple(range(wide.ndim - 1)), correction=0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_variance.lerp_(variance.to(self.running_variance.dtype), self.momentum)
+        else:
+            mean, variance = self.running_mean.to(wide.dtype), self.running_variance.to(wide.dtype)
+        return ((wide - mean) * torch.rsqrt(variance + self.eps)).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread of the rows of a data set, of which parts are put together without loss (Chan et al. 1983)."""
+
+    count: int
+    """n."""
+    mean: Tensor
+    """(d,) float64 on the CPU."""
+    squares: Tensor
+    """(d,) float64 on the CPU: the sum over the rows of their squared distances from the mean."""
+
+    @staticmethod
+    def of(x: Tensor) -> Moments:
+        """Of the rows of (..., d), n >= 1."""
+        rows = x.detach().flatten(0, -2).cpu().double()  # Apple's GPUs have no float64
+        mean = rows.mean(dim=0)
+        return Moments(rows.shape[0], mean, (rows - mean).square().sum(dim=0))
+
+    def __add__(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        mean = self.mean + apart * (other.count / count)
+        squares = self.squares + other.squares + apart.square() * (self.count * other.count / count)
+        return Moments(count, mean, squares)
+
+
+@torch.no_grad()
+def recalibrate(
+    model: nn.Module,
+    run: Callable[[Batch], object],
+    batches: Iterable[Batch],
+    *,
+    gather: Callable[[object], list[Any]] = lambda value: [value],
+) -> None:
+    """Set the running statistics of each `BatchNorm` in a model to those of all that reaches it, in float64.
+
+    One pass: what one norm does to another behind it is not looked at. A model without any, or no batches, is left
+    alone, and nothing is computed.
+
+    Args:
+        model: in evaluation mode.
+        run: sends a batch through the model.
+        batches: of the data that the statistics shall be of.
+        gather: all-gathers an object over processes, in their order, where each has a part of the data.
+
+    Raises:
+        ValueError: the model is in training mode, in which the statistics would run along.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    if not norms:
+        return
+    if any(norm.training for norm in norms):
+        raise ValueError("statistics are measured on a model in evaluation mode; call model.eval() first")
+    found: list[list[Moments]] = [[] for _ in norms]
+    handles = [
+        norm.register_forward_pre_hook(lambda _, arguments, parts=parts: parts.append(Moments.of(arguments[0])))
+        for norm, parts in zip(norms, found, strict=True)
+    ]
+    try:
+        for batch in batches:
+            run(batch)
+            for parts in found:
+                parts[:] = [reduce(Moments.__add__, parts)] if parts else []
+    finally:
+        for handle in handles:
+            handle.remove()
+    for norm, *everywhere in zip(norms, *gather(found), strict=True):
+        parts = [part for rank in everywhere for part in rank]
+        if parts:
+            total = reduce(Moments.__add__, parts)
+            norm.running_mean.copy_(total.mean)
+            norm.running_variance.copy_(total.squares / total.count)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spheregen.nn.linear import Init, initialise, linear
-from spheregen.nn.tags import tag_layer
+from spheregen.nn.linear import Init, initialise, linear, tag_layer
 
 CONV_HEAD_CHANNELS = 32
 

@@ -1,12 +1,15 @@
-"""Where a token is: the fixed 2-D sin-cos table that is added, and the 2-D rotary table of the attention."""
+"""Positions of tokens (a fixed 2-D sin-cos table, 2-D rotary turns in the attention) and of a flow in time."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from spheregen.nn.linear import linear
 from spheregen.sphere import upcast
 
 BASE = 10000.0
@@ -89,3 +92,23 @@ def _turn_real(pairs: Tensor, turns: Tensor) -> Tensor:
     """The same in real arithmetic: compilers and exporters know no complex numbers, and fuse this by themselves."""
     (even, odd), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+
+
+FREQUENCIES = 128
+LOWEST = 10_000.0  # the slowest wave has this period, for times of 0 to SCALE
+SCALE = 1000.0
+
+
+class TimeEmbedding(nn.Module):
+    """Times (B,) in [0, 1] to (B, W): 128 cosines, then sines, linear, SiLU, linear (as in DiT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = linear(2 * FREQUENCIES, width)
+        self.outer = linear(width, width)
+
+    def forward(self, times: Tensor) -> Tensor:
+        speeds = torch.exp(-math.log(LOWEST) * torch.arange(FREQUENCIES, device=times.device) / FREQUENCIES)
+        angles = SCALE * upcast(times)[:, None] * speeds
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.inner.weight.dtype)
+        return self.outer(functional.silu(self.inner(waves)))  # type: ignore[no-any-return]

@@ -1,8 +1,9 @@
-"""What people use: load a generator, make pictures, change and restore photos, save it again."""
+"""What people use: load a generator, make images, change and restore photos, save it again."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Self
 
@@ -10,36 +11,35 @@ import torch
 from torch import nn
 
 from spheregen.devices import choose_device
-from spheregen.errors import ConfigError, did_you_mean
-from spheregen.model_folder import load_model, save_model
-from spheregen.models.protocol import GeneratorModule
+from spheregen.folders.model_folder import load_model, save_model
+from spheregen.folders.model_source import find_model, push_model
 from spheregen.nn.block import compile_blocks
 from spheregen.pipeline.editing import Editing
-from spheregen.pipeline.output import GenerationOptions, PipelineOutput, SamplerOptions
+from spheregen.pipeline.options import EditOptions, GenerationOptions, SamplerOptions, named
+from spheregen.pipeline.output import PipelineOutput
+from spheregen.protocol import SphereGenerator
 
-__all__ = ["GenerationOptions", "Pipeline", "PipelineOutput", "SamplerOptions", "load"]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+__all__ = ["EditOptions", "GenerationOptions", "Pipeline", "PipelineOutput", "SamplerOptions", "load"]
 
 
 class Pipeline(Editing):
-    """A generator with everything around it: device, class names, sampling defaults, pictures in and out.
+    """A generator with everything around it: device, class names, sampling defaults, images in and out.
 
-    Every method that makes pictures takes any pictures in (PIL images, paths, arrays, tensors of any size), uses the
+    Every method that makes images takes any images in (PIL images, paths, arrays, tensors of any size), uses the
     model's sampling defaults where an option is left out, splits long work into batches that fit into memory, and shows
-    a progress bar on a terminal. Options of all loops: `schedule`, `guidance`, `guidance_at` and `share_noise`, see
-    `spheregen.sampling.sample`.
+    a progress bar on a terminal. `pipe(...)` is `pipe.generate(...)`. Options of all loops: see `SamplerOptions`.
 
     Args:
         model: a generator; it is put into evaluation mode, its gradients are turned off.
         info: class names, preprocessing and sampling defaults.
         device: a torch device or `auto`.
-        name: what the metadata of pictures calls the model.
-        batch_size: pictures in one pass through the network; by default what fits into memory. It does not change them.
+        name: what the metadata of images calls the model.
+        batch_size: images in one pass through the network; by default what fits into memory. It does not change them.
         progress: show a bar during long calls; by default on a terminal.
     """
 
     @classmethod
+    @named
     def from_pretrained(
         cls,
         model: str | Path,
@@ -65,14 +65,10 @@ class Pipeline(Editing):
             ModelFileError: a missing, broken or foreign folder, or a Hub model that cannot be had.
             ConfigError: an unknown device or dtype.
         """
-        from spheregen.model_source import find_model
-
-        wanted = str(dtype).removeprefix("torch.")
-        if dtype is not None and wanted not in DTYPES:
-            raise ConfigError(f"unknown dtype {wanted!r}{did_you_mean(wanted, DTYPES)}; use {', '.join(DTYPES)}")
         loaded = load_model(find_model(model, revision=revision))
-        network = loaded.model if dtype is None else loaded.model.to(DTYPES[wanted])
-        pipe = cls(network, loaded.info, device=device, name=str(model), batch_size=batch_size, progress=progress)
+        pipe = cls(
+            loaded.model, loaded.info, device=device, name=str(model), batch_size=batch_size, progress=progress
+        ).to(dtype=dtype)
         pipe.fingerprint = loaded.fingerprint
         if not quiet:
             print(f"{model}: {pipe.image_options.image_size} px, on {pipe.place}", file=sys.stderr)
@@ -82,16 +78,13 @@ class Pipeline(Editing):
         """Write the model as a folder that `from_pretrained` reads."""
         save_model(Path(folder), self.model, self.info)
 
+    @named
     def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload the model to the Hugging Face Hub as `user/name`; returns its address.
+        """Upload the model to the Hugging Face Hub as `user/name` and return its address.
 
         Raises:
             ModelFileError: not logged in, no rights, or the Hub cannot be reached.
         """
-        import tempfile
-
-        from spheregen.model_source import push_model
-
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / repo.rpartition("/")[2]
             self.save_pretrained(folder)
@@ -104,8 +97,6 @@ class Pipeline(Editing):
         return self
 
 
-def load(model: str | Path, *, device: str | torch.device = "auto") -> GeneratorModule:
-    """The bare network of a model folder, a bundled model or a Hub model, in evaluation mode."""
-    from spheregen.model_source import find_model
-
+def load(model: str | Path, *, device: str | torch.device = "auto") -> SphereGenerator:
+    """Return the bare network of a model folder, a bundled model or a Hub model, in evaluation mode."""
     return load_model(find_model(model)).model.to(choose_device(device))

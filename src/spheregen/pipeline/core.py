@@ -1,59 +1,47 @@
-"""What all that a pipeline does is built of: model and device, pictures in, noise, labels, settings, batches."""
+"""A generator on a device, and the way of every call through it: settings, noise, labels, batches, outputs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from spheregen.batching import images_at_once, in_batches
 from spheregen.classes import Classes, Labels
+from spheregen.conditioning import Condition
 from spheregen.data import ImageOptions
-from spheregen.data.inputs import Pictures, load_pictures
+from spheregen.data.inputs import ImageInputs, load_images
 from spheregen.devices import choose_device
-from spheregen.errors import ConfigError
-from spheregen.losses.reconstruction import to_unit
-from spheregen.model_folder import ModelInfo, weights_hash
-from spheregen.models.flow_refiner import RefinedGenerator
-from spheregen.models.protocol import GeneratorModule, SphereGenerator
-from spheregen.pipeline.output import GenerationOptions, PipelineOutput, Steps
+from spheregen.errors import ConfigError, did_you_mean
+from spheregen.family.terms import to_unit
+from spheregen.folders.card import ModelInfo
+from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, GenerationOptions, StepCallback, check_types
+from spheregen.pipeline.output import PipelineOutput, Steps, join_outputs
 from spheregen.progress import default_reporter, watched
+from spheregen.protocol import SphereGenerator
+from spheregen.sampling.flow import Refinement, refine_samples, refinement_noise
 from spheregen.sampling.guidance import Guidance
 from spheregen.sampling.loop import Samples, StepNoise
-from spheregen.sampling.refinement import Refinement, Rough, refine_samples, refinement_noise
-from spheregen.sampling.schedules import refinement_radii
+from spheregen.sampling.schedules import generation_angles
+from spheregen.sampling.seeds import SeededNoise, seeded_noise
+from spheregen.tensors import weights_hash
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 SEED_LIMIT = 2**63
-DEFAULTS: Mapping[str, Any] = {
-    "steps": 4,
-    "schedule": "fixed",
-    "guidance": 1.0,
-    "guidance_at": "both",
-    "share_noise": True,
-}
-"""The paper's settings, for models that bring none."""
-REFINED_DEFAULTS: Mapping[str, Any] = {"steps": 1, "refinement_steps": 4, "solver": "heun", "refinement_guidance": None}
-"""The same for models that refine, beside those above; without a guidance of its own the flow has the loop's."""
+
+Loop = Callable[[SphereGenerator, slice, Condition], Samples]
+"""Runs a generator for a part of the images of a call, under their condition."""
 
 
 class PipelineCore:
-    """A generator on a device, with its class names and defaults.
-
-    Args:
-        model: a generator; it is put into evaluation mode, its gradients are turned off.
-        info: class names, preprocessing and sampling defaults.
-        device: a torch device or `auto`.
-        name: what the metadata of pictures calls the model.
-        batch_size: pictures in one pass through the network; by default what fits into memory. It does not change them.
-        progress: show a bar during long calls; by default on a terminal.
-    """
+    """A generator on a device, with its class names and defaults; see `Pipeline`."""
 
     def __init__(
         self,
-        model: GeneratorModule,
+        model: SphereGenerator,
         info: ModelInfo | None = None,
         *,
         device: str | torch.device = "auto",
@@ -61,26 +49,48 @@ class PipelineCore:
         batch_size: int | None = None,
         progress: bool | None = None,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"batch_size is at least 1, not {batch_size}")
-        self.device = choose_device(device)
-        self.model = model.eval().requires_grad_(False).to(self.device)
+        self.model = model.eval().requires_grad_(False)
+        self.to(device)
         self.info = info or ModelInfo()
         self.name = name
         self.fingerprint = ""
         """Of the model folder that the pipeline was loaded from."""
         self.classes = Classes(model.num_classes, self.info.class_names)
         self.progress = sys.stderr.isatty() if progress is None else progress
-        self.batch_size = batch_size
-        preprocessing = {key: value for key, value in self.info.preprocessing.items() if key in ("fit", "background")}
-        if "background" in preprocessing:
-            background = preprocessing["background"]
-            if not isinstance(background, list | tuple) or not all(isinstance(value, int) for value in background):
-                raise ConfigError(f"the model's background is {background!r}; give red, green and blue from 0 to 255")
-            preprocessing["background"] = tuple(background)
+        self.batch_size = check_batch_size(batch_size)
         channels, size, _ = model.image_shape
-        self.image_options = ImageOptions(image_size=size, channels=channels, **preprocessing)
-        """How pictures that come in are cropped or padded as in training, and resized the ADM way; may be replaced."""
+        geometry = {key: value for key, value in self.info.preprocessing.items() if key in ("fit", "background")}
+        try:
+            if "background" in geometry:
+                geometry["background"] = tuple(geometry["background"])
+            self.image_options = ImageOptions(image_size=size, channels=channels, **geometry)
+        except TypeError as error:
+            raise ConfigError(f"the model's preprocessing is broken: {geometry}") from error
+        """How images that come in are cropped or padded as in training, and resized; may be replaced."""
+
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: str | torch.dtype | None = None
+    ) -> Self:
+        """Move the model to a device, into another type, or both, in place, and return the pipeline.
+
+        Args:
+            device: a torch device, its name or `auto`; a dtype is understood here, too, as torch's own `to` does.
+            dtype: `float32`, `bfloat16` or `float64`, as text or torch type.
+
+        Raises:
+            ConfigError: an unknown device or dtype.
+        """
+        if isinstance(device, torch.dtype) or device in DTYPES:
+            device, dtype = None, device
+        if dtype is not None:
+            wanted = str(dtype).removeprefix("torch.")
+            if wanted not in DTYPES:
+                raise ConfigError(f"unknown dtype {wanted!r}{did_you_mean(wanted, DTYPES)}; use {', '.join(DTYPES)}")
+            self.model.to(DTYPES[wanted])
+        if device is not None:
+            self.device = choose_device(device)
+            self.model.to(self.device)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,31 +99,46 @@ class PipelineCore:
 
     @property
     def identity(self) -> str:
-        """Tells the model's weights from others: the fingerprint of its folder, else a hash of the weights."""
+        """The fingerprint of the model's folder, else a hash of its weights: tells them from others."""
         return self.fingerprint or weights_hash(self.model.state_dict(), 12)
 
     @property
     def place(self) -> str:
-        """Where and in which type the model runs, in words."""
+        """Device and type of the model, in words."""
         return f"{self.device} in {str(self.dtype).removeprefix('torch.')}"
 
+    # settings ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def refines(self) -> bool:
+        """Whether a flow refines the model's images."""
+        return self.model.refiner is not None
+
     def settings(self, options: GenerationOptions | None = None) -> dict[str, Any]:
-        """The settings that `generate` uses under these options: as given, else the model's, else the paper's.
+        """Return the settings that `generate` uses under these options: as given, else the model's, else the paper's.
 
         Raises:
             ConfigError: an impossible schedule or number of steps.
         """
         settings = self._settings(vars(options or GenerationOptions()))
-        refinement_radii(settings["schedule"], settings["steps"])
+        generation_angles(settings["schedule"], settings["steps"])
         return settings
+
+    def refinement_settings(self) -> dict[str, Any]:
+        """Return the options of the flow of a model that refines, without guidance; empty for the others."""
+        if not self.refines:
+            return {}
+        settings = self._settings({"edit": "reconstruct", "guidance": 1.0})
+        return {name: settings[name] for name in FLOW_DEFAULTS}
 
     def _settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options of a loop: as given, else the model's defaults, else the paper's."""
         given = {name: value for name, value in options.items() if value is not None}
+        check_types(given)
         if not self.refines:
-            for name in REFINED_DEFAULTS.keys() - DEFAULTS.keys() & given.keys():
+            for name in FLOW_DEFAULTS.keys() & given.keys():
                 raise ConfigError(f"this model has no refiner; leave {name} out, or take a model of kind sphere-flow")
-        defaults = {**DEFAULTS, **REFINED_DEFAULTS} if self.refines else DEFAULTS
+        defaults = {**DEFAULTS, **FLOW_DEFAULTS, "steps": 1} if self.refines else DEFAULTS
         known = {name: value for name, value in self.info.sampling.items() if name in defaults}
         if not self.classes.count:
             known["guidance"] = 1.0  # a recipe's guidance says nothing about a model without classes
@@ -127,64 +152,56 @@ class PipelineCore:
             _refinement(settings)  # complains before any work is done
         return settings
 
-    @property
-    def refines(self) -> bool:
-        """Whether a flow refines the model's images."""
-        return isinstance(self.model, RefinedGenerator)
+    # batches ----------------------------------------------------------------------------------------------------------
 
-    def refinement_settings(self) -> dict[str, Any]:
-        """How a model that refines does it unless it is told, without guidance; empty for the others."""
-        if not self.refines:
-            return {}
-        settings = self._settings({"edit": "reconstruct", "guidance": 1.0})
-        return {name: settings[name] for name in REFINED_DEFAULTS if name != "steps"}
-
-    def _run(
+    def _batches(
         self,
-        loop: Callable[[SphereGenerator], Samples],
-        labels: Tensor | None,
         seeds: Sequence[int],
+        labels: Callable[[slice], Tensor | None],
         settings: Mapping[str, Any],
+        loop: Loop,
         *,
-        model: SphereGenerator | None = None,
-        noise: Tensor | None = None,
-    ) -> Samples:
-        """What a loop makes of the model, or of a wrapper of it; of a model that refines, refined.
+        flow_noise: Tensor | None = None,
+        trajectory: bool = True,
+        batch_size: int | None = None,
+    ) -> Iterator[PipelineOutput]:
+        """Run a loop on all images batch by batch, and the flow of a model that refines behind it.
 
         Args:
-            labels, seeds: of these samples; the seeds give the noise of the flow.
-            noise: that noise itself, (B, C, S, S).
+            labels: gives the ids (B,) or mixtures (B, K+1) of a part of the images; None for the null class.
+            flow_noise: (B, C, S, S), the noise that the flow starts from; by default that of the seeds.
         """
-        if not isinstance(self.model, RefinedGenerator):
-            return loop(model or self.model)
-        rough = Rough(self.model, model)
-        samples = loop(rough)
-        noise = refinement_noise(seeds, self.model.image_shape) if noise is None else noise
-        return refine_samples(rough, samples, labels, _refinement(settings), self._here(noise))
 
-    def _output(
-        self,
-        samples: Samples,
-        seeds: tuple[int, ...],
-        labels: Sequence[int] | None,
-        settings: Mapping[str, Any],
-        *,
-        trajectory: bool,
-    ) -> PipelineOutput:
-        if labels is not None and any(label == self.classes.count for label in labels):
-            labels = None  # the null class has no name
-        return PipelineOutput(
-            tensor=_to_unit(samples.images),
-            seeds=seeds,
-            labels=None if labels is None else tuple(labels),
-            settings=settings,
-            steps=self._steps(samples) if trajectory else (),
-            origin={"model": self.name, "fingerprint": self.fingerprint},
-            class_names=self.info.class_names,
-        )
+        @torch.no_grad()
+        def make(part: slice) -> PipelineOutput:
+            of, ids = seeds[part], labels(part)
+            condition = self.model.condition(ids)
+            samples = loop(self.model, part, condition)
+            if self.refines:
+                noise = refinement_noise(of, self.model.image_shape) if flow_noise is None else flow_noise[part]
+                samples = refine_samples(self.model, samples, condition, _refinement(settings), self._here(noise))
+            named = None if ids is None or ids.is_floating_point() else tuple(ids.tolist())
+            return PipelineOutput(
+                tensor=_to_unit(samples.images),
+                seeds=tuple(of),
+                labels=None if named and self.classes.count in named else named,  # the null class has no name
+                settings=settings,
+                steps=self._steps(samples) if trajectory else (),
+                origin={"model": self.name, "fingerprint": self.fingerprint},
+                class_names=self.info.class_names,
+            )
+
+        size = batch_size or self._at_once(settings["guidance"])
+        return (output for _, output in in_batches(len(seeds), size, make))
+
+    def _joined(self, outputs: Iterator[PipelineOutput], count: int) -> PipelineOutput:
+        """All batches of a call as one output; progress is shown if there are several."""
+        if self.progress:
+            outputs = watched(outputs, count, len, default_reporter)
+        return join_outputs(outputs)
 
     def _steps(self, samples: Samples) -> Steps:
-        """The pictures after every step; where they are not decoded yet, what decodes them once they are asked for."""
+        """The images after every step; where they are not decoded yet, what decodes them once they are asked for."""
         if samples.decoded:
             return tuple(_to_unit(images) for images in samples.trajectory)
         *before, _ = samples.predictions
@@ -197,21 +214,31 @@ class PipelineCore:
 
         return decode
 
-    def _mapped(self, x: Tensor, labels: Labels, call: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-        """A call on inputs (B, ...) under labels, in batches."""
-        ids = self._label_tensor(labels, len(x))
+    def _loop_options(self, settings: Mapping[str, Any], *names: str, callback: StepCallback | None) -> dict[str, Any]:
+        """The named settings and the guidance, as the loops of `sampling` take them."""
+        how = {name: settings[name] for name in ("steps", "guidance", "guidance_at", *names)}
+        if callback is not None:
+            how["callback"] = lambda step, steps, made: callback(step, steps, _to_unit(self.model.to_image(made)))
+        return how
 
-        def run(part: slice) -> Tensor:
-            return call(x[part], None if ids is None else ids[part])
+    def _at_once(self, guidance: float | Guidance = 1.0) -> int:
+        """Images in one pass, by what was asked for or what fits."""
+        return self.batch_size or images_at_once(self.model, self.device, guided=guidance != 1)
 
-        return torch.cat([result for _, result in in_batches(len(x), self._at_once(), run)])
+    # inputs -----------------------------------------------------------------------------------------------------------
+
+    def _to_tensor(self, images: ImageInputs) -> Tensor:
+        """Images as (B, C, S, S) in [-1, 1] on the model's device."""
+        return self._here(load_images(images, self.image_options) * 2 - 1)
 
     def _label_tensor(self, labels: Labels, count: int) -> Tensor | None:
-        chosen = self.classes.one_or_each(labels, count)
-        if chosen is None:
-            return None
-        ids = [chosen] * count if isinstance(chosen, int) else [self.classes.id(label) for label in chosen]
-        return torch.tensor(ids, device=self.device)
+        ids = self.classes.of_each(labels, count)
+        return None if ids is None else torch.tensor(ids, device=self.device)
+
+    def _drawn(self, seeds: Sequence[int], settings: Mapping[str, Any], noisy_steps: int | None = None) -> SeededNoise:
+        """The noise of the start and the noisy steps of these seeds; by default all steps but the first are noisy."""
+        steps = settings["steps"] - 1 if noisy_steps is None else noisy_steps
+        return seeded_noise(seeds, self.model.latent_shape, steps, share=settings["share_noise"])
 
     def _step_noise(self, given: StepNoise | None, drawn: StepNoise, part: slice, count: int) -> Tensor | list[Tensor]:
         """The noise of the steps for a part of the samples: as given for all `count`, else as drawn for the part."""
@@ -231,27 +258,35 @@ class PipelineCore:
         """On the model's device; between the networks all is float32, also where they compute in bfloat16."""
         return tensor.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
 
-    def _to_tensor(self, images: Pictures) -> Tensor:
-        """Pictures as (B, C, S, S) in [-1, 1] on the model's device."""
-        return self._here(load_pictures(images, self.image_options) * 2 - 1)
 
-    def _at_once(self, guidance: float | Guidance = 1.0) -> int:
-        """Pictures in one pass, by what was asked for or what fits."""
-        return self.batch_size or images_at_once(self.model, self.device, guided=guidance != 1)
+def rows(ids: Tensor | None) -> Callable[[slice], Tensor | None]:
+    """Labels (B,) or (B, K+1) as `_batches` takes them."""
+    return lambda part: None if ids is None else ids[part]
 
-    def _watched(self, parts: Iterator[PipelineOutput], count: int) -> Iterator[PipelineOutput]:
-        """Pass on batches and show progress, if there are several."""
-        if not self.progress:
-            return parts
-        return watched(parts, count, lambda part: len(part.seeds), default_reporter)
+
+def seed_range(seed: int, count: int) -> range:
+    """The seeds of `count` images from `seed` on."""
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed is a whole number, not {seed!r}")
+    seeds = range(seed, seed + count)
+    check_seeds(seeds)
+    return seeds
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
+    """Check that there is a seed, and that all are between 0 and 2^63 - 1."""
     if not len(seeds):
-        raise ConfigError("no seeds: the number of pictures is at least 1")
+        raise ConfigError("no seeds: the number of images is at least 1, not 0")
     for edge in (seeds[0], seeds[-1]) if isinstance(seeds, range) else seeds:
         if not 0 <= edge < SEED_LIMIT:
             raise ConfigError(f"a seed lies between 0 and 2^63 - 1, not {edge}")
+
+
+def check_batch_size(batch_size: int | None) -> int | None:
+    """Return it, if it can be one."""
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size is at least 1, not {batch_size}")
+    return batch_size
 
 
 def _refinement(settings: Mapping[str, Any]) -> Refinement:

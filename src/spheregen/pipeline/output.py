@@ -1,77 +1,74 @@
-"""What a pipeline is asked for beside pictures, and what it gives back."""
+"""What a pipeline gives back: images with the seeds, classes and settings that make them again."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import html
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from spheregen.data import PictureWriter, open_writer, to_pil
-from spheregen.metadata import picture_metadata
-from spheregen.sampling.guidance import Guidance
-from spheregen.sampling.schedules import Schedule
+import spheregen
+from spheregen.data import ImageWriter, encode_png, image_grid, open_writer, save_png, to_pil
 
 Steps = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
-"""The pictures after every step, or what makes them."""
-
-
-class SamplerOptions(TypedDict, total=False):
-    """How a few-step loop runs, and the flow behind it, if the model refines; what is left out takes the model's
-    default. `refinement_guidance` is by default the guidance of the loop."""
-
-    schedule: Schedule
-    guidance: float | Guidance
-    guidance_at: str
-    share_noise: bool
-    refinement_steps: int
-    solver: str
-    refinement_guidance: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
-    """How to sample; what is None takes the model's default."""
-
-    steps: int | None = None
-    schedule: Schedule | None = None
-    guidance: float | Guidance | None = None
-    guidance_at: str | None = None
-    share_noise: bool | None = None
-    refinement_steps: int | None = None
-    solver: str | None = None
-    refinement_guidance: float | None = None
+"""The images after every step, or what makes them."""
+_SHOWN = 64  # images in the view of a notebook
+_SMALL = 96  # pixels to which images of that view and of grids are enlarged
 
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """Pictures that a pipeline made."""
+    """Images that a pipeline made. It has a length and slices; an integer index and a loop give PIL images."""
 
     tensor: Tensor
     """(B, C, S, S) float32 in [0, 1], on the CPU."""
     seeds: tuple[int, ...]
-    """The seed of each picture."""
+    """The seed of each image."""
     labels: tuple[int, ...] | None
-    """The class id of each picture; None for an unconditional model, the null class and mixtures."""
+    """The class id of each image; None for an unconditional model, the null class and mixtures."""
     settings: Mapping[str, Any]
     """steps, schedule, guidance, guidance_at and share_noise as used, those of a refinement and of an edit: with a seed
-    they repeat a picture."""
+    they repeat an image."""
     steps: Steps = field(default=(), repr=False)
     """What `trajectory` is made of."""
     origin: Mapping[str, str] = field(default_factory=dict)
-    """What a PNG says of the model: its name, its fingerprint, the version of the library."""
+    """What a PNG says of the model: its name and its fingerprint."""
     class_names: tuple[str, ...] = ()
     """The names of all classes of the model."""
 
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @overload
+    def __getitem__(self, place: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, place: slice) -> PipelineOutput: ...
+    def __getitem__(self, place: int | slice) -> Image.Image | PipelineOutput:
+        if isinstance(place, int):
+            return to_pil(self.tensor[place][None])[0]
+        return dataclasses.replace(
+            self,
+            tensor=self.tensor[place],
+            seeds=self.seeds[place],
+            labels=None if self.labels is None else self.labels[place],
+            steps=lambda: tuple(images[place] for images in self.trajectory),
+        )
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return iter(self.images)
+
     @functools.cached_property
     def trajectory(self) -> tuple[Tensor, ...]:
-        """The pictures after every step, each like `tensor`, which is the last; empty where nobody asked for it.
+        """The images after every step, each like `tensor`, which is the last; empty where nobody asked for it.
 
         Those of a model that predicts latents are decoded when this is first read: their output holds on to the model.
         """
@@ -79,36 +76,78 @@ class PipelineOutput:
 
     @property
     def images(self) -> list[Image.Image]:
-        """The pictures as PIL images, mode L or RGB."""
+        """The images as PIL images, mode L or RGB."""
         return to_pil(self.tensor)
 
-    def metadata(self, number: int) -> dict[str, str]:
-        """What the PNG of a picture says: model, seed, class and settings, with which it can be made again."""
-        label = self.labels[number] if self.labels else None
-        return picture_metadata(self.origin, self.settings, self.seeds[number], label, self.class_names)
+    def grid(self, columns: int | None = None, *, scale: int | None = None) -> Image.Image:
+        """Return all images on one sheet.
 
-    def save(self, out: str | Path | PictureWriter) -> None:
-        """Write the pictures to a folder, a .zip or a .tar; the PNGs hold `metadata`.
-
-        They are named by their seeds, or by their numbers where a seed occurs twice, as in an interpolation.
+        Args:
+            columns: images in a row; by default the sheet is about square.
+            scale: each pixel becomes scale x scale; by default small images are enlarged.
         """
-        if not isinstance(out, PictureWriter):
-            with open_writer(Path(out), class_names=self.class_names) as writer:
+        return image_grid(self.tensor, columns=columns, scale=scale or max(1, _SMALL // self.tensor.shape[-1]))
+
+    def metadata(self, number: int) -> dict[str, str]:
+        """Return the text of an image's PNG: model, seed, class and settings, with which it can be made again."""
+        text = {"Software": f"spheregen {spheregen.__version__}", **{k: v for k, v in self.origin.items() if v}}
+        text["seed"] = str(self.seeds[number])
+        if self.labels is not None:
+            text |= {"label": str(self.labels[number]), "class": self._class_name(number)}
+        text |= {name: str(value) for name, value in self.settings.items()}  # for people, and once more for programs
+        return text | {"settings": json.dumps(dict(self.settings), default=repr)}
+
+    def _class_name(self, number: int) -> str:
+        """The name of an image's class, or its id; nothing for an image without one."""
+        label = "" if self.labels is None else self.labels[number]
+        return self.class_names[label] if self.class_names and isinstance(label, int) else str(label)
+
+    def save(self, out: str | Path | ImageWriter) -> None:
+        """Write the images to a folder, a .zip or a .tar, or to a .png: a sheet of them, or the only one itself.
+
+        Each PNG holds `metadata`. In folders and archives they are named by their seeds, or by their numbers where a
+        seed occurs twice, as in an interpolation.
+
+        Raises:
+            SphereGenError: it cannot be written there.
+        """
+        if not isinstance(out, ImageWriter):
+            path = Path(out)
+            if path.suffix.lower() == ".png":
+                return save_png(self[0] if len(self) == 1 else self.grid(), path, self.metadata(0))
+            with open_writer(path, class_names=self.class_names) as writer:
                 return self.save(writer)
         keys = self.seeds if len(set(self.seeds)) == len(self.seeds) else range(len(self.seeds))
         for number, (image, key) in enumerate(zip(self.images, keys, strict=True)):
-            label = self.labels[number] if self.labels else None
-            out.add(f"{key:06d}", image, self.metadata(number), label)
+            out.add(f"{key:06d}", image, self.metadata(number), self.labels[number] if self.labels else None)
         return None
+
+    def _repr_png_(self) -> bytes:
+        """A sheet of the images, for notebooks that show no HTML."""
+        return encode_png(self[:_SHOWN].grid())
+
+    def _repr_html_(self) -> str:
+        """The images with their seeds and classes, for notebooks."""
+        figures = []
+        for number, image in enumerate(self[:_SHOWN]):
+            data = base64.b64encode(encode_png(image)).decode()
+            figures.append(
+                f'<figure style="margin:2px;text-align:center"><img src="data:image/png;base64,{data}" '
+                f'style="width:{max(_SMALL, image.width)}px;image-rendering:pixelated">'
+                f"<figcaption>{self.seeds[number]}<br>{html.escape(self._class_name(number))}</figcaption></figure>"
+            )
+        told = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        more = f"{len(self) - _SHOWN} more; " if len(self) > _SHOWN else ""
+        return (
+            f'<div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div><small>{more}{html.escape(told)}</small>'
+        )
 
 
 def join_outputs(parts: Iterable[PipelineOutput]) -> PipelineOutput:
-    """The pictures of several batches of one call as one."""
-    outputs = list(parts)
-    first = outputs[0]
-    if len(outputs) == 1:
+    """Return the images of several batches of one call as one output."""
+    first, *others = outputs = list(parts)
+    if not others:
         return first
-    labels = None if first.labels is None else tuple(label for part in outputs for label in part.labels or ())
     steps = [part.steps for part in outputs]
 
     def joined() -> tuple[Tensor, ...]:
@@ -118,7 +157,7 @@ def join_outputs(parts: Iterable[PipelineOutput]) -> PipelineOutput:
         first,
         tensor=torch.cat([part.tensor for part in outputs]),
         seeds=tuple(seed for part in outputs for seed in part.seeds),
-        labels=labels,
+        labels=None if first.labels is None else tuple(label for part in outputs for label in part.labels or ()),
         steps=joined if any(map(callable, steps)) else joined(),
     )
 

@@ -1,36 +1,38 @@
 """From points on the sphere to images: the few-step loop, its schedules and guidance, editing and restoration."""
 
-from spheregen.sampling.editing import MASKS, Joined, crossover_mask, edit, stitch, vary
-from spheregen.sampling.flow import SOLVERS, integrate
-from spheregen.sampling.guidance import ClassifierFreeGuidance, Guidance, Guided, Steered, guide
+from spheregen.sampling.editing import MASKS, Joined, crossover_mask, edit, vary
+from spheregen.sampling.flow import SOLVERS, Refinement, integrate, refine_images, refine_samples, refinement_noise
+from spheregen.sampling.guidance import ClassifierFreeGuidance, Guidance, Guided, GuidedModel, guide
 from spheregen.sampling.interpolation import blend, interpolate, lerp
-from spheregen.sampling.loop import Samples, reconstruct, refine, sample
-from spheregen.sampling.refinement import Refinement, Rough, refine_images, refine_samples, refinement_noise
+from spheregen.sampling.loop import Callback, Samples, decode, reconstruct, refine, sample
 from spheregen.sampling.restoration import Masked, Observation, Reduced, restore
-from spheregen.sampling.schedules import SCHEDULES, Schedule, edit_radii, refinement_radii
+from spheregen.sampling.schedules import SCHEDULES, Angles, Schedule, edit_angles, generation_angles
 from spheregen.sampling.seeds import SeededNoise, seeded_noise
 
 __all__ = [
     "MASKS",
     "SCHEDULES",
     "SOLVERS",
+    "Angles",
+    "Callback",
     "ClassifierFreeGuidance",
     "Guidance",
     "Guided",
+    "GuidedModel",
     "Joined",
     "Masked",
     "Observation",
     "Reduced",
     "Refinement",
-    "Rough",
     "Samples",
     "Schedule",
     "SeededNoise",
-    "Steered",
     "blend",
     "crossover_mask",
+    "decode",
     "edit",
-    "edit_radii",
+    "edit_angles",
+    "generation_angles",
     "guide",
     "integrate",
     "interpolate",
@@ -40,10 +42,8 @@ __all__ = [
     "refine_images",
     "refine_samples",
     "refinement_noise",
-    "refinement_radii",
     "restore",
     "sample",
     "seeded_noise",
-    "stitch",
     "vary",
 ]

@@ -1,48 +1,54 @@
 """Guidance as a wrapper of a generator: sampling loops never see it.
 
-A guidance is called with a generator and labels and returns the `Steered` generator that a loop runs. The one that the
+A guidance is called with a generator and a condition and returns the `GuidedModel` that a loop runs. The one that the
 papers use is `ClassifierFreeGuidance`; a researcher's own takes its place wherever a guidance scale is accepted.
 
-Source: Yue et al. 2026 (arXiv 2602.15030), guidance at the decoder, the encoder, or both; Do et al. 2026 (arXiv
-2605.15592), guidance of the clean latents.
+Source: Yue et al. 2026 (arXiv 2602.15030), guidance at the decoder, the encoder, or both (method.md, section 1.3); Do
+et al. 2026 (arXiv 2605.15592), guidance of the clean latents.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from spheregen.conditioning import null_labels
+from spheregen.conditioning import Condition, Labels
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.models.protocol import Labels, SphereGenerator, predicts_images
+from spheregen.prior import Angle, Prior
+from spheregen.protocol import Context, SphereGenerator
 
 PLACES = ("pixel", "latent", "both")
 
 
-class Steered(Protocol):
-    """A generator under fixed labels: all that a sampling loop calls."""
+class GuidedModel(Protocol):
+    """A generator under a condition: all that a sampling loop calls."""
 
     @property
-    def sigma_max(self) -> float:
-        """The largest noise magnitude of training: what schedules are fractions of."""
+    def prior(self) -> Prior:
+        """The latent space."""
 
-    def predict(self, v: Tensor) -> Tensor:
-        """Points on the sphere (B, N, d) to predictions: images (B, C, S, S) in [-1, 1], or clean latents (B, N, d)."""
+    def predict(self, v: Tensor, angle: Angle) -> tuple[Tensor, Context | None]:
+        """Return predictions, images (B, C, S, S) in [-1, 1] or clean latents (B, N, d), and what a refiner is told.
+
+        Args:
+            v: points (B, N, d).
+            angle: radians: how far noise moved them.
+        """
 
     def to_latent(self, prediction: Tensor) -> Tensor:
-        """Predictions to latents (B, N, d) before the sphere."""
+        """Return predictions as latents (B, N, d) before the sphere."""
 
 
 class Guidance(Protocol):
-    """Makes a generator follow its labels."""
+    """Makes a generator follow its condition."""
 
-    def __call__(self, model: SphereGenerator, labels: Tensor | None) -> Steered:
-        """The generator under these labels, (B,) or (B, K+1), None for the null class."""
+    def __call__(self, model: SphereGenerator, condition: Condition) -> GuidedModel:
+        """Return the generator under this condition."""
 
 
 @dataclass(frozen=True)
@@ -67,71 +73,69 @@ class ClassifierFreeGuidance:
         if not 0 <= self.scale < math.inf:
             raise ConfigError(f"guidance is not negative, and finite: {self.scale:g}")
 
-    def __call__(self, model: SphereGenerator, labels: Tensor | None) -> Guided:
-        """`model` under `labels`.
+    def __call__(self, model: SphereGenerator, condition: Condition) -> Guided:
+        """Return `model` under `condition`.
 
         Raises:
             ConfigError: a scale other than 1 without labels to guide towards, or a place that the model has not.
         """
         places = model.guidance_places if self.place == "both" else (self.place,)
         _check_places(model, places)
-        if self.scale == 1:
-            return Guided(model, model.condition(labels))
-        if labels is None:
+        if self.scale != 1 and condition.index is None:
             raise ConfigError("guidance steers towards a class: give labels, or guidance 1 for an unconditional sample")
-        both = model.condition(torch.cat([labels, null_labels(labels, model.num_classes)]))
-        assert both is not None  # there are labels, so there is a condition
-        condition = both.rows(torch.arange(labels.shape[0], device=labels.device))
         each = self.scale if len(places) == 1 else math.sqrt(self.scale)
         return Guided(
             model,
             condition,
-            both,
             pixel_scale=each if "pixel" in places else 1,
             latent_scale=each if "latent" in places else 1,
         )
 
 
-@dataclass(frozen=True)
 class Guided:
-    """What classifier-free guidance makes of a generator.
+    """A generator under classifier-free guidance.
+
+    Args:
+        model: the generator.
+        condition: of the B samples.
+        pixel_scale: of predictions, where they are images.
+        latent_scale: of raw latents, or of predictions where they are latents.
 
     Raises:
         ConfigError: a scale other than 1 at a place that the model has not.
     """
 
-    model: SphereGenerator
-    condition: Labels
-    """Of the B samples."""
-    both: Labels = None
-    """Of the B samples under their labels, then under the null class."""
-    pixel_scale: float = 1.0
-    """Of predictions, where they are images."""
-    latent_scale: float = 1.0
-    """Of raw latents, or of predictions where they are latents."""
+    def __init__(
+        self, model: SphereGenerator, condition: Condition, pixel_scale: float = 1.0, latent_scale: float = 1.0
+    ) -> None:
+        scales = {"pixel": pixel_scale, "latent": latent_scale}
+        _check_places(model, [place for place, scale in scales.items() if scale != 1])
+        self.model, self.prior, self.condition = model, model.prior, condition
+        self.both = condition.with_null()
+        """Of 2 B samples: under their labels, then under the null class."""
+        self.pixel_scale, self.latent_scale = pixel_scale, latent_scale
 
-    def __post_init__(self) -> None:
-        scales = {"pixel": self.pixel_scale, "latent": self.latent_scale}
-        _check_places(self.model, [place for place, scale in scales.items() if scale != 1])
-
-    @property
-    def sigma_max(self) -> float:
-        return self.model.sigma_max
-
-    def predict(self, v: Tensor) -> Tensor:
-        if predicts_images(self.model):
-            return self._guide(self.model.predict, v, self.pixel_scale).clamp(-1, 1)
-        return self._guide(self.model.predict, v, self.latent_scale)
+    def predict(self, v: Tensor, angle: Angle) -> tuple[Tensor, Context | None]:
+        model, images = self.model, self.model.predicts_images
+        scale = self.pixel_scale if images else self.latent_scale
+        run = model.predict_with_context if model.refiner is not None else lambda *of: (model.predict(*of), None)
+        if scale == 1:
+            return run(v, self.condition, angle)
+        twice = torch.cat([angle, angle]) if isinstance(angle, Tensor) and angle.ndim else angle
+        pair, context = run(torch.cat([v, v]), self.both, twice)
+        prediction = _guide(pair, scale).clamp(-1, 1) if images else _guide(pair, scale)
+        return prediction, None if context is None else context[slice(0, len(v))]
 
     def to_latent(self, prediction: Tensor) -> Tensor:
-        scale = self.latent_scale if predicts_images(self.model) else 1.0
-        return self._guide(self.model.to_latent, prediction, scale)
-
-    def _guide(self, call: Callable[[Tensor, Labels], Tensor], inputs: Tensor, scale: float) -> Tensor:
+        scale = self.latent_scale if self.model.predicts_images else 1.0
         if scale == 1:
-            return call(inputs, self.condition)
-        conditional, unconditional = call(torch.cat([inputs, inputs]), self.both).chunk(2)
-        return unconditional + scale * (conditional - unconditional)
+            return self.model.to_latent(prediction, self.condition)
+        return _guide(self.model.to_latent(torch.cat([prediction, prediction]), self.both), scale)
+
+
+def _guide(pair: Tensor, scale: float) -> Tensor:
+    conditional, unconditional = pair.chunk(2)
+    return unconditional + scale * (conditional - unconditional)  # method.md 1.3
 
 
 def _check_places(model: SphereGenerator, asked: Iterable[str]) -> None:
@@ -143,10 +147,8 @@ def _check_places(model: SphereGenerator, asked: Iterable[str]) -> None:
             )
 
 
-def guide(
-    model: SphereGenerator, labels: Tensor | None, guidance: float | Guidance = 1.0, place: str = "both"
-) -> Steered:
-    """`model` under `labels`, guided by a scale at a place (pixel, latent or both), or by a guidance of yours."""
+def guide(model: SphereGenerator, labels: Labels, guidance: float | Guidance = 1.0, place: str = "both") -> GuidedModel:
+    """Return `model` under labels, guided by a scale at a place (pixel, latent or both), or by a guidance of yours."""
     if isinstance(guidance, int | float):
         guidance = ClassifierFreeGuidance(guidance, place)
-    return guidance(model, labels)
+    return guidance(model, model.condition(labels))

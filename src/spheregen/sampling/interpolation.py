@@ -1,4 +1,4 @@
-"""Ways between points on the sphere: two along a line, four over a square.
+"""Paths between points on the sphere: two along a line, four over a square.
 
 Legend: F frames, latents (N, d) or with leading axes; all shapes but those axes are kept.
 """
@@ -12,27 +12,26 @@ from torch import Tensor
 
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.prior import SPHERE, Prior
-from spheregen.sphere import slerp
+from spheregen.sphere import per_sample, slerp
 
 
 def lerp(a: Tensor, b: Tensor, t: Tensor | float, *, prior: Prior = SPHERE) -> Tensor:
-    """The straight line between points on the sphere (B, ...), put back on it: `spherify((1-t)*a + t*b)`.
+    """Return the straight line between points on the sphere (B, ...), put back on it: `spherify((1-t)*a + t*b)`.
 
     The ends are exact; the speed in between is not constant, unlike that of `slerp`. Under another prior the line is
     put back into its space; under a Gaussian one it stays straight, and is shorter than its ends in between.
     """
-    weight = torch.as_tensor(t, dtype=a.dtype, device=a.device)
-    weight = weight.view(-1, *(1 for _ in range(a.ndim - 1))) if weight.ndim else weight
+    weight = per_sample(torch.as_tensor(t, dtype=a.dtype, device=a.device), a)
     between = prior.project((1 - weight) * a + weight * b)
     return torch.where(weight == 0, a, torch.where(weight == 1, b, between))
 
 
 PATHS = ("slerp", "lerp")
-"""How two points are joined: on the great circle at constant speed, or on a straight line put back on the sphere."""
+"""The ways to join two points: on the great circle at constant speed, or on a straight line put back on the sphere."""
 
 
 def interpolate(ends: Tensor, frames: int, path: str = "slerp", *, prior: Prior = SPHERE) -> Tensor:
-    """Points between two or four points on the sphere.
+    """Return points between two or four points on the sphere.
 
     Args:
         ends: (2, ...) or (4, ...) points on the sphere; four are the corners upper left, upper right, lower left, lower
@@ -62,7 +61,7 @@ def interpolate(ends: Tensor, frames: int, path: str = "slerp", *, prior: Prior 
 
 
 def blend(ends: Tensor, frames: int) -> Tensor:
-    """Class mixtures of the ends (2 or 4, K) mixed linearly, as `interpolate` goes: (F, K) or (F*F, K)."""
+    """Return class mixtures of the ends (2 or 4, K) mixed linearly, as `interpolate` goes: (F, K) or (F*F, K)."""
     across, down = (t[:, None] for t in positions(len(ends), frames))
     upper = (1 - across) * ends[0] + across * ends[1]
     if len(ends) == 2:
@@ -71,7 +70,7 @@ def blend(ends: Tensor, frames: int) -> Tensor:
 
 
 def positions(ends: int, frames: int) -> tuple[Tensor, Tensor]:
-    """Where the points of `interpolate` are, across and down, each (F,) or (F*F,) from 0 to 1."""
+    """Return the places of the points of `interpolate`, across and down, each (F,) or (F*F,) from 0 to 1."""
     if ends not in (2, 4):
         raise ConfigError(f"interpolation goes between two ends or the four corners of a square, not {ends}")
     if frames < 2:

@@ -1,28 +1,36 @@
-"""The few-step loop: generation, editing and restoration are one refinement step with different starts.
+"""The few-step loop: generation, editing and restoration are one loop with different starts.
 
 What goes from step to step is the model's prediction: an image, or a clean latent that is decoded at the end.
 
-Source: Yue et al. 2026 (arXiv 2602.15030), generation; Do et al. 2026 (arXiv 2605.15592), sampling. Legend: T steps, B
-samples, latents (B, N, d), images (B, C, S, S) in [-1, 1], predictions one or the other.
+Source: Yue et al. 2026 (arXiv 2602.15030), generation (method.md, section 1.3); Do et al. 2026 (arXiv 2605.15592),
+sampling (method.md, section 2). Legend: T steps, B samples, latents (B, N, d), images (B, C, S, S) in [-1, 1],
+predictions one or the other.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from spheregen.conditioning import Labels
 from spheregen.errors import ConfigError
-from spheregen.models.protocol import SphereGenerator
-from spheregen.prior import SPHERE, Prior
-from spheregen.sampling.guidance import Guidance, Steered, guide
-from spheregen.sampling.schedules import Schedule, refinement_radii
+from spheregen.protocol import Context, SphereGenerator
+from spheregen.sampling.guidance import Guidance, GuidedModel, guide
+from spheregen.sampling.schedules import Schedule, generation_angles
 
 StepNoise = Tensor | Sequence[Tensor]
-"""Gaussian noise of the refinement steps: one (B, N, d) tensor shared by all, or one for each step."""
+"""Gaussian noise of the noisy steps: one (B, N, d) tensor shared by all, or one for each step."""
+Callback = Callable[[int, int, Tensor], object]
+"""Called after each step with its number t = 1 .. T, T and the prediction."""
+
+
+def _same(images: Tensor) -> Tensor:
+    return images
 
 
 @dataclass(frozen=True)
@@ -32,22 +40,19 @@ class Samples:
     images: Tensor
     """(B, C, S, S) in [-1, 1], of the last step."""
     predictions: tuple[Tensor, ...]
-    """What each of the T steps made: images, or latents."""
-    to_image: Callable[[Tensor], Tensor] = field(repr=False)
+    """The results of the T steps: images, or latents."""
+    to_image: Callable[[Tensor], Tensor] = field(default=_same, repr=False)
     """Makes images of these."""
+    context: Context | None = None
+    """The context of the images for a refiner; None where they came from none of the loop's steps."""
     rough: Tensor | None = None
     """(B, C, S, S), the images of the last step as they were before a flow refined them; None where none did."""
-    settle: Callable[[Tensor], Tensor] = field(default=lambda images: images, repr=False)
+    agree: Callable[[Tensor], Tensor] = field(default=_same, repr=False)
     """Brings images that were changed behind the loop back to what is known of them, as a restoration does."""
-
-    @classmethod
-    def of(cls, predictions: Sequence[Tensor], to_image: Callable[[Tensor], Tensor]) -> Samples:
-        """The samples of these predictions, the last one decoded."""
-        return cls(to_image(predictions[-1]), tuple(predictions), to_image)
 
     @property
     def decoded(self) -> bool:
-        """Whether the images of all steps are there already."""
+        """The images of all steps are there already."""
         return len(self.predictions) == 1 or self.last[0] is self.predictions[-1]
 
     @property
@@ -62,18 +67,55 @@ class Samples:
             return (*map(self.to_image, self.predictions[:-1]), *self.last)
 
 
-def refine(steered: Steered, prediction: Tensor, radius: float, noise: Tensor, *, prior: Prior = SPHERE) -> Tensor:
-    """One refinement step, from prediction to prediction: to the latent space, tilt by `radius` of sigma_max along
-    `noise`, predict. `prior` is the model's."""
-    v = prior.project(steered.to_latent(prediction))
-    return steered.predict(prior.tilt(v, noise, radius * steered.sigma_max))
+def refine(guided: GuidedModel, prediction: Tensor, angle: float, noise: Tensor) -> tuple[Tensor, Context | None]:
+    """Take one step from prediction to prediction: to the latent space, noise of `angle` radians, predict."""
+    # spherify(spherify(E(x)) + r_t sigma_max e), then D: method.md 1.3 and 2
+    v = guided.prior.project(guided.to_latent(prediction))
+    return guided.predict(guided.prior.perturb(v, noise, angle), angle)
+
+
+def run(
+    guided: GuidedModel,
+    start: Tensor,
+    angles: Sequence[float],
+    noises: Iterable[Tensor],
+    to_image: Callable[[Tensor], Tensor],
+    *,
+    made: bool = False,
+    context: Context | None = None,
+    before: Callable[[Tensor], Tensor] = _same,
+    after: Callable[[Tensor], Tensor] = _same,
+    callback: Callback | None = None,
+) -> Samples:
+    """Run the loop: from a prediction through a step for each angle.
+
+    Args:
+        guided: the generator under its condition.
+        start: the prediction that the first noisy step goes from.
+        angles, noises: radians and Gaussian noise of each noisy step.
+        to_image: decodes predictions.
+        made: the start is what step 1 made, with this `context`, and not given.
+        before, after: what happens to the prediction on its way into and out of each noisy step, as in a restoration.
+        callback: called after each step.
+    """
+    prediction, predictions = start, [start] if made else []
+    steps = len(angles) + len(predictions)
+    if callback is not None and made:
+        callback(1, steps, prediction)
+    for angle, noise in zip(angles, noises, strict=True):
+        prediction, context = refine(guided, before(prediction), angle, noise)
+        prediction = after(prediction)
+        predictions.append(prediction)
+        if callback is not None:
+            callback(len(predictions), steps, prediction)
+    return Samples(to_image(prediction), tuple(predictions), to_image, context)
 
 
 @torch.no_grad()
 def sample(
     model: SphereGenerator,
     noise: Tensor,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     steps: int = 4,
     schedule: Schedule = "fixed",
     guidance: float | Guidance = 1.0,
@@ -81,85 +123,74 @@ def sample(
     step_noise: StepNoise | None = None,
     generator: torch.Generator | None = None,
     share_noise: bool = True,
+    strength: float = 1.0,
+    callback: Callback | None = None,
 ) -> Samples:
     """Generate images: predict from random points on the sphere, then refine that steps-1 times.
 
     Args:
         model: any generator of the family.
         noise: Gaussian noise (B, N, d), or points on the sphere; spherified it is the starting point.
-        labels: (B,) int64 class ids or (B, K+1) mixtures; None is the null class of a conditional model.
+        labels: (B,) int64 class ids, (B, K+1) mixtures or a `Condition`; None is the null class of a conditional model.
         steps: T >= 1 predictions.
-        schedule: `fixed` (r_t = 1), `decay` (r_t = 1 - t/T), `angle` (alpha_max * (1 - t/T)), T-1 fractions of
-            sigma_max, or a function (t, T) -> r_t.
+        schedule: `fixed` (r_t = 1), `decay` (r_t = 1 - t/T), `angle` (alpha_max * (1 - t/T)), T-1 fractions r_t of the
+            magnitude tan(alpha_max), a function (t, T) -> r_t, or `Angles`.
         guidance: scale s, 1 for none; or a `Guidance` of your own.
         guidance_at: `pixel`, `latent` or `both` (sqrt(s) each); both is `latent` for a model that predicts latents.
-        step_noise: noise of the refinement steps, one tensor for all or a list of T-1; drawn where None.
+        step_noise: noise of the steps after the first, one tensor for all or a list of T-1; drawn where None.
         generator: source of the drawn step noise, on the device of `noise` or the CPU.
-        share_noise: draw one noise for all refinement steps (the paper's best), else a fresh one for each.
+        share_noise: draw one noise for all steps (the paper's best), else a fresh one for each.
+        strength: a factor of the magnitude of the steps' noise.
+        callback: called after each step with its number, T and the prediction.
 
     Raises:
         ConfigError: steps, schedule, guidance or noise that do not fit together.
     """
-    radii = refinement_radii(schedule, steps, model.sigma_max)
-    _check_shape("noise", noise, model)
-    check_labels(labels, noise.shape[0])
-    steered = guide(model, labels, guidance, guidance_at)
-    directions = step_directions(step_noise, len(radii), noise, generator, share=share_noise)
-    predictions = [steered.predict(model.prior.project(noise))]
-    for radius, direction in zip(radii, directions, strict=True):
-        predictions.append(refine(steered, predictions[-1], radius, direction, prior=model.prior))
-    return Samples.of(predictions, model.to_image)
+    angles = generation_angles(schedule, steps, model.alpha_max, strength)
+    if tuple(noise.shape[1:]) != tuple(model.latent_shape):
+        shape = ", ".join(map(str, model.latent_shape))
+        raise ConfigError(f"noise has shape {tuple(noise.shape)}; this model's latents are (B, {shape})")
+    guided = guide(model, model.condition(labels).check(len(noise)), guidance, guidance_at)
+    noises = step_noises(step_noise, len(angles), noise, generator, share=share_noise)
+    start, context = guided.predict(model.prior.project(noise), math.radians(model.start_angle))
+    return run(guided, start, angles, noises, model.to_image, made=True, context=context, callback=callback)
 
 
 @torch.no_grad()
-def reconstruct(model: SphereGenerator, images: Tensor, labels: Tensor | None = None) -> Tensor:
-    """D(spherify(E(x))): images (B, C, S, S) in [-1, 1] there and back. `labels=None`: the null class."""
-    return model.decode(model.encode(images, labels), labels)
+def decode(model: SphereGenerator, v: Tensor, labels: Labels = None, angle: float = 0.0) -> Samples:
+    """Decode points (B, N, d), moved by noise of `angle` radians, without a loop behind it."""
+    prediction, context = guide(model, labels).predict(v, angle)
+    return Samples(model.to_image(prediction), (prediction,), model.to_image, context)
 
 
-def step_directions(
+@torch.no_grad()
+def reconstruct(model: SphereGenerator, images: Tensor, labels: Labels = None) -> Tensor:
+    """Return images (B, C, S, S) in [-1, 1] there and back, D(spherify(E(x))). `labels=None`: the null class."""
+    condition = model.condition(labels)
+    return decode(model, model.encode(images, condition), condition).images
+
+
+def step_noises(
     given: StepNoise | None, count: int, like: Tensor, generator: torch.Generator | None = None, *, share: bool = True
-) -> Iterator[Tensor] | Sequence[Tensor]:
-    """The noise of `count` steps: what is given, checked; else one draw for all, or one for each.
+) -> Iterable[Tensor]:
+    """Return the noise of `count` steps: what is given, checked; else one draw for all, or one for each.
 
     Raises:
         ConfigError: another number of noises, or of another shape than `like`.
     """
-    if isinstance(given, Tensor):
-        _check_like("step_noise", given, like)
-        return [given] * count
-    if given is not None:
-        if len(given) != count:
-            raise ConfigError(f"{len(given)} step noises for {count} noisy steps; give one for each, or one tensor")
-        for direction in given:
-            _check_like("step_noise", direction, like)
-        return given
-    if share:
-        return [_draw(like, generator)] * count if count else []
-    return (_draw(like, generator) for _ in range(count))
-
-
-def check_labels(labels: Tensor | None, count: int) -> None:
-    """Complain unless there is a label for each of `count` samples: a prepared condition does not know their number.
-
-    Raises:
-        ConfigError: another number of labels.
-    """
-    if labels is not None and tuple(labels.shape[:1]) != (count,):
-        raise ConfigError(f"labels have shape {tuple(labels.shape)} for {count} samples; give one for each")
+    if given is None:
+        if share:
+            return [_draw(like, generator)] * count if count else []
+        return (_draw(like, generator) for _ in range(count))
+    noises = [given] * max(count, 1) if isinstance(given, Tensor) else given
+    if not isinstance(given, Tensor) and len(noises) != count:
+        raise ConfigError(f"{len(noises)} step noises for {count} noisy steps; give one for each, or one tensor")
+    for noise in noises:
+        if noise.shape != like.shape:
+            raise ConfigError(f"step_noise has shape {tuple(noise.shape)} instead of {tuple(like.shape)}")
+    return noises[:count]
 
 
 def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like.device, like.dtype)
-
-
-def _check_shape(name: str, noise: Tensor, model: SphereGenerator) -> None:
-    if tuple(noise.shape[1:]) != tuple(model.latent_shape):
-        shape = ", ".join(map(str, model.latent_shape))
-        raise ConfigError(f"{name} has shape {tuple(noise.shape)}; this model's latents are (B, {shape})")
-
-
-def _check_like(name: str, noise: Tensor, like: Tensor) -> None:
-    if noise.shape != like.shape:
-        raise ConfigError(f"{name} has shape {tuple(noise.shape)} instead of {tuple(like.shape)}")

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spheregen.conditioning import Labels
 from spheregen.errors import ConfigError
-from spheregen.models.protocol import SphereGenerator, predicts_images
+from spheregen.protocol import SphereGenerator
 from spheregen.sampling.guidance import Guidance, guide
-from spheregen.sampling.loop import Samples, StepNoise, check_labels, refine, step_directions
-from spheregen.sampling.schedules import Schedule, edit_radii
+from spheregen.sampling.loop import Callback, Samples, StepNoise, run, step_noises
+from spheregen.sampling.schedules import Schedule, edit_angles
 
 
 class Observation(Protocol):
-    """What is known of the images: y = A(x)."""
+    """The facts known of the images: y = A(x)."""
 
     def start(self) -> Tensor:
         """A first guess (B, C, S, S) that agrees with what is known."""
@@ -116,7 +117,7 @@ class Reduced:
 def restore(
     model: SphereGenerator,
     observation: Observation,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     steps: int = 4,
     strength: float = 0.25,
     schedule: Schedule = "decay",
@@ -125,6 +126,7 @@ def restore(
     step_noise: StepNoise | None = None,
     generator: torch.Generator | None = None,
     share_noise: bool = True,
+    callback: Callback | None = None,
 ) -> Samples:
     """Images that look like the model's and agree with an observation: T times D(spherify(spherify(E(x)) + noise)) and
     the data step.
@@ -135,37 +137,38 @@ def restore(
     Args:
         observation: `Masked` (inpainting), `Reduced` (super-resolution), or your own.
         steps: T >= 1; the trajectory has T images, each of which agrees with the observation.
-        strength: the noise of a step as a fraction of sigma_max, scaled down by the schedule.
+        strength: the noise of a step as a fraction of the training noise's magnitude, scaled down by the schedule.
 
     The other arguments are those of `edit`. Images of an observation of yours that leave [-1, 1] are clamped.
 
     Raises:
         ConfigError: arguments that do not fit together.
     """
-    radii = edit_radii(schedule, steps, strength, model.sigma_max)
+    angles = edit_angles(schedule, steps, strength, model.alpha_max)
     start = observation.start().clamp(-1, 1)
-    check_labels(labels, start.shape[0])
-    steered = guide(model, labels, guidance, guidance_at)
-    like = start.new_empty((start.shape[0], *model.latent_shape))
-    directions = step_directions(step_noise, len(radii), like, generator, share=share_noise)
-    noises = zip(radii, directions, strict=True)
+    guided = guide(model, model.condition(labels).check(len(start)), guidance, guidance_at)
+    like = start.new_empty((len(start), *model.latent_shape))
+    noises = step_noises(step_noise, steps, like, generator, share=share_noise)
 
-    def settled(images: Tensor) -> Tensor:
+    def agree(images: Tensor) -> Tensor:
         return observation.agree(images).clamp(-1, 1)
 
     def agreed(prediction: Tensor) -> Tensor:
-        return settled(model.to_image(prediction))
+        return agree(model.to_image(prediction))
 
-    made: list[Tensor] = []
-    if isinstance(observation, Masked) and not predicts_images(model):
-        known = prediction = model.from_image(start)
-        for radius, direction in noises:
-            prediction = refine(steered, prediction, radius, direction, prior=model.prior)
-            prediction = model.mix(prediction, known, observation.missing)
-            made.append(prediction)
-        return dataclasses.replace(Samples.of(made, agreed), settle=settled)
-    images = start
-    for radius, direction in noises:
-        images = agreed(refine(steered, model.from_image(images), radius, direction, prior=model.prior))
-        made.append(images)
-    return dataclasses.replace(Samples.of(made, lambda images: images), settle=settled)
+    if isinstance(observation, Masked) and not model.predicts_images:
+        known = model.from_image(start)
+        samples = run(
+            guided,
+            known,
+            angles,
+            noises,
+            agreed,
+            after=lambda prediction: model.mix(prediction, known, observation.missing),
+            callback=callback,
+        )
+    else:
+        samples = run(
+            guided, start, angles, noises, lambda same: same, before=model.from_image, after=agreed, callback=callback
+        )
+    return dataclasses.replace(samples, agree=agree)

@@ -1,96 +1,118 @@
-"""How strong the noise of each refinement step is, as a fraction r_t of sigma_max.
+"""The angle of the noise of each step.
 
-A schedule is a function `(t, steps) -> r_t` for t = 1 .. steps-1; `fixed` and `decay` are the published ones, `angle`
-lowers the angle of the noise evenly instead of its magnitude, and any function of yours, or the numbers themselves, can
-stand in their place.
+A schedule says for each step t how strong the noise is, as a fraction r_t of the magnitude of the training noise:
+`fixed` and `decay` are the published ones; any function `(t, steps) -> r_t` of yours, or the numbers themselves, can
+stand in their place. `angle` lowers the angle of the noise evenly instead of its magnitude, and `Angles` are angles as
+they are. All of them become angles in radians here; a fraction r of alpha_max is the angle atan(r * tan(alpha_max)).
 
-Source: Yue et al. 2026 (arXiv 2602.15030), generation schedules.
+Source: Yue et al. 2026 (arXiv 2602.15030), generation schedules (method.md, section 1.3).
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.sphere import angle_to_sigma, sigma_to_angle
-
-Schedule = str | Sequence[float] | Callable[[int, int], float]
-"""A name in `SCHEDULES`, the fractions themselves, or a function of step and steps."""
-
-SIGMA_85 = angle_to_sigma(85.0)
-"""sigma_max of a model of the paper's most used angle, for those who check a schedule without a model."""
+from spheregen.sphere import scale_noise
 
 MOST_STEPS = 10_000
-"""More is a typing error, or somebody else's attempt to keep us busy."""
+"""More is a typing error, or an attempt to keep a machine busy."""
 
 
-def fixed(t: int, steps: int) -> float:
-    """r_t = 1: every step is as noisy as training was; the paper's best."""
-    return 1.0
+@dataclass(frozen=True)
+class Angles:
+    """A schedule of the angles themselves."""
+
+    degrees: tuple[float, ...]
+    """One for each noisy step, 0 to 90."""
 
 
-def decay(t: int, steps: int) -> float:
-    """r_t = 1 - t/steps."""
-    return 1 - t / steps
+Schedule = str | Sequence[float] | Callable[[int, int], float] | Angles
+"""A name in `SCHEDULES`; fractions of the training noise's magnitude; a function of step and steps that gives them; or
+`Angles`."""
 
 
-def angle(t: int, steps: int, sigma_max: float = SIGMA_85) -> float:
-    """r_t = tan(alpha_max * (1 - t/steps)) / tan(alpha_max): the angle falls evenly, so late steps have far less noise.
+def fixed(t: int, steps: int, largest: float) -> float:
+    """Return r_t = 1 as an angle: every step is as noisy as training was; the paper's best."""
+    return largest
+
+
+def decay(t: int, steps: int, largest: float) -> float:
+    """Return r_t = 1 - t/steps as an angle."""
+    return scale_noise(largest, 1 - t / steps).item()
+
+
+def angle(t: int, steps: int, largest: float) -> float:
+    """Return alpha_max * (1 - t/steps): the angle falls evenly, so late steps have far less noise.
 
     Ours; for few-step denoisers of latents, whose noise angles are near 90 degrees for most magnitudes.
     """
-    return angle_to_sigma(sigma_to_angle(sigma_max) * (1 - t / steps)) / sigma_max
+    return largest * (1 - t / steps)
 
 
-SCHEDULES: Mapping[str, Callable[[int, int], float]] = MappingProxyType(
+SCHEDULES: Mapping[str, Callable[[int, int, float], float]] = MappingProxyType(
     {"fixed": fixed, "decay": decay, "angle": angle}
 )
-"""The schedules that have a name; `angle` is told the model's sigma_max."""
+"""The schedules that have a name: step t = 1 .. steps-1, steps and alpha_max in radians to an angle in radians."""
 
 
-def refinement_radii(schedule: Schedule, steps: int, sigma_max: float = SIGMA_85) -> tuple[float, ...]:
-    """The radii r_1 .. r_{T-1} of generation in `steps` = T steps; a sequence holds T-1 numbers.
+def generation_angles(
+    schedule: Schedule, steps: int, alpha_max: float = 85.0, strength: float = 1.0
+) -> tuple[float, ...]:
+    """Return the angles in radians of the noise of steps 2 .. T of generation.
 
-    `sigma_max` is the model's, on which the schedule `angle` depends.
+    Args:
+        schedule: of T = `steps` steps; a sequence holds T - 1 numbers.
+        steps: T.
+        alpha_max: of the model, in degrees.
+        strength: a factor of the magnitude of all noise.
 
     Raises:
-        ConfigError: fewer than 1 step, an unknown schedule, a sequence of another length, or negative radii.
+        ConfigError: fewer than 1 step, an unknown schedule, a sequence of another length, or impossible numbers.
     """
     if not 1 <= steps <= MOST_STEPS:
         raise ConfigError(f"steps is at least 1, not {steps}: one step decodes a random point; {MOST_STEPS} at most")
-    return _radii(schedule, steps - 1, "refinement steps (steps - 1)", sigma_max)
+    return _angles(schedule, steps - 1, "steps after the first", alpha_max, strength)
 
 
-def edit_radii(schedule: Schedule, steps: int, strength: float, sigma_max: float = SIGMA_85) -> tuple[float, ...]:
-    """The radii of `steps` = T edit steps: `strength` times the schedule of T+1 steps at t = 1 .. T.
+def edit_angles(schedule: Schedule, steps: int, strength: float, alpha_max: float = 85.0) -> tuple[float, ...]:
+    """Return the angles in radians of `steps` = T edit steps: the schedule of T+1 steps at t = 1 .. T, by `strength`.
 
     So `fixed` is r_t = strength and `decay` r_t = strength * (1 - t/(T+1)). A sequence holds T numbers.
+
+    Raises:
+        ConfigError: as for `generation_angles`, or an impossible strength.
     """
     if not 1 <= steps <= MOST_STEPS:
         raise ConfigError(f"steps is at least 1, not {steps}: a step encodes and decodes once; {MOST_STEPS} at most")
+    return _angles(schedule, steps, "edit steps", alpha_max, strength)
+
+
+def _angles(schedule: Schedule, count: int, what: str, alpha_max: float, strength: float) -> tuple[float, ...]:
+    """Return the angles of `count` noisy steps."""
     if not 0 <= strength < math.inf:
         raise ConfigError(f"strength is a fraction of the training noise from 0 up, not {strength:g}")
-    return tuple(strength * r for r in _radii(schedule, steps, "edit steps", sigma_max))
-
-
-def _radii(schedule: Schedule, count: int, what: str, sigma_max: float) -> tuple[float, ...]:
-    """The radii of `count` noisy steps."""
+    largest = math.radians(alpha_max)
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
             hint = did_you_mean(schedule, SCHEDULES)
             raise ConfigError(
                 f"unknown schedule {schedule!r}{hint}; use {', '.join(SCHEDULES)}, a list of numbers or a function"
             )
-        schedule = functools.partial(angle, sigma_max=sigma_max) if schedule == "angle" else SCHEDULES[schedule]
-    if callable(schedule):
-        radii = tuple(float(schedule(t, count + 1)) for t in range(1, count + 1))
+        found = [SCHEDULES[schedule](t, count + 1, largest) for t in range(1, count + 1)]
+    elif isinstance(schedule, Angles):
+        if not all(0 <= degrees <= 90 for degrees in schedule.degrees):
+            raise ConfigError("a schedule of angles holds degrees from 0 to 90")
+        found = [math.radians(degrees) for degrees in schedule.degrees]
     else:
-        radii = tuple(float(r) for r in schedule)
-    if len(radii) != count:
-        raise ConfigError(f"a schedule of {len(radii)} numbers does not fit {count} {what}")
-    if not all(0 <= r < math.inf for r in radii):
-        raise ConfigError("a schedule holds finite numbers from 0 up")
-    return radii
+        given = schedule
+        numbers = [given(t, count + 1) for t in range(1, count + 1)] if callable(given) else [float(r) for r in given]
+        if not all(0 <= r < math.inf for r in numbers):
+            raise ConfigError("a schedule holds finite numbers from 0 up")
+        found = [scale_noise(largest, r).item() for r in numbers]
+    if len(found) != count:
+        raise ConfigError(f"a schedule of {len(found)} numbers does not fit {count} {what}")
+    return tuple(each if strength == 1 else scale_noise(each, strength).item() for each in found)

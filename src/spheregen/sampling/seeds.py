@@ -1,4 +1,4 @@
-"""One seed per image: a picture depends on its seed alone, never on batch size, position or device."""
+"""One seed per image: an image depends on its seed alone, never on batch size, position or device."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class SeededNoise:
     initial: Tensor
     """(B, N, d) standard Gaussian."""
     steps: Tensor | tuple[Tensor, ...]
-    """One (B, N, d) shared by all refinement steps, or one for each."""
+    """One (B, N, d) shared by all noisy steps, or one for each."""
 
 
-def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...], refinements: int, *, share: bool = True) -> SeededNoise:
+def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...], noisy_steps: int, *, share: bool = True) -> SeededNoise:
     """Draw each image's noise from a CPU generator of its own seed.
 
     The initial noise comes first, so the same seed starts at the same point whatever the number of steps.
@@ -28,16 +28,16 @@ def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...], refinements: int,
     draws = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        count = 1 + (min(refinements, 1) if share else refinements)
+        count = 1 + (min(noisy_steps, 1) if share else noisy_steps)
         # one draw for each noise: a larger draw would fill its numbers in another order
         draws.append(torch.stack([torch.randn(shape, generator=generator) for _ in range(count)]))
     stacked = torch.stack(draws, dim=1)  # (count, B, N, d)
     if share:
-        return SeededNoise(initial=stacked[0], steps=stacked[1] if refinements else ())
+        return SeededNoise(initial=stacked[0], steps=stacked[1] if noisy_steps else ())
     return SeededNoise(initial=stacked[0], steps=tuple(stacked[1:]))
 
 
 def derived_seed(*parts: int | str) -> int:
-    """The seed of a stream of randomness that these numbers and words name: 63 well-mixed bits."""
+    """Return the seed of a stream of randomness that these numbers and words name: 63 well-mixed bits."""
     digest = hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

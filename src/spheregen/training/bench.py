@@ -1,48 +1,47 @@
 """How fast a recipe samples and trains here, against the machine's own matrix products.
 
 Every figure is a median of repeats that take turns: products, each kind of sampling, a training step, and again. So the
-drift of a machine's speed meets all of them alike. Pictures and labels are random, for speed depends on neither.
+drift of a machine's speed meets all of them alike. Inputs and labels are random, for speed depends on neither.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import platform
-import statistics
-import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 from spheregen.errors import ConfigError
-from spheregen.evaluation.cost import RefinedCost, generator_cost
-from spheregen.evaluation.peak import SIZES, Peak, PeakMeter, matmul_peak, synchronize
-from spheregen.losses.perceptual import random_perceptual
-from spheregen.models.blank import blank_generator
-from spheregen.models.flow_refiner import RefinedGenerator
+from spheregen.family.recipe import Recipe
+from spheregen.family.registry import member_of_kind
+from spheregen.measure.timing import SIZES, Peak, PeakMeter, device_name, matmul_peak, peak_memory, synchronize
 from spheregen.nn.block import compile_blocks
+from spheregen.sampling.flow import refine_samples
 from spheregen.sampling.loop import sample
-from spheregen.sampling.refinement import Refinement, Rough, refine_samples
-from spheregen.training.recipe import AutoencoderRecipe, Recipe, RepresentationRecipe, SphereFlowRecipe
+from spheregen.training.estimate import keep_random_state, step_cost, synthetic_batch
+from spheregen.training.frozen import blank_of_recipe, build_objective, estimate_objective
+from spheregen.training.preview import refinement_of
 from spheregen.training.step import TrainingStep, compiles
-from spheregen.training.synthetic import synthetic_batch
-from spheregen.training.systems import System, build_system
-from spheregen.training.systems.autoencoder import AutoencoderSystem
-from spheregen.training.systems.sphere_flow import front_architecture
-from spheregen.training.tracing import keep_random_state
 
 PRECISIONS = ("float32", "bf16")
 WHAT = ("sample", "train")
+What = Literal["sample", "train"]
 SLOW_BF16 = 0.1
 """Below this part of the float32 rate, bf16 is measured only where it was asked for."""
 _LONG = 10**6  # steps of a run that counts epochs
 _ENOUGH = 0.05  # seconds of work between two looks at an accelerator's clock
+_OPERATORS = 15  # rows of a profile
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Machine:
 class BenchRow:
     """One measured kind of work."""
 
-    what: Literal["sample", "train"]
+    what: What
     steps: int
     """Steps of sampling; 1 for training."""
     precision: str
@@ -74,24 +73,13 @@ class BenchRow:
     """`p5`, `p50` and `p95` of that time, in seconds."""
     images_per_second: float
     flops_per_image: float
-    """By the convention of `evaluation.cost`; for training with the perceptual networks."""
+    """Of sampling, what torch counts, attention among it; of training, that of linears and convolutions."""
     flops: float
     """Operations per second."""
     of_peak: float
     """`flops` as a share of the measured peak of this precision."""
     peak_bytes: int | None
-    """Largest memory on the GPU since its own set-up; on a CPU the process's so far; None where it is not known."""
-
-
-@dataclass(frozen=True)
-class ProfileRow:
-    """Where the time of one kind of work goes: an operator or a group of them."""
-
-    name: str
-    group: str
-    seconds: float
-    share: float
-    calls: int
+    """At the peak of a run: on a GPU of tensors, on a CPU of the process; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +93,13 @@ class BenchResult:
     rows: Sequence[BenchRow]
     notes: Sequence[str]
     """What was left out and why, one line each."""
-    profiles: Mapping[str, Sequence[ProfileRow]] = dataclasses.field(default_factory=dict)
-    """By kind of work, such as `train bf16`; the operators with the longest own time first."""
+    profiles: Mapping[str, str] = field(default_factory=dict)
+    """By kind of work, such as `train bf16`: torch's table of the operators with the longest own time."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as plain values, as `spheregen bench --json` prints it."""
-        return {
-            "recipe": self.recipe,
-            "machine": dataclasses.asdict(self.machine),
-            "peaks": {precision: peak.as_dict() for precision, peak in self.peaks.items()},
-            "rows": [dataclasses.asdict(row) for row in self.rows],
-            "notes": list(self.notes),
-            "profiles": {name: [dataclasses.asdict(row) for row in rows] for name, rows in self.profiles.items()},
-        }
+        """Return the result as plain values, as `spheregen bench --json` prints it."""
+        peaks = {precision: peak.as_dict() for precision, peak in self.peaks.items()}
+        return {**dataclasses.asdict(dataclasses.replace(self, peaks={})), "peaks": peaks}
 
 
 def bench(
@@ -154,10 +136,15 @@ def bench(
         progress: told in a line what comes next.
 
     Raises:
-        ConfigError: an impossible option.
+        ConfigError: an impossible option, or a recipe of a tokenizer, which samples nothing.
     """
-    _check(precisions, batch_size, steps, repeats, what, perceptual)
-    _check_kind(recipe, what)
+    for names, known, option in ((precisions or (), PRECISIONS, "precision"), (what, WHAT, "kind of work")):
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(f"unknown {option} {unknown[0]!r}; use {' or '.join(known)}")
+    if perceptual not in (None, "random"):
+        raise ConfigError(f"perceptual is random or left out, not {perceptual!r}")
+    if not what or min((*steps, repeats, batch_size or 1), default=0) < 1 or not steps or batch_size == 0:
+        raise ConfigError("give at least one kind of work; steps, repeats and the batch size are at least 1")
     notes: list[str] = []
     if precisions is None:
         precisions, notes = _sensible_precisions(device)
@@ -165,16 +152,13 @@ def bench(
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": batch_size})})
     peaks: dict[str, Peak] = {}
     rows: list[BenchRow] = []
-    profiles: dict[str, Sequence[ProfileRow]] = {}
+    profiles: dict[str, str] = {}
     with keep_random_state():
         for precision in precisions:
             progress(f"{precision}: measuring matrix products")
             meter = PeakMeter(device, precision, sizes=peak_sizes)
-            works: list[_Work] = []
-            if "sample" in what:
-                works += _sampling(recipe, device, precision, steps)
-            if "train" in what:
-                works.append(_training(recipe, device, precision, perceptual, notes))
+            works = _sampling(recipe, device, precision, steps) if "sample" in what else []
+            works += [_training(recipe, device, precision, perceptual, notes)] if "train" in what else []
             for work in works:
                 progress(f"{precision}: warming up {work.name}")
                 work.warm_up()
@@ -183,10 +167,10 @@ def bench(
                 meter.sample()
                 for work in works:
                     work.measure()
-            peaks[precision] = meter.result()
-            rows += [work.row(precision, peaks[precision]) for work in works]
-            if peaks[precision].left_out:
-                left_out = ", ".join(map(str, peaks[precision].left_out))
+            peaks[precision] = peak = meter.result()
+            rows += [work.row(precision, peak) for work in works]
+            if peak.left_out:
+                left_out = ", ".join(map(str, peak.left_out))
                 notes.append(f"{precision}: products of side {left_out} take too long here and do not count")
             for work in works if profile else ():
                 progress(f"{precision}: profiling {work.name}")
@@ -194,44 +178,133 @@ def bench(
                 if device.type == "cuda":
                     notes.append(f"{work.name} {precision}: {work.waits()}")
             del works
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-    return BenchResult(
-        recipe=recipe.name, machine=describe_machine(device), peaks=peaks, rows=rows, notes=notes, profiles=profiles
-    )
-
-
-def describe_machine(device: torch.device) -> Machine:
-    """The device, its processor and the software, for a report."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return Machine(
-        device=name,
+    machine = Machine(
+        device=device_name(device) if device.type == "cuda" else _processor(),
         kind=device.type,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         python=platform.python_version(),
         system=platform.system(),
     )
+    return BenchResult(recipe.name, machine, peaks, rows, notes, profiles)
 
 
-def _check(
-    precisions: Sequence[str] | None,
-    batch_size: int | None,
-    steps: Sequence[int],
-    repeats: int,
-    what: Sequence[str],
-    perceptual: str | None,
-) -> None:
-    for names, known, option in ((precisions or (), PRECISIONS, "precision"), (what, WHAT, "kind of work")):
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"unknown {option} {name!r}; use {' or '.join(known)}")
-    if perceptual not in (None, "random"):
-        raise ConfigError(f"perceptual is random or left out, not {perceptual!r}")
-    if not what or not steps or min(steps) < 1:
-        raise ConfigError("give at least one kind of work, and numbers of sampling steps of at least 1")
-    if repeats < 1 or (batch_size is not None and batch_size < 1):
-        raise ConfigError("repeats and the batch size are at least 1")
+class _Work:
+    """Something that is run and timed: `run` makes or learns from `batch` images, in `flops` operations for each."""
+
+    def __init__(
+        self, what: What, steps: int, batch: int, flops: float, device: torch.device, run: Callable[[], object]
+    ) -> None:
+        self.name = "train" if what == "train" else f"sample {steps} step{'s' if steps > 1 else ''}"
+        self._what, self._steps, self._batch, self._flops = what, steps, batch, flops
+        self._device, self._run = device, run
+        self._timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+        self._count = 1
+        self._times: list[float] = []
+        self._peak: float | None = None
+
+    def warm_up(self) -> None:
+        """Run it until it is fast, and see how many runs its clock needs."""
+        on_cpu = self._device.type == "cpu"
+        self._peak = peak_memory(lambda: self._timer.timeit(1 if on_cpu else 2), self._device)
+        if not on_cpu:
+            self._count = max(1, min(1000, int(_ENOUGH / self._timer.timeit(1).median)))
+
+    def measure(self) -> None:
+        """Time it once."""
+        self._times.append(self._timer.timeit(self._count).median)
+
+    def row(self, precision: str, peak: Peak) -> BenchRow:
+        """Return the figures of the measured times."""
+        shares = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+        low, seconds, high = torch.tensor(self._times, dtype=torch.float64).quantile(shares).tolist()
+        rate = self._batch / seconds
+        return BenchRow(
+            what=self._what,
+            steps=self._steps,
+            precision=precision,
+            batch_size=self._batch,
+            seconds=seconds,
+            percentiles={"p5": low, "p50": seconds, "p95": high},
+            images_per_second=rate,
+            flops_per_image=self._flops,
+            flops=rate * self._flops,
+            of_peak=rate * self._flops / peak.flops,
+            peak_bytes=None if self._peak is None else int(self._peak * 2**20),
+        )
+
+    def profile(self) -> str:
+        """Return torch's table of where the time goes."""
+        on_gpu = self._device.type == "cuda"
+        with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as trace:
+            self._run()
+            synchronize(self._device)
+        order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        return str(trace.key_averages().table(sort_by=order, row_limit=_OPERATORS, max_name_column_width=50))
+
+    def waits(self) -> str:
+        """Return in words whether the host waits for the GPU inside."""
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self._run()
+        except RuntimeError as error:
+            return f"the host waits for the GPU inside ({str(error).splitlines()[0]})"
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return "the host never waits for the GPU inside"
+
+
+def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Sequence[int]) -> list[_Work]:
+    """Return sampling in so many steps each; of a refined generator with its refiner, as the recipe uses it."""
+    if not member_of_kind(recipe.kind).generates:
+        raise ConfigError(f"the recipe {recipe.name} trains a tokenizer, which samples nothing; measure train alone")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    torch.manual_seed(0)
+    with device:
+        model = blank_of_recipe(recipe)
+    model = model.to(dtype).eval().requires_grad_(False)
+    batch, classes = recipe.train.batch_size, recipe.model.num_classes
+    noise = torch.randn(batch, *model.latent_shape).to(device, dtype)
+    labels = (torch.arange(batch) % classes).to(device) if classes else None
+    refinement = refinement_of(recipe.sampling, 1.0)
+    start = torch.randn(batch, *model.image_shape).to(device, dtype) if refinement else None
+
+    def run(steps: int, count: int) -> Tensor:
+        some = None if labels is None else labels[:count]
+        samples = sample(model, noise[:count], some, steps=steps, step_noise=noise[:count])
+        if refinement is None or start is None:
+            return samples.images
+        return refine_samples(model, samples, some, refinement, start[:count]).images
+
+    works = []
+    for number in steps:
+        with FlopCounterMode(display=False) as counter:
+            run(number, 1)
+        flops = float(counter.get_total_flops())
+        works.append(_Work("sample", number, batch, flops, device, functools.partial(run, number, batch)))
+    if compiles(recipe, device, _LONG):
+        compile_blocks(model)
+    return works
+
+
+def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: str | None, notes: list[str]) -> _Work:
+    counted = recipe.model_copy(
+        update={"perceptual": "published"} if perceptual and hasattr(recipe, "perceptual") else {}
+    )
+    objective = estimate_objective(counted) if perceptual else build_objective(recipe)
+    micro_batch = recipe.train.micro_batch if isinstance(recipe.train.micro_batch, int) else None
+    total = recipe.train.steps or _LONG
+    step = TrainingStep(objective, recipe, device=device, precision=precision, micro_batch=micro_batch, total=total)
+    batch, noise = synthetic_batch(step, recipe.train.batch_size)
+    for frozen in objective.frozen:
+        name = getattr(frozen, "name", type(frozen).__name__)
+        note = f"training with the frozen networks: {name}{' (random)' if perceptual else ''}"
+        if note not in notes:
+            notes.append(note)
+    if step.compiled:
+        notes.append(f"{precision}: the transformer blocks are compiled")
+    flops = step_cost(counted).flops_per_image
+    return _Work("train", 1, recipe.train.batch_size, flops, device, lambda: step(batch, noise, 1e-6))
 
 
 def _sensible_precisions(device: torch.device) -> tuple[Sequence[str], list[str]]:
@@ -242,215 +315,6 @@ def _sensible_precisions(device: torch.device) -> tuple[Sequence[str], list[str]
         ratio = full / half
         return ("float32",), [f"bf16 is left out: {ratio:.0f} times slower than float32 here; ask for it to measure it"]
     return PRECISIONS, []
-
-
-class _Work:
-    """Something that is run and timed."""
-
-    def __init__(
-        self, name: str, what: Literal["sample", "train"], steps: int, batch: int, flops: float, device: torch.device,
-        run: Callable[[], object],
-    ) -> None:  # fmt: skip
-        self.name, self._what, self._steps, self._batch, self._flops = name, what, steps, batch, flops
-        self._device, self._run = device, run
-        self._count = 1
-        self._times: list[float] = []
-        self._peak_bytes: int | None = None
-
-    def warm_up(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        for _ in range(3 if self._device.type != "cpu" else 1):
-            seconds = self._seconds()
-        if self._device.type != "cpu":
-            self._count = max(1, min(1000, int(_ENOUGH / seconds)))
-        self._peak_bytes = _peak_bytes(self._device)
-
-    def measure(self) -> None:
-        self._times.append(self._seconds())
-
-    def row(self, precision: str, peak: Peak) -> BenchRow:
-        seconds = statistics.median(self._times)
-        rate = self._batch / seconds
-        return BenchRow(
-            what=self._what,
-            steps=self._steps,
-            precision=precision,
-            batch_size=self._batch,
-            seconds=seconds,
-            percentiles={f"p{place}": _percentile(self._times, place) for place in (5, 50, 95)},
-            images_per_second=rate,
-            flops_per_image=self._flops,
-            flops=rate * self._flops,
-            of_peak=rate * self._flops / peak.flops,
-            peak_bytes=self._peak_bytes,
-        )
-
-    def profile(self, count: int = 15) -> Sequence[ProfileRow]:
-        from torch.profiler import ProfilerActivity
-        from torch.profiler import profile as profiler
-
-        on_gpu = self._device.type == "cuda"
-        with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as trace:
-            self._run()
-            synchronize(self._device)
-        key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-        # an operator's own time on the GPU is that of its kernels, which are listed too: count the kernels alone
-        events = [
-            event
-            for event in trace.key_averages()
-            if getattr(event, key) > 0 and (not on_gpu or event.device_type.name == "CUDA")
-        ]
-        total = sum(getattr(event, key) for event in events) or 1.0
-        rows = [
-            ProfileRow(
-                name=event.key.removeprefix("aten::"),
-                group=operator_group(event.key),
-                seconds=getattr(event, key) / 1e6,
-                share=getattr(event, key) / total,
-                calls=event.count,
-            )
-            for event in events
-        ]
-        groups: defaultdict[str, list[ProfileRow]] = defaultdict(list)
-        for row in rows:
-            groups[row.group].append(row)
-        totals = [
-            ProfileRow("(all)", name, sum(r.seconds for r in g), sum(r.share for r in g), sum(r.calls for r in g))
-            for name, g in groups.items()
-        ]
-        return [*sorted(totals, key=_longest), *sorted(rows, key=_longest)[:count]]
-
-    def waits(self) -> str:
-        """Whether the host waits for the GPU inside, in words."""
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            self._run()
-        except RuntimeError as error:
-            return f"the host waits for the GPU inside ({str(error).splitlines()[0]})"
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-        return "the host never waits for the GPU inside"
-
-    def _seconds(self) -> float:
-        synchronize(self._device)
-        begun = time.perf_counter()
-        for _ in range(self._count):
-            self._run()
-        synchronize(self._device)
-        return (time.perf_counter() - begun) / self._count
-
-
-def _longest(row: ProfileRow) -> float:
-    return -row.seconds
-
-
-def _check_kind(recipe: Recipe, what: Sequence[str]) -> None:
-    if isinstance(recipe, RepresentationRecipe) and "sample" in what:
-        raise ConfigError(f"the recipe {recipe.name} trains a tokenizer, which samples nothing; measure train alone")
-
-
-def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Sequence[int]) -> list[_Work]:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    torch.manual_seed(0)
-    with device:
-        model = blank_generator(recipe.model, front_architecture(recipe))
-    model = model.to(dtype).eval().requires_grad_(False)
-    if compiles(recipe, device, _LONG):
-        compile_blocks(cast(nn.Module, model))
-    cost = generator_cost(model)
-    batch, classes = recipe.train.batch_size, recipe.model.num_classes
-    noise = torch.randn(batch, *model.latent_shape).to(device, dtype)
-    labels = (torch.arange(batch) % classes).to(device) if classes else None
-
-    refinement = Refinement()
-    if isinstance(recipe, SphereFlowRecipe):
-        refinement = Refinement(recipe.sampling.refinement_steps, recipe.sampling.solver)
-    start = torch.randn(batch, *model.image_shape).to(device, dtype)
-
-    def work(count: int) -> _Work:
-        def run() -> Tensor:
-            if not isinstance(model, RefinedGenerator):
-                return sample(model, noise, labels, steps=count, step_noise=noise).images
-            rough = Rough(model)
-            samples = sample(rough, noise, labels, steps=count, step_noise=noise)
-            return refine_samples(rough, samples, labels, refinement, start).images
-
-        name = f"sample {count} step{'s' if count > 1 else ''}"
-        gflops = cost.generation_gflops(count)
-        if isinstance(cost, RefinedCost):
-            name += f" and {refinement.steps}"
-            gflops += cost.refinement_gflops(refinement.steps, refinement.solver)
-        return _Work(name, "sample", count, batch, 1e9 * gflops, device, run)
-
-    return [work(count) for count in steps]
-
-
-def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: str | None, notes: list[str]) -> _Work:
-    system = _system(recipe, perceptual)
-    micro_batch = recipe.train.micro_batch if isinstance(recipe.train.micro_batch, int) else None
-    total = recipe.train.steps or _LONG
-    step = TrainingStep(system, recipe, device=device, precision=precision, micro_batch=micro_batch, total=total)
-    batch, draws = synthetic_batch(step, recipe.train.batch_size)
-    for frozen in system.frozen:
-        name = getattr(frozen, "name", type(frozen).__name__)
-        note = f"training with the frozen networks: {name}{' (random)' if perceptual else ''}"
-        if note not in notes:
-            notes.append(note)
-    if step.compiled:
-        notes.append(f"{precision}: the transformer blocks are compiled")
-
-    def run() -> object:
-        return step(batch, draws, 1e-6)
-
-    return _Work("train", "train", 1, recipe.train.batch_size, system.flops_per_image(), device, run)
-
-
-def _system(recipe: Recipe, perceptual: str | None) -> System:
-    if isinstance(recipe, AutoencoderRecipe) and perceptual == "random" and recipe.loss.needs_perceptual:
-        return AutoencoderSystem(recipe, random_perceptual())
-    return build_system(recipe)
-
-
-_GROUPS = (
-    ("attention", ("attention", "flash", "fmha", "sdpa")),
-    ("optimiser", ("adam", "lerp", "muon", "foreach", "clip", "multi_tensor")),
-    ("convolutions", ("conv",)),
-    ("matrix products", ("mm", "matmul", "linear", "gemm", "einsum", "cutlass", "nvjet", "dot")),
-    ("norms and softmax", ("norm", "softmax")),
-    ("copies and casts", ("copy", "_to", "clone", "contiguous", "cat", "memcpy", "memset", "fill", "zero", "empty")),
-    ("sums", ("sum", "mean", "reduce")),
-    ("elementwise", ("add", "mul", "div", "sub", "pow", "silu", "tanh", "sqrt", "elementwise", "triton", "where")),
-)  # fmt: skip
-
-
-def operator_group(name: str) -> str:
-    """What kind of work an operator or kernel does, by its name."""
-    lowered = name.lower()
-    for group, signs in _GROUPS:
-        if any(sign in lowered for sign in signs):
-            return group
-    return "other"
-
-
-def _percentile(values: Sequence[float], place: float) -> float:
-    """The percentile by linear interpolation."""
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * place / 100
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
-def _peak_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "cpu":
-        with contextlib.suppress(OSError, StopIteration):  # other systems have no such file
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
-    return None
 
 
 def _processor() -> str:

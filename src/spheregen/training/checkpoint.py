@@ -19,10 +19,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from spheregen.distributed import World, assign, like, whole
+from spheregen.distributed import World, assign, distribute_like, full_tensor
 from spheregen.errors import ModelFileError
-from spheregen.model_folder import load_tensors, save_tensors
-from spheregen.training.optimizer import Optimizers
+from spheregen.tensors import load_tensors, save_tensors
+from spheregen.training.optimizer import Optimizer
 
 FOLDER = "state"
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
@@ -72,7 +72,7 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
 
 
 def training_state(
-    model: nn.Module, average: nn.Module, optimizer: Optimizers, meters: Mapping[str, Tensor], world: World
+    model: nn.Module, average: nn.Module, optimizer: Optimizer, meters: Mapping[str, Tensor], world: World
 ) -> dict[str, Tensor]:
     """All tensors of a run, whole and on the CPU, by name: what a checkpoint holds.
 
@@ -86,7 +86,7 @@ def training_state(
     )
     state = {}
     for name, tensor in tensors:
-        complete = whole(tensor)
+        complete = full_tensor(tensor)
         if world.is_first:
             state[name] = complete.detach().cpu()
     return state
@@ -100,7 +100,7 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], *, about:
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, model: nn.Module, average: nn.Module, optimizer: Optimizers
+    checkpoint: Checkpoint, model: nn.Module, average: nn.Module, optimizer: Optimizer
 ) -> dict[str, Tensor]:
     """Put a checkpoint's tensors back in place, in shards where the model is sharded; returns the meters.
 
@@ -130,7 +130,9 @@ def load_checkpoint(
         if parameter in parameters:
             target = parameters[parameter]
             is_moment = value.shape == target.shape and key != "step"
-            moments.setdefault(parameter, {})[key] = like(value, target) if is_moment else value.to(target.device)
+            moments.setdefault(parameter, {})[key] = (
+                distribute_like(value, target) if is_moment else value.to(target.device)
+            )
     try:
         optimizer.load_state(moments)
     except KeyError as error:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from spheregen.data import Batch, ImageOptions, ImageSource, Progress, TrainingBatches, open_source
+from spheregen.data import Batch, ImageOptions, Progress, TrainingBatches, open_source
 from spheregen.data.latent_cache import LatentBatches, LatentCache, is_latent_cache
 from spheregen.distributed import World
 from spheregen.errors import ConfigError
-from spheregen.training.recipe import LatentDenoiserRecipe, Recipe
+from spheregen.family.recipe import Recipe
+from spheregen.family.registry import member_of_kind
+from spheregen.folders.tokenizers import TOKENIZER, open_tokenizer
+from spheregen.protocol import Tokenizer
 
 
 class Batches(Protocol):
@@ -29,7 +32,7 @@ class Batches(Protocol):
 
     @property
     def skipped(self) -> Sequence[str]:
-        """One line for each picture that was left out."""
+        """One line for each image that was left out."""
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches that are left."""
@@ -52,32 +55,42 @@ class Feed:
     """Where it is kept which images were found to be bad."""
     progress: Progress
 
+    def options(self, recipe: Recipe) -> dict[str, Any]:
+        """Return what batches of all kinds take."""
+        return {
+            "batch_size": recipe.train.batch_size,
+            "seed": recipe.train.seed,
+            "flips": recipe.data.flips,
+            "cache_bytes": recipe.data.cache_mb << 20,
+            "prefetch": recipe.data.prefetch,
+            "steps": max(self.steps, self.start),
+            "start_step": self.start,
+            "rank": self.world.rank,
+            "world_size": self.world.size,
+            "device": self.device,
+        }
 
-class TrainingData(Protocol):
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
     """The data of a run, opened."""
 
-    @property
-    def name(self) -> str:
-        """For people."""
-
-    @property
-    def count(self) -> int:
-        """Images, before any is skipped."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Empty where there are no labels."""
-
-    @property
-    def preprocessing(self) -> Mapping[str, Any]:
-        """How pictures were brought to the model's size, for `ModelInfo`."""
-
-    def batches(self, feed: Feed) -> Batches:
-        """The batches of a run; all processes must ask together."""
+    name: str
+    """For people."""
+    count: int
+    """Images, before any is skipped."""
+    class_names: tuple[str, ...]
+    """Empty where there are no labels."""
+    preprocessing: Mapping[str, Any]
+    """How images were brought to the model's size, for `ModelInfo`."""
+    batches: Callable[[Feed], Batches]
+    """The batches of a run; all processes must ask together."""
+    tokenizer: Callable[[], Tokenizer | None] = lambda: None
+    """Opens the tokenizer of its latents; None of images."""
 
 
 def open_data(recipe: Recipe) -> TrainingData:
-    """The data of a recipe.
+    """Open the data of a recipe.
 
     Raises:
         ConfigError: it names none, or what it names has other classes, or latents where images are wanted.
@@ -89,91 +102,71 @@ def open_data(recipe: Recipe) -> TrainingData:
             f"the recipe {recipe.name} brings no data: name a folder, files or a Hub data set with --data"
         )
     cached = is_latent_cache(Path(source))
-    if isinstance(recipe, LatentDenoiserRecipe):
+    if member_of_kind(recipe.kind).inputs == "latents":
         if not cached:
             raise ConfigError(
                 f"the recipe {recipe.name} is trained on a latent cache, and {source} is none: make one by "
                 f"`spheregen encode TOKENIZER {source} --out CACHE` and name it with --data"
             )
-        return CachedLatents(recipe, LatentCache(Path(source)))
+        return _latents(recipe, LatentCache(Path(source)))
     if cached:
         raise ConfigError(f"{source} is a latent cache, but the recipe {recipe.name} is trained on images; name those")
-    return Images(recipe, open_source(source, split=recipe.data.split, stream=recipe.data.stream))
+    return _images(recipe, source)
 
 
-class Images:
-    """Images of a source, decoded, cropped and mirrored as a recipe says."""
+def _images(recipe: Recipe, name: str) -> TrainingData:
+    """Open images, which are decoded, cropped and mirrored as the recipe says."""
+    settings = recipe.data
+    source = open_source(name, split=settings.split, stream=settings.stream)
+    _check_classes(recipe, source.name, source.class_names)
 
-    def __init__(self, recipe: Recipe, source: ImageSource) -> None:
-        check_classes(recipe.model.num_classes, source.name, source.class_names)
-        self.recipe, self.source = recipe, source
-        self.name, self.count = source.name, len(source)
-        self.class_names = tuple(source.class_names)
-
-    @property
-    def preprocessing(self) -> Mapping[str, Any]:
-        return {"fit": self.recipe.data.fit, "background": list(self.recipe.data.background)}
-
-    def batches(self, feed: Feed) -> Batches:
-        recipe = self.recipe
+    def batches(feed: Feed) -> Batches:
         return TrainingBatches(
-            self.source,
+            source,
             image_options(recipe),
-            batch_size=recipe.train.batch_size,
-            steps=max(feed.steps, feed.start),
-            seed=recipe.train.seed,
-            flips=recipe.data.flips,
-            on_error=recipe.data.on_error,
-            workers=recipe.data.workers,
-            cache_bytes=recipe.data.cache_mb << 20,
-            start_step=feed.start,
-            rank=feed.world.rank,
-            world_size=feed.world.size,
-            shuffle=recipe.data.shuffle,
-            validate=recipe.data.check,
-            prefetch=recipe.data.prefetch,
-            device=feed.device,
+            on_error=settings.on_error,
+            workers=settings.workers,
+            shuffle=settings.shuffle,
+            validate=settings.check,
             gather=feed.world.gather_objects,
             remembered=feed.remembered,
             progress=feed.progress,
+            **feed.options(recipe),
         )
 
+    return TrainingData(
+        name=source.name,
+        count=len(source),
+        class_names=tuple(source.class_names),
+        preprocessing={"fit": settings.fit, "background": list(settings.background)},
+        batches=batches,
+    )
 
-class CachedLatents:
-    """The latents of a cache, of which flips are second views."""
 
-    def __init__(self, recipe: LatentDenoiserRecipe, cache: LatentCache) -> None:
-        config = recipe.model
-        check_classes(config.num_classes, cache.index.plan.source_name, cache.class_names)
-        cache.check_match(latent_shape=(config.tokens, config.channels), image_size=config.image_size)
-        self.recipe, self.cache = recipe, cache
-        self.name, self.count = cache.index.plan.source_name, cache.count
-        self.class_names = tuple(cache.class_names)
+def _latents(recipe: Recipe, cache: LatentCache) -> TrainingData:
+    """Open the latents of a cache, of which flips are second views."""
+    config, plan = recipe.model, cache.index.plan
+    _check_classes(recipe, plan.source_name, cache.class_names)
+    tokens, channels = member_of_kind(recipe.kind).input_shape(config)
+    cache.check_match(latent_shape=(tokens, channels), image_size=config.image_size)
 
-    @property
-    def preprocessing(self) -> Mapping[str, Any]:
-        image = self.cache.index.plan.image
-        return {"fit": image.fit, "background": list(image.background)}
+    def tokenizer() -> Tokenizer:
+        opened = open_tokenizer(cache.path / TOKENIZER)
+        cache.check_match(tokenizer_fingerprint=opened.fingerprint)
+        return opened.tokenizer
 
-    def batches(self, feed: Feed) -> Batches:
-        recipe = self.recipe
-        return LatentBatches(
-            self.cache,
-            batch_size=recipe.train.batch_size,
-            steps=max(feed.steps, feed.start),
-            seed=recipe.train.seed,
-            flips=recipe.data.flips,
-            cache_bytes=recipe.data.cache_mb << 20,
-            start_step=feed.start,
-            rank=feed.world.rank,
-            world_size=feed.world.size,
-            prefetch=recipe.data.prefetch,
-            device=feed.device,
-        )
+    return TrainingData(
+        name=plan.source_name,
+        count=cache.count,
+        class_names=tuple(cache.class_names),
+        preprocessing={"fit": plan.image.fit, "background": list(plan.image.background)},
+        batches=lambda feed: LatentBatches(cache, **feed.options(recipe)),
+        tokenizer=tokenizer,
+    )
 
 
 def image_options(recipe: Recipe) -> ImageOptions:
-    """How a recipe turns pictures into tensors."""
+    """Return how a recipe turns images into tensors."""
     return ImageOptions(
         image_size=recipe.model.image_size,
         channels=recipe.model.image_channels,
@@ -183,13 +176,9 @@ def image_options(recipe: Recipe) -> ImageOptions:
     )
 
 
-def check_classes(wanted: int, name: str, class_names: Sequence[str]) -> None:
-    """Refuse data whose classes are not those that a model of `wanted` classes asks for.
-
-    Raises:
-        ConfigError: there are others, or none.
-    """
-    given = len(class_names)
+def _check_classes(recipe: Recipe, name: str, class_names: Sequence[str]) -> None:
+    """Refuse data whose classes are not those that a model asks for."""
+    wanted, given = recipe.model.num_classes, len(class_names)
     if not wanted or wanted == given:
         return
     if not given:

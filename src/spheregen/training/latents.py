@@ -10,13 +10,38 @@ E tr(G^2) = B + B (B - 1) / L exactly. `latent_coverage` compares a batch with t
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
+from spheregen.distributed import World
 from spheregen.sphere import angle_between, full_precision
 
 LARGEST_BATCH = 1024
 """Samples that are compared with one another; of a larger batch a part is measured."""
+
+
+def observe(observed: Mapping[str, Sequence[Tensor]], world: World) -> dict[str, float]:
+    """Return how the latents of a step's global batch lie on the sphere, and how varied its images and decodes are.
+
+    Args:
+        observed: see `LossTerms`; for each name a tensor of every micro-batch of this process.
+    """
+    parts = {name: torch.cat(list(tensors)) for name, tensors in observed.items()}
+    values: dict[str, Tensor] = {}
+    if "latent" in parts:
+        values |= latent_statistics(world.gather(parts["latent"][: -(-LARGEST_BATCH // world.size)]))
+    for name, what in (("data_deviation", "data"), ("image_deviation", "output")):
+        if what in parts:
+            values[name] = _deviation(parts[what], world)
+    return {name: value.item() for name, value in values.items()}
+
+
+def _deviation(images: Tensor, world: World) -> Tensor:
+    """Return the standard deviation over the global batch (B, ...), averaged over numbers."""
+    mean = world.mean(images.mean(dim=0))
+    return world.mean((images - mean).square().mean(dim=0)).sqrt().mean()
 
 
 @torch.no_grad()

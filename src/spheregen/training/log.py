@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from spheregen.errors import SphereGenError
 from spheregen.files import write_text
+from spheregen.training.hooks import RunView, Values
 
 LOG = "log.jsonl"
 _COUNT = "|count"
@@ -45,18 +45,31 @@ class Meters:
 
 
 class RunLog:
-    """`log.jsonl` of a run folder. Lines beyond the step that a run continues from are dropped first."""
+    """The hook that writes `log.jsonl` in a run folder.
 
-    def __init__(self, run: Path, *, step: int) -> None:
-        self.path = run / LOG
+    Lines beyond the step that a run continues from are dropped first.
+    """
+
+    path: Path
+
+    def on_start(self, run: RunView) -> None:
+        """Open the log of a run that starts or continues."""
+        self.path = run.folder / LOG
         if self.path.exists():
-            write_text(self.path, "".join(line + "\n" for line in _lines_up_to(self.path, step)))
+            write_text(self.path, "".join(line + "\n" for line in _lines_up_to(self.path, run.step)))
 
-    def write(self, entry: Mapping[str, Any]) -> None:
-        """Append one line."""
+    def on_log(self, step: int, values: Values) -> None:
+        """Append the numbers of an entry as one line.
+
+        Raises:
+            SphereGenError: the file cannot be written.
+        """
+        numbers = {name: value for name, value in values.items() if not isinstance(value, Path)}
+        if not numbers:
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(json.dumps({"step": step, **numbers}) + "\n")
         except OSError as error:
             raise SphereGenError(
                 f"cannot write {self.path}: {error.strerror or error}; free space and run again"

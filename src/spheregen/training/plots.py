@@ -1,8 +1,8 @@
-"""The curves of a run's log, as numbers and as a picture."""
+"""The curves of a run's log, as numbers and as an image."""
 
 from __future__ import annotations
 
-import importlib.util
+import fnmatch
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spheregen.colours import COLOURS, DASHES
+from spheregen.drawing import look, new_figure
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.files import atomic_path
 from spheregen.training.log import LOG
@@ -20,7 +20,20 @@ if TYPE_CHECKING:
 
 CURVES = "curves.png"
 FORMATS = (".png", ".svg", ".pdf")
-COLUMNS = 3
+# panels of a run in the order in which they are drawn: title, metrics; what fits none gets a panel of its own
+_PANELS = {
+    "loss and its unweighted terms": ("loss", "*_reconstruction", "*_consistency", "uniformity"),
+    "gradient norm, before clipping": ("grad_norm",),
+    "learning rate": ("lr",),
+    "images per second": ("images_per_second",),
+    "MFU, model FLOPs utilisation": ("mfu",),
+    "latent angles, degrees": ("latent_*_angle",),
+    "latent coverage of the sphere": ("latent_coverage",),
+    "latent radius, RMS before the sphere": ("latent_radius",),
+    "standard deviation over the batch": ("image_deviation", "data_deviation"),
+}
+_LOGARITHMIC = tuple(_PANELS)[:2]
+_NOT_DRAWN = ("step", "epoch")  # the x axis, and the same in other units
 
 
 @dataclass(frozen=True)
@@ -32,30 +45,8 @@ class Series:
     """As many as steps; not all of them need be finite."""
 
 
-@dataclass(frozen=True)
-class _Panel:
-    title: str
-    metrics: tuple[str, ...]
-    log: bool = False
-
-
-# panels in the order in which they are drawn; what fits none gets a panel of its own
-_PANELS = (
-    _Panel("loss and its unweighted terms", ("loss", "*_reconstruction", "*_consistency", "uniformity"), log=True),
-    _Panel("gradient norm, before clipping", ("grad_norm",), log=True),
-    _Panel("learning rate", ("lr",)),
-    _Panel("images per second", ("images_per_second",)),
-    _Panel("MFU, model FLOPs utilisation", ("mfu",)),
-    _Panel("latent angles, degrees", ("latent_*_angle",)),
-    _Panel("latent coverage of the sphere", ("latent_coverage",)),
-    _Panel("latent radius, RMS before the sphere", ("latent_radius",)),
-    _Panel("standard deviation over the batch", ("image_deviation", "data_deviation")),
-)
-_NOT_DRAWN = ("step", "epoch")  # the x axis, and the same in other units
-
-
 def read_series(run: Path) -> dict[str, Series]:
-    """The metrics in the log of a run folder, by name. A run may go on meanwhile: a half-written line is left out.
+    """Return the metrics in the log of a run folder, by name. A run may go on: a half-written line is left out.
 
     Where a step occurs twice its later line counts. Values that are no numbers are left out.
 
@@ -84,54 +75,48 @@ def read_series(run: Path) -> dict[str, Series]:
                 points.setdefault(name, {})[step] = float(value)
     if not points:
         raise ConfigError(f"{path} has no entry yet; a run writes the first one after train.log_every steps")
-    return {
-        name: Series(tuple(sorted(values)), tuple(values[step] for step in sorted(values)))
-        for name, values in points.items()
-    }
+    ordered = {name: sorted(values.items()) for name, values in points.items()}
+    return {name: Series(*zip(*values, strict=True)) for name, values in ordered.items()}
 
 
 def training_seconds(images_per_second: Series, batch_size: int, until: int | None = None) -> float:
-    """The time of a run's steps from its log, up to and with step `until`: interruptions are no part of it."""
+    """Return the time of a run's steps from its log, up to and with step `until`: interruptions are no part of it."""
     seconds, last = 0.0, 0
     for step, rate in zip(images_per_second.steps, images_per_second.values, strict=True):
-        if until is not None and last >= until:
-            break
-        seconds += ((step if until is None else min(step, until)) - last) * batch_size / rate
+        end = step if until is None else min(step, until)
+        seconds += max(0, end - last) * batch_size / rate
         last = step
     return seconds
 
 
 def choose_metrics(runs: Mapping[str, Mapping[str, Series]], only: Sequence[str] | None) -> list[str]:
-    """The metrics to show, in the order of the logs: all, or those that `only` names.
+    """Return the metrics to show, in the order of the logs: all, or those that `only` names.
 
     Raises:
         ConfigError: a name that is in none of the logs.
     """
     known = list(dict.fromkeys(name for series in runs.values() for name in series))
-    if only is None:
-        return known
-    for name in only:
+    for name in only or ():
         if name not in known:
             raise ConfigError(
                 f"no log has the metric {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
             )
-    return list(dict.fromkeys(only))
+    return known if only is None else list(dict.fromkeys(only))
 
 
 def summary(series: Series) -> dict[str, float | int | None]:
-    """A series in numbers: `count`, `last`, `last_step`, `min`, `min_step`, `max`, `max_step`.
+    """Return a series in numbers: `count`, `last`, `last_step`, `min`, `min_step`, `max`, `max_step`.
 
     Values that are not finite are not counted, except that `last` is None where the last one is not finite. All are
     None if none is finite.
     """
     finite = [(value, step) for step, value in zip(series.steps, series.values, strict=True) if math.isfinite(value)]
-    last, last_step = series.values[-1], series.steps[-1]
     low = min(finite, default=(None, None))
     high = max(finite, key=lambda point: point[0], default=(None, None))
     return {
         "count": len(finite),
-        "last": last if math.isfinite(last) else None,
-        "last_step": last_step,
+        "last": series.values[-1] if math.isfinite(series.values[-1]) else None,
+        "last_step": series.steps[-1],
         "min": low[0],
         "min_step": low[1],
         "max": high[0],
@@ -140,8 +125,10 @@ def summary(series: Series) -> dict[str, float | int | None]:
 
 
 def smoothed(values: Sequence[float], count: int) -> list[float]:
-    """The mean of each value and its neighbours, `count` in all and centred; fewer at both ends. Values that are not
-    finite become NaN and are left out of the means."""
+    """Return the mean of each value and its neighbours, `count` in all and centred; fewer at both ends.
+
+    Values that are not finite become NaN and are left out of the means.
+    """
     before, after = (count - 1) // 2, count // 2
     result = []
     for place, value in enumerate(values):
@@ -160,110 +147,84 @@ def draw_curves(
 
     Args:
         runs: the series of `read_series` by the label of the run; at least one run.
-        path: the picture, `.png`, `.svg` or `.pdf`.
+        path: the image, `.png`, `.svg` or `.pdf`.
         only: the metrics to draw; None for all.
         smooth: log entries to average over; with more than one the raw curves stay behind the smooth ones, in pale.
 
     Raises:
-        ConfigError: matplotlib is missing, the kind of picture or a metric is unknown, or `smooth` is below 1.
-        SphereGenError: the picture cannot be written.
+        ConfigError: the kind of image or a metric is unknown, or `smooth` is below 1.
+        SphereGenError: matplotlib is missing, or the image cannot be written.
     """
+    kind = path.suffix.lower()
     if smooth < 1:
         raise ConfigError(f"a curve is smoothed over at least 1 log entry, not {smooth}")
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"a picture of curves ends in {', '.join(FORMATS)}, not {path.name!r}")
+    if kind not in FORMATS:
+        raise ConfigError(f"an image of curves ends in {', '.join(FORMATS)}, not {path.name!r}")
     panels = _panels(choose_metrics(runs, only), grouped=len(runs) == 1)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError('drawing needs matplotlib, which is missing: pip install "spheregen[plot]"')
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = len(panels) if len(panels) < COLUMNS else 2 if len(panels) == 4 else COLUMNS
+    columns = len(panels) if len(panels) < 3 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
-    with rc_context({"svg.fonttype": "none", "font.size": 9.0, "axes.unicode_minus": False}):
-        figure = Figure(figsize=(max(5.6, 4.6 * columns), 2.9 * rows + 0.7), layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)  # without pyplot, hence without global state and without a display
-        handles: dict[str, Any] = {}
+    with new_figure(max(5.6, 4.6 * columns), 2.9 * rows + 0.7, font_size=9.0, savefig_facecolor="white") as figure:
         places = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for panel, axes in zip(panels, places, strict=False):
-            handles |= _draw_panel(axes, panel, runs, smooth)
+        handles: dict[str, Any] = {}
+        for (title, metrics, log), axes in zip(panels, places, strict=False):
+            handles |= _draw_panel(axes, metrics, log, runs, smooth)
+            axes.set_title(title, fontsize=9.5, loc="left")
         for axes in places[len(panels) :]:
             axes.remove()
         smoothing = f"means over {smooth} log entries" if smooth > 1 else ""
         if len(runs) > 1:
-            title = smoothing or None
             figure.legend(
-                handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(runs)), title=title
+                handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(runs)), title=smoothing
             )
         else:
             figure.suptitle(next(iter(runs)) + (f" ({smoothing})" if smoothing else ""), fontsize=11)
-        kind = path.suffix.lower().removeprefix(".")
-        metadata = {"Software": "spheregen", "runs": ", ".join(runs)} if kind == "png" else None
+        metadata = {"Software": "spheregen", "runs": ", ".join(runs)} if kind == ".png" else None
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
+            figure.savefig(temporary, format=kind[1:], dpi=120, metadata=metadata)
 
 
-def _panels(metrics: Sequence[str], *, grouped: bool) -> list[_Panel]:
-    """The panels for metrics, in the order of `_PANELS`, then as the metrics come."""
+def _panels(metrics: Sequence[str], *, grouped: bool) -> list[tuple[str, list[str], bool]]:
+    """Title, metrics and whether logarithmic, of each panel: in the order of `_PANELS`, then as metrics come."""
     left = list(metrics)
-    panels = []
-    for group in _PANELS:
-        members = [name for pattern in group.metrics for name in left if _fits(name, pattern)]
+    panels: list[tuple[str, list[str], bool]] = []
+    for title, patterns in _PANELS.items():
+        members = [name for pattern in patterns for name in left if fnmatch.fnmatchcase(name, pattern)]
         left = [name for name in left if name not in members]
+        log = title in _LOGARITHMIC
         if grouped and members:
-            panels.append(_Panel(group.title, tuple(members), group.log))
-        elif members:
-            panels += [_Panel(name, (name,), group.log) for name in members]
-    panels += [_Panel(name, (name,)) for name in left]
-    return panels
+            panels.append((title if len(members) > 1 else f"{title} ({members[0]})", members, log))
+        else:
+            panels += [(name, [name], log) for name in members]
+    return [*panels, *((name, [name], False) for name in left)]
 
 
-def _fits(name: str, pattern: str) -> bool:
-    front, star, back = pattern.partition("*")
-    return name.startswith(front) and name.endswith(back) if star else name == pattern
-
-
-def _draw_panel(axes: Axes, panel: _Panel, runs: Mapping[str, Mapping[str, Series]], smooth: int) -> dict[str, Any]:
+def _draw_panel(
+    axes: Axes, metrics: Sequence[str], log: bool, runs: Mapping[str, Mapping[str, Series]], smooth: int
+) -> dict[str, Any]:
     """Draw one panel; returns a line of each run by its label, for the legend of the figure."""
     from matplotlib.ticker import MaxNLocator
 
     handles: dict[str, Any] = {}
-    positive = True
     for number, (label, series) in enumerate(runs.items()):
-        for place, name in enumerate(panel.metrics):
+        for place, name in enumerate(metrics):
             if name not in series:
                 continue
-            index = place if len(runs) == 1 else number
-            style: dict[str, Any] = {
-                "color": COLOURS[index % len(COLOURS)],
-                "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
-            }
-            points = series[name]
+            style, points = look(place if len(runs) == 1 else number), series[name]
             finite = [value for value in points.values if math.isfinite(value)]
-            positive = positive and bool(finite) and min(finite) > 0
+            log = log and bool(finite) and min(finite) > 0
             if len(finite) == 1:  # a line needs two
                 style |= {"marker": "o", "markersize": 3}
             if smooth > 1:
                 axes.plot(points.steps, points.values, color=style["color"], linewidth=0.8, alpha=0.25)
             line = axes.plot(points.steps, smoothed(points.values, smooth), linewidth=1.5, label=name, **style)
             handles[label] = line[0]
-    if panel.log and positive:
+    if log:
         axes.set_yscale("log")
-    if len(runs) == 1 and len(panel.metrics) > 1:
+    if len(runs) == 1 and len(metrics) > 1:
         axes.legend(fontsize=7.5, frameon=True, framealpha=0.8, edgecolor="none", loc="best")
-    axes.set_title(panel.title if len(panel.metrics) > 1 or len(runs) > 1 else _named(panel), fontsize=9.5, loc="left")
     axes.set_xlabel("step", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10], integer=True))
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+    axes.grid(True)
     axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.01)
     return handles
-
-
-def _named(panel: _Panel) -> str:
-    """The title of a panel of one metric: with its name in the log where the title does not say it."""
-    name = panel.metrics[0]
-    return name if panel.title == name else f"{panel.title} ({name})"

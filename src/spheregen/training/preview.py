@@ -1,114 +1,142 @@
-"""Preview pictures of a run: what the model makes of some images at growing angles, and samples of fixed seeds."""
+"""Preview images of a run: a batch reconstructed and noised at growing angles, and samples of fixed seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spheregen.data import image_grid, save_png
-from spheregen.losses.reconstruction import to_unit
-from spheregen.models.flow_refiner import RefinedGenerator
-from spheregen.models.protocol import SphereGenerator
+from spheregen.family.settings import SamplingConfig
+from spheregen.family.terms import to_unit
 from spheregen.sampling import reconstruct, sample, seeded_noise
-from spheregen.sampling.refinement import Refinement, Rough, refine_samples, refinement_noise
-from spheregen.sampling.schedules import Schedule, refinement_radii
-from spheregen.sphere import rotate, sigma_to_angle
+from spheregen.sampling.flow import Refinement, refine_samples, refinement_noise
+from spheregen.sphere import rotate
+from spheregen.training.hooks import RunView, Values
 
+FOLDER = "previews"
+"""The folder of previews in a run folder."""
 COLUMNS = 10
 SAMPLE_ROWS = 2
-TILT_SEED = 1 << 40  # far from the seeds of the samples
+ANGLES = (0, 25, 50, 75)
+"""Degrees by which latents are rotated."""
+LATENT_NOISE = (0.5, 1.0)
+"""Noise on the latents of a tokenizer, in their deviations."""
+ROTATION_SEED = 1 << 40  # far from the seeds of the samples
+
+
+class PreviewHook:
+    """Writes `previews/step-NNNNNNNNN.png` into the run folder.
+
+    Args:
+        every: steps between two previews; 0 for none.
+        computes: whether this process takes part: the first does, and all do if the model is sharded.
+    """
+
+    def __init__(self, every: int, *, computes: bool = True) -> None:
+        self.every, self.computes = every, computes
+
+    def after_step(self, run: RunView, step: int) -> Values | None:
+        """Draw and write the sheet; the trackers get its file."""
+        if not self.computes:
+            return None
+        batch, sampling = run.first_batch(), run.recipe.sampling
+        inputs, labels = batch.inputs[:COLUMNS], None if batch.labels is None else batch.labels[:COLUMNS]
+        rows = preview_rows(run.model, inputs, labels, sampling)
+        if not run.is_first:
+            return None
+        path = run.folder / FOLDER / f"step-{step:09d}.png"
+        save_sheet(rows, inputs.shape[0], path, {"step": str(step), "recipe": run.recipe.name})
+        return {"preview": path}
 
 
 @torch.no_grad()
-def save_preview(
-    model: SphereGenerator,
-    originals: Tensor,
-    path: Path | None,
-    metadata: dict[str, str],
-    *,
-    labels: Tensor | None = None,
-    angles: Sequence[float] = (0, 25, 50, 75),
-    steps: Sequence[int] = (1, 4),
-    schedule: Schedule = "fixed",
-    guidance: float = 1.0,
-    guidance_at: str = "both",
-    share_noise: bool = True,
-    refinement: Refinement | None = None,
-) -> None:
-    """Write a sheet of up to ten columns, whose rows are, from the top:
+def preview_rows(model: Any, inputs: Tensor, labels: Tensor | None, sampling: SamplingConfig) -> dict[str, Tensor]:
+    """Return the images of a preview, (B or a multiple of it, C, S, S) in [-1, 1], by words for them.
 
-    - originals;
-    - their reconstructions, under the null class, without noise;
+    - originals, and their reconstructions under the null class, without noise;
     - for each angle, decodes of the originals' latents rotated by exactly that angle towards fixed random points, under
       `labels`. With angle 0 this is the reconstruction again where there are no labels, and left out;
-    - for each step count, two rows of samples of fixed seeds, the classes in turn. Those of a refined generator are of
-      one step, rough and refined.
+    - two rows of samples of fixed seeds in one step, and in the steps of `sampling`, the classes in turn; of a refined
+      generator rough and refined.
 
-    Noise and seeds are the same every time, so that the pictures of a run can be compared.
+    A tokenizer shows originals and reconstructions, without and with noise on its latents. Noise and seeds are the same
+    every time, so that the previews of a run can be compared.
 
     Args:
-        model: in evaluation mode.
-        originals: (B, C, S, S) in [-1, 1], B >= 1; the first ten are shown.
-        path: a `.png` file; None computes the rows and writes nothing, for the other processes of a sharded model.
-        metadata: text for the PNG; `rows` is added and says what each row is.
-        labels: (B,) int64 classes of the originals; None is the null class, and right for an unconditional model.
-        angles: degrees in [0, 180]; those beyond the model's training noise are lowered to its largest angle.
-        steps: step counts of the samples, each at least 1.
-        schedule, guidance, guidance_at, share_noise: as in `spheregen.sampling.sample`. An unconditional model is
-            sampled without guidance.
-        refinement: of a refined generator, how its images are refined.
-
-    Raises:
-        ConfigError: settings that do not fit together.
-        SphereGenError: the file cannot be written.
+        model: a generator of the sphere or a tokenizer, in evaluation mode.
+        inputs: images (B, C, S, S) in [-1, 1], or latents (B, N, d) of which the model makes the originals.
+        labels: (B,) int64 classes of the inputs; None is the null class. Not used by an unconditional model.
+        sampling: schedule, guidance and steps of the samples.
     """
-    for number in steps:
-        refinement_radii(schedule, number)  # what does not fit shows here, before any work
-    originals = originals[:COLUMNS]
+    if not hasattr(model, "predict"):
+        return _tokenizer_rows(model, inputs)
+    originals = inputs if inputs.ndim == 4 else model.to_image(inputs)
     columns, device = originals.shape[0], originals.device
-    labels = None if labels is None or not model.num_classes else labels[:COLUMNS].to(device)
+    labels = None if labels is None or not model.num_classes else labels.to(device)
     null = ", null class" if model.num_classes else ""
     rows = {"originals": originals, f"reconstructions{null}": reconstruct(model, originals)}
 
     v = model.encode(originals, labels)
-    towards = seeded_noise(range(TILT_SEED, TILT_SEED + columns), model.latent_shape, 0).initial.to(device)
+    towards = seeded_noise(range(ROTATION_SEED, ROTATION_SEED + columns), model.latent_shape, 0).initial.to(device)
     under = null if labels is None else ", their classes"
-    for angle in shown_angles(angles, model.sigma_max):
+    for angle in shown_angles(ANGLES, model.alpha_max):
         if angle or labels is not None:
             rows[f"latents rotated by {angle:g} degrees{under}"] = model.decode(rotate(v, towards, angle), labels)
+    for steps in dict.fromkeys((1, sampling.steps)):
+        rows |= _sample_rows(model, SAMPLE_ROWS * columns, device, steps, sampling)
+    return rows
 
-    count = SAMPLE_ROWS * columns
+
+def _sample_rows(
+    model: Any, count: int, device: torch.device, steps: int, sampling: SamplingConfig
+) -> dict[str, Tensor]:
+    """Draw `count` samples of the seeds from 0 on, and refine them where there is a refiner."""
     classes = torch.arange(count, device=device) % model.num_classes if model.num_classes else None
-    scale = guidance if model.num_classes else 1.0
-    if refinement is not None:
-        steps = (1,)
-    for number in dict.fromkeys(steps):
-        noise = seeded_noise(range(count), model.latent_shape, number - 1, share=share_noise)
-        step_noise = (
-            noise.steps.to(device) if isinstance(noise.steps, Tensor) else [one.to(device) for one in noise.steps]
-        )
-        rough = Rough(model) if isinstance(model, RefinedGenerator) else None
-        samples = sample(
-            rough or model,
-            noise.initial.to(device),
-            classes,
-            steps=number,
-            schedule=schedule,
-            guidance=scale,
-            guidance_at=guidance_at,
-            step_noise=step_noise,
-        )
-        guided = f", guidance {scale:g}" if scale != 1 else ""
-        rows[f"samples in {number} step{'s' if number > 1 else ''}, seeds 0 to {count - 1}{guided}"] = samples.images
-        if rough is not None and refinement is not None:
-            start = refinement_noise(range(count), model.image_shape).to(device)
-            refined = refine_samples(rough, samples, classes, refinement, start).images
-            rows[f"the same refined in {refinement.steps} steps ({refinement.solver})"] = refined
-    if path is not None:
-        save_sheet(rows, columns, path, metadata)
+    guidance = sampling.guidance if model.num_classes else 1.0
+    refinement = refinement_of(sampling, guidance)
+    noise = seeded_noise(range(count), model.latent_shape, steps - 1, share=sampling.share_noise)
+    each = noise.steps.to(device) if isinstance(noise.steps, Tensor) else [one.to(device) for one in noise.steps]
+    samples = sample(
+        model,
+        noise.initial.to(device),
+        classes,
+        steps=steps,
+        schedule=sampling.schedule,
+        guidance=guidance,
+        guidance_at=sampling.guidance_at,
+        step_noise=each,
+    )
+    guided = f", guidance {guidance:g}" if guidance != 1 else ""
+    name = f"samples in {steps} step{'s' if steps > 1 else ''}, seeds 0 to {count - 1}{guided}"
+    rows = {name: samples.images}
+    if model.refiner is not None and refinement is not None:
+        start = refinement_noise(range(count), model.image_shape).to(device)
+        refined = refine_samples(model, samples, classes, refinement, start).images
+        rows[f"{name}, refined in {refinement.steps} steps ({refinement.solver})"] = refined
+    return rows
+
+
+def _tokenizer_rows(model: Any, originals: Tensor) -> dict[str, Tensor]:
+    """Return originals and reconstructions, without and with noise on the latents."""
+    z = model.encode(originals)
+    noise = seeded_noise(range(len(z)), model.latent_shape, 0).initial.to(z.device)
+    rows = {"originals": originals, "reconstructions": model.decode(z)}
+    for level in LATENT_NOISE:
+        rows[f"reconstructions under noise of {level:g} on the latents"] = model.decode(z + level * noise)
+    return rows
+
+
+def refinement_of(sampling: SamplingConfig, guidance: float) -> Refinement | None:
+    """Return how a recipe refines its images, under the guidance of the rough ones by default; None if it does not."""
+    steps = getattr(sampling, "refinement_steps", None)
+    if steps is None:
+        return None
+    own = getattr(sampling, "refinement_guidance", None)
+    return Refinement(steps, sampling.solver, guidance if own is None else own)  # type: ignore[attr-defined]
 
 
 def save_sheet(rows: Mapping[str, Tensor], columns: int, path: Path, metadata: Mapping[str, str]) -> None:
@@ -131,7 +159,6 @@ def save_sheet(rows: Mapping[str, Tensor], columns: int, path: Path, metadata: M
     save_png(grid, path, {**metadata, "rows": "; ".join(described)})
 
 
-def shown_angles(angles: Sequence[float], sigma_max: float) -> tuple[float, ...]:
-    """The angles in degrees that a model of noise up to `sigma_max` is shown at: its own largest at most, each once."""
-    largest = sigma_to_angle(sigma_max)
-    return tuple(dict.fromkeys(round(min(float(angle), largest), 3) for angle in angles))
+def shown_angles(angles: Sequence[float], alpha_max: float) -> tuple[float, ...]:
+    """Return the angles in degrees that a model of noise up to `alpha_max` is shown at: at most its own largest."""
+    return tuple(dict.fromkeys(round(min(float(angle), alpha_max), 3) for angle in angles))

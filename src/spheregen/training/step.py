@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,17 @@ from torch.utils._triton import has_triton
 
 from spheregen.data import Batch
 from spheregen.devices import autocast
-from spheregen.distributed import World, shard, whole
-from spheregen.losses.terms import LossTerms
+from spheregen.distributed import World, full_tensor, shard
+from spheregen.errors import TrainingError
+from spheregen.family.objective import Objective
+from spheregen.family.recipe import Recipe
+from spheregen.family.terms import LossTerms
 from spheregen.nn.block import blocks_of, compile_blocks
+from spheregen.noise import BatchNoise
 from spheregen.sampling.seeds import derived_seed
+from spheregen.training.backoff import back_off, is_out_of_memory
 from spheregen.training.ema import EMA
-from spheregen.training.optimizer import Optimizers, tags_by_name
-from spheregen.training.recipe import Recipe
-from spheregen.training.systems import Draws, System
+from spheregen.training.optimizer import Optimizer, tags_by_name
 
 # The buffers are fixed tables, and running statistics of each process's own: nothing to exchange in each step. torch
 # 2.13 renamed the option.
@@ -48,20 +51,22 @@ class StepResult:
 
 
 class TrainingStep:
-    """A recipe's model, its average and its optimiser on this device, and what one step does to them.
+    """A recipe's model, its EMA and its optimiser on this device, and what one step does to them.
 
     Args:
-        system: what is trained; its model is moved to the device, and sharded under `train.parallel=fsdp`.
+        objective: what is trained; its networks are moved to the device, and its model is sharded under
+            `train.parallel=fsdp`.
         recipe: how it is trained.
         device, precision: see `devices`.
         world: the processes that share each batch.
         micro_batch: images of one pass in this process; None for all of its share.
         total: steps of the run, which decide whether compiling pays, and what share of it is done.
+        tell: told in a line if memory asks for smaller micro-batches.
     """
 
     def __init__(
         self,
-        system: System,
+        objective: Objective,
         recipe: Recipe,
         *,
         device: torch.device,
@@ -69,17 +74,19 @@ class TrainingStep:
         world: World | None = None,
         micro_batch: int | None = None,
         total: int = 0,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.system, self.recipe, self.device, self.precision = system, recipe, device, precision
+        self.objective, self.recipe, self.device, self.precision = objective, recipe, device, precision
         self.world = world or World()
-        self.total = total
+        self.total, self._tell = total, tell
         self.rows = self.world.share(recipe.train.batch_size)
         self.micro_batch = min(micro_batch or self.rows.stop - self.rows.start, self.rows.stop - self.rows.start)
         self.sharded = recipe.train.parallel == "fsdp" and self.world.size > 1
         self.compiled = compiles(recipe, device, total)
-        system.to(device)
-        self.model = system.model
-        self.average = EMA(self.model, recipe.train.ema)
+        for network in objective.frozen:
+            network.to(device)
+        self.model = objective.model
+        self.ema = EMA(self.model, recipe.train.ema)
         tags = tags_by_name(self.model)
         for block in blocks_of(self.model):
             block.recompute = recipe.train.recompute
@@ -87,45 +94,62 @@ class TrainingStep:
             # nobody asked for it under `auto`: a block that does not compile runs as it is
             torch._dynamo.config.suppress_errors = recipe.train.compile == "auto"
             compile_blocks(self.model)
-        self._loss: nn.Module = _Loss(system)
+        self._loss: nn.Module = _Loss(objective)
         if self.sharded:
-            shard([*system.shards(self.model), self._loss], device)
-            shard(system.shards(self.average.model), device)
+            shard([*sharding_units(self.model), self._loss], device)
+            shard(sharding_units(self.ema.model), device)
         self.model.to(device)
-        self.average.model.to(device)
+        self.ema.model.to(device)
         if self.world.size > 1 and not self.sharded:
             # of kernels with one channel, whose strides are a matter of taste; nothing is slower for it
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            resting = any(learner.begin > 0 or learner.end < 1 for learner in recipe.learners)
+            resting = any(group.begin > 0 or group.end < 1 for group in recipe.parameter_groups)
             self._loss = DistributedDataParallel(
                 self._loss, gradient_as_bucket_view=True, find_unused_parameters=resting, **_NO_BUFFERS
             )
-        self.optimizer = Optimizers(self.model, tags, recipe.learners)
+        self.optimizer = Optimizer(self.model, tags, recipe.parameter_groups)
         self.model.train()
 
-    def draw(self, step: int) -> Draws:
-        """The random numbers of this process's rows in a step, on the CPU."""
+    def draw(self, step: int) -> BatchNoise:
+        """Draw the random numbers of this process's rows in a step, on the CPU."""
         train = self.recipe.train
-        generator = torch.Generator().manual_seed(step_seed(train.seed, step, "noise"))
+        generator = torch.Generator().manual_seed(derived_seed(train.seed, step, "noise"))
         progress = step / self.total if self.total else 0.0
-        return self.system.draw(train.batch_size, generator, self.rows, progress=progress)
+        noise: BatchNoise = self.objective.draw(train.batch_size, generator, self.rows, progress=progress)
+        return noise
 
-    def __call__(self, batch: Batch, draws: Draws, lr: float | Mapping[str, float]) -> StepResult:
+    def __call__(self, batch: Batch, noise: BatchNoise, lr: float | Mapping[str, float]) -> StepResult:
         """One step on this process's rows; every process must take it together.
 
         Args:
             batch: images and labels, on the device or not.
-            draws: of `draw(batch.step)`, on the device or not.
-            lr: the learning rate of all learners, or of each one that learns in this step.
+            noise: of `draw(batch.step)`, on the device or not.
+            lr: the learning rate of all parameter groups, or of each one that learns in this step.
         """
-        torch.manual_seed(step_seed(self.recipe.train.seed, batch.step, "network"))
-        result = self.backward(batch, draws)
-        rates = dict.fromkeys(self.optimizer.learners, lr) if isinstance(lr, float) else lr
-        norm = self.optimizer.step(rates)
-        self.average.update(self.model)
-        return StepResult(values={**result.values, "grad_norm": whole(norm)}, observed=result.observed)
 
-    def backward(self, batch: Batch, draws: Draws) -> StepResult:
+        def attempt(micro_batch: int) -> StepResult:
+            self.micro_batch = micro_batch
+            torch.manual_seed(derived_seed(self.recipe.train.seed, batch.step, "network"))
+            return self.backward(batch, noise)
+
+        if self.world.size == 1:
+            result, _ = back_off(attempt, self.micro_batch, reset=self.optimizer.zero_grad, tell=self._tell)
+        else:
+            try:
+                result = attempt(self.micro_batch)
+            except RuntimeError as error:  # the others wait for this process's gradients: nobody can go on
+                if not is_out_of_memory(error):
+                    raise
+                raise TrainingError(
+                    f"memory does not suffice for micro-batches of {self.micro_batch}; the same command with --set "
+                    f"train.micro_batch={-(-self.micro_batch // 2)} continues from the last checkpoint"
+                ) from error
+        rates = dict.fromkeys(self.optimizer.groups, lr) if isinstance(lr, float) else lr
+        norm = self.optimizer.step(rates)
+        self.ema.update(self.model)
+        return StepResult(values={**result.values, "grad_norm": full_tensor(norm)}, observed=result.observed)
+
+    def backward(self, batch: Batch, noise: BatchNoise) -> StepResult:
         """Gradients of the global batch, by passes of `micro_batch` images."""
         count = batch.inputs.shape[0]
         names: list[str] = []
@@ -138,7 +162,7 @@ class TrainingStep:
             share = (part.stop - part.start) / count
             with self._talking(part.stop == count):
                 with autocast(self.device, self.precision):
-                    loss: LossTerms = self._loss(inputs, labels, draws[part])
+                    loss: LossTerms = self._loss(inputs, labels, noise[part])
                 (loss.total * share).backward()
             names = ["loss", *loss.terms]
             values = torch.stack([loss.total.detach(), *loss.terms.values()]) * share
@@ -148,27 +172,59 @@ class TrainingStep:
         means = dict(zip(names, self.world.mean(sums).unbind(), strict=True))
         return StepResult(values=means, observed={name: [part[name] for part in observed] for name in observed[0]})
 
-    def settle(self, batch: Batch, draws: Draws) -> None:
+    def fit(self, batch: Batch, noise: BatchNoise) -> None:
+        """Find by trial the micro-batch that fits; weights and random state stay as they are.
+
+        Each process computes one pass by itself, beside room for the optimiser's moments, and all take the smallest
+        micro-batch that any of them needs. All processes must call this; not for sharded models.
+        """
+
+        def attempt(micro_batch: int) -> None:
+            part = slice(0, micro_batch)
+            labels = None if batch.labels is None else batch.labels[part].to(self.device)
+            room = torch.empty(2 * sum(p.numel() for p in self.model.parameters()), device=self.device)
+            with autocast(self.device, self.precision):
+                loss = self.objective.loss(batch.inputs[part].to(self.device), labels, noise[part])
+            loss.total.backward()
+            del room
+
+        with self._buffers_kept(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            _, self.micro_batch = back_off(
+                attempt,
+                self.micro_batch,
+                reset=self.optimizer.zero_grad,
+                tell=self._tell,
+                agree=lambda failed: any(self.world.gather_objects(failed)),
+            )
+        self.optimizer.zero_grad()
+
+    def settle(self, batch: Batch, noise: BatchNoise) -> None:
         """Bring the exchange of gradients into its final order, so that a continued run sums as an uninterrupted one.
 
         DDP orders its buckets by the first backward pass; with three processes or more the order decides rounding.
         """
         if self.world.size > 2 and not self.sharded:
-            running = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-            for _ in range(2):
-                self.backward(batch, draws)
-                self.optimizer.zero_grad()
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(running[name])
+            with self._buffers_kept():
+                for _ in range(2):
+                    self.backward(batch, noise)
+                    self.optimizer.zero_grad()
 
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Measure the statistics that the averaged model needs of the data; every process must call it together.
+        """Measure the statistics that the EMA model needs of the data; every process must call it together.
 
         Args:
             batches: this process's rows of each; the statistics are of all processes' rows together.
         """
         parts = micro_batches(batches, self.micro_batch, self.device)
-        self.system.calibrate(self.average.model, parts, self.world.gather_objects)
+        self.objective.calibrate(self.ema.model, parts, self.world.gather_objects)
+
+    @contextlib.contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Put back running statistics at the end."""
+        running = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        yield
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(running[name])
 
     def _talking(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
         """Exchange gradients in the last micro-batch only."""
@@ -177,6 +233,15 @@ class TrainingStep:
         if self.sharded:
             self._loss.set_requires_gradient_sync(is_last)  # type: ignore[operator]
         return contextlib.nullcontext()
+
+
+def sharding_units(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that are gathered as one when a model is sharded, from the inside out.
+
+    They are the networks that say so by their `gathered_methods`; of a model that has none, its children.
+    """
+    found = [module for module in model.modules() if hasattr(module, "gathered_methods")]
+    return found[::-1] or list(model.children())
 
 
 def compiles(recipe: Recipe, device: torch.device, total: int) -> bool:
@@ -195,18 +260,13 @@ def micro_batches(batches: Iterable[Batch], size: int, device: torch.device) -> 
             yield batch.inputs[part].to(device), labels
 
 
-def step_seed(seed: int, step: int, stream: str) -> int:
-    """The seed of one stream of randomness in one step: 63 well-mixed bits."""
-    return derived_seed(seed, step, stream)
-
-
 class _Loss(nn.Module):
-    """A system's loss as the module that DDP and FSDP want to wrap; frozen networks stay outside."""
+    """An objective's loss as the module that DDP and FSDP want to wrap; frozen networks stay outside."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, objective: Objective) -> None:
         super().__init__()
-        self.model = system.model
-        self._loss = system.loss
+        self.model = objective.model
+        self._loss = objective.loss
 
-    def forward(self, inputs: Tensor, labels: Tensor | None, draws: Draws) -> LossTerms:
-        return self._loss(inputs, labels, draws)
+    def forward(self, inputs: Tensor, labels: Tensor | None, noise: BatchNoise) -> LossTerms:
+        return self._loss(inputs, labels, noise)

@@ -6,202 +6,152 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spheregen.evaluation.ablation.record import FRECHET, note_of
-from spheregen.evaluation.ablation.sheet import samples_sheet
-from spheregen.evaluation.report.page import render
-from spheregen.evaluation.report.parts import Cell, Picture, Plot, Section, Series, Table
+from PIL import Image
 
+from spheregen.evaluation.report.page import render
+from spheregen.evaluation.report.parts import Cell, Plot, Section, Series, Sheet, Table, is_number, table_of
+
+FRECHET = "frechet_"
+"""Begins the name of a Frechet distance; the network follows."""
 FEW = 6
-"""Lines in one plot; with more the points of all and the best at each value are drawn."""
+"""Lines in one plot; of more, and of values that are no numbers, points are drawn."""
 _WIDE_RANGE = 50.0  # from this ratio of the largest to the smallest value on, an axis is logarithmic
 
 Row = Mapping[str, Any]
 
 
-def study_page(study: Mapping[str, Any], pictures: Sequence[Path | None]) -> str:
-    """The page as HTML.
+def study_page(study: Mapping[str, Any], samples: Sequence[Path | None]) -> str:
+    """Return the page as HTML.
 
     Args:
-        study: of `record.study_json`.
-        pictures: of `sheet.save_samples`, for each row that has some.
+        study: what `run_study` returns.
+        samples: image files of each row, if it has some.
+
+    Raises:
+        SphereGenError: a package of the extra `report` is missing.
     """
-    name = study["recipe"]["name"]
-    keys = ", ".join(axis["key"] for axis in study["over"])
-    sections = [_results(study), _plots(study), _samples(study, pictures), _protocol(study)]
-    done = sum(run["status"] == "done" for row in study["rows"] for run in row["runs"])
-    total = sum(len(row["runs"]) for row in study["rows"])
-    subtitle = f"{keys}; {len(study['rows'])} combinations, {done} of {total} results"
-    return render(
-        f"Ablation of {name}", subtitle, [each for each in sections if each is not None], study, file="ablation.json"
-    )
+    keys = [axis["key"] for axis in study["over"]]
+    runs = [run["status"] for row in study["rows"] for run in row["runs"]]
+    subtitle = f"{', '.join(keys)}; {len(study['rows'])} combinations, {runs.count('done')} of {len(runs)} results"
+    plots = tuple(plot for key in keys for plot in _plots(study, key))
+    sheets = tuple(_sheets(study, samples))
+    sections = [_results(study), _protocol(study)]
+    if sheets:
+        text = "The same seeds and classes under every combination, of the first training of each; nothing is chosen."
+        sections.insert(1, Section(key="samples", title="Samples", text=(text,), sheets=sheets))
+    if plots:
+        sections.insert(1, Section(key="settings", title="Quality against each setting", plots=plots))
+    return render(f"Ablation of {study['recipe']['name']}", subtitle, sections, study, file="ablation.json")
+
+
+def note_of(row: Row) -> str:
+    """Return which of a row's runs did not end well, in a few words."""
+    failed = [run for run in row["runs"] if run["status"] == "failed"]
+    waiting = [run for run in row["runs"] if run["status"] == "waiting"]
+    of = f" of {len(row['runs'])}"
+    parts = [f"failed {len(failed)}{of}: {failed[0]['error']}"] if failed else []
+    return "; ".join([*parts, *([f"waiting {len(waiting)}{of}"] if waiting else [])])
 
 
 def _results(study: Mapping[str, Any]) -> Section:
-    keys = [axis["key"] for axis in study["over"]]
-    shown, best, seeds = study["columns"], study["best"], study["seeds"]
-    sizes = len({row["parameters"] for row in study["rows"]}) > 1
-    remarks = [note_of(row) for row in study["rows"]]
-    header = [*keys, "best"]
-    for column in shown:
-        header += [column["title"], "±"] if seeds > 1 else [column["title"]]
-    header += [*(["M parameters"] if sizes else []), *(["remark"] if any(remarks) else [])]
-    rows = []
-    for number, (row, remark) in enumerate(zip(study["rows"], remarks, strict=True)):
-        wins = [column["title"].partition(",")[0] for column in shown if number in best.get(column["key"], ())]
-        cells: list[Cell] = [*(_cell(row, key) for key in keys), ", ".join(wins)]
-        for column in shown:
-            cells.append(row["mean"].get(column["key"]))
-            cells += [row["deviation"].get(column["key"])] if seeds > 1 else []
-        cells += [*([row["parameters"] / 1e6] if sizes else []), *([remark] if any(remarks) else [])]
-        rows.append(tuple(cells))
-    notes = dict.fromkeys(note for row in study["rows"] for run in row["runs"] for note in run.get("notes", ()))
-    text = [
-        "A lower Fréchet distance (FD) of samples and a higher PSNR of reconstructions are better. Final losses "
-        "compare only where nothing of the loss was varied. Times are of the machine that this ran on."
+    rows = study["rows"]
+    columns: list[tuple[str, Sequence[Cell]]] = [
+        (axis["key"], [_cell(row, axis["key"]) for row in rows]) for axis in study["over"]
     ]
-    if seeds > 1:
-        text.append(f"Means over {seeds} trainings of each combination; ± is their standard deviation.")
-    else:
-        text.append(
-            "Each combination was trained once, so small differences may be chance: --seeds 3 tells how much trainings "
-            "differ that are alike but for their seed."
-        )
+    for column in study["columns"]:
+        key, best = column["key"], study["best"].get(column["key"], ())
+        columns.append((column["title"], [row["mean"].get(key) for row in rows]))
+        columns.append(("±", [row["deviation"].get(key) for row in rows]))
+        columns.append(("", ["best" if number in best else None for number in range(len(rows))]))
+    columns.append(("M parameters", [row["parameters"] / 1e6 for row in rows]))
+    columns.append(("remark", [note_of(row) or None for row in rows]))
+    trainings = (
+        f"Means over {study['seeds']} trainings of each combination; ± is their standard deviation."
+        if study["seeds"] > 1
+        else "Each combination was trained once, so small differences may be chance: --seeds 3 tells how much alike "
+        "trainings differ."
+    )
     return Section(
         key="results",
         title="Results",
-        text=tuple(text),
-        warnings=tuple(notes),
-        tables=(Table(header=tuple(header), rows=tuple(rows)),),
-    )
-
-
-def _plots(study: Mapping[str, Any]) -> Section | None:
-    """Quality against each key: the leading Frechet distance, and PSNR where training is varied."""
-    distance = next(column for column in study["columns"] if column["key"].startswith(FRECHET))
-    psnr = next(column for column in study["columns"] if column["key"] == "psnr")
-    plots: list[Plot | None] = []
-    for axis in study["over"]:
-        plots.append(_plot(study, axis["key"], distance))
-        if axis["needs_training"]:
-            plots.append(_plot(study, axis["key"], psnr))
-    drawn = tuple(plot for plot in plots if plot is not None)
-    return Section(key="settings", title="Quality against each setting", plots=drawn) if drawn else None
-
-
-def _plot(study: Mapping[str, Any], key: str, column: Mapping[str, Any]) -> Plot | None:
-    """One figure against one key, or None where fewer than two values are known."""
-    groups = _groups(study, key, column["key"])
-    values = {row["texts"][key]: row["settings"][key] for rows in groups.values() for row in rows}
-    if len(values) < 2:
-        return None
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())
-    places = {text: float(value) if numeric else float(place) for place, (text, value) in enumerate(values.items())}
-    series = tuple(_series(name, rows, key, column["key"], places, numeric) for name, rows in groups.items())
-    if len(series) > FEW:
-        series = _summed_up(series, column["better"])
-    low, high = min(places.values()), max(places.values())
-    return Plot(
-        title=f"{column['title']} against {key}",
-        x_label=key,
-        y_label=column["title"],
-        series=series,
-        log_x=numeric and low > 0 and high / low >= _WIDE_RANGE,
-    )
-
-
-def _groups(study: Mapping[str, Any], key: str, figure: str) -> dict[str, list[Row]]:
-    """Rows with a figure, by what they have in common beside `key`; one key at a time: those that vary it."""
-    groups: dict[str, list[Row]] = {}
-    # what sampling does not change is drawn once
-    free = [] if figure.startswith(FRECHET) else [axis["key"] for axis in study["over"] if not axis["needs_training"]]
-    for row in study["rows"]:
-        if figure not in row["mean"]:
-            continue
-        if not study["one_by_one"]:
-            others = {name: text for name, text in row["texts"].items() if name != key and name not in free}
-            group = groups.setdefault(", ".join(f"{name}={text}" for name, text in others.items()) or key, [])
-            if all(row["texts"][key] != other["texts"][key] for other in group):
-                group.append(row)
-        elif row["varies"] in (None, key) and row["settings"][key] is not None:
-            groups.setdefault(key, []).append(row)
-    return groups
-
-
-def _series(
-    name: str, rows: Sequence[Row], key: str, figure: str, places: Mapping[str, float], numeric: bool
-) -> Series:
-    ordered = sorted(rows, key=lambda row: places[row["texts"][key]])
-    errors = [row["deviation"].get(figure) for row in ordered]
-    return Series(
-        name=name,
-        x=tuple(places[row["texts"][key]] for row in ordered),
-        y=tuple(row["mean"][figure] for row in ordered),
-        error=None if None in errors else tuple(errors),
-        kind="line" if numeric else "bars",
-        labels=None if numeric else tuple(row["texts"][key] for row in ordered),
-    )
-
-
-def _summed_up(series: Sequence[Series], better: str) -> tuple[Series, ...]:
-    """The points of all, and the best at each value."""
-    points = sorted((x, y) for each in series for x, y in zip(each.x, each.y, strict=True))
-    pick = min if better == "lower" else max
-    best = {x: pick(y for place, y in points if place == x) for x, _ in points}
-    labels = None
-    if series[0].labels is not None:
-        names = {x: label for each in series for x, label in zip(each.x, each.labels or (), strict=True)}
-        labels = tuple(names[x] for x in best)
-    best_line = Series(
-        name="best of the others", x=tuple(best), y=tuple(best.values()), kind=series[0].kind, labels=labels
-    )
-    if labels is not None:  # bars hide points
-        return (best_line,)
-    x, y = zip(*points, strict=True)
-    return (best_line, Series(name="all combinations", x=x, y=y, kind="points"))
-
-
-def _samples(study: Mapping[str, Any], pictures: Sequence[Path | None]) -> Section | None:
-    if not any(pictures):
-        return None
-    return Section(
-        key="samples",
-        title="Samples",
         text=(
-            "The same seeds and classes under every combination, of the first training of each. They are not chosen: "
-            f"seeds {study['protocol']['seed']} and on.",
+            "A lower Fréchet distance (FD) of samples and a higher PSNR of reconstructions are better. Final losses "
+            "compare only where nothing of the loss was varied. Times are of the machine that this ran on.",
+            trainings,
         ),
-        pictures=(Picture(image=samples_sheet(study, pictures), title="Samples by combination"),),
+        warnings=tuple(dict.fromkeys(note for row in rows for run in row["runs"] for note in run.get("notes", ()))),
+        tables=table_of("", columns),
     )
+
+
+def _plots(study: Mapping[str, Any], key: str) -> list[Plot]:
+    """The leading Frechet distance against one key, a line for rows that agree in the others; none of one value."""
+    column, one_by_one = study["columns"][0], study["one_by_one"]
+    rows = [row for row in study["rows"] if column["key"] in row["mean"]]
+    if one_by_one:
+        rows = [row for row in rows if row["varies"] in (None, key) and row["settings"][key] is not None]
+    values = {row["texts"][key]: row["settings"][key] for row in rows}
+    if len(values) < 2:
+        return []
+    numeric = all(map(is_number, values.values()))
+    places = {text: float(value if numeric else place) for place, (text, value) in enumerate(values.items())}
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: places[row["texts"][key]]):
+        others = "" if one_by_one else ", ".join(f"{name}={text}" for name, text in row["texts"].items() if name != key)
+        groups.setdefault(others or key, []).append(row)
+    if many := len(groups) > FEW:
+        groups = {"all combinations": rows}
+    low, high = min(places.values()), max(places.values())
+    series = tuple(
+        Series(
+            name=name,
+            x=tuple(places[row["texts"][key]] for row in group),
+            y=tuple(row["mean"][column["key"]] for row in group),
+            error=tuple(row["deviation"].get(column["key"], 0.0) for row in group) if study["seeds"] > 1 else None,
+            kind="points" if many else "line" if numeric else "bars",
+            labels=None if numeric else tuple(row["texts"][key] for row in group),
+        )
+        for name, group in groups.items()
+    )
+    title, log_x = f"{column['title']} against {key}", numeric and low > 0 and high / low >= _WIDE_RANGE
+    return [Plot(title=title, x_label=key, y_label=column["title"], series=series, log_x=log_x)]
+
+
+def _sheets(study: Mapping[str, Any], samples: Sequence[Path | None]) -> list[Sheet]:
+    sheets, quality = [], study["columns"][0]
+    for row, path in zip(study["rows"], samples, strict=True):
+        if path is not None:
+            with Image.open(path) as image:
+                image.load()
+            caption = f"{quality['title']} {row['mean'][quality['key']]:.3g}"
+            title = row["label"] if row["varies"] is None else f"{row['varies']}={row['texts'][row['varies']]}"
+            sheets.append(Sheet(image=image, title=title, caption=caption))
+    return sheets
 
 
 def _protocol(study: Mapping[str, Any]) -> Section:
     protocol = study["protocol"]
-    reference, reconstruction = protocol["reference"], protocol["reconstruction"]
-    networks = protocol["features"]
     made = {tuple(run["made_with"].items()) for row in study["rows"] for run in row["runs"] if "made_with" in run}
-    rows: list[tuple[Cell, Cell]] = [
+    rows: list[tuple[Cell, ...]] = [
         ("samples of each combination", protocol["count"]),
         ("seeds of samples", f"{protocol['seed']} and on, the classes in turn"),
         ("trainings of each combination", study["seeds"]),
-        ("compared with", _images(reference) if isinstance(reference, Mapping) else "different data, see JSON"),
-        ("reconstructed", _images(reconstruction)),
-        *((f"network {name}", f"{info['title']}, {info['weights'][:8]}") for name, info in networks.items()),
+        *(("compared with", _images(reference)) for reference in protocol["references"]),
+        ("reconstructed", _images(protocol["reconstruction"])),
+        *((f"network {name}", f"{of['title']}, {of['weights'][:8]}") for name, of in protocol["features"].items()),
         *(("made with", ", ".join(f"{key} {value}" for key, value in each)) for each in sorted(made)),
     ]
-    warnings = () if isinstance(reference, Mapping) else (_DIFFERENT,)
+    warning = (
+        "The combinations were compared with different real images (another source, size or crop), so their distances "
+        "are of different things."
+    )
     return Section(
         key="protocol",
         title="How it was measured",
         text=("The Fréchet distance rests on few samples, so it compares rows of this table and nothing else.",),
-        warnings=warnings,
+        warnings=(warning,) if len(protocol["references"]) > 1 else (),
         tables=(Table(header=("", ""), rows=tuple(rows)),),
     )
-
-
-_DIFFERENT = (
-    "The combinations were compared with different real images (another source, size or crop), so their distances are "
-    "of different things."
-)
 
 
 def _images(reference: Mapping[str, Any]) -> str:
@@ -212,4 +162,4 @@ def _images(reference: Mapping[str, Any]) -> str:
 def _cell(row: Row, key: str) -> Cell:
     """A number, or in words what is none."""
     value = row["settings"][key]
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(row["texts"][key])
+    return value if is_number(value) else str(row["texts"][key])

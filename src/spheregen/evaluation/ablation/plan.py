@@ -1,4 +1,4 @@
-"""The plan of a study: which combinations there are, and which trainings they need, all validated beforehand."""
+"""The plan of a study: which combinations `--over KEY=V1,V2` asks for, and which trainings they need, all validated."""
 
 from __future__ import annotations
 
@@ -11,26 +11,54 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.evaluation.ablation.axes import ALIASES, Axis, parse_axes, resolve_setting
-from spheregen.evaluation.cost import count_parameters
-from spheregen.models.autoencoder import AutoencoderConfig
+from spheregen.family.recipe import Recipe
+from spheregen.family.registry import member_of_kind
+from spheregen.family.settings import DataConfig, OptimizerConfig, SamplingConfig, TrainConfig
+from spheregen.measure.cost import count_parameters
 from spheregen.pipeline import GenerationOptions
-from spheregen.sampling.schedules import refinement_radii
-from spheregen.training.recipe import FREE_TO_CHANGE, Recipe, RepresentationRecipe, flatten, load_recipe
-from spheregen.training.settings import DataConfig, OptimizerConfig, SamplingConfig, TrainConfig
-from spheregen.training.systems import stand_in_system
-from spheregen.training.timing import flops_per_image
-from spheregen.training.tracing import OnMeta
+from spheregen.sampling.schedules import generation_angles
+from spheregen.training.estimate import objective_on_meta, step_cost
+from spheregen.training.recipe import flatten, load_recipe
 
+ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "noise.alpha_max": ("model.max_angle",),
+        "model.c": ("model.compression",),
+        "model.mixer_depth": ("model.encoder_mixer_depth", "model.decoder_mixer_depth"),
+        "loss.w1": ("loss.pixel_reconstruction",),
+        "loss.w2": ("loss.perceptual_reconstruction",),
+        "loss.w3": ("loss.pixel_consistency",),
+        "loss.w4": ("loss.perceptual_consistency",),
+        "loss.w5": ("loss.latent_consistency",),
+    }
+)
+"""The paper's names of settings, and the keys of a recipe that they stand for."""
 LARGEST = 200
 """Combinations, and trainings, of one study."""
-_LONGEST_NAME = 80  # characters of a run folder, the digest apart
-_DIGEST = 8  # hexadecimal digits
+_EXAMPLE = "for example --over noise.alpha_max=60,70,80"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One key and the values that it takes."""
+
+    key: str
+    """As the user wrote it."""
+    settings: tuple[str, ...]
+    """The keys of the recipe that take the value; more than one for some of the paper's names."""
+    texts: tuple[str, ...]
+    """The values, each as JSON."""
+
+    @property
+    def of_sampling(self) -> bool:
+        """True where it changes sampling alone, so that its values share one trained model."""
+        return all(setting.startswith("sampling.") for setting in self.settings)
 
 
 @dataclass(frozen=True)
@@ -45,22 +73,22 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Of its run folder: readable, and of its own."""
+        """The name of its run folder: readable, and of its own."""
         words = re.sub(r"[^A-Za-z0-9.+]+", "-", self.label.replace("sampling.", "")).strip("-.")
-        return f"{words[:_LONGEST_NAME].rstrip('-.') or self.recipe.name}-{self.digest}"
+        return f"{words[:80].rstrip('-.') or self.recipe.name}-{self.digest}"
 
-    @functools.cached_property
+    @property
     def parameters(self) -> int:
-        """Of what is trained."""
-        return _parameters(_as_for_cost(self.recipe))
+        """Numbers that are trained."""
+        return _work(_as_for_cost(self.recipe))[0]
 
-    @functools.cached_property
+    @property
     def flops_per_image(self) -> float:
-        """Of a training step, as the trainer counts them."""
-        return _flops(_as_for_cost(self.recipe))
+        """Operations of a training step for one image, as the trainer counts them."""
+        return _work(_as_for_cost(self.recipe))[1]
 
     def pflops(self, images: int) -> float:
-        """The work of the whole training on a data set of `images`, in 10^15 operations."""
+        """Return the work of the whole training on a data set of `images`, in 10^15 operations."""
         return self.flops_per_image * self.recipe.train.batch_size * self.recipe.total_steps(images) / 1e15
 
 
@@ -79,7 +107,7 @@ class Combination:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The values for people."""
         return ", ".join(f"{key}={text}" for key, text in self.texts.items())
 
     @property
@@ -107,7 +135,7 @@ class Plan:
         return tuple(found.values())
 
     def of(self, training: Training) -> list[Combination]:
-        """The combinations that sample this model."""
+        """Return the combinations that sample this model."""
         digest = training.digest
         return [one for one in self.combinations if any(each.digest == digest for each in one.trainings)]
 
@@ -139,33 +167,76 @@ def make_plan(
         raise ConfigError(f"--seeds is at least 1 training of each combination, not {seeds}")
     if seeds > 1 and any("train.seed" in axis.settings for axis in axes):
         raise ConfigError("--over train.seed and --seeds set the same thing; leave one of them out")
-    count = sum(len(axis.texts) for axis in axes) if one_by_one else math.prod(len(axis.texts) for axis in axes)
+    counts = [len(axis.texts) for axis in axes]
+    count = sum(counts) if one_by_one else math.prod(counts)
     if count > LARGEST:
         advice = "vary fewer values" if one_by_one else "vary fewer values, or one key at a time with --one-by-one"
         raise ConfigError(f"{count} combinations are too many for a study (at most {LARGEST}); {advice}")
-    common = [resolved for text in settings for resolved in resolve_setting(text)]
+    common = [f"{key}{equals}{value}" for text in settings for key, equals, value in _resolved(text)]
     base = load_recipe(recipe, common, data=data)
-
-    def build(chosen: Mapping[str, str]) -> Combination:
-        return _combination(recipe, common, data, axes, chosen, seeds)
-
+    build = functools.partial(_combination, recipe, common, data, axes, seeds)
     if one_by_one:
         own = build({})
-        made = (dataclasses.replace(build({axis.key: text}), varies=axis.key) for axis in axes for text in axis.texts)
-        combinations = [own, *(one for one in made if not _same(one, own))]
+        made = [dataclasses.replace(build({axis.key: text}), varies=axis.key) for axis in axes for text in axis.texts]
+        combinations = [own, *(one for one in made if _identity(one) != _identity(own))]
     else:
         grid = itertools.product(*(axis.texts for axis in axes))
-        combinations = [build(dict(zip((axis.key for axis in axes), texts, strict=True))) for texts in grid]
-    _refuse_equal(combinations)
+        combinations = [build({axis.key: text for axis, text in zip(axes, texts, strict=True)}) for texts in grid]
+    seen: dict[Any, str] = {}
+    for one in combinations:  # two rows of the same settings would look like a finding
+        if _identity(one) in seen:
+            told = f"{seen[_identity(one)]} and {one.label}"
+            raise ConfigError(f"{told} come to the same settings; leave one of them out")
+        seen[_identity(one)] = one.label
     plan = Plan(base=base, axes=axes, combinations=tuple(combinations), one_by_one=one_by_one, seeds=seeds)
     if len(plan.trainings) > LARGEST:
         raise ConfigError(f"{len(plan.trainings)} trainings are too many (at most {LARGEST}); lower --seeds")
-    for combination in combinations:
+    for one in combinations:
         try:
-            _check(combination)
+            _check(one)
         except ConfigError as error:
-            raise ConfigError(f"{combination.label}: {error}") from error
+            raise ConfigError(f"{one.label}: {error}") from error
     return plan
+
+
+def parse_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
+    """Read all `--over` of a command: `KEY=V1,V2` with values in YAML, so brackets and quotes hold commas.
+
+    Raises:
+        ConfigError: none at all, one that is not `KEY=V1,V2`, or two that set the same thing.
+    """
+    if not texts:
+        raise ConfigError(f"a study varies something: give at least one --over, {_EXAMPLE}")
+    axes: list[Axis] = []
+    for text in texts:
+        key, _, listed = (part.strip() for part in text.partition("="))
+        try:
+            values = yaml.safe_load(f"[{listed}]")
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--over {text}: the values are no YAML; write KEY=VALUE,VALUE, {_EXAMPLE}") from error
+        if not key or not values or None in values:
+            raise ConfigError(f"--over takes KEY=VALUE,VALUE,..., {_EXAMPLE}, not {text!r}")
+        settings = ALIASES.get(key, (key,))
+        for setting in settings:
+            # the path of the data may change when a run continues, but other data are another model
+            if setting in Recipe.free_to_change - {"data.source"}:
+                raise ConfigError(f"--over {key}: this setting does not change the model: there is nothing to compare")
+            for other in axes:
+                if other.key == key:
+                    raise ConfigError(f"--over {key} is given twice; name all its values in one list")
+                inside = (
+                    f"{one}.".startswith(f"{setting}.") or f"{setting}.".startswith(f"{one}.") for one in other.settings
+                )
+                if any(inside):
+                    raise ConfigError(f"--over {other.key} and --over {key} set the same thing; leave one of them out")
+        axes.append(Axis(key, settings, tuple(json.dumps(value, default=str) for value in values)))
+    return tuple(axes)
+
+
+def _resolved(text: str) -> list[tuple[str, str, str]]:
+    """`key=value` with the paper's name replaced by keys of the recipe; others stay as they are."""
+    key, equals, value = text.partition("=")
+    return [(setting, equals, value) for setting in ALIASES.get(key.strip(), (key,))]
 
 
 def _combination(
@@ -173,81 +244,70 @@ def _combination(
     common: Sequence[str],
     data: str | None,
     axes: Sequence[Axis],
-    chosen: Mapping[str, str],
     seeds: int,
+    chosen: Mapping[str, str],
 ) -> Combination:
     """The combination of the chosen texts by key; keys that are not chosen keep the recipe's own values."""
-    overrides = [each for axis in axes if axis.key in chosen for each in axis.overrides(chosen[axis.key])]
-    label = ", ".join(f"{key}={text}" for key, text in chosen.items())
+    varied = [axis for axis in axes if axis.key in chosen]
+    overrides = [f"{setting}={chosen[axis.key]}" for axis in varied for setting in axis.settings]
     try:
         built = load_recipe(recipe, [*common, *overrides], data=data)
     except ConfigError as error:
-        raise ConfigError(f"--over {label}: {_without_set(str(error))}{_alias_hint(str(error), chosen)}") from error
+        label = ", ".join(f"{key}={told(json.loads(text))}" for key, text in chosen.items())
+        reason = re.sub(r"^--set .*?: ", "", str(error))  # which nobody wrote here
+        known = "unknown key" not in reason or "did you mean" in reason
+        hint = "" if known else next(filter(None, (did_you_mean(key, ALIASES) for key in chosen)), "")
+        raise ConfigError(f"--over {label}: {reason}{hint}") from error
+    nested = built.model_dump(mode="json")
     values: dict[str, Any] = {}
-    texts: dict[str, str] = {}
     for axis in axes:
-        own = [_lookup(built, setting) for setting in axis.settings]
-        values[axis.key] = own[0] if all(each == own[0] for each in own) else " / ".join(map(_told, own))
+        own = [_lookup(nested, setting) for setting in axis.settings]
+        values[axis.key] = own[0] if all(each == own[0] for each in own) else " / ".join(map(told, own))
         if axis.key in chosen and isinstance(values[axis.key], Mapping):
-            values[axis.key] = yaml.safe_load(chosen[axis.key])  # without the defaults of what was written
-        texts[axis.key] = _told(values[axis.key])
-    trained = {axis.key: texts[axis.key] for axis in axes if axis.key in chosen and not axis.of_sampling}
-    trainings = tuple(_training(built, trained, number, seeds) for number in range(seeds))
-    return Combination(values=values, texts=texts, recipe=built, trainings=trainings)
-
-
-def _training(recipe: Recipe, trained: Mapping[str, str], number: int, seeds: int) -> Training:
-    seed = recipe.train.seed + number
-    own = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-    parts = [f"{key.rpartition('.')[2]} {text}" for key, text in trained.items()]
-    if seeds > 1:
-        parts.append(f"seed {seed}")
-    return Training(own, ", ".join(parts), _digest(own))
+            values[axis.key] = json.loads(chosen[axis.key])  # without the defaults of what was written
+    texts = {key: told(value) for key, value in values.items()}
+    parts = [f"{axis.key.rpartition('.')[2]} {texts[axis.key]}" for axis in varied if not axis.of_sampling]
+    trainings = []
+    for seed in range(built.train.seed, built.train.seed + seeds):
+        own_recipe = built.model_copy(update={"train": built.train.model_copy(update={"seed": seed})})
+        label = ", ".join([*parts, f"seed {seed}"] if seeds > 1 else parts)
+        trainings.append(Training(own_recipe, label, _digest(own_recipe)))
+    return Combination(values=values, texts=texts, recipe=built, trainings=tuple(trainings))
 
 
 def _digest(recipe: Recipe) -> str:
     """Of what decides the weights. Defaults are left out, so a setting that a later version adds changes nothing."""
     settings = flatten(recipe.model_dump(mode="json", exclude_defaults=True))
-    decisive = {key: value for key, value in settings.items() if key not in FREE_TO_CHANGE or key == "data.source"}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:_DIGEST]
+    decisive = {key: value for key, value in settings.items() if recipe.decides_weights(key) or key == "data.source"}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _same(a: Combination, b: Combination) -> bool:
-    return a.trainings[0].digest == b.trainings[0].digest and a.generation == b.generation
-
-
-def _refuse_equal(combinations: Sequence[Combination]) -> None:
-    """Two rows of the same settings would look like a finding."""
-    seen: dict[Any, str] = {}
-    for one in combinations:
-        key = (one.trainings[0].digest, one.generation)
-        if key in seen:
-            raise ConfigError(f"{seen[key]} and {one.label} come to the same settings; leave one of them out")
-        seen[key] = one.label
+def _identity(one: Combination) -> tuple[str, str]:
+    return one.trainings[0].digest, repr(one.generation)
 
 
 def _check(combination: Combination) -> None:
     """Refuse what the recipe's own validation does not see."""
     recipe, generation = combination.recipe, combination.generation
-    if isinstance(recipe, RepresentationRecipe):
+    if not member_of_kind(recipe.kind).generates:
         raise ConfigError(f"the recipe {recipe.name} trains a tokenizer, which has no samples to score")
     if recipe.data.source is None:
         raise ConfigError(f"the recipe {recipe.name} brings no data: name some (see `spheregen train`) with --data")
-    refinement_radii(recipe.sampling.schedule, recipe.sampling.steps)
+    generation_angles(recipe.sampling.schedule, recipe.sampling.steps)
     if "sampling.guidance" in combination.texts and recipe.sampling.guidance != generation.guidance:
         raise ConfigError("a model without classes has no guidance; leave --over sampling.guidance out")
-    assert combination.trainings[0].flops_per_image > 0  # builds networks and loss, without memory
+    _work(_as_for_cost(recipe))
 
 
-def _lookup(recipe: Recipe, setting: str) -> Any:
-    """The plain value of a dotted key."""
-    value: Any = recipe.model_dump(mode="json")
+def _lookup(values: Mapping[str, Any], setting: str) -> Any:
+    """The plain value of a dotted key; None where it is absent."""
     for part in setting.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+        values = values.get(part) if isinstance(values, Mapping) else None  # type: ignore[assignment]
+    return values
 
 
-def _told(value: Any) -> str:
+def told(value: Any) -> str:
+    """Return a plain value for people."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -255,49 +315,24 @@ def _told(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:g}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_told(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {told(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_told, value)) + "]"
+        return "[" + ", ".join(map(told, value)) + "]"
     return str(value)
-
-
-def _without_set(message: str) -> str:
-    """The recipe's own errors name overrides as `--set a.b=c: reason`, which nobody wrote here."""
-    return re.sub(r"^--set .*?: ", "", message)
-
-
-def _alias_hint(message: str, chosen: Mapping[str, str]) -> str:
-    """The paper's name that may have been meant, where the recipe knows no better."""
-    if "unknown key" not in message or "did you mean" in message:
-        return ""
-    return next(filter(None, (did_you_mean(key, ALIASES) for key in chosen)), "")
 
 
 def _as_for_cost(recipe: Recipe) -> Recipe:
     """One recipe for all whose steps cost the same, so that others need no second look."""
     model = recipe.model
     if hasattr(model, "max_angle"):
-        model = dataclasses.replace(model, max_angle=AutoencoderConfig.max_angle)
+        model = dataclasses.replace(model, max_angle=type(model).max_angle)
+    same = {"data": DataConfig(), "optimizer": OptimizerConfig(), "train": TrainConfig(steps=1)}
     return recipe.model_copy(
-        update={
-            "name": "",
-            "description": "",
-            "init": None,
-            "data": DataConfig(),
-            "model": model,
-            "optimizer": OptimizerConfig(),
-            "train": TrainConfig(steps=1),
-            "sampling": SamplingConfig(),
-        }
+        update={"name": "", "description": "", "init": None, "model": model, "sampling": SamplingConfig(), **same}
     )
 
 
 @functools.cache
-def _flops(recipe: Recipe) -> float:
-    return flops_per_image(recipe)
-
-
-@functools.cache
-def _parameters(recipe: Recipe) -> int:
-    with OnMeta():
-        return count_parameters(stand_in_system(recipe).model)
+def _work(recipe: Recipe) -> tuple[int, float]:
+    """Parameters, and operations of a training step for one image; builds networks and loss, without memory."""
+    return count_parameters(objective_on_meta(recipe).model), step_cost(recipe).flops_per_image

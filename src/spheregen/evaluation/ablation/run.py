@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import math
+import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,42 +18,38 @@ from typing import Any
 import torch
 
 import spheregen
+from spheregen.data import ImageOptions, ImageSource, image_grid, open_source, save_png
+from spheregen.data.latent_cache import is_latent_cache
+from spheregen.devices import choose_device
 from spheregen.distributed import World, joined_world, local_device
-from spheregen.errors import ConfigError, SphereGenError
-from spheregen.evaluation.ablation.page import study_page
-from spheregen.evaluation.ablation.plan import Combination, Plan, Training
-from spheregen.evaluation.ablation.record import (
-    FRECHET,
-    Column,
-    Result,
-    Results,
-    columns,
-    study_json,
-    table_rows,
-    write_study,
-)
-from spheregen.evaluation.ablation.sheet import save_samples
-from spheregen.evaluation.ablation.sources import Sources
-from spheregen.evaluation.evaluate import Evaluator, make_references
-from spheregen.evaluation.features.base import FeatureExtractor
-from spheregen.evaluation.fidelity import psnr
-from spheregen.evaluation.images import GeneratedImages, Reconstructions, chunk_of
-from spheregen.evaluation.latency import device_name, sampling_speed
-from spheregen.evaluation.reference import Reference
-from spheregen.evaluation.run import WORK, open_networks
+from spheregen.errors import ConfigError, DataError, SphereGenError
+from spheregen.evaluation.ablation.page import FRECHET, study_page
+from spheregen.evaluation.ablation.plan import Combination, Plan, Training, told
+from spheregen.evaluation.evaluator import Evaluator, evaluate, make_references, reconstruction_figures
+from spheregen.evaluation.feature_cache import extract_features
+from spheregen.evaluation.images import RealImages
+from spheregen.evaluation.protocol import EvaluationOptions
+from spheregen.evaluation.report.page import PAGE, to_json
+from spheregen.evaluation.request import HELD_OUT, WORK
+from spheregen.evaluation.speed import SamplingSpeed, sampling_speed
+from spheregen.family.recipe import Recipe
 from spheregen.files import write_text
+from spheregen.measure.features import load_extractors
 from spheregen.pipeline import Pipeline
 from spheregen.progress import QuietReporter, Reporter
+from spheregen.training.feeding import open_data
 from spheregen.training.plots import read_series, training_seconds
-from spheregen.training.recipe import Recipe
-from spheregen.training.trainer import TrainingResult, train
+from spheregen.training.trainer import train
 
-RUNS, PAGE = "runs", "index.html"
+FORMAT = 1
+RUNS, TABLE, RESULTS, SAMPLES = "runs", "ablation", "results", "samples"
+"""Names in the folder of a study: run folders, the table as .json and .csv, the single results, images of each."""
 SEED = 0
 """Of the first sample of every combination."""
 SHOWN = 16
-"""Samples of each combination on the sheet."""
-_PAGE_SECONDS = 60.0  # the page is drawn anew no more often, but always at the end
+"""Samples of each combination on the page."""
+RECONSTRUCTED = 256
+"""Real images that are encoded and decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def run_study(
 
     A combination that fails is noted in the table and the others go on; the next call tries it again, last. Several
     processes (`torchrun`) train and score each run together; there a failed training ends the call, since they might
-    not agree on what happened, and the next call goes on with the others.
+    not agree on what happened, and the next call goes on with the others. Without the extra `report` there is no page.
 
     Args:
         reporter: makes a reporter of progress for each training and measurement.
@@ -98,153 +100,141 @@ def run_study(
 
 
 def count_images(plan: Plan) -> dict[str, int]:
-    """The size of the training data of each training, by digest.
+    """Return the size of the training data of each training, by digest.
 
     Raises:
         DataError, ConfigError: the data cannot be had, or have other classes than a combination asks for.
     """
-    sources = Sources()
-    return {training.digest: sources.count(training.recipe) for training in plan.trainings}
+    return {training.digest: open_data(training.recipe).count for training in plan.trainings}
 
 
 class _Study:
     def __init__(self, plan: Plan, options: StudyOptions, world: World, reporter: Callable[[], Reporter]) -> None:
-        self.plan, self.options, self.world, self.reporter = plan, options, world, reporter
-        self.out, self.results = options.out, Results(options.out)
-        self._sources = Sources(options.images)
-        self._references: dict[str, dict[str, Reference]] = {}
-        self._page_written = time.monotonic()
-        for training in plan.trainings:  # complain before any work is done
-            self._sources.count(training.recipe)
-            self._sources.compared(training.recipe, options.split)
+        self.plan, self.options, self.world, self.reporter, self.out = plan, options, world, reporter, options.out
+        self._sources: dict[tuple[str, str, bool], ImageSource] = {}
+        self._results: dict[str, dict[str, Any]] = {}
+        count_images(plan)  # complain before any work is done
+        for training in plan.trainings:
             world.share(training.recipe.train.batch_size)
-        self.extractors: dict[str, FeatureExtractor] = open_networks(options.features, options.device, world)
-        self.protocols = {training.digest: self._protocol(training.recipe) for training in plan.trainings}
-        self.names = {training.digest: self._folder_name(training) for training in plan.trainings}
-        self.columns: tuple[Column, ...] = columns({name: each.info.distance for name, each in self.extractors.items()})
+        self.extractors = load_extractors(options.features, choose_device(local_device(options.device, world)))
+        self.protocols = {each.digest: self._protocol(each.recipe) for each in plan.trainings}
+        earlier = {path.name[-9:]: path.name for path in sorted((self.out / RUNS).glob("*-????????"))}
+        self.names = {each.digest: earlier.get(f"-{each.digest}", each.name) for each in plan.trainings}
         world.wait_for_all()  # all have seen the same folder
 
     def run(self) -> dict[str, Any] | None:
-        todo = self._todo()
-        if self.world.is_first:
-            self._write(page=False)
+        # new trainings first, then those that failed earlier
+        missing = [each for each in self.plan.trainings if self._missing(each)]
+        todo = sorted(missing, key=lambda each: all(self._result(each, one) for one in self.plan.of(each)))
+        self._write()
         for number, training in enumerate(todo, start=1):
             what = training.label or self.plan.base.name
             self.reporter().message(f"training {number} of {len(todo)}: {what}")
             self._train_and_score(training)
-            if self.world.is_first:
-                self._write(page=time.monotonic() - self._page_written > _PAGE_SECONDS)
+            self._write()
         if not self.world.is_first:
             return None
-        study = self._write(page=True)
-        rows = study["rows"]
-        errors = [run["error"] for row in rows for run in row["runs"] if run["status"] == "failed"]
-        if errors and not any(row["mean"] for row in rows):
-            raise SphereGenError(f"none of the {len(rows)} combinations succeeded; the first failed with: {errors[0]}")
+        study = self._study()
+        try:
+            write_text(self.out / PAGE, study_page(study, self._samples()))
+        except SphereGenError as error:
+            self.reporter().message(f"no page: {error}")
+        errors = [run["error"] for row in study["rows"] for run in row["runs"] if run["status"] == "failed"]
+        if errors and not any(row["mean"] for row in study["rows"]):
+            raise SphereGenError(f"none of the combinations succeeded; the first failed with: {errors[0]}")
         return study
 
-    def _todo(self) -> list[Training]:
-        """Trainings with missing results: new ones first, then those that failed earlier."""
-        new, failed = [], []
-        for training in self.plan.trainings:
-            found = [self.results.get(self._key(training, each)) for each in self.plan.of(training)]
-            if None in found:
-                new.append(training)
-            elif any(result is not None and result.error is not None for result in found):
-                failed.append(training)
-        return [*new, *failed]
-
-    def _missing(self, training: Training) -> list[Combination]:
-        found = [(each, self.results.get(self._key(training, each))) for each in self.plan.of(training)]
-        return [each for each, result in found if result is None or result.error is not None]
-
     def _train_and_score(self, training: Training) -> None:
-        folder = self.out / RUNS / self.names[training.digest]
-        missing = self._missing(training)
+        missing, reporter, work, world = self._missing(training), self.reporter(), self.out / WORK, self.world
+        figures: dict[str, float] = {}  # that do not depend on sampling
+        speeds: list[SamplingSpeed] = []
+        evaluator = None
+        with self._noting_failures(training, missing):
+            folder = self.out / RUNS / self.names[training.digest]
+            train(training.recipe, folder, device=self.options.device, reporter=reporter)
+            world.wait_for_all()  # the first writes the model
+            if "torch._dynamo" in sys.modules:  # compiled blocks of one model are of no use to the next
+                torch.compiler.reset()
+            device = local_device(self.options.device, world)
+            pipe = Pipeline.from_pretrained(folder, device=device, progress=False, quiet=True)
+            data = self._compared(training.recipe)
+            references, _ = make_references(data, self.extractors, {}, work, world=world, reporter=reporter)
+            originals = extract_features(self._held_out(training.recipe), self.extractors, work, world=world)
+            evaluator = Evaluator(self.extractors, references, work, world, reporter)
+            rebuilt = reconstruction_figures(pipe, originals, evaluator)
+            if world.is_first:
+                speeds = sampling_speed(pipe, [each.generation for each in missing], singles=0)
+                log, batch = read_series(folder), training.recipe.train.batch_size
+                seconds = training_seconds(log["images_per_second"], batch)
+                figures = {"psnr": rebuilt["psnr"], "loss": log["loss"].values[-1], "train_seconds": seconds}
+        for place, combination in enumerate(missing if evaluator else ()):
+            with self._noting_failures(training, [combination]):
+                result = self._score(training, combination, pipe, evaluator)
+                if world.is_first:
+                    result["figures"] |= {**figures, "ms_per_image": 1000 / speeds[place].images_per_second}
+                    self._keep(training, combination, result)
+
+    @contextlib.contextmanager
+    def _noting_failures(self, training: Training, combinations: Sequence[Combination]) -> Iterator[None]:
+        """Note an error as the result of these combinations; among several processes it goes on its way."""
         try:
-            done = train(training.recipe, folder, device=self.options.device, reporter=self.reporter())
-            self.world.wait_for_all()  # the first writes the model
-            _forget_compiled()
-            pipe = Pipeline.from_pretrained(
-                folder, device=local_device(self.options.device, self.world), progress=False, quiet=True
-            )
-            shared = self._training_figures(training, done, pipe) if self.world.is_first else {}
-            speeds = self._speeds(pipe, missing)
+            yield
         except (SphereGenError, torch.OutOfMemoryError) as error:
-            for combination in missing:
-                self._failed(training, combination, error)
+            text = " ".join(str(error).split())
+            for combination in combinations:
+                self.reporter().message(f"failed: {combination.label}: {text}")
+                if self.world.is_first:
+                    self._keep(training, combination, {"status": "failed", "error": text})
             if self.world.size > 1:
                 raise
-            return
-        for combination, speed in zip(missing, speeds, strict=True):
-            try:
-                self._score(training, combination, pipe, {**shared, "ms_per_image": speed})
-            except (SphereGenError, torch.OutOfMemoryError) as error:
-                self._failed(training, combination, error)
-                if self.world.size > 1:
-                    raise
-
-    def _failed(self, training: Training, combination: Combination, error: Exception) -> None:
-        text = " ".join(str(error).split())
-        self.reporter().message(f"failed: {combination.label}: {text}")
-        if self.world.is_first:
-            self.results.put(self._key(training, combination), Result(error=text))
 
     def _score(
-        self,
-        training: Training,
-        combination: Combination,
-        pipe: Pipeline,
-        shared: Mapping[str, float],
-    ) -> None:
-        """The figures of one combination; a result appears only when all of it is there."""
-        samples = GeneratedImages(pipe, self.options.count, seed=SEED, options=combination.generation)
-        scores = self._evaluator(training).score(samples, metrics=("frechet",), thumbnails=SHOWN)
-        if not self.world.is_first:
-            return
-        key = self._key(training, combination)
-        notes = [f"{name}: {note}" for name, found in scores.figures.items() for note in found.notes]
-        about = {"recipe": training.recipe.name, "combination": combination.label, "seed": str(SEED)}
-        save_samples(self.results.samples(key), scores.measured.thumbnails(), about)
-        made_with = {
-            "spheregen": spheregen.__version__,
-            "torch": torch.__version__,
-            "device": device_name(pipe.device),
-            "dtype": str(pipe.dtype).removeprefix("torch."),
-        }
-        distances = {FRECHET + name: values["frechet"] for name, values in scores.values.items()}
-        self.results.put(key, Result(figures={**distances, **shared}, notes=tuple(notes), made_with=made_with))
-
-    def _training_figures(self, training: Training, done: TrainingResult, pipe: Pipeline) -> dict[str, float]:
-        """What does not depend on sampling."""
-        log = read_series(done.folder)
-        images = self._sources.held_out(training.recipe)
-        made = Reconstructions(pipe, images)
-        size = chunk_of(images.shape)
-        parts = [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
-        pairs = zip(images.stream(parts), made.stream(parts), strict=True)
-        total = sum(float(psnr(copy.float() / 255, real.float() / 255).double().sum()) for real, copy in pairs)
+        self, training: Training, combination: Combination, pipe: Pipeline, evaluator: Evaluator
+    ) -> dict[str, Any]:
+        """Score samples of one combination and keep some of them as an image."""
+        options = EvaluationOptions(
+            count=self.options.count,
+            seed=SEED,
+            generation=combination.generation,
+            metrics=("frechet",),
+            thumbnails=SHOWN,
+        )
+        result, scores = evaluate(pipe, options, evaluator)
+        if self.world.is_first:
+            about = {"recipe": training.recipe.name, "combination": combination.label, "seed": str(SEED)}
+            image = image_grid(scores.measured.thumbnails(), pad=1)
+            save_png(image, self.out / SAMPLES / f"{self._key(training, combination)}.png", about)
         return {
-            "psnr": total / len(images),
-            "loss": log["loss"].values[-1],
-            "train_seconds": training_seconds(log["images_per_second"], training.recipe.train.batch_size),
+            "status": "done",
+            "figures": {FRECHET + name: values["frechet"] for name, values in scores.values.items()},
+            "notes": result["notes"],
+            "made_with": {key: result["protocol"][key] for key in ("spheregen", "torch", "device", "dtype")},
         }
 
-    def _speeds(self, pipe: Pipeline, combinations: Sequence[Combination]) -> list[float]:
-        """Milliseconds of one image under each setting; the other processes do not measure."""
-        if not self.world.is_first:
-            return [0.0] * len(combinations)
-        speeds = sampling_speed(pipe, [each.generation for each in combinations], singles=0)
-        return [1000 / speed.images_per_second for speed in speeds]
+    def _compared(self, recipe: Recipe) -> RealImages:
+        """What samples are compared with, brought to size as `spheregen evaluate` does it."""
+        source = self._source(recipe, self.options.split or recipe.data.split)
+        return RealImages(source, _geometry(recipe), workers=recipe.data.workers)
 
-    def _evaluator(self, training: Training) -> Evaluator:
-        data, work = self._sources.compared(training.recipe, self.options.split), self.out / WORK
-        key = repr(data.describe())
-        if key not in self._references:
-            self._references[key], _ = make_references(
-                data, self.extractors, {}, work, world=self.world, reporter=self.reporter()
-            )
-        return Evaluator(self.extractors, self._references[key], work, self.world, self.reporter())
+    def _held_out(self, recipe: Recipe) -> RealImages:
+        """Images that the model never saw, where the data has such, else some of those it was trained on."""
+        source = self._source(recipe, recipe.data.split)
+        for split in HELD_OUT:
+            with contextlib.suppress(DataError):
+                if recipe.data.split not in (split, "all"):
+                    source = self._source(recipe, split)
+                    break
+        return RealImages(source, _geometry(recipe), limit=RECONSTRUCTED)
+
+    def _source(self, recipe: Recipe, split: str) -> ImageSource:
+        source = self.options.images or recipe.data.source
+        assert source is not None  # the plan refuses others
+        if is_latent_cache(source):
+            raise ConfigError(f"{source} holds latents: name the images that samples are compared with, by --images")
+        key = (source, split, recipe.data.stream)
+        if key not in self._sources:
+            self._sources[key] = open_source(source, split=split, stream=recipe.data.stream)
+        return self._sources[key]
 
     def _protocol(self, recipe: Recipe) -> dict[str, Any]:
         """How a combination is scored: figures of another protocol are other figures."""
@@ -253,51 +243,137 @@ class _Study:
             "seed": SEED,
             "quantise": "round",
             "features": {name: extractor.info.as_dict() for name, extractor in self.extractors.items()},
-            "reference": self._sources.compared(recipe, self.options.split).describe(),
-            "reconstruction": self._sources.held_out(recipe).describe(),
+            "reference": self._compared(recipe).describe(),
+            "reconstruction": self._held_out(recipe).describe(),
         }
 
-    def _folder_name(self, training: Training) -> str:
-        """The folder that an earlier study gave the same training, else a new name."""
-        earlier = sorted((self.out / RUNS).glob(f"*-{training.digest}"))
-        return earlier[0].name if earlier else training.name
+    # results: a small file for each, so a killed study loses at most the one in work
 
     def _key(self, training: Training, combination: Combination) -> str:
-        return self.results.key(training, combination, self.protocols[training.digest])
+        """The name of a result, by all that decides it."""
+        decisive = [training.digest, vars(combination.generation), self.protocols[training.digest]]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _study(self) -> dict[str, Any]:
-        found: dict[tuple[int, int], Result] = {}
-        for number, combination in enumerate(self.plan.combinations):
-            for place, training in enumerate(combination.trainings):
-                result = self.results.get(self._key(training, combination))
-                if result is not None:
-                    found[number, place] = result
-        rows = table_rows(self.plan, found, self.names)
-        protocol = {**next(iter(self.protocols.values())), "processes": self.world.size}
-        references = {repr(each["reference"]) for each in self.protocols.values()}
-        if len(references) > 1:
-            protocol["reference"] = [each["reference"] for each in self.protocols.values()]
-        return study_json(self.plan, rows, self.columns, protocol)
+    def _keep(self, training: Training, combination: Combination, result: dict[str, Any]) -> None:
+        key = self._key(training, combination)
+        write_text(self.out / RESULTS / f"{key}.json", to_json(result) + "\n")
+        self._results[key] = result
 
-    def _write(self, *, page: bool) -> dict[str, Any]:
-        study = self._study()
-        write_study(self.out, study)
-        if page:
-            write_text(self.out / PAGE, study_page(study, self._pictures(study)))
-            self._page_written = time.monotonic()
-        return study
+    def _result(self, training: Training, combination: Combination) -> dict[str, Any] | None:
+        """A result of this call or of an earlier one. A file that cannot be read counts as none: it is made again."""
+        key = self._key(training, combination)
+        if key not in self._results:
+            try:
+                found = json.loads((self.out / RESULTS / f"{key}.json").read_text("utf-8"))
+                if "figures" in found or "error" in found:
+                    self._results[key] = {"status": "failed" if found.get("error") else "done", **found}
+            except (OSError, ValueError, TypeError):
+                return None
+        return self._results.get(key)
 
-    def _pictures(self, study: Mapping[str, Any]) -> list[Path | None]:
-        """Samples of each row's first training that succeeded."""
+    def _missing(self, training: Training) -> list[Combination]:
+        found = [(each, self._result(training, each)) for each in self.plan.of(training)]
+        return [each for each, result in found if result is None or result["status"] == "failed"]
+
+    def _samples(self) -> list[Path | None]:
+        """The samples of each row's first training that succeeded."""
         found: list[Path | None] = []
-        for row, combination in zip(study["rows"], self.plan.combinations, strict=True):
-            done = [place for place, run in enumerate(row["runs"]) if run["status"] == "done"]
-            path = self.results.samples(self._key(combination.trainings[done[0]], combination)) if done else None
+        for one in self.plan.combinations:
+            results = [(each, self._result(each, one)) for each in one.trainings]
+            done = [self._key(each, one) for each, result in results if result and result["status"] == "done"]
+            path = self.out / SAMPLES / f"{done[0]}.png" if done else None
             found.append(path if path is not None and path.is_file() else None)
         return found
 
+    def _study(self) -> dict[str, Any]:
+        """The whole study as plain JSON values, with all that is needed to repeat it."""
+        rows = [self._row(combination) for combination in self.plan.combinations]
+        protocol = {**next(iter(self.protocols.values())), "processes": self.world.size}
+        references = {repr(each["reference"]): each["reference"] for each in self.protocols.values()}
+        protocol["references"] = list(references.values())
+        columns = [
+            *((FRECHET + name, each.info.distance, "lower") for name, each in self.extractors.items()),
+            ("psnr", "PSNR, dB", "higher"),
+            ("loss", "final loss", None),
+            ("train_seconds", "training, s", None),
+            ("ms_per_image", "ms/image", None),
+        ]
+        return {
+            "format": FORMAT,
+            "spheregen": spheregen.__version__,
+            "recipe": self.plan.base.model_dump(mode="json"),
+            "over": [
+                {
+                    "key": axis.key,
+                    "settings": list(axis.settings),
+                    "values": list(map(told, map(json.loads, axis.texts))),
+                }
+                for axis in self.plan.axes
+            ],
+            "one_by_one": self.plan.one_by_one,
+            "seeds": self.plan.seeds,
+            "protocol": protocol,
+            "columns": [{"key": key, "title": title, "better": better} for key, title, better in columns],
+            "best": {key: found for key, _, better in columns if better and (found := best_rows(rows, key, better))},
+            "rows": rows,
+        }
 
-def _forget_compiled() -> None:
-    """Compiled blocks of one model are of no use to the next, and torch.compile gives up after a few kinds."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
+    def _row(self, combination: Combination) -> dict[str, Any]:
+        runs = []
+        for training in combination.trainings:
+            result = self._result(training, combination) or {"status": "waiting"}
+            runs.append({"seed": training.recipe.train.seed, "run": self.names[training.digest], **result})
+        done = [run["figures"] for run in runs if run["status"] == "done"]
+        keys = list(dict.fromkeys(key for figures in done for key in figures))
+        return {
+            "settings": dict(combination.values),
+            "texts": dict(combination.texts),
+            "label": combination.label,
+            "varies": combination.varies,
+            "sampling": {name: value for name, value in vars(combination.generation).items() if value is not None},
+            "parameters": combination.trainings[0].parameters,
+            "runs": runs,
+            "mean": {key: statistics.fmean(each[key] for each in done) for key in keys},
+            "deviation": {key: statistics.stdev(each[key] for each in done) for key in keys if len(done) > 1},
+        }
+
+    def _write(self) -> None:
+        """Write the table as JSON and CSV, each as a whole or not at all."""
+        if self.world.is_first:
+            study = self._study()
+            write_text(self.out / f"{TABLE}.json", to_json(study) + "\n")
+            write_text(self.out / f"{TABLE}.csv", study_csv(study))
+
+
+def best_rows(rows: Sequence[Mapping[str, Any]], key: str, better: str) -> list[int]:
+    """Return the numbers of the best rows by a figure; none where all are equally good."""
+    values = {
+        number: row["mean"][key] for number, row in enumerate(rows) if math.isfinite(row["mean"].get(key, math.nan))
+    }
+    best = (min if better == "lower" else max)(values.values(), default=None)
+    return [number for number, value in values.items() if value == best] if len(set(values.values())) > 1 else []
+
+
+def study_csv(study: Mapping[str, Any]) -> str:
+    """Return a line for each training of each combination, with a header."""
+    keys, figures = ([each["key"] for each in study[part]] for part in ("over", "columns"))
+    header, text = [*keys, "train_seed", "run", "status", "parameters", *figures, "error"], io.StringIO()
+    writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in study["rows"]:
+        values = {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row["settings"].items()}
+        for run in row["runs"]:
+            writer.writerow(
+                {**values, **run.get("figures", {}), **run, "train_seed": run["seed"], "parameters": row["parameters"]}
+            )
+    return text.getvalue()
+
+
+def _geometry(recipe: Recipe) -> ImageOptions:
+    """How real images are brought to size where they are compared: held-out images are cropped the ADM way."""
+    return ImageOptions(
+        image_size=recipe.model.image_size,
+        channels=recipe.model.image_channels,
+        fit=recipe.data.fit,
+        background=recipe.data.background,
+    )

@@ -1,129 +1,127 @@
-"""How surely one image is a copy of another: mirrored, shifted, recoloured, softened or compressed, it still is one.
+"""From images to their likeliest originals: candidates by thumbnails, pixels and features, then a close look at each.
 
-The score is the share of an image's brightness steps (differences between neighbouring pixels, in every channel) that
-a linear map of the other image's steps explains, at the best of a few shifts. Steps rather than pixels, since natural
-images agree in their large smooth parts by chance: any two skies explain each other's pixels, but not their texture.
-Measured on CIFAR-10, where a tenth of the held-out images reach 0.8 in pixels, they reach 0.3 in steps.
+The score of an image is the share of its brightness steps (differences between neighbouring pixels, in every channel)
+that a linear map of a training image's steps explains, mirrored or not, at the best of a few shifts. Steps rather than
+pixels, since natural images agree in their large smooth parts by chance: of CIFAR-10's held-out images a tenth reach
+0.8 in pixels, and 0.3 in steps.
 
-Legend: P pairs, C channels, H x W pixels, M shift range.
+Legend: n images, N training images, P pairs, J candidates of an image, C channels, H x W pixels, M shift range.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-WORKING_SIZE = 64
-"""Pixels of the larger side at which images are compared; larger ones are reduced by averaging."""
-SMALL = 16
-"""Pixels of the smaller side under which a shift by a pixel is a large one."""
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
-_ROUNDING = 1 / 6
-"""Variance of a step that rounding to 8 bits alone makes: steps as small as this explain nothing."""
-_RIDGE = 1e-3
-"""Of the mean variance of the explaining steps: colours and their blur are nearly dependent."""
+from spheregen.measure.features import FeatureExtractor
+
+WORKING_SIZE, PIXEL_SIZE, THUMBNAIL = 64, 32, 16
+"""Pixels of the larger side at which images are compared, distances in pixels taken, and candidates sought."""
+CANDIDATES = 8
+"""Training images by thumbnail for an image, and as many for its mirror image."""
+_ROUNDING = 1 / 6  # variance of a step that rounding to 8 bits alone makes: steps as small as this explain nothing
+_RIDGE = 1e-3  # of the mean variance of the explaining steps: colours and their blur are nearly dependent
+_QUERIES, _ROWS, _PAIR_NUMBERS = 1024, 4096, 1 << 20  # held at a time
 
 
-def working_images(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) uint8 at the size at which they are compared, at most 64 pixels.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Matches:
+    """For each of n images the training image that it most likely copies, and how near the training set comes."""
 
-    Whoever reads a large data set may apply this to each part: `find_copies` does the same to what it is given.
-    """
-    return reduced(images, WORKING_SIZE)
-
-
-def reduced(images: Tensor, size: int) -> Tensor:
-    """Images (B, C, H, W) uint8 whose larger side is at most `size` pixels, by averaging areas."""
-    height, width = images.shape[-2:]
-    larger = max(height, width)
-    if larger <= size:
-        return images
-    shape = (max(1, round(height * size / larger)), max(1, round(width * size / larger)))
-    parts = [
-        functional.interpolate(part.float(), shape, mode="area").round().to(torch.uint8) for part in images.split(256)
-    ]
-    return torch.cat(parts)
-
-
-def luma(images: Tensor) -> Tensor:
-    """Brightness (B, 1, H, W) float32 of images (B, C, H, W) of any type, C = 1 or 3."""
-    images = images.float()
-    if images.shape[1] == 1:
-        return images
-    return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    score: Tensor
+    """(n,) float64 in [0, 1]: the share of the image's brightness steps that its match explains."""
+    index: Tensor
+    """(n,) int64: the match's place in the training set."""
+    mirrored: Tensor
+    """(n,) bool: the match fits mirrored."""
+    pixel_distance: Tensor
+    """(n,) float64: to the nearest training image at 32 pixels or less, root mean square in levels of 0..255."""
+    pixel_index: Tensor
+    """(n,) int64: which one that is."""
+    feature_distance: Tensor | None = None
+    """(n,) float64: Euclidean, to the nearest in features; None without features."""
+    feature_index: Tensor | None = None
+    """(n,) int64: which one that is."""
 
 
-def shift_range(height: int, width: int) -> int:
-    """M: shifts of -M..M pixels are tried; 1 for images under 16 pixels, which have little to spare, else 2."""
-    return 1 if min(height, width) < SMALL else 2
+class TrainingSet:
+    """Training images (N, C, H, W) uint8, ready to be compared with."""
+
+    def __init__(self, images: Tensor, extractor: FeatureExtractor | None, device: torch.device) -> None:
+        self.images, self.extractor, self.device = reduced(images, WORKING_SIZE), extractor, device
+        self.pixels = reduced(self.images, PIXEL_SIZE).flatten(1)
+        self.thumbnails = _thumbnails(self.images)
+        self.features = None if extractor is None else self._seen(images)
+
+    def match(self, full: Tensor) -> Matches:
+        """Compare images (n, C, H, W) uint8."""
+        images = reduced(full, WORKING_SIZE)
+        distance, pixel = nearest(reduced(images, PIXEL_SIZE).flatten(1), self.pixels, 1, self.device)
+        found: dict[str, Tensor] = {
+            "pixel_distance": distance / self.pixels.shape[1] ** 0.5,
+            "pixel_index": pixel[:, 0],
+        }
+        plain, turned = (
+            nearest(_thumbnails(view), self.thumbnails, CANDIDATES, self.device)[1]
+            for view in (images, images.flip(-1))
+        )
+        candidates = [(plain, False), (turned, True), (pixel, False)]
+        if self.features is not None:
+            found["feature_distance"], near = nearest(self._seen(full), self.features, 1, self.device)
+            found["feature_index"] = near[:, 0]
+            candidates += [(near, False), (near, True)]
+        index = torch.cat([place for place, _ in candidates], dim=1)
+        mirrored = torch.cat([torch.full_like(place, turn, dtype=torch.bool) for place, turn in candidates], dim=1)
+        block = max(1, _PAIR_NUMBERS // (index.shape[1] * images[0].numel()))
+        parts = zip(images.split(block), index.split(block), mirrored.split(block), strict=True)
+        scores = torch.cat([self._scores(*part) for part in parts])
+        best = scores.argmax(dim=1, keepdim=True)
+        return Matches(
+            score=scores.gather(1, best)[:, 0],
+            index=index.gather(1, best)[:, 0],
+            mirrored=mirrored.gather(1, best)[:, 0],
+            **found,
+        )
+
+    def _scores(self, images: Tensor, index: Tensor, mirrored: Tensor) -> Tensor:
+        """The scores (b, J) of images (b, C, H, W) against their candidates at places (b, J)."""
+        originals = self.images[index.flatten()].to(self.device)
+        turn = mirrored.flatten().to(self.device)[:, None, None, None]
+        wanted = images.to(self.device).repeat_interleave(index.shape[1], dim=0)
+        return score(wanted, torch.where(turn, originals.flip(-1), originals)).view(index.shape)
+
+    def _seen(self, images: Tensor) -> Tensor:
+        assert self.extractor is not None
+        return torch.cat([self.extractor(part.to(self.device)).features.float().cpu() for part in images.split(256)])
 
 
-def is_small(images: Tensor) -> bool:
-    """Whether images (B, C, H, W) have so few pixels that a shift by one is large, and unrelated ones are alike."""
-    return min(images.shape[-2:]) < SMALL
+def score(images: Tensor, originals: Tensor) -> Tensor:
+    """Return the share of the steps of `images` that steps of `originals` explain: 1 is a copy, strangers are near 0.1.
 
-
-def blurred(images: Tensor) -> Tensor:
-    """Images (B, 1, H, W) under the binomial filter 1-2-1 in both directions, twice (deviation 1 pixel)."""
-    kernel = images.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    mode = "reflect" if min(images.shape[-2:]) > 2 else "replicate"
-    images = functional.pad(images, (2, 2, 2, 2), mode=mode)
-    return functional.conv2d(functional.conv2d(images, kernel.view(1, 1, 5, 1)), kernel.view(1, 1, 1, 5))
-
-
-def steps(images: Tensor) -> Tensor:
-    """Differences to the pixel below and to the right: (B, C, H, W) -> (B, C, 2, H-1, W-1)."""
-    corner = images[..., :-1, :-1]
-    return torch.stack([images[..., 1:, :-1] - corner, images[..., :-1, 1:] - corner], dim=2)
-
-
-def aligned(images: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
-    """The shift under which brightness steps of pairs agree best.
-
-    Args:
-        images: (P, C, H, W) uint8.
-        originals: (P, C, H, W) uint8.
-
-    Returns:
-        The explained share (P,) in [0, 1], and the shift's place (P,) int64, row-major in -M..M twice.
-    """
-    reach = shift_range(*images.shape[-2:])
-    wanted, given = steps(luma(images))[:, 0], steps(luma(originals))[:, 0]
-    height, width = wanted.shape[-2] - 2 * reach, wanted.shape[-1] - 2 * reach
-    inner = wanted[..., reach : reach + height, reach : reach + width]
-    energy = inner.square().sum((1, 2, 3)) + _ROUNDING * inner[0].numel()
-    energies = functional.avg_pool2d(given.square().sum(1, keepdim=True), (height, width), 1, divisor_override=1)
-    shares = []
-    for row in range(2 * reach + 1):
-        for column in range(2 * reach + 1):
-            window = given[..., row : row + height, column : column + width]
-            agreement = (inner * window).sum((1, 2, 3)).clamp_min(0)
-            shares.append(agreement.square() / (energies[:, 0, row, column] * energy).clamp_min(1e-12))
-    best = torch.stack(shares).max(dim=0)
-    return best.values, best.indices
-
-
-def score(images: Tensor, originals: Tensor, shift: Tensor) -> Tensor:
-    """The share of the steps of `images` that steps of `originals` explain: 1 is a copy, unrelated images are near 0.1.
-
-    Explained by least squares: each channel's steps from those of all channels of the original, which is any linear
-    change of colours, and of its blurred brightness, which makes softened and sharpened copies.
+    Explained by least squares at the best shift: each channel's steps from those of all channels of the original, which
+    is any linear change of colours, and of its blurred brightness, which makes softened and sharpened copies.
 
     Args:
-        images: (P, C, H, W) uint8.
-        originals: (P, C, H, W) uint8.
-        shift: (P,) int64, as `aligned` gives it.
+        images, originals: (P, C, H, W) uint8.
 
     Returns:
         (P,) float64 in [0, 1], on the CPU.
     """
-    reach = shift_range(*images.shape[-2:])
-    wanted = steps(images.float())
-    given = steps(torch.cat([originals.float(), blurred(luma(originals))], dim=1))
+    reach = 1 if min(images.shape[-2:]) < 16 else 2  # M; small images have little to spare
+    light = _luma(originals)
+    given = _steps(torch.cat([originals.float(), _blurred(light)], dim=1))
+    wanted = _steps(images.float())
     height, width = wanted.shape[-2] - 2 * reach, wanted.shape[-1] - 2 * reach
-    target = wanted[..., reach : reach + height, reach : reach + width].flatten(2)
-    source = _windows(given, shift, height, width, 2 * reach + 1)
+    inner = (..., slice(reach, reach + height), slice(reach, reach + width))
+    shift = _best_shift(_steps(_luma(images))[inner][:, 0], _steps(light)[:, 0])
+    rows = (shift // (2 * reach + 1))[:, None] + torch.arange(height, device=shift.device)
+    columns = (shift % (2 * reach + 1))[:, None] + torch.arange(width, device=shift.device)
+    places = (rows[:, :, None] * given.shape[-1] + columns[:, None, :]).flatten(1)[:, None, None]
+    source = given.flatten(3).gather(3, places.expand(-1, given.shape[1], 2, -1)).flatten(2)  # (P, C+1, 2 * h * w)
+    target = wanted[inner].flatten(2)
     gram = (source @ source.transpose(1, 2)).cpu().double()  # (P, C+1, C+1)
     mixed = (source @ target.transpose(1, 2)).cpu().double()  # (P, C+1, C)
     total = target.square().sum((1, 2)).cpu().double()
@@ -134,10 +132,82 @@ def score(images: Tensor, originals: Tensor, shift: Tensor) -> Tensor:
     return shares
 
 
-def _windows(given: Tensor, shift: Tensor, height: int, width: int, places: int) -> Tensor:
-    """The part of each pair's steps that its shift chooses, (P, C+1, 2 * height * width)."""
-    rows = (shift // places)[:, None] + torch.arange(height, device=shift.device)
-    columns = (shift % places)[:, None] + torch.arange(width, device=shift.device)
-    flat = rows[:, :, None] * given.shape[-1] + columns[:, None, :]
-    flat = flat.flatten(1)[:, None, None].expand(-1, given.shape[1], 2, -1)
-    return given.flatten(3).gather(3, flat).flatten(2)
+def _best_shift(inner: Tensor, given: Tensor) -> Tensor:
+    """The place (P,), row-major, of the window of `given` (P, 2, H, W) that agrees best with `inner` (P, 2, h, w)."""
+    height, width = inner.shape[-2:]
+    energies = functional.avg_pool2d(given.square().sum(1, keepdim=True), (height, width), 1, divisor_override=1)
+    shifts = [(row, column) for row in range(energies.shape[-2]) for column in range(energies.shape[-1])]
+    windows = (given[..., row : row + height, column : column + width] for row, column in shifts)
+    agreement = torch.stack([(inner * window).sum((1, 2, 3)) for window in windows], dim=1).clamp_min(0)
+    return (agreement.square() / energies.flatten(1).clamp_min(1e-6)).argmax(dim=1)
+
+
+def _steps(images: Tensor) -> Tensor:
+    """Differences to the pixel below and to the right: (B, C, H, W) -> (B, C, 2, H-1, W-1)."""
+    corner = images[..., :-1, :-1]
+    return torch.stack([images[..., 1:, :-1] - corner, images[..., :-1, 1:] - corner], dim=2)
+
+
+def _luma(images: Tensor) -> Tensor:
+    """Brightness (B, 1, H, W) float32 (ITU-R 601) of images (B, C, H, W), C = 1 or 3."""
+    if images.shape[1] == 1:
+        return images.float()
+    return torch.einsum("bchw,c->bhw", images.float(), torch.tensor([0.299, 0.587, 0.114], device=images.device))[
+        :, None
+    ]
+
+
+def _blurred(images: Tensor, *, taps: tuple[float, ...] = (1.0, 4.0, 6.0, 4.0, 1.0)) -> Tensor:
+    """Images (B, 1, H, W) under a binomial filter in both directions."""
+    kernel = images.new_tensor(taps) / sum(taps)
+    padded = functional.pad(images, (len(taps) // 2,) * 4, mode="replicate")
+    return functional.conv2d(functional.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """Brightness at 16 pixels, softened, without mean and of norm 1, (B, D) float32.
+
+    Their distances hardly change under a shift by a pixel, a change of colours or compression.
+    """
+    made = []
+    for part in images.split(_ROWS):
+        grey = _luma(part)
+        size = (min(THUMBNAIL, grey.shape[-2]), min(THUMBNAIL, grey.shape[-1]))
+        small = _blurred(functional.adaptive_avg_pool2d(grey, size), taps=(1.0, 2.0, 1.0)).flatten(1)
+        small = small - small.mean(1, keepdim=True)
+        made.append(small / small.norm(dim=1, keepdim=True).clamp_min(1e-3))
+    return torch.cat(made)
+
+
+def nearest(queries: Tensor, train: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The k nearest rows of `train` (N, D) in the Euclidean sense, block by block.
+
+    Returns:
+        Distances to the nearest (n,) float64, taken from differences since products lose the digits of near pairs, and
+        places (n, k) int64, nearest first; both on the CPU.
+    """
+    places, distances = [], []
+    for asked in queries.split(_QUERIES):
+        mine = asked.to(device).float()
+        best = torch.empty(len(asked), 0, device=device)
+        place = torch.empty(len(asked), 0, dtype=torch.int64, device=device)
+        for start in range(0, len(train), _ROWS):
+            rows = train[start : start + _ROWS].to(device).float()
+            # half the squared distance, but for the query's own norm, which orders nothing
+            found = (rows.square().sum(1) / 2 - mine @ rows.T).topk(min(k, len(rows)), dim=1, largest=False)
+            best, place = torch.cat([best, found.values], 1), torch.cat([place, found.indices + start], 1)
+            order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
+            best, place = order.values, place.gather(1, order.indices)
+        places.append(place.cpu())
+        distances.append((asked.double() - train[places[-1][:, 0]].double()).square().sum(1).sqrt())
+    return torch.cat(distances), torch.cat(places)
+
+
+def reduced(images: Tensor, size: int) -> Tensor:
+    """Images (B, C, H, W) uint8 whose larger side is at most `size` pixels, by averaging areas."""
+    height, width = images.shape[-2:]
+    if max(height, width) <= size:
+        return images
+    shape = tuple(max(1, round(side * size / max(height, width))) for side in (height, width))
+    parts = images.split(256)
+    return torch.cat([functional.interpolate(x.float(), shape, mode="area").round().to(torch.uint8) for x in parts])

@@ -1,10 +1,13 @@
-"""Does a generator copy its training images? Its samples against the training set, beside real images that nobody
-copied: the memorisation study of the Sphere Encoder (Yue et al. 2026, arXiv 2602.15030), with a verdict on each image.
+"""Originality: samples beside their nearest training images, in pixels and in features.
+
+Real images that the generator never saw are the yardstick: the memorisation study of the Sphere Encoder (Yue et al.
+2026, arXiv 2602.15030), with a verdict on each image.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -13,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from spheregen.data.grids import labelled_sheet
 from spheregen.errors import DataError
-from spheregen.evaluation.features.base import FeatureExtractor
-from spheregen.evaluation.originality.compare import Matches, TrainingSet
-from spheregen.evaluation.originality.match import working_images
-from spheregen.evaluation.report.parts import Section
+from spheregen.evaluation.images import spread
+from spheregen.evaluation.originality.match import Matches, TrainingSet
+from spheregen.evaluation.report.parts import Plot, Section, Series, Sheet, Table
+from spheregen.measure.features import FeatureExtractor
 
 LOWEST_THRESHOLD = 0.8
 """Of CIFAR-10's test images, a thirtieth of which has near-duplicates among the training images, 0.5 % reach it.
@@ -25,118 +29,90 @@ Exact, mirrored, shifted and recoloured copies have 0.92 at least; most softened
 FEWEST = 4
 """Held-out images from which a threshold can follow."""
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
-FAMILIAR = 0.6
-"""Median score of held-out images from which on copies are hard to tell from new images."""
-_CHANCE = 0.005
-"""Share of ordinary held-out images above the threshold."""
-_LEAKED = 0.01
-"""Share of flagged held-out images that false alarms can account for."""
+_FAMILIAR = 0.6  # median score of held-out images from which on copies are hard to tell from new images
+_CHANCE = 0.005  # share of ordinary held-out images above the threshold
+_LEAKED = 0.01  # share of flagged held-out images that false alarms can account for
 _LISTED = 1000
-_BATCH = 256
+_BINS = 60
+_NAMES = {
+    "score": "share explained",
+    "pixel_distance": "distance in pixels (levels of 0..255)",
+    "feature_distance": "distance in features",
+}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Originality:
-    """What the comparison found."""
+    """Findings of the comparison."""
 
-    samples: Matches
-    """Of the n samples."""
-    held_out: Matches
-    """Of the m held-out images."""
-    threshold: float
-    """Images of this score and more are called copies."""
-    train_count: int
-    """N."""
-    features: str | None
-    """The name of the network of the feature distances; None without one."""
-    sheet: Image.Image
-    """The most suspicious samples, worst first, each beside its nearest training images."""
-    others: Image.Image
-    """The same of samples evenly spread over all."""
+    figures: dict[str, Any]
+    """Plain values, for JSON: `samples`, `training_images`, `held_out` (counts), `features` (the network, or None), the
+    `threshold` of the score from which on an image is called a copy, how many samples are (`flagged`, `share`) and how
+    many held-out images would be (`held_out_flagged`, `held_out_share`: false alarms, and true copies among them),
+    quantiles of each measure, and the worst thousand `copies`."""
+    measures: Mapping[str, tuple[Tensor, Tensor]]
+    """(n,) and (m,) float64: `score`, `pixel_distance` and, with features, `feature_distance` of samples and held-out
+    images; see `Matches`."""
+    sheets: tuple[Image.Image, Image.Image]
+    """Samples beside their nearest training images: the most suspicious ones, and some evenly spread over all."""
 
-    @property
-    def flagged(self) -> Tensor:
-        """(n,) bool: which samples are called copies."""
-        return self.samples.score >= self.threshold
-
-    @property
-    def share(self) -> float:
-        """Share of the samples that are called copies."""
-        return float(self.flagged.double().mean())
-
-    @property
-    def held_out_share(self) -> float:
-        """Share of the held-out images that would be called copies: false alarms, and true copies among them."""
-        return float((self.held_out.score >= self.threshold).double().mean())
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as plain values; of the copies the worst thousand."""
-        copies = self.flagged.nonzero().flatten()
-        worst = copies[self.samples.score[copies].argsort(descending=True, stable=True)][:_LISTED].sort().values
-        return {
-            "samples": len(self.samples),
-            "training_images": self.train_count,
-            "held_out": len(self.held_out),
-            "features": self.features,
-            "threshold": self.threshold,
-            "flagged": len(copies),
-            "share": self.share,
-            "held_out_flagged": int((self.held_out.score >= self.threshold).sum()),
-            "held_out_share": self.held_out_share,
-            **{name: {"samples": quantiles(mine), "held_out": quantiles(real)} for name, mine, real in self.measures()},
-            "copies": [
-                {
-                    "sample": place,
-                    "training_image": int(self.samples.index[place]),
-                    "score": float(self.samples.score[place]),
-                    "mirrored": bool(self.samples.mirrored[place]),
-                }
-                for place in worst.tolist()
-            ],
-        }
-
-    def measures(self) -> list[tuple[str, Tensor, Tensor]]:
-        """Name, values of the samples and of the held-out images, of each measure of nearness."""
-        found = [
-            ("score", self.samples.score, self.held_out.score),
-            ("pixel_distance", self.samples.pixel_distance, self.held_out.pixel_distance),
-        ]
-        mine, real = self.samples.feature_distance, self.held_out.feature_distance
-        if mine is not None and real is not None:
-            found.append(("feature_distance", mine, real))
-        return found
-
-    def warnings(self) -> tuple[str, ...]:
-        """What speaks against the model or the figures, in plain words."""
-        count, total = int(self.flagged.sum()), len(self.samples)
-        real = int((self.held_out.score >= self.threshold).sum())
-        found = []
-        if _exceeds(count, total, real, len(self.held_out)):
-            found.append(
-                f"{count} of {total} samples look like copies of training images, and {real} of "
-                f"{len(self.held_out)} held-out images do: look at them below"
+    def warnings(self) -> Iterator[str]:
+        """Yield what speaks against the model or the figures, in plain words."""
+        found = self.figures
+        count, total, real, others = (found[key] for key in ("flagged", "samples", "held_out_flagged", "held_out"))
+        pooled = (count + real) / (total + others)
+        deviation = math.sqrt(pooled * (1 - pooled) * (1 / total + 1 / others))
+        if count / total - real / others > NormalDist().inv_cdf(0.99) * deviation:  # beyond chance at 1 %
+            yield (
+                f"{count} of {total} samples look like copies of training images, and {real} of {others} held-out "
+                "images do: look at them below"
             )
-        most = _LEAKED * len(self.held_out)
+        most = _LEAKED * others
         if real > most + 2.33 * math.sqrt(most):  # more than one in a hundred, beyond chance at 1 %
-            found.append(
-                f"{real} of {len(self.held_out)} held-out images are copies of training images themselves: the splits "
-                "share images, so figures on held-out images flatter"
+            yield (
+                f"{real} of {others} held-out images are copies of training images themselves: the splits share "
+                "images, so figures on held-out images flatter"
             )
-        typical = float(self.held_out.score.median())
-        if typical > FAMILIAR:
-            found.append(
+        if (typical := found["score"]["held_out"]["50%"]) > _FAMILIAR:
+            yield (
                 f"these images are so small or simple that training images explain {typical:.0%} of an ordinary "
                 "held-out one: only near-perfect copies can be told from new images"
             )
-        return tuple(found)
 
     def section(self) -> Section:
-        """The findings as a part of a page."""
-        from spheregen.evaluation.originality.page import originality_section
+        """Return the findings as a part of a page."""
+        found = self.figures
+        whose = {"samples": "samples", "held_out": "held-out images"}
+        rows = [(_NAMES[name], of, *found[name][key].values()) for name in self.measures for key, of in whose.items()]
+        counts = [
+            ("images", found["samples"], found["held_out"]),
+            ("flagged as copies", found["flagged"], found["held_out_flagged"]),
+            ("share", found["share"], found["held_out_share"]),
+        ]
+        quantiles = ("measure", "of", *found["score"]["samples"])
+        titles = ("The most suspicious samples", "Samples evenly spread over all")
+        return Section(
+            key="originality",
+            title="Originality",
+            text=(
+                f"Each sample was compared with its likeliest originals among {found['training_images']} training "
+                "images, found by thumbnails, pixels and features. The score is the share of the steps in brightness "
+                "from pixel to pixel that the original explains, mirrored or not, under the best shift, change of "
+                "colours and softening: 1 is a copy.",
+                f"Images of a score of {found['threshold']:.3f} or more are flagged. Held-out real images, which "
+                "nobody copied, are the yardstick: samples that are as far from the training set as these are new.",
+            ),
+            warnings=tuple(self.warnings()),
+            tables=(
+                Table(title="Copies of training images", header=("", *whose.values()), rows=tuple(counts)),
+                Table(title="How near the training set comes: quantiles", header=quantiles, rows=tuple(rows)),
+            ),
+            plots=tuple(_histogram(_NAMES[name], *pair) for name, pair in self.measures.items()),
+            sheets=tuple(Sheet(image=image, title=title) for image, title in zip(self.sheets, titles, strict=True)),
+        )
 
-        return originality_section(self)
 
-
+@torch.no_grad()
 def find_copies(
     samples: Tensor,
     train: Tensor,
@@ -148,13 +124,12 @@ def find_copies(
     """Look for each sample's original among the training images.
 
     Candidates come from softened thumbnails (of the image and of its mirror image), from pixels and, where there is a
-    network, from features; each is then compared closely (`match.score`). The score from which on an image is called a
-    copy follows from the middle half of the held-out images, so that copies among them do not raise it.
+    network, from features; each is then compared closely. The score from which on an image is called a copy follows
+    from the middle half of the held-out images, so that copies among them do not raise it.
 
     Args:
         samples: (n, C, H, W) uint8.
-        train: (N, C, H, W) uint8, what the generator has seen. Those of more than 64 pixels are reduced to that
-            (`working_images`), which a caller may do while reading.
+        train: (N, C, H, W) uint8, the images that the generator has seen.
         held_out: (m, C, H, W) uint8, m at least 4: real images of the same kind that it has not seen.
         extractor: looks in features as well.
         device: computes; the CPU by default.
@@ -162,74 +137,101 @@ def find_copies(
     Raises:
         DataError: images of another type or of different shapes, or too few.
     """
-    from spheregen.evaluation.originality.page import sheet
-
     _check(samples, train, held_out)
-    device = device or torch.device("cpu")
-    seen = None if extractor is None else [_features(x, extractor, device) for x in (samples, train, held_out)]
-    known = TrainingSet(working_images(train), seen[1] if seen else None, device)
-    found = known.match(working_images(samples), seen[0] if seen else None)
-    real = known.match(working_images(held_out), seen[2] if seen else None)
-    order = found.score.argsort(descending=True, stable=True)
-    spread = torch.arange(min(len(samples), 12)) * len(samples) // min(len(samples), 12)
-    return Originality(
-        samples=found,
-        held_out=real,
-        threshold=_threshold(real.score),
-        train_count=len(train),
-        features=None if extractor is None else extractor.info.name,
-        sheet=sheet(samples, train, found, order[:24]),
-        others=sheet(samples, train, found, spread),
-    )
+    known = TrainingSet(train, extractor, device or torch.device("cpu"))
+    mine, real = known.match(samples), known.match(held_out)
+    limit = threshold(real.score)
+    pairs = {name: (getattr(mine, name), getattr(real, name)) for name in _NAMES}
+    measures = {name: pair for name, pair in pairs.items() if pair[0] is not None}
+    order = mine.score.argsort(descending=True, stable=True)
+    flagged, held_out_flagged = (of.score >= limit for of in (mine, real))
+    figures = {
+        "samples": len(samples),
+        "training_images": len(train),
+        "held_out": len(held_out),
+        "features": None if extractor is None else extractor.info.name,
+        "threshold": limit,
+        "flagged": int(flagged.sum()),
+        "share": float(flagged.double().mean()),
+        "held_out_flagged": int(held_out_flagged.sum()),
+        "held_out_share": float(held_out_flagged.double().mean()),
+        **{
+            name: {"samples": _quantiles(own), "held_out": _quantiles(others)}
+            for name, (own, others) in measures.items()
+        },
+        "copies": [
+            {
+                "sample": place,
+                "training_image": int(mine.index[place]),
+                "score": float(mine.score[place]),
+                "mirrored": bool(mine.mirrored[place]),
+            }
+            for place in sorted(order[:_LISTED][flagged[order[:_LISTED]]].tolist())
+        ],
+    }
+    sheets = (_sheet(samples, train, mine, order[:24]), _sheet(samples, train, mine, spread(12, len(samples))))
+    return Originality(figures=figures, measures=measures, sheets=sheets)
 
 
-def quantiles(values: Tensor) -> dict[str, float]:
-    """Quantiles by name, such as `50%`."""
-    found = torch.quantile(values.double(), torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
-    return {f"{share:.0%}": value for share, value in zip(QUANTILES, found, strict=True)}
-
-
-def _threshold(scores: Tensor) -> float:
-    """The score that 0.5 % of ordinary held-out images reach, by the middle half of them; 0.8 at least.
+def threshold(scores: Tensor) -> float:
+    """Return the score that 0.5 % of ordinary held-out images reach, by the middle half of them; 0.8 at least.
 
     Logits of the scores are taken for normal. The extremes are left out, for they are where a data set's own
     near-duplicates lie: a tenth of the test images of a data set may be copies of training images.
     """
     logits = torch.logit(scores.double(), eps=1e-6)
     middle, upper = torch.quantile(logits, torch.tensor([0.5, 0.75], dtype=torch.float64)).tolist()
-    deviation = (upper - middle) / NormalDist().inv_cdf(0.75)
-    reached = middle + NormalDist().inv_cdf(1 - _CHANCE) * deviation
+    reached = middle + NormalDist().inv_cdf(1 - _CHANCE) * (upper - middle) / NormalDist().inv_cdf(0.75)
     return max(LOWEST_THRESHOLD, 1 / (1 + math.exp(-reached)))
 
 
-def _exceeds(flagged: int, count: int, other_flagged: int, other_count: int) -> bool:
-    """Whether a share is larger than another beyond chance: one-sided, pooled, at 1 %."""
-    pooled = (flagged + other_flagged) / (count + other_count)
-    deviation = math.sqrt(pooled * (1 - pooled) * (1 / count + 1 / other_count))
-    return flagged / count - other_flagged / other_count > NormalDist().inv_cdf(0.99) * deviation
+def _quantiles(values: Tensor) -> dict[str, float]:
+    found = torch.quantile(values.double(), torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    return {f"{share:.0%}": value for share, value in zip(QUANTILES, found, strict=True)}
 
 
-@torch.no_grad()
-def _features(images: Tensor, extractor: FeatureExtractor, device: torch.device) -> Tensor:
-    return torch.cat([extractor(part.to(device)).features.float().cpu() for part in images.split(_BATCH)])
+def _histogram(name: str, samples: Tensor, held_out: Tensor) -> Plot:
+    """Shares of the images in equal bins over both."""
+    both = torch.cat([samples, held_out])
+    low, high = float(both.min()), max(float(both.max()), float(both.min()) + 1e-6)
+    middles = tuple((low + (high - low) * (torch.arange(_BINS, dtype=torch.float64) + 0.5) / _BINS).tolist())
+    series = tuple(
+        Series(name=title, x=middles, y=tuple((torch.histc(x, _BINS, low, high) / len(x)).tolist()), kind="step")
+        for title, x in (("samples", samples), ("held-out images", held_out))
+    )
+    return Plot(title=name.capitalize(), x_label=name, y_label="share of images", series=series)
+
+
+def _sheet(samples: Tensor, train: Tensor, found: Matches, places: Tensor) -> Image.Image:
+    """Samples at places (p,), each beside its match, the nearest in pixels and, if there, in features."""
+    columns = ["sample", "match", "nearest in pixels", *(["in features"] if found.feature_index is not None else [])]
+    across = min(3, len(places))
+    cells: list[Tensor | None] = []
+    notes: list[str] = []
+    for place in places.tolist():
+        match = train[found.index[place]]
+        near = [int(of[place]) for of in (found.pixel_index, found.feature_index) if of is not None]
+        cells += [samples[place][None], (match.flip(-1) if found.mirrored[place] else match)[None]]
+        cells += [train[one][None] for one in near]
+        notes += [f"{place}: {float(found.score[place]):.3f}", str(int(found.index[place])), *map(str, near)]
+    width = across * len(columns)
+    padding = -len(cells) % width
+    rows = list(zip(*[iter([*cells, *[None] * padding])] * width, strict=True))
+    below = list(zip(*[iter([*notes, *[""] * padding])] * width, strict=True))
+    scale = max(1, round(96 / samples.shape[-1]))
+    return labelled_sheet(rows, [""] * len(rows), columns * across, notes=below, scale=scale, pad=0)
 
 
 def _check(samples: Tensor, train: Tensor, held_out: Tensor) -> None:
-    for name, images, fewest in (
-        ("samples", samples, 1),
-        ("training images", train, 1),
-        ("held-out", held_out, FEWEST),
-    ):
-        name = name if name != "held-out" else "held-out images"
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            kind = str(images.dtype).removeprefix("torch.")
-            raise DataError(f"the {name} are {kind} {tuple(images.shape)}; give uint8 (N, C, H, W), C = 1 or 3")
-        if images.shape[1:] != train.shape[1:]:
-            raise DataError(
-                f"the {name} have the shape {tuple(images.shape[1:])}, the training images {tuple(train.shape[1:])}; "
-                "bring all to one size and number of channels"
+    for images, fewest in ((samples, 1), (train, 1), (held_out, FEWEST)):
+        if images.dtype != torch.uint8 or images.shape[1:] != train.shape[1:]:
+            kinds = ", ".join(
+                f"{of.dtype} {tuple(of.shape)}".removeprefix("torch.") for of in (samples, train, held_out)
             )
+            raise DataError(f"images cannot be compared ({kinds}); bring all to uint8 of one size and channels")
         if len(images) < fewest:
-            raise DataError(f"there are {len(images)} {name}; the search for copies needs {fewest} or more")
+            raise DataError(
+                f"there are {len(images)} images; the search for copies needs {FEWEST} or more held-out ones"
+            )
     if min(train.shape[-2:]) < 6:
         raise DataError(f"images of {tuple(train.shape[-2:])} pixels are too small to compare; 6 are needed")

@@ -1,4 +1,4 @@
-"""What each figure of an evaluation is called, and which direction is better."""
+"""The names of the figures of an evaluation, and which direction of each is better."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ COST_FIGURES = (
 
 
 def figures_in(keys: Iterable[str], known: tuple[Figure, ...] = SAMPLE_FIGURES) -> list[Figure]:
-    """The figures that occur in `keys`, the known ones first and in their order; errors are no figures."""
+    """Return the figures that occur in `keys`, the known ones first and in their order; errors are no figures."""
     present = dict.fromkeys(keys)
     errors = {figure.error for figure in known}
     names = {figure.key for figure in known}

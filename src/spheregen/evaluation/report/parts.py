@@ -1,9 +1,10 @@
-"""What a report is made of. Each study of the evaluation says its findings as one section of these parts."""
+"""Parts of a report. Each study of the evaluation tells its findings as one section of these."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from PIL import Image
 
@@ -47,8 +48,22 @@ class Table:
     title: str = ""
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Tell a number from anything else, truth values among them."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def table_of(title: str, columns: Iterable[tuple[str, Sequence[Cell]]]) -> tuple[Table, ...]:
+    """Return a table of columns, without those that hold nothing; none where there are no rows."""
+    kept = [(name, cells) for name, cells in columns if any(cell is not None for cell in cells)]
+    if not kept:
+        return ()
+    names, cells = zip(*kept, strict=True)
+    return (Table(title=title, header=names, rows=tuple(zip(*cells, strict=True))),)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Sheet:
     """An image to look at."""
 
     image: Image.Image
@@ -58,7 +73,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page, in this order: text, warnings, tables, plots, pictures."""
+    """A part of the page, in this order: text, warnings, tables, plots, sheets."""
 
     key: str
     """The anchor: letters and hyphens."""
@@ -66,7 +81,7 @@ class Section:
     text: tuple[str, ...] = ()
     """Paragraphs: what was done, how to read it."""
     warnings: tuple[str, ...] = ()
-    """What speaks against the model or the figures."""
+    """Findings that speak against the model or the figures."""
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    sheets: tuple[Sheet, ...] = ()

@@ -1,15 +1,6 @@
-"""Is a latent space what the method promises: uniform data, images at all angles, a loop that denoises?"""
+"""Studies of a latent space: even coverage of the sphere, images at all angles, a loop that denoises."""
 
-from spheregen.evaluation.sphere.angle_law import AngleLaw
-from spheregen.evaluation.sphere.report import SphereReport, StudySizes, sphere_report
-from spheregen.evaluation.sphere.uniformity import PointTest, UniformityTest, uniformity_test
+from spheregen.evaluation.sphere.section import sphere_section, sphere_warnings
+from spheregen.evaluation.sphere.study import StudySizes, study_sphere
 
-__all__ = [
-    "AngleLaw",
-    "PointTest",
-    "SphereReport",
-    "StudySizes",
-    "UniformityTest",
-    "sphere_report",
-    "uniformity_test",
-]
+__all__ = ["StudySizes", "sphere_section", "sphere_warnings", "study_sphere"]

@@ -1,0 +1,384 @@
+"""The commands that change images: `edit`, `crossover`, `vary`, `interpolate`, `inpaint`, `upscale`, `refine`, and
+`reconstruct`. Each loads a pipeline, reads images, calls the method of its name, and writes images and a sheet."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from spheregen.cli import options as cli
+from spheregen.cli.images import (
+    AT_ONCE,
+    EditWriter,
+    file_name,
+    gather,
+    output_file,
+    sheet_file,
+    step_rows,
+    write_sheet,
+)
+from spheregen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from spheregen.data import ImageWriter
+    from spheregen.pipeline import Pipeline, PipelineOutput
+
+Change = Callable[["Pipeline", "list[Image.Image]", Any, int], "tuple[PipelineOutput, list[Tensor]]"]
+"""Changes images under a label for each, the first with the noise of this seed; returns what it made, and what the rows
+of the sheet begin with, tensors (B, C, S, S)."""
+ANIMATIONS = (".gif", ".mp4")
+MOST_FRAMES = 10_000  # they are made in memory
+IN_A_ROW = 7  # variations, behind the image itself
+COMPARED = 20  # reconstructions on the sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A model, images that it changes, and where they go: the options of the commands that change many images."""
+
+    model: cli.Model
+    images: cli.Images
+    labels: cli.Labels = None
+    out: Annotated[Path | None, Option(help=f"{cli.OUT_HELP} Default: edited, inpainted ...")] = None
+    seed: cli.Seed = 0
+    split: cli.Split = "train"
+
+    def do(self, change: Change, done: str, inputs: Sequence[Path] = ()) -> None:
+        """Change images part by part, and write them and a sheet.
+
+        Args:
+            done: what is told in the end, such as "edited", and the default of `out`.
+            inputs: further files that are read, which nothing may overwrite.
+        """
+        parts = gather(self.images, self.split)
+        writer = EditWriter(self.out or Path(done), [*inputs, *(file.where for part in parts for file in part)])
+        pipe = cli.load_pipeline(self.model)
+        named = cli.class_list(pipe, self.labels)
+        count = 0
+        with writer:
+            for part in cli.watch(parts, sum(map(len, parts)), len):
+                labels = named and [named[(count + i) % len(named)] for i in range(len(part))]
+                output, before = change(pipe, [file.open() for file in part], labels, self.seed + count)
+                writer.add(output, [file.name for file in part], step_rows(before, output))
+                count += len(part)
+        writer.finish(f"{done} on {pipe.place}")
+
+
+def edit(work: Work, loop: cli.Editing) -> None:
+    """Pull images towards a class.
+
+    They are encoded with noise and decoded under the class, a few times. A row of the sheet shows an image, then each
+    step.
+
+    Examples:
+        spheregen edit digits seven.png --labels 3
+        spheregen edit runs/mine holiday/ --labels fox --strength 0.4 --guidance 2 --out foxes.png
+    """
+    from spheregen.data.inputs import load_images
+
+    def change(pipe: Pipeline, images: list[Image.Image], labels: Any, seed: int) -> Any:
+        x = load_images(images, pipe.image_options)
+        return pipe.edit(x, labels, seed=seed, **loop.given()), [x]
+
+    work.do(change, "edited")
+
+
+def inpaint(
+    work: Work,
+    loop: cli.Editing,
+    mask: Annotated[Path, Option(help="An image, white where pixels are missing, of the images' size or the model's.")],
+) -> None:
+    """Fill in a region of images; known pixels stay.
+
+    A row of the sheet shows an image, what is known of it (the rest is grey), and each step.
+
+    Examples:
+        spheregen inpaint runs/mine photo.jpg --mask hole.png --steps 6
+        spheregen inpaint digits digits --split test --mask lower-half.png --out filled.zip
+    """
+    from spheregen.data import read_image
+    from spheregen.data.inputs import load_images, load_mask
+
+    def change(pipe: Pipeline, images: list[Image.Image], labels: Any, seed: int) -> Any:
+        output = pipe.inpaint(images, missing, labels=labels, seed=seed, **loop.given())
+        x = load_images(images, pipe.image_options)
+        return output, [x, x.lerp(x.new_full((), 0.5), load_mask(missing, images, pipe.image_options))]
+
+    missing = read_image(mask)
+    work.do(change, "inpainted", [mask])
+
+
+def upscale(
+    work: Work,
+    loop: cli.Editing,
+    factor: Annotated[
+        int | None,
+        Option(
+            help="Pixels that become of one, along each side; larger images are reduced first. Default: the model's "
+            "size over theirs."
+        ),
+    ] = None,
+) -> None:
+    """Enlarge images to the model's size.
+
+    Averaged back, they are the small ones again. A row of the sheet shows the small image, then each step.
+
+    Examples:
+        spheregen upscale runs/mine thumbnails/
+        spheregen upscale digits digits --factor 2 --out large.png
+    """
+    from spheregen.data.inputs import load_images
+
+    def change(pipe: Pipeline, images: list[Image.Image], labels: Any, seed: int) -> Any:
+        output = pipe.upscale(images, factor, labels=labels, seed=seed, **loop.given())
+        blocks = output.settings["factor"]
+        options = dataclasses.replace(pipe.image_options, image_size=pipe.image_options.image_size // blocks)
+        small = load_images(images, options)
+        return output, [small.repeat_interleave(blocks, -1).repeat_interleave(blocks, -2)]
+
+    work.do(change, "upscaled")
+
+
+def refine(work: Work, settings: cli.SamplerSet = None) -> None:
+    """Refine rough images of any origin by the flow of a model of kind sphere-flow.
+
+    A row of the sheet shows an image, then the refined one.
+
+    Examples:
+        spheregen refine runs/flow rough.png --labels 3 --set refinement_steps=8
+    """
+    from spheregen.data.inputs import load_images
+
+    def change(pipe: Pipeline, images: list[Image.Image], labels: Any, seed: int) -> Any:
+        x = load_images(images, pipe.image_options)
+        return pipe.refine(x, labels, seed=seed, **cli.sampler_settings(settings)), []
+
+    work.do(change, "refined")
+
+
+def crossover(
+    model: cli.Model,
+    a: Annotated[Path, Argument(help="An image.", metavar="A")],
+    b: Annotated[Path, Argument(help="Another one.", metavar="B")],
+    loop: cli.Editing,
+    mask: Annotated[
+        str,
+        Option(
+            help="Where A is taken: left-right (its left half), top-bottom (its upper half), diagonal or antidiagonal "
+            "(its part above them), or an image, white for A, of the images' size or the model's."
+        ),
+    ] = "left-right",
+    labels: cli.Labels = None,
+    out: cli.Out = Path("crossover"),
+    seed: cli.Seed = 0,
+) -> None:
+    """Join parts of two images and let a few steps heal the seam. The sheet shows both, then each step.
+
+    Examples:
+        spheregen crossover runs/mine cat.jpg dog.jpg
+        spheregen crossover runs/mine cat.jpg dog.jpg --mask diagonal --strength 0.2 --steps 6
+    """
+    from spheregen.data.inputs import load_images, open_images
+
+    writer = EditWriter(out, [a, b, mask])
+    first, second = open_images([a, b])
+    pipe = cli.load_pipeline(model)
+    output = pipe.crossover([first], [second], mask=mask, labels=_one_label(pipe, labels), seed=seed, **loop.given())
+    originals = [load_images([image], pipe.image_options) for image in (first, second)]
+    with writer:
+        writer.add(output, [file_name(f"{a.stem}-{b.stem}")], step_rows(originals, output))
+    writer.finish(f"joined on {pipe.place}")
+
+
+def vary(
+    model: cli.Model,
+    image: Annotated[Path, Argument(help="An image.", metavar="IMAGE")],
+    loop: cli.Editing,
+    count: cli.Count = IN_A_ROW,
+    angle: Annotated[float, Option(help="Degrees on the sphere: 0 is the image, 90 nothing of it.")] = 30.0,
+    labels: cli.Labels = None,
+    out: cli.Out = Path("variations"),
+    seed: cli.Seed = 0,
+) -> None:
+    """Make variations of an image.
+
+    They are decoded from points at an exact angle around its code. Each row of the sheet begins with the image.
+
+    Examples:
+        spheregen vary runs/mine photo.jpg
+        spheregen vary runs/mine photo.jpg -n 20 --angle 50 --steps 2 --out around.png
+    """
+    import torch
+
+    from spheregen.data.inputs import load_images, open_images
+
+    cli.check_count(count)
+    writer = EditWriter(out, [image])
+    opened = open_images(image)
+    pipe = cli.load_pipeline(model)
+    label = _one_label(pipe, labels)
+    original = load_images(opened, pipe.image_options)
+    columns, size = min(count, IN_A_ROW), AT_ONCE - AT_ONCE % IN_A_ROW
+    parts = (range(start, min(start + size, count)) for start in range(0, count, size))
+    with writer:
+        for part in cli.watch(parts, count, len):
+            output = pipe.vary(original, len(part), angle=angle, labels=label, seed=seed + part.start, **loop.given())
+            blank = torch.ones_like(original).expand(-len(part) % columns, -1, -1, -1)
+            rows = torch.cat([output.tensor, blank]).split(columns)
+            writer.add(output, [file_name(image.stem)] * len(part), [torch.cat([original, row]) for row in rows])
+    writer.finish(f"made on {pipe.place}")
+
+
+def reconstruct(
+    model: cli.Model,
+    images: cli.Images,
+    out: cli.Out = Path("reconstructions"),
+    settings: cli.SamplerSet = None,
+    split: cli.Split = "train",
+) -> None:
+    """Encode and decode images under the null class.
+
+    Writes them with a comparison sheet, originals above their reconstructions, and prints the mean PSNR.
+
+    Examples:
+        spheregen reconstruct runs/mine holiday/
+        spheregen reconstruct digits digits --split test --out comparison.png
+    """
+
+    from spheregen.data import open_writer, to_pil
+    from spheregen.data.inputs import load_images
+    from spheregen.measure.fidelity import psnr
+
+    parts = gather(images, split)
+    as_file = out.suffix.lower() in (".png", ".zip", ".tar")
+    inputs = [file.where for part in parts for file in part]
+    sheet = sheet_file(out, inputs) if as_file else output_file(out / "comparison.png", inputs)
+    writer = None if sheet == out else open_writer(out)
+    pipe = cli.load_pipeline(model)
+    metadata = {"model": model, "fingerprint": pipe.fingerprint}
+    total, done = 0.0, 0
+    rows: list[Tensor] = []
+    with contextlib.nullcontext() if writer is None else writer:
+        for part in cli.watch(parts, len(inputs), len):
+            x = load_images([file.open() for file in part], pipe.image_options)
+            y = pipe.reconstruct(x, seed=done, **cli.sampler_settings(settings))
+            total += psnr(y, x).sum().item()
+            if not rows:
+                shown = range(0, min(COMPARED, len(x)), 10)
+                rows = [both[start : start + 10] for start in shown for both in (x[:COMPARED], y[:COMPARED])]
+            if writer is not None:
+                for number, (image, file) in enumerate(zip(to_pil(y), part, strict=True), start=done):
+                    writer.add(f"{number:06d}-{file.name}", image, metadata | {"image": file.name})
+            done += len(part)
+    mean = total / len(inputs)
+    write_sheet(rows, sheet, metadata)
+    cli.finish(
+        {"count": len(inputs), "psnr": mean, "comparison": str(sheet)},
+        f"{cli.count_of(len(inputs))} on {pipe.place}, mean PSNR {mean:.2f} dB; comparison: {sheet}",
+    )
+
+
+def interpolate(
+    model: cli.Model,
+    ends: Annotated[
+        list[str],
+        Argument(help="Two ends, or four corners: image files, or integers for seeds.", metavar="A B [C D]"),
+    ],
+    loop: cli.Editing,
+    out: Annotated[
+        Path,
+        Option(
+            help="A .png strip (a square sheet for four), a .gif, an .mp4 (needs ffmpeg), or a folder, .zip or .tar "
+            "for single PNGs."
+        ),
+    ] = Path("interpolation.png"),
+    frames: Annotated[int, Option(help="Images along each side, ends included.")] = 16,
+    path: Annotated[str, Option(help="slerp (constant speed) or lerp (straight, then back to the sphere).")] = "slerp",
+    labels: Annotated[
+        str | None,
+        Option(
+            help="A class, or one for each end: rose,tulip. Default: none for photos; for seeds the one that `sample` "
+            "gives them."
+        ),
+    ] = None,
+    seed: Annotated[int, Option(help="Seed of the refinements of photos; seeds bring their own.")] = 0,
+    fps: Annotated[float, Option(help="Frames a second of a .gif or .mp4.")] = 12,
+    bounce: Annotated[bool, Option("--bounce", help="There and back, in a .gif or .mp4.")] = False,
+) -> None:
+    """Show the way between images, seeds or classes.
+
+    Two ends give a line of frames, four corners a square. A number is a seed, unless there is a file of that name. The
+    same seed twice with two labels goes from class to class.
+
+    Examples:
+        spheregen interpolate digits 3 14
+        spheregen interpolate digits 5 5 --labels 2,7 --out classes.gif --bounce
+        spheregen interpolate runs/mine a.jpg b.jpg c.jpg d.jpg --frames 8
+    """
+    from spheregen.data import save_animation
+
+    writer = _check_out(out, ends, fps=fps, bounce=bounce)
+    if frames ** (len(ends) // 2) > MOST_FRAMES:
+        raise ConfigError(f"{frames} frames along a side are too many, at most {MOST_FRAMES} in all; give fewer")
+    pipe = cli.load_pipeline(model, progress=True)
+    chosen = cli.class_list(pipe, labels)
+    each = chosen[0] if chosen and len(chosen) == 1 else chosen
+    output = pipe.interpolate([_end(end) for end in ends], frames, path=path, labels=each, seed=seed, **loop.given())
+    own = {"ends": ", ".join(ends)} | ({} if labels is None else {"labels": labels})
+    if writer is not None:
+        with writer:
+            for number, image in enumerate(output):
+                writer.add(f"{number:06d}", image, output.metadata(number) | own | {"frame": str(number)})
+    elif out.suffix.lower() == ".png":
+        write_sheet(output.tensor.split(frames), out, output.metadata(0) | own)
+    else:
+        save_animation(output.tensor, out, fps=fps, bounce=bounce, scale=max(1, 256 // output.tensor.shape[-1]))
+    cli.finish(
+        {"count": len(output), "out": str(out), "ends": ends, "labels": chosen, **output.settings},
+        f"{len(output)} frames on {pipe.place}: {out}",
+    )
+
+
+def _check_out(out: Path, ends: list[str], *, fps: float, bounce: bool) -> ImageWriter | None:
+    """Complain before any work is done; returns what writes single images, if `out` is for these."""
+    import torch
+
+    from spheregen.data import open_writer, save_animation
+
+    suffix = out.suffix.lower()
+    if bounce and suffix not in ANIMATIONS:
+        raise ConfigError(f"--bounce is for a {' or '.join(ANIMATIONS)}, not for {out.name}; leave it out")
+    if suffix in (".png", *ANIMATIONS):
+        output_file(out, ends)
+        if suffix in ANIMATIONS:  # a rehearsal: is there an ffmpeg, can it be so fast?
+            with tempfile.TemporaryDirectory() as folder:
+                save_animation(torch.zeros(1, 1, 2, 2), Path(folder) / f"rehearsal{suffix}", fps=fps)
+        return None
+    if re.fullmatch(r"\.[a-z]\w*", suffix) and suffix not in (".zip", ".tar"):
+        raise ConfigError(f"frames become a .png, .gif, .mp4, .zip, .tar or a folder, not {out.name}")
+    return open_writer(out)
+
+
+def _end(text: str) -> str | int:
+    """A seed, unless there is a file of that name."""
+    is_seed = re.fullmatch(r"\d{1,30}", text) and not os.path.exists(text)  # noqa: PTH110 (any text is welcome)
+    return int(text) if is_seed else text
+
+
+def _one_label(pipe: Pipeline, text: str | None) -> str | None:
+    chosen = cli.class_list(pipe, text)
+    if chosen and len(chosen) > 1:
+        raise ConfigError(f"--labels names one class here, not {len(chosen)}")
+    return chosen[0] if chosen else None

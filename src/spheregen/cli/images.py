@@ -1,0 +1,180 @@
+"""Images in and out of commands: what is read, where it may be written, single PNGs with a sheet beside them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spheregen.cli import options as cli
+from spheregen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from spheregen.pipeline import PipelineOutput
+
+SHEET_ROWS = 20  # rows of a sheet, at most
+SHEET_PIXELS = 64  # small images are enlarged to about this in sheets
+AT_ONCE = 64  # images that are read, changed and written together
+LONGEST_NAME = 120  # bytes of a name; with number and suffix it must be a file name
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image that a command was given."""
+
+    where: str
+    """Its path, or its place in an archive or data set."""
+    open: Callable[[], Image.Image]
+
+    @property
+    def name(self) -> str:
+        """The name of the file that is made of it: no folder, no suffix, nothing that is unusual in file names."""
+        inside = re.sub(r"^.*\.(?:zip|tar) ", "", self.where, flags=re.IGNORECASE | re.DOTALL)
+        return file_name(Path(inside).stem)
+
+
+def file_name(text: str) -> str:
+    """Return a text without signs that are unusual in file names, and not too long for one."""
+    plain = re.sub(r"[^\w()+,=@-]+", "-", text)
+    return plain.encode("utf-8", "replace")[:LONGEST_NAME].decode("utf-8", "ignore")
+
+
+def gather(images: Sequence[str], split: str) -> list[list[InputImage]]:
+    """Find the images that files, folders and data sets on a command line hold, in parts that are worked on together.
+
+    None is read yet.
+    """
+    from spheregen.data import ARCHIVES, open_source, read_image
+
+    found: list[InputImage] = []
+    for given in images:
+        path = Path(given)
+        if os.path.isfile(given) and path.suffix.lower() not in ARCHIVES:  # noqa: PTH113 (any text is welcome)
+            found.append(InputImage(given, lambda path=path: read_image(path)))  # type: ignore[misc]
+            continue
+        source = open_source(given, split=split)
+        for i in range(len(source)):
+            found.append(InputImage(source.describe(i), lambda source=source, i=i: source.read(i)))  # type: ignore[misc]
+    return [found[start : start + AT_ONCE] for start in range(0, len(found), AT_ONCE)]
+
+
+def output_folder(path: Path) -> Path:
+    """Return `path`, if it can be a folder to write into."""
+    try:
+        above = next((part for part in (path, *path.parents) if part.exists()), None)
+    except OSError as error:  # a name that is too long, no permission
+        raise ConfigError(f"the output path {path} is impossible ({error.strerror}); choose another") from error
+    if above is not None and not above.is_dir():
+        raise ConfigError(f"the output path {above} is a file; choose a folder with --out")
+    return path
+
+
+def output_file(path: Path, inputs: Iterable[str | Path] = (), *, suffix: str = "") -> Path:
+    """Return `path`, if it can be a file to write, and is none of the command's inputs.
+
+    Args:
+        suffix: what its name must end with, such as `.png`.
+    """
+    if suffix and path.suffix.lower() != suffix:
+        raise ConfigError(f"{path} cannot be the output: give --out a name that ends in {suffix}")
+    output_folder(path.parent)
+    try:
+        if path.is_dir():
+            raise ConfigError(f"the output path {path} is a folder; choose another file name with --out")
+        for given in inputs:
+            if Path(given).name == path.name and path.exists() and path.samefile(given):
+                raise ConfigError(f"the output would overwrite {path}, which is read here; choose another --out")
+    except OSError as error:
+        raise ConfigError(f"the output path {path} is impossible ({error.strerror}); choose another") from error
+    return path
+
+
+def sheet_of(out: Path) -> Path:
+    """Return the sheet of what is written to `out`: that file, or beside the folder, zip or shards of single PNGs."""
+    if out.suffix.lower() == ".png":
+        return out
+    if out.name in ("", ".."):  # the folder that we are in, and others without a name
+        return out / "sheet.png"
+    name = out.stem if out.suffix.lower() in (".zip", ".tar") else out.name
+    return out.with_name((re.sub(r"[-_.]?%\d+d", "", name) or "sheet") + ".png")
+
+
+def sheet_file(out: Path, inputs: Iterable[str | Path]) -> Path:
+    """Return the sheet of what is written to `out`; unless `out` names it, it replaces sheets alone, no other image."""
+    from spheregen.data import read_metadata
+
+    sheet = output_file(sheet_of(out), inputs)
+    if sheet != out and sheet.is_file() and "model" not in read_metadata(sheet):
+        raise ConfigError(f"the sheet would overwrite {sheet}, which is no sheet; choose another --out")
+    return sheet
+
+
+def write_sheet(rows: Sequence[Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write rows of images, each (n, C, S, S), as one sheet."""
+    import torch
+
+    from spheregen.data import image_grid, save_png
+
+    images = torch.cat(list(rows))
+    scale = max(1, SHEET_PIXELS // images.shape[-1])
+    save_png(image_grid(images, columns=len(rows[0]), scale=scale), path, metadata)
+
+
+class EditWriter(ExitStack):
+    """What an editing command leaves: single PNGs, and a sheet beside them; or the sheet alone.
+
+    Args:
+        out: as `--out` says it: a folder or archive, or a .png for the sheet alone.
+        inputs: files that are read, which the sheet must not overwrite.
+
+    Raises:
+        ConfigError: `out` cannot be written to; nothing has been done yet.
+    """
+
+    def __init__(self, out: Path, inputs: Sequence[str | Path]) -> None:
+        from spheregen.data import open_writer
+
+        super().__init__()
+        self.out = out
+        self.sheet = sheet_file(out, inputs)
+        self._singles = None if self.sheet == out else self.enter_context(open_writer(out))
+        self._rows: list[Tensor] = []
+        self._count = 0
+        self._metadata: dict[str, str] = {}
+        self._answer: dict[str, Any] = {}
+
+    def add(self, output: PipelineOutput, names: Sequence[str], rows: Sequence[Tensor]) -> None:
+        """Take images of one call, the names of the files they were made of, and rows (n, C, S, S) for the sheet."""
+        if not self._count:
+            self._metadata = output.metadata(0)
+            self._answer = {"seed": output.seeds[0], **output.settings}
+        self._rows += rows[: SHEET_ROWS - len(self._rows)]
+        if self._singles is not None:
+            for number, (image, name) in enumerate(zip(output.images, names, strict=True)):
+                self._singles.add(
+                    f"{self._count + number:06d}-{name}", image, output.metadata(number) | {"image": name}
+                )
+        self._count += len(names)
+
+    def finish(self, done: str) -> None:
+        """Write the sheet and say what was done, such as "edited on cpu", and where everything is."""
+        write_sheet(self._rows, self.sheet, self._metadata)
+        place = f"the sheet is {self.sheet}" if self._singles is None else f"{self.out}, sheet {self.sheet}"
+        cli.finish(
+            {"count": self._count, "out": str(self.out), "sheet": str(self.sheet), **self._answer},
+            f"{cli.count_of(self._count)} {done}: {place}",
+        )
+
+
+def step_rows(before: Sequence[Tensor], output: PipelineOutput) -> list[Tensor]:
+    """Return a row for each image: what it was made of, batches (B, C, S, S), then every step."""
+    import torch
+
+    return list(torch.stack([*before, *output.trajectory], dim=1))

@@ -1,0 +1,369 @@
+"""Archives of images, read in place: zip files, and WebDataset shards (tar).
+
+The directories of zipfile and tarfile say where each image is; it is then read by offset, so that nothing is unpacked
+to disk, any image can be had at once, and nothing stays open that processes would have to share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import posixpath
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from spheregen.data.files import Files
+from spheregen.data.names import (
+    SUFFIXES,
+    choose_files,
+    is_image_name,
+    member_name,
+    number_labels,
+    pack,
+    require_unsplit,
+    sort_names,
+    split_of,
+    unpack,
+    without_common_folder,
+)
+from spheregen.data.source import Blocks, BlockSource, ImageSource, digest, label_bytes
+from spheregen.errors import DataError, SphereGenError
+from spheregen.files import atomic_path
+
+_LARGEST = 256 << 20  # bytes of one image in a zip; more is a mistake or an attack
+_ENCRYPTED = 0x1
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field (APPNOTE.TXT, 4.3.7)
+
+_BLOCK_BYTES = 4 << 20  # of a tar; a window of the training order mixes about sixteen of these
+_SCAN_BYTES = 4 << 20  # of one request, while a shard is read through over a network
+_LARGEST_TEXT = 1 << 20  # bytes of a label member
+_NONE, _INTEGER, _TEXT = 0, 1, 2  # kinds of label
+_INDEX_VERSION = 2
+
+_Label = tuple[int, str]  # kind and text
+
+
+class ZipSource(ImageSource):
+    """Images in a zip, sorted by name, with the splits and classes of a folder that has the same names.
+
+    Where all of them lie two or more folders deep under one folder, that folder is left out: it is the one that was
+    packed.
+
+    Args:
+        files: exactly one file.
+
+    Raises:
+        DataError: it is no zip or truncated, it is encrypted, there are no images or no such split.
+    """
+
+    def __init__(self, files: Files, split: str = "train") -> None:
+        where = files.names[0]
+        self._files = files
+        self.central = self.remote = files.remote
+        self.name = PurePosixPath(files.base_name(0)).stem
+        try:
+            with files.open(0) as file, zipfile.ZipFile(file) as archive:
+                found = ((member_name(member.filename), member) for member in archive.infolist() if not member.is_dir())
+                members = [(name, member) for name, member in found if name and is_image_name(name)]
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+            raise DataError(f"{where}: not a readable zip ({error}); fetch or write it again") from error
+        if not members:
+            raise DataError(f"no images in {where}: looked for files that end in {' '.join(SUFFIXES)}")
+        members.sort(key=lambda pair: pair[0].split("/"))
+        for name, member in members:
+            if member.flag_bits & _ENCRYPTED:
+                raise DataError(f"{where}: {name} is encrypted; pack the images again without a password")
+        chosen = sort_names(without_common_folder([name for name, _ in members]), split, where)
+        members = [members[row] for row in chosen.rows.tolist()]
+        self.split, self.class_names, self.labels = chosen.split, chosen.class_names, chosen.labels
+        self._names = pack(name for name, _ in members)
+        columns = [(m.header_offset, m.file_size, m.compress_size, m.compress_type, m.CRC) for _, m in members]
+        self._table = np.array(columns, dtype=np.int64).reshape(-1, 5)  # one row for each image
+        sizes, sums = self._table[:, 1], self._table[:, 4]
+        self.encoded_bytes = int(sizes.sum())
+        parts = [*map(os.fsencode, chosen.names), sizes.astype("<i8").tobytes(), sums.astype("<u4").tobytes()]
+        self.fingerprint = digest(*parts, label_bytes(self.labels), *map(os.fsencode, self.class_names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def describe(self, index: int) -> str:
+        return f"{self._files.names[0]} {unpack(self._names, index)}"
+
+    def read_bytes(self, index: int) -> bytes:
+        self.check_index(index)
+        start, size, packed, method, checksum = self._table[index].tolist()
+        if max(size, packed) > _LARGEST:
+            raise DataError(
+                f"{self.describe(index)}: the image would take {size >> 20} MiB, more than the limit of "
+                f"{_LARGEST >> 20} MiB for one; remove it, or in training skip it with data.on_error=skip"
+            )
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(
+                f"{self.describe(index)}: packed by method {method}, which is not supported; pack the images again "
+                "with the usual method (deflate) or without compression"
+            )
+        try:
+            signature, *lengths = _LOCAL_HEADER.unpack(self._files.read(0, start, _LOCAL_HEADER.size))
+            data = self._files.read(0, start + _LOCAL_HEADER.size + sum(lengths), packed)
+            if method == zipfile.ZIP_DEFLATED:  # not more than was declared, whatever comes out of it
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+            if signature != b"PK\x03\x04" or len(data) != size or zlib.crc32(data) != checksum:
+                raise zlib.error("header, length or checksum is wrong")
+        except zlib.error as error:
+            raise DataError(
+                f"{self.describe(index)}: corrupt in the zip ({error}); pack it again, or in training skip it with "
+                "data.on_error=skip"
+            ) from error
+        return data
+
+
+class TarSource(BlockSource):
+    """The images of WebDataset shards, in the order in which they are stored.
+
+    - Members with the same name up to the first dot of the last part are one sample: one image, perhaps a label,
+      anything else is ignored. Hard and symbolic links to images are images.
+    - The label is a `.cls` file (an integer or a name) or a `.json` file with "label", "class" or "cls". Integers count
+      the classes from 0: they are named by `classes.txt` (one name a line) or `dataset_info.json` beside the shards if
+      there is one, else "0", "1" ... up to the largest. Other labels are sorted, over all splits on this machine.
+    - Without label members the first folder in the names is the class, as in a folder of images.
+    - Splits are told by the file names (train-000000.tar), or by the folders inside if there are no label members.
+
+    Raises:
+        DataError: a shard is truncated or no tar, a label is missing or impossible, there are no images or there is no
+            such split.
+    """
+
+    def __init__(self, name: str, files: Files, split: str = "train", *, chosen: bool = False) -> None:
+        super().__init__()
+        import pyarrow as pa
+
+        base_names = [files.base_name(file) for file in range(len(files))]
+        where = files.names[0] if len(files) == 1 else name
+        by_files = any(split_of(base, numbered=False) for base in base_names)
+        self.split, places = split, list(range(len(files)))
+        if by_files:
+            self.split, places = choose_files(base_names, split, where, chosen=chosen, numbered=False)
+        self.name = name
+        self.central = self.remote = files.remote
+        self._files = files.only(places)
+        shards = [_shard_index(files, file) for file in places]
+        counts = [len(shard) for shard in shards]
+        if not sum(counts):
+            raise DataError(f"no images in {', '.join(self._files.names[:3])}; a shard holds members like 000001.jpg")
+        index = pa.concat_tables(shards).combine_chunks()
+        self._shards = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
+        names = [os.fsdecode(name) for name in index["name"].to_pylist()]
+        if (index["kind"].to_numpy() != _NONE).any():
+            if not by_files:
+                require_unsplit(split, where)
+            others = [] if files.remote else sorted({*range(len(files))} - {*places})
+            self.class_names, self.labels = self._read_labels(index, [_shard_index(files, file) for file in others])
+        else:
+            chosen_names = sort_names(without_common_folder(names), "all" if by_files else split, where)
+            self.class_names, self.labels = chosen_names.class_names, chosen_names.labels
+            self.split = self.split if by_files else chosen_names.split
+            index, self._shards = index.take(chosen_names.rows), self._shards[chosen_names.rows]
+        self._names = index["name"].combine_chunks()
+        self._offsets, self._sizes = index["offset"].to_numpy(), index["size"].to_numpy()
+        self.encoded_bytes = int(self._sizes.sum())
+        self._blocks = self._find_blocks()
+        kept = self._names.to_pylist()
+        content = hashlib.sha256(b"".join(kept))
+        content.update(np.cumsum([0, *map(len, kept)]).astype("<i8").tobytes())
+        parts = [f"{self._files.base_name(f)}\0{counts[f]}".encode() for f in range(len(shards))]
+        parts += [content.digest(), self._sizes.astype("<i8").tobytes(), label_bytes(self.labels)]
+        self.fingerprint = digest(*parts, *(class_name.encode() for class_name in self.class_names))
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def describe(self, index: int) -> str:
+        return f"{self._files.names[int(self._shards[index])]} {unpack(self._names, index)}"
+
+    def read_bytes(self, index: int) -> bytes:
+        if self.central:
+            return super().read_bytes(index)
+        self.check_index(index)
+        return self._files.read(int(self._shards[index]), int(self._offsets[index]), int(self._sizes[index]))
+
+    def blocks(self) -> Blocks:
+        return self._blocks
+
+    def read_block(self, block: int) -> Sequence[bytes]:
+        first = int(self._blocks.starts[block])
+        last = int(self._blocks.starts[block + 1]) if block + 1 < len(self._blocks.starts) else len(self)
+        starts, sizes = self._offsets[first:last], self._sizes[first:last]
+        begin, end = int(starts.min()), int((starts + sizes).max())
+        data = self._files.read(int(self._shards[first]), begin, end - begin)
+        pairs = zip((starts - begin).tolist(), sizes.tolist(), strict=True)
+        return [data[start : start + size] for start, size in pairs]
+
+    def _find_blocks(self) -> Blocks:
+        cells = self._offsets // _BLOCK_BYTES
+        new = (np.diff(cells, prepend=-1) != 0) | (np.diff(self._shards, prepend=-1) != 0)
+        starts = np.flatnonzero(new).astype(np.int64)
+        return Blocks(starts=starts, sizes=np.add.reduceat(self._sizes, starts))
+
+    def _read_labels(self, index: Any, others: Sequence[Any]) -> tuple[tuple[str, ...], torch.Tensor]:
+        """Return class names, and labels (N,); `others` are the indices of other splits."""
+        kinds, texts = index["kind"].to_numpy(), index["label"].to_pylist()
+        found = set(kinds.tolist())
+        if len(found) > 1:
+            odd = _NONE if _NONE in found else _TEXT
+            row = int(np.flatnonzero(kinds == odd)[0])
+            problem = "has no label" if odd == _NONE else "has a name for its label"
+            raise DataError(
+                f"{self._sample(index, row)} {problem}, unlike other samples; label all samples alike, or none"
+            )
+        same = [other["label"].to_pylist() for other in others if set(other["kind"].to_pylist()) == found]
+        values = {*texts, *itertools.chain(*same)}
+        classes = _listed_classes(self._files)
+        if found == {_INTEGER}:
+            classes = classes or tuple(map(str, range(max(map(int, values)) + 1)))
+            labels, wrong = number_labels(texts, [str(number) for number in range(len(classes))])
+        else:
+            classes = classes or tuple(sorted(values))
+            labels, wrong = number_labels(texts, classes)
+        if wrong is not None:
+            raise DataError(
+                f"{self._sample(index, wrong)} has the label {texts[wrong]!r}, which is not one of the {len(classes)} "
+                "classes (integers count from 0); correct the label or the list of classes"
+            )
+        return classes, labels
+
+    def _sample(self, index: Any, row: int) -> str:
+        return f"{self._files.names[int(self._shards[row])]}: {unpack(index['name'], row)}"
+
+
+def _shard_index(files: Files, file: int) -> Any:
+    """Return the images of a tar as an arrow table; that of a remote shard, which must be read for it, is kept."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def scan() -> Any:
+        with files.open(file, _SCAN_BYTES if files.remote else 1 << 15) as opened:
+            return _scan_shard(opened, files.size(file), files.names[file])
+
+    if not files.remote:
+        return scan()
+    key = hashlib.sha256(f"{_INDEX_VERSION}\0{files.stamp(file)}".encode()).hexdigest()
+    cache = Path(os.environ.get("SPHEREGEN_CACHE") or "~/.cache/spheregen").expanduser()
+    path = cache / "shards" / f"{key}.parquet"
+    with contextlib.suppress(OSError, pa.ArrowException):  # not there, or damaged: it is made again
+        return pq.read_table(path)
+    index = files.retried(scan, file)
+    with contextlib.suppress(SphereGenError), atomic_path(path, durable=False) as temporary:
+        pq.write_table(index, temporary)  # where there is no place to keep it the next start reads the shard again
+    return index
+
+
+def _scan_shard(file: BinaryIO, size: int, where: str) -> Any:
+    """Find the images and labels of a tar file of `size` bytes."""
+    import pyarrow as pa
+
+    samples: dict[str, list[str]] = {}  # names of the images of members that belong together
+    told: dict[str, _Label] = {}  # kind and text of a sample's label
+    places: dict[str, tuple[int, int]] = {}  # first byte and length of each image, as they are stored
+    try:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+                name = member_name(member.name)
+                if member.isreg() and member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"it ends inside {member.name}")
+                if name is None or not (member.isreg() or member.islnk() or member.issym()):
+                    continue
+                folder, slash, base = name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                key = folder + slash + stem
+                if is_image_name(base):
+                    if name not in places:  # a later member of the same name replaces the earlier one
+                        samples.setdefault(key, []).append(name)
+                    place = (member.offset_data, member.size)
+                    if not member.isreg():
+                        linked = member.linkname if member.islnk() else posixpath.join(folder, member.linkname)
+                        place = places.get(member_name(posixpath.normpath(linked)) or "", (0, 0))  # to nothing: empty
+                    places[name] = place
+                elif extension.lower() in ("cls", "json") and member.isreg() and member.size <= _LARGEST_TEXT:
+                    file.seek(member.offset_data)
+                    data = file.read(member.size)
+                    if label := _label(extension.lower(), data, f"{where} {name}"):
+                        told[key] = label
+            file.seek(archive.offset)  # tarfile stops in silence where a header cannot be read
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise DataError(f"{where}: no tar file, truncated or damaged ({error}); fetch or write it again") from error
+    labels: dict[str, _Label] = {}
+    for key, images in samples.items():
+        label = told.get(key, (_NONE, ""))
+        labels |= dict.fromkeys(_images_of(images, where, labelled=key in told), label)
+    rows = [(os.fsencode(name), *place, *labels[name]) for name, place in places.items() if name in labels]
+    schema = pa.schema(
+        [("name", pa.large_binary()), ("offset", pa.int64()), ("size", pa.int64()), ("kind", pa.int8()),
+         ("label", pa.large_string())]
+    )  # fmt: skip
+    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[]] * 5, schema=schema)
+
+
+def _images_of(images: list[str], where: str, *, labelled: bool) -> list[str]:
+    """Return the image of a sample; several where nothing but names that hold dots makes them one sample."""
+    plain = [name for name in images if name.rsplit("/", 1)[-1].count(".") == 1]
+    if len(images) < 2 or (not plain and not labelled):
+        return images
+    if len(plain) == 1:
+        return plain  # 7.jpg beside 7.mask.png: the plain one is the image
+    raise DataError(
+        f"{where}: the sample {images[0]} has {len(images)} images, such as {images[1]}; keep one "
+        "of them, or give the others an extension in front, such as 7.mask.png"
+    )
+
+
+def _label(extension: str, data: bytes, where: str) -> _Label | None:
+    """Return kind and text of a label member; None if it tells none."""
+    value: Any
+    try:
+        text = data.decode("utf-8").strip()
+        if extension == "cls":
+            value = int(text) if text.lstrip("-").isdecimal() else text
+        else:
+            fields = json.loads(text)
+            keys = [key for key in ("label", "class", "cls") if isinstance(fields, dict) and key in fields]
+            value = fields[keys[0]] if keys else None
+            if value is None:
+                return None
+    except ValueError as error:
+        raise DataError(f"{where}: not readable as a label ({error}); correct or remove it") from error
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return _INTEGER, str(value)
+    if isinstance(value, str) and value:
+        return _TEXT, value
+    raise DataError(f"{where}: the label {value!r} is neither an integer from 0 up nor a name; correct it")
+
+
+def _listed_classes(files: Files) -> tuple[str, ...] | None:
+    """Return the class names that lie beside the shards, if any."""
+    if (data := files.beside("classes.txt")) is not None:
+        try:
+            lines = data.decode("utf-8").splitlines()
+        except ValueError:
+            raise DataError(f"classes.txt beside {files.names[0]} is not UTF-8 text; write one name a line") from None
+        if names := tuple(line.strip() for line in lines if line.strip()):
+            return names
+    try:
+        listed = json.loads(files.beside("dataset_info.json") or b"{}")["features"]["label"]["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return tuple(map(str, listed)) if isinstance(listed, list) and listed else None

@@ -1,0 +1,172 @@
+"""The common face of all sources of images."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from spheregen.data.images import decode_bytes
+from spheregen.errors import ConfigError, DataError, did_you_mean
+
+FITS_IN_MEMORY = 1 << 30  # encoded bytes: a set of up to this size is kept as it is
+_HELD_BYTES = 128 << 20  # encoded bytes kept of a larger one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Runs of samples that are fast to read together."""
+
+    starts: npt.NDArray[np.int64]  # (K,) first sample of each run, ascending from 0; a run ends where the next starts
+    sizes: npt.NDArray[np.int64]  # (K,) encoded bytes of each run
+
+
+class ImageSource(ABC):
+    """A numbered, perhaps labelled, set of images. Opening one reads names and labels, not pixels."""
+
+    name: str  # for people: "digits", or the name of the folder or file
+    split: str  # the part that was opened: "train", "test", "all" ...
+    class_names: tuple[str, ...]  # name of class i at place i; empty = unlabelled
+    labels: torch.Tensor | None  # (N,) int64 in [0, len(class_names)); None = unlabelled
+    fingerprint: str  # sha256, hexadecimal, of names, sizes and labels: changes with the data, not when they move
+    encoded_bytes: int  # of all images together, as they are stored
+    native_size: int | None = None  # side in pixels where all images are squares of one known size
+    flips_allowed: bool = True  # False where a mirror image means something else (handwriting)
+    central: bool = False  # True: the main process reads bytes, workers only decode; False: workers read by themselves
+    remote: bool = False  # True: images come over a network each time they are read
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """N, the number of images."""
+
+    @abstractmethod
+    def read_bytes(self, index: int) -> bytes:
+        """Return image `index` (0 .. N-1) in its file format, not checked.
+
+        Raises:
+            DataError: it is missing or cannot be read; the message names it as `describe` does.
+        """
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Say where image `index` is: a path, "file.zip name", or "file.parquet row 17" (rows count from 0)."""
+
+    def read(self, index: int) -> Image.Image:
+        """Return image `index` (0 .. N-1), completely decoded, in whatever mode it was stored.
+
+        Raises:
+            DataError: it is missing, empty, truncated or no image; the message names it as `describe` does.
+        """
+        return decode_bytes(self.read_bytes(index), partial(self.describe, index))
+
+    @property
+    def random_access_is_slow(self) -> bool:
+        """True if training should read whole blocks: a property of the data alone, never of the machine."""
+        return False
+
+    def blocks(self) -> Blocks | None:
+        """Return the runs of samples that are fast to read together; None = the source has no such structure."""
+        return None
+
+    def read_block(self, block: int) -> Sequence[bytes]:
+        """Return the encoded images of a block, in order; safe to call from several threads.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no blocks")
+
+    def release(self) -> None:
+        """Give back memory held for reading; what is needed again is read again. Sources that hold none do nothing."""
+        return
+
+    def check_index(self, index: int) -> None:
+        """Raise IndexError unless 0 <= index < N."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+
+
+class BlockSource(ImageSource):
+    """A source whose images are read block by block, with the blocks used last kept in memory.
+
+    All stay in memory if they take at most 1 GiB together (then random access is fast after the first time); otherwise
+    128 MiB, or one block if that is larger.
+    """
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[int, Sequence[bytes]] = OrderedDict()
+
+    @abstractmethod
+    def blocks(self) -> Blocks: ...
+
+    @property
+    def random_access_is_slow(self) -> bool:
+        return self.central and self.encoded_bytes > FITS_IN_MEMORY
+
+    def read_bytes(self, index: int) -> bytes:
+        self.check_index(index)
+        blocks = self.blocks()
+        block = int(np.searchsorted(blocks.starts, index, side="right")) - 1
+        if block not in self._held:
+            limit = FITS_IN_MEMORY if self.encoded_bytes <= FITS_IN_MEMORY else _HELD_BYTES
+            while self._held and int(blocks.sizes[[*self._held, block]].sum()) > limit:
+                self._held.popitem(last=False)
+            self._held[block] = self.read_block(block)
+        self._held.move_to_end(block)
+        return self._held[block][index - int(blocks.starts[block])]
+
+    def release(self) -> None:
+        self._held.clear()
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy, and another process, reads for itself
+        return self.__dict__ | {"_held": OrderedDict()}
+
+
+def digest(*parts: bytes) -> str:
+    """Return the sha256 of the parts, each preceded by its length so that no two lists of parts run together."""
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(len(part).to_bytes(8, "little"))
+        result.update(part)
+    return result.hexdigest()
+
+
+def label_bytes(labels: torch.Tensor | None) -> bytes:
+    """Return labels as a fingerprint takes them."""
+    return b"" if labels is None else labels.numpy().astype("<i8").tobytes()
+
+
+def renumbered(source: ImageSource, class_names: Sequence[str]) -> ImageSource:
+    """Return the source with its classes numbered as in `class_names`, which may hold more of them.
+
+    Raises:
+        ConfigError: `class_names` holds a name twice.
+        DataError: the source has a class that is not among them.
+    """
+    class_names = tuple(class_names)
+    if source.labels is None or source.class_names == class_names:
+        return source
+    if len(set(class_names)) != len(class_names):
+        raise ConfigError("class_names holds a name twice; names of classes must differ")
+    missing = [name for name in source.class_names if name not in class_names]
+    if missing:
+        raise DataError(
+            f"{source.name} has the class {missing[0]!r}, which is not among the {len(class_names)} classes asked for"
+            f"{did_you_mean(missing[0], class_names) or '; rename or remove it'}"
+        )
+    table = torch.tensor([class_names.index(name) for name in source.class_names], dtype=torch.int64)
+    result = copy.copy(source)
+    result.class_names = class_names
+    result.labels = table[source.labels]
+    result.fingerprint = digest(source.fingerprint.encode(), "\0".join(class_names).encode())
+    return result

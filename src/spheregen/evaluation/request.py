@@ -1,0 +1,190 @@
+"""A request for an evaluation by names: opens model, images, extractors and references, and writes the report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spheregen.data import ImageOptions, open_source
+from spheregen.devices import choose_device
+from spheregen.distributed import World, joined_world, local_device
+from spheregen.errors import ConfigError, DataError
+from spheregen.evaluation.curves import check_curves, usual_curves
+from spheregen.evaluation.evaluator import Evaluator, evaluate, evaluate_images, make_references
+from spheregen.evaluation.images import ImagesAsTheyAre, RealImages, open_real
+from spheregen.evaluation.protocol import EvaluationOptions, check_metrics
+from spheregen.evaluation.reference import Reference, load_references
+from spheregen.evaluation.report.page import check_report, render, write_report
+from spheregen.evaluation.report.sections import report_sections
+from spheregen.evaluation.studies import COPY_SAMPLES, MOST_TRAIN, STUDIES, run_studies
+from spheregen.measure.features import FeatureExtractor, load_extractors
+from spheregen.pipeline import Pipeline
+from spheregen.progress import QuietReporter, Reporter
+
+HELD_OUT = ("test", "val", "validation")
+"""Splits that are taken for held-out images where none is named."""
+WORK = "work"
+"""The folder of a report that holds what was measured; it may be deleted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """An evaluation by names."""
+
+    model: str | None = None
+    """A model folder, a bundled model or a Hub id; None: `images` are scored."""
+    images: str | None = None
+    """Samples that lie in a folder or archive, instead of a model's."""
+    data: str | None = None
+    """Real images, as for training; None: `references` hold what is needed."""
+    split: str = "train"
+    """The part of the data to compare with."""
+    held_out: str | None = None
+    """The part that the model never saw; None: test or val, where the data has one."""
+    features: tuple[str, ...] = ("own",)
+    """Feature extractors, see `measure.features.load_extractor`; `NAME=FILE` gives the weights."""
+    references: tuple[str, ...] = ()
+    """Files of `save_reference`, or published .npz; `NETWORK=FILE` says of which network."""
+    options: EvaluationOptions = field(default_factory=EvaluationOptions)
+    """Curves left empty are the usual ones in a report."""
+    studies: tuple[str, ...] = STUDIES
+    """Of the report."""
+    report: Path | None = None
+    """Where the page goes; None: only the figures are wanted."""
+    workers: int = 0
+    """Processes that decode images."""
+    batch_size: int | None = None
+    """Images in one pass through the model."""
+    device: str = "auto"
+
+
+def run(request: Request, *, reporter: Reporter | None = None) -> dict[str, Any] | None:
+    """Evaluate; under `torchrun` all processes share the work.
+
+    Returns:
+        The result, plain JSON values; None on all processes but the first.
+
+    Raises:
+        SphereGenError: bad input of any kind.
+    """
+    if (request.model is None) == (request.images is None):
+        raise ConfigError("name a model (a folder, a bundled model or a Hub id) or samples by --images, one of the two")
+    if request.images is not None and request.report is not None:
+        raise ConfigError("the studies of a report need a model; leave --report out to score images")
+    if request.report is not None:
+        check_report()
+    with joined_world(request.device) as world, _work_folder(request.report, world) as work:
+        reporter = reporter if reporter is not None and world.is_first else QuietReporter()
+        result = _run(request, work, world, reporter)
+        return result if world.is_first else None
+
+
+def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict[str, Any]:
+    extractors = load_extractors(request.features, choose_device(local_device(request.device, world)))
+    given = load_references(request.references, list(extractors))
+    if request.images is not None:
+        return _run_images(request, extractors, given, work, world, reporter)
+    assert request.model is not None
+    check_metrics(request.options.metrics, [each.info for each in extractors.values()], request.options.count)
+    pipe = Pipeline.from_pretrained(
+        request.model,
+        device=local_device(request.device, world),
+        batch_size=request.batch_size,
+        progress=False,
+        quiet=True,
+    )
+    studies = request.studies if request.report is not None else ()
+    options = dataclasses.replace(request.options, thumbnails=COPY_SAMPLES if "originality" in studies else 0)
+    if "curves" not in studies:
+        options = dataclasses.replace(options, curves=())
+    elif not options.curves:
+        options = dataclasses.replace(options, curves=tuple(usual_curves(pipe, options.generation)))
+    check_curves(pipe, options.generation, options.curves)
+    geometry = pipe.image_options
+    for reference in given.values():
+        if reference.data.get("fit", geometry.fit) != geometry.fit:
+            raise ConfigError(
+                f"{reference.source} is of images brought to size by {reference.data['fit']}, the model's were by "
+                f"{geometry.fit}; make it again with `spheregen stats --set fit={geometry.fit}`"
+            )
+    name = request.data
+    if name is None and pipe.info.training.get("data") == "digits" and any(each not in given for each in extractors):
+        name = "digits"  # which is embedded here
+    names, data, held_out = pipe.info.class_names, None, None
+    if name is not None:
+        data = open_real(name, request.split, geometry, workers=request.workers, class_names=names)
+        held_out = _held_out(request, name, geometry, names)
+    kept = MOST_TRAIN if "originality" in studies else 0
+    references, train = make_references(data, extractors, given, work, thumbnails=kept, world=world, reporter=reporter)
+    evaluator = Evaluator(extractors, references, work, world, reporter, pipe.device)
+    result, scores = evaluate(pipe, options, evaluator)
+    if data is not None:
+        result["data"] = data.describe()
+    if request.report is None:
+        return result
+    sections = run_studies(pipe, options, evaluator, scores, result, studies=studies, train=train, held_out=held_out)
+    if world.is_first:
+        title = f"Evaluation of {Path(pipe.name).name or pipe.name}"
+        page = render(title, _subtitle(result), report_sections(result, sections), result)
+        write_report(request.report, page, result)
+    return result
+
+
+def _run_images(
+    request: Request,
+    extractors: dict[str, FeatureExtractor],
+    given: dict[str, Reference],
+    work: Path,
+    world: World,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    assert request.images is not None
+    samples = ImagesAsTheyAre(open_source(request.images, split="all"))
+    check_metrics(request.options.metrics, [each.info for each in extractors.values()], len(samples))
+    geometry = ImageOptions(image_size=samples.shape[1], channels=samples.shape[0])
+    data = None if request.data is None else open_real(request.data, request.split, geometry, workers=request.workers)
+    references, _ = make_references(data, extractors, given, work, world=world, reporter=reporter)
+    evaluator = Evaluator(extractors, references, work, world, reporter)
+    result, _ = evaluate_images(samples, evaluator, request.options.metrics)
+    return result
+
+
+def _held_out(request: Request, name: str, geometry: ImageOptions, class_names: Sequence[str]) -> RealImages | None:
+    if request.held_out == request.split:
+        raise ConfigError(f"the split {request.split!r} cannot be held out: it is what samples are compared with")
+    for split in HELD_OUT if request.held_out is None else (request.held_out,):
+        try:
+            if request.split not in (split, "all") or request.held_out is not None:
+                return open_real(name, split, geometry, workers=request.workers, class_names=class_names)
+        except DataError:
+            if request.held_out is not None:
+                raise
+    return None
+
+
+@contextlib.contextmanager
+def _work_folder(report: Path | None, world: World) -> Iterator[Path]:
+    """Yield where features are stored: in the report's folder, to continue there, or for this call alone."""
+    if report is not None:
+        yield report / WORK
+        return
+    temporary = None
+    if world.is_first:
+        temporary = tempfile.TemporaryDirectory(prefix="spheregen-", ignore_cleanup_errors=True)
+    try:
+        yield Path(world.gather_objects(None if temporary is None else temporary.name)[0])
+    finally:
+        if temporary is not None:
+            temporary.cleanup()
+
+
+def _subtitle(result: dict[str, Any]) -> str:
+    model = result["model"]
+    channels, size, _ = model["image_shape"]
+    kind = "grey" if channels == 1 else "colour"
+    return f"{size} px, {kind}, {model['params'] / 1e6:.2f} M parameters, weights {model['fingerprint']}"

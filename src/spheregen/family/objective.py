@@ -1,0 +1,69 @@
+"""The part of a member of the family in its training, and the frozen networks that it may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spheregen.family.terms import LossTerms
+
+Batches = Iterable[tuple[Tensor, Tensor | None]]
+"""Inputs and their labels, of this process's part of the data."""
+Gather = Callable[[object], list[Any]]
+"""All-gathers an object over the processes; all of them call it together."""
+
+
+class Objective:
+    """A model that learns, and what its training needs to know about it; a member derives its own.
+
+    Legend: inputs are images (B, C, S, S) in [-1, 1], or latents (B, N, d).
+    """
+
+    model: nn.Module
+    """All that learns; its EMA is what is saved."""
+    frozen: Sequence[nn.Module] = ()
+    """Networks that the loss needs and that do not learn."""
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """Plain values that decide the run beside recipe and data, such as the names of frozen networks."""
+
+    def draw(self, batch: int, generator: torch.Generator, rows: slice | None = None, *, progress: float = 0.0) -> Any:
+        """Draw the `BatchNoise` of a global batch, or of these rows of it, on the CPU.
+
+        Args:
+            progress: the share of the run that is done, 0 to 1.
+        """
+        raise NotImplementedError
+
+    def loss(self, inputs: Tensor, labels: Tensor | None, noise: Any) -> LossTerms:
+        """Compute the loss, a mean over samples, so that parts of a batch average."""
+        raise NotImplementedError
+
+    def generator(self, model: nn.Module) -> nn.Module:
+        """Return what users get of the trained model, or of its EMA: with the frozen networks that belong to it."""
+        return model
+
+    def prepare(self, batches: Batches, gather: Gather) -> None:
+        """Put into the model what it must know of the data before the first step of a new run; nothing by default."""
+
+    def calibrate(self, model: nn.Module, batches: Batches, gather: Gather) -> None:
+        """Measure anew the statistics of the data that a model, such as the EMA, holds; nothing by default."""
+
+
+class Frozen(Protocol):
+    """The source of an objective's frozen networks: their weights for a training, random ones for an estimate."""
+
+    def perceptual(self, kind: str) -> Any:
+        """Return the perceptual distance of this provider, or None for `none`."""
+
+    def model(self, name: str, part: str = "") -> Any:
+        """Return the `LoadedModel` of a folder, a bundled name or a Hub id, or of a sub-folder of it."""
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer of the latents that the run is trained on; None for an estimate."""
+
+    def encoder(self, config: Any) -> Any:
+        """Return the frozen encoder of this configuration."""

@@ -1,0 +1,256 @@
+"""The published representation autoencoder (RAE): frozen DINOv2 tokens, and a decoder that was trained for them.
+
+Source: Zheng et al. 2025, "Diffusion Transformers with Representation Autoencoders" (arXiv 2510.11690).
+Legend: B samples, S image size, N = grid^2 tokens in row-major order, d channels of a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from spheregen.errors import ConfigError, ModelFileError
+from spheregen.networks.backbones.state import load_renamed, read_torch_state, read_weights
+from spheregen.networks.encoders import EncoderConfig, FrozenEncoder, build_encoder
+from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen, check_shape
+from spheregen.networks.mae import MAEDecoder, MAEDecoderConfig
+from spheregen.networks.normaliser import Normaliser, Per
+from spheregen.nn.uninitialised import Uninitialised
+from spheregen.sphere import upcast
+
+ENCODER = EncoderConfig(
+    kind="transformers", source="facebook/dinov2-with-registers-base", input_size=224, antialias=False
+)
+"""The encoder that the published decoder belongs to."""
+HEADS: Mapping[int, int] = {768: 12, 1024: 16, 1152: 16}
+"""Attention heads of the published decoders by their width; a file of weights does not tell them."""
+MODEL, STATISTICS = "model.pt", "stat.pt"
+
+_LAYER = {
+    "attention_norm": "layernorm_before",
+    "query": "attention.attention.query",
+    "key": "attention.attention.key",
+    "value": "attention.attention.value",
+    "out": "attention.output.dense",
+    "mlp_norm": "layernorm_after",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
+_WHOLE = {"embed": "decoder_embed", "norm": "decoder_norm", "predict": "decoder_pred"}
+_POSITIONS = "decoder_pos_embed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRAEConfig:
+    """The parts of a `PublishedRAE`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a file holds this class
+
+    encoder: EncoderConfig
+    decoder: MAEDecoderConfig
+    statistics: Per
+    """Latents are normalised for each channel, or for each number of a latent (position)."""
+
+
+_DINOV2_BASE = {
+    "model_type": "dinov2_with_registers",
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "patch_size": 14,
+    "image_size": 518,
+    "num_register_tokens": 4,
+}
+PUBLISHED: Mapping[str, PublishedRAEConfig] = {
+    "rae-dinov2-base": PublishedRAEConfig(
+        encoder=EncoderConfig(kind="transformers", config=_DINOV2_BASE, input_size=224),
+        decoder=MAEDecoderConfig(channels_in=768, hidden=1152, mlp=4096, layers=28, heads=16, patch=16, grid=16),
+        statistics="position",
+    )
+}
+"""Published tokenizers by name. Their weights do not come with the package."""
+
+
+class PublishedRAE(Frozen):
+    """A frozen encoder, the statistics of its tokens and an MAE decoder, whose pixels are ImageNet-normalised; a
+    `Tokenizer`.
+
+    Raises:
+        ConfigError: the parts do not fit together.
+    """
+
+    def __init__(self, encoder: FrozenEncoder, normaliser: Normaliser, decoder: MAEDecoder) -> None:
+        super().__init__()
+        sizes = decoder.config
+        if sizes.image_channels != 3:
+            raise ConfigError("the decoder of an RAE makes colour images: image_channels is 3")
+        if encoder.channels != sizes.channels_in:
+            raise ConfigError(
+                f"the decoder takes tokens of {sizes.channels_in} channels and the encoder makes them of "
+                f"{encoder.channels}; give the encoder that the decoder was trained for"
+            )
+        if (grid := encoder.grid_of(sizes.image_size)) != sizes.grid:
+            raise ConfigError(
+                f"the decoder takes {sizes.grid}x{sizes.grid} tokens and the encoder makes {grid}x{grid}; set the "
+                f"encoder's input_size to {sizes.grid * encoder.network.patch}"
+            )
+        if tuple(normaliser.mean.shape) not in ((1, sizes.channels_in), (sizes.tokens, sizes.channels_in)):
+            raise ConfigError(
+                f"latent statistics of the shape {tuple(normaliser.mean.shape)} do not fit tokens of the shape "
+                f"{(sizes.tokens, sizes.channels_in)}; give those of this encoder"
+            )
+        self.encoder, self.normaliser, self.decoder = encoder, normaliser, decoder
+        self.pixels = Normaliser(torch.tensor([IMAGENET_MEAN]), torch.tensor([IMAGENET_STD]), persistent=False)
+        self.freeze()
+
+    @classmethod
+    def from_config(cls, config: PublishedRAEConfig) -> Self:
+        """Build the architecture alone, for a state dictionary to fill.
+
+        Raises:
+            SphereGenError: transformers is not installed.
+            ModelFileError: the encoder's architecture is none that is known here.
+        """
+        sizes = config.decoder
+        tokens = 1 if config.statistics == "channel" else sizes.tokens
+        with Uninitialised():
+            decoder = MAEDecoder(sizes)
+        encoder = build_encoder(config.encoder, pretrained=False)
+        return cls(encoder, Normaliser.identity(sizes.channels_in, tokens), decoder)
+
+    @property
+    def config(self) -> PublishedRAEConfig:
+        """The configuration from which `from_config` makes its like."""
+        per: Per = "channel" if self.normaliser.mean.shape[0] == 1 else "position"
+        return PublishedRAEConfig(encoder=self.encoder.config, decoder=self.decoder.config, statistics=per)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        size = self.decoder.config.image_size
+        return 3, size, size
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        return self.decoder.config.tokens, self.decoder.config.channels_in
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.dtype
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images (B, 3, S, S) in [-1, 1] to normalised latents (B, N, d)."""
+        check_shape(images, self.image_shape, "images")
+        normalised: Tensor = self.normaliser(self.encoder(images))
+        return normalised
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode normalised latents (B, N, d) to images (B, 3, S, S), clamped to [-1, 1]."""
+        check_shape(latents, self.latent_shape, "latents")
+        decoded = upcast(self.decoder(self.normaliser.inverse(latents).to(self.dtype)))
+        images = self.pixels.inverse(decoded.movedim(1, -1)).movedim(-1, 1).contiguous()
+        return (2 * images - 1).clamp(-1, 1)
+
+
+def read_published_rae(
+    folder: Path,
+    *,
+    encoder: FrozenEncoder | EncoderConfig = ENCODER,
+    heads: int | None = None,
+) -> PublishedRAE:
+    """Read the published files as a tokenizer, float32, on the CPU.
+
+    Args:
+        folder: holds `model.pt` (the decoder) and `stat.pt` (statistics of the latents). The decoder's keys may have
+            `decoder.` or `module.` in front and may lie in a `state_dict`.
+        encoder: or what to load it from; the default fetches the published one from the Hub, or from its cache.
+        heads: attention heads of the decoder; None: those that the published decoder of its width has.
+
+    Raises:
+        ModelFileError: a file is missing, broken or does not fit; or the encoder cannot be loaded.
+        ConfigError: the number of heads is not known for this width, or the parts do not fit together.
+        SphereGenError: transformers is not installed.
+    """
+    if isinstance(encoder, EncoderConfig):
+        encoder = build_encoder(encoder, pretrained=True)
+    decoder = _decoder(_decoder_state(folder / MODEL), folder / MODEL, encoder, heads)
+    return PublishedRAE(encoder, _read_statistics(folder / STATISTICS, decoder.config), decoder)
+
+
+def _decoder_state(path: Path) -> dict[str, Tensor]:
+    """Read the decoder's tensors under their published names."""
+    found = read_weights(path)
+    found = found.get("state_dict", found) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ModelFileError(f"{path} is not a table of tensors; give the published {MODEL}")
+    state = {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    # of a whole autoencoder the encoder is left out: it is frozen and loaded from its own place
+    return {name.removeprefix("decoder."): value for name, value in state.items() if not name.startswith("encoder.")}
+
+
+def _decoder(state: dict[str, Tensor], path: Path, encoder: FrozenEncoder, heads: int | None) -> MAEDecoder:
+    """Build the decoder that these tensors are of, its sizes read off their shapes."""
+    layers = {int(name.split(".")[1]) for name in state if name.startswith("decoder_layers.")}
+    try:
+        width, channels = state["decoder_embed.weight"].shape
+        mlp = state["decoder_layers.0.intermediate.dense.weight"].shape[0]
+        pixels = state["decoder_pred.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise ModelFileError(f"{path} is no decoder of an RAE ({error}); give the published {MODEL}") from error
+    if heads is None and width not in HEADS:
+        raise ConfigError(f"the heads of a decoder of width {width} are not known; give heads")
+    patch = math.isqrt(pixels // 3)
+    if _POSITIONS in state:
+        grid = math.isqrt(state[_POSITIONS].numel() // width - 1)
+    elif encoder.config.input_size is not None:
+        grid = encoder.grid_of(encoder.config.input_size)
+    else:
+        raise ModelFileError(f"{path} has no {_POSITIONS} to tell its grid; set the encoder's input_size")
+    sizes = MAEDecoderConfig(
+        hidden=width,
+        mlp=mlp,
+        layers=max(layers, default=0) + 1,
+        heads=HEADS[width] if heads is None else heads,
+        patch=patch,
+        grid=grid,
+        channels_in=channels,
+    )
+    with Uninitialised():
+        decoder = MAEDecoder(sizes)
+    names = published_names(decoder)
+    if _POSITIONS not in state:  # a fixed table: the one that it was made with
+        state = {**state, _POSITIONS: decoder.positions}
+    load_renamed(decoder, state, names, str(path))
+    return decoder
+
+
+def published_names(decoder: MAEDecoder) -> dict[str, str]:
+    """Return the name in a published file of each tensor of a decoder, by its own name."""
+
+    def published(name: str) -> str:
+        *block, part, kind = name.split(".")
+        return ".".join(["decoder_layers", block[1], _LAYER[part], kind] if block else [_WHOLE[part], kind])
+
+    other = {"positions": _POSITIONS, "class_token": "trainable_cls_token"}
+    return {name: other.get(name) or published(name) for name in decoder.state_dict()}
+
+
+def _read_statistics(path: Path, sizes: MAEDecoderConfig) -> Normaliser:
+    """Read the normaliser of `stat.pt`: `mean` and `var` of the shape (C, H, W) or (C,)."""
+    state = read_torch_state(path)
+    shapes = (sizes.channels_in,), (sizes.channels_in, sizes.grid, sizes.grid)
+    if not {"mean", "var"} <= state.keys():
+        raise ModelFileError(f"{path} has no mean and var of latents; give the published {STATISTICS}")
+    mean, variance = state["mean"], state["var"]
+    if mean.shape != variance.shape or tuple(mean.shape) not in shapes:
+        raise ModelFileError(
+            f"{path} has a mean of shape {tuple(mean.shape)} and a var of {tuple(variance.shape)}, not {shapes[0]} or "
+            f"{shapes[1]}; give the {STATISTICS} of this decoder's encoder"
+        )
+    rows = [each.float().reshape(sizes.channels_in, -1).T.contiguous() for each in (mean, variance)]
+    return Normaliser.of_variance(*rows)

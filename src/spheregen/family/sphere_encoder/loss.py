@@ -1,0 +1,241 @@
+"""The training objective of the Sphere Encoder: reconstruction, consistency, latent consistency; uniformity on request.
+
+Source: Yue et al. 2026 (arXiv 2602.15030), the training losses (method.md, section 1.2). Legend: B samples, e one
+Gaussian noise a sample, x_weak and x_strong the decodes of the weakly and the strongly perturbed latent (x_noisy and
+x_NOISY of the paper), sg the stop-gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spheregen.conditioning import Condition, Labels
+from spheregen.errors import ConfigError, check_choices
+from spheregen.family.objective import Batches, Gather, Objective
+from spheregen.family.sphere_encoder.network import SphereAutoencoder
+from spheregen.family.terms import (
+    LossTerms,
+    check_shares,
+    check_weights,
+    latent_distance,
+    pixel_distance,
+    to_unit,
+    weighted_total,
+)
+from spheregen.family.uniformity import (
+    LARGEST_EXPONENT,
+    hyperspherical_energy,
+    projection_directions,
+    sliced_wasserstein,
+)
+from spheregen.networks.perceptual import PerceptualLoss, perceptual_name
+from spheregen.nn.norm import recalibrate
+from spheregen.noise import NoiseConfig, TrainingNoise, draw_angles, gaussian
+from spheregen.sphere import upcast
+
+CALLS = 4  # encode, decode weak, decode strong, encode again: each drops labels for itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderLossConfig:
+    """Weights w1 to w5 of the five terms and of a sixth, optional one, and label dropout. A term of weight 0 is not
+    computed.
+
+    Raises:
+        ConfigError: a negative weight, no reconstruction, or another value outside of its range.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+
+    pixel_reconstruction: float = 1.0
+    """w1 of smoothL1(x_weak, x)."""
+    perceptual_reconstruction: float = 1.0
+    """w2 of perceptual(x_weak, x)."""
+    pixel_consistency: float = 0.5
+    """w3 of smoothL1(x_strong, sg(x_weak))."""
+    perceptual_consistency: float = 0.5
+    """w4 of perceptual(x_strong, sg(x_weak))."""
+    latent_consistency: float = 0.1
+    """w5 of 1 - cos(E(x_strong), sg(z))."""
+    uniformity: float = 0.0
+    """Weight of an explicit term that spreads the clean latents z; 0 as published. It compares the images of one pass
+    in one process, so its value depends on the micro-batch."""
+    uniformity_kind: Literal["sliced_wasserstein", "energy"] = "sliced_wasserstein"
+    """Sliced Wasserstein distance to N(0, I), or pairwise hyperspherical energy."""
+    uniformity_projections: int = 128
+    """Directions of the sliced Wasserstein distance, drawn anew in each step."""
+    uniformity_exponent: float = 1.0
+    """s of the energy |x - y|^-s, 0 to 2; 0 is -log |x - y|."""
+    label_dropout: float = 0.1
+    """Probability that a label becomes the null class, afresh for each sample in each of the four network calls."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "loss.")
+        check_weights(self.weights())
+        check_shares(self, "label_dropout")
+        if self.pixel_reconstruction == self.perceptual_reconstruction == 0:
+            raise ConfigError("without a reconstruction term nothing ties images to latents; give one of them a weight")
+        if self.uniformity_projections < 1:
+            raise ConfigError(f"loss.uniformity_projections is at least 1, not {self.uniformity_projections}")
+        if not 0 <= self.uniformity_exponent <= LARGEST_EXPONENT:
+            raise ConfigError(
+                f"loss.uniformity_exponent lies between 0 and {LARGEST_EXPONENT:g}, not {self.uniformity_exponent:g}"
+            )
+
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each term, by its name."""
+        return {
+            "pixel_reconstruction": self.pixel_reconstruction,
+            "perceptual_reconstruction": self.perceptual_reconstruction,
+            "pixel_consistency": self.pixel_consistency,
+            "perceptual_consistency": self.perceptual_consistency,
+            "latent_consistency": self.latent_consistency,
+            "uniformity": self.uniformity,
+        }
+
+    @property
+    def needs_perceptual(self) -> bool:
+        return self.perceptual_reconstruction > 0 or self.perceptual_consistency > 0
+
+    @property
+    def needs_projections(self) -> bool:
+        return self.uniformity > 0 and self.uniformity_kind == "sliced_wasserstein"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The outputs of the networks for a batch, with gradients."""
+
+    condition: Condition
+    """Of the batch, no label dropped."""
+    latent: Tensor
+    """z, (B, N, d) before the sphere."""
+    weak: Tensor
+    """v_weak, (B, N, d)."""
+    strong: Tensor
+    """v_strong, (B, N, d)."""
+    decoded: Tensor
+    """(2 B, C, S, S) in [-1, 1] or free: the decodes of the weak points, then of the strong ones."""
+    tokens: Tensor | None
+    """(2 B, N, W) the decoder's last tokens, where they were asked for."""
+
+
+class AutoencoderObjective(Objective):
+    """The Sphere Encoder and its five-term loss (method.md, section 1.2).
+
+    Args:
+        model: the autoencoder that learns.
+        loss: weights of the terms.
+        noise: laws of the training noise.
+        perceptual: the perceptual distance; without one (None) its two terms are left out.
+
+    Raises:
+        ConfigError: without a perceptual network nothing ties images to latents.
+    """
+
+    model: SphereAutoencoder
+
+    def __init__(
+        self,
+        model: SphereAutoencoder,
+        loss: AutoencoderLossConfig,
+        noise: NoiseConfig,
+        perceptual: PerceptualLoss | None = None,
+    ) -> None:
+        if perceptual is None and not loss.pixel_reconstruction:
+            raise ConfigError(
+                "without a perceptual network the pixel term alone ties images to latents; give "
+                "loss.pixel_reconstruction a weight or choose a perceptual provider"
+            )
+        self.model, self.config, self.noise, self.perceptual = model, loss, noise, perceptual
+        self.frozen = [] if perceptual is None else [perceptual]
+        self.facts = {"perceptual": perceptual_name(perceptual)}
+
+    def draw(
+        self, batch: int, generator: torch.Generator, rows: slice | None = None, *, progress: float = 0.0
+    ) -> TrainingNoise:
+        """Return the random numbers of a global batch, or of these rows of it, from a CPU generator.
+
+        Angles are stratified over the global batch, see also `spheregen.noise.gaussian`.
+        """
+        rows = rows or slice(0, batch)
+        strong, weak = draw_angles(batch, self.noise, self.model.alpha_max, generator=generator)
+        dropped = torch.rand((CALLS, batch), generator=generator) < self.config.label_dropout
+        noise = gaussian(batch, self.model.latent_shape, generator, rows)
+        projections = None  # drawn last and only where they are used, so that no other draw depends on them
+        if self.config.needs_projections:
+            projections = projection_directions(
+                self.config.uniformity_projections, math.prod(self.model.latent_shape), generator=generator
+            )
+        return TrainingNoise(
+            strong=strong[rows], weak=weak[rows], noise=noise, dropped=dropped[:, rows].T, projections=projections
+        )
+
+    def loss(self, inputs: Tensor, labels: Labels, noise: TrainingNoise) -> LossTerms:
+        """Return the loss of images (B, C, S, S) in [-1, 1] with labels (B,), or None for an unconditional model."""
+        return self.terms(self.passes(inputs, labels, noise), inputs, noise)
+
+    def calibrate(self, model: Any, batches: Batches, gather: Gather) -> None:
+        """Measure anew the statistics of the data in the encoder's batch norm, if it has one."""
+
+        def encode(batch: tuple[Tensor, Tensor | None]) -> None:
+            images, labels = batch
+            model.encode_raw(images, labels if model.num_classes else None)
+
+        recalibrate(model, encode, batches, gather=gather)
+
+    def passes(self, images: Tensor, labels: Labels, noise: TrainingNoise, *, tokens: bool = False) -> Passes:
+        """Encode, perturb and decode a batch; arguments as above.
+
+        Args:
+            tokens: keep the decoder's last tokens.
+        """
+        model = self.model
+        condition = model.condition(labels if model.num_classes else None)
+        z = upcast(model.encoder(images, condition.dropped(noise.dropped[:, 0])))  # under autocast too
+        v, e = model.prior.project(z), noise.noise.to(z.device, z.dtype)
+        weak, strong = (model.prior.perturb(v, e, angle) for angle in (noise.weak, noise.strong))
+        twice = condition.twice().dropped(noise.dropped[:, 1:3].T.flatten())
+        made = model.decoder(torch.cat([weak, strong]), twice, tokens=tokens)
+        decoded, last = made if tokens else (made, None)
+        return Passes(condition=condition, latent=z, weak=weak, strong=strong, decoded=decoded, tokens=last)
+
+    def terms(self, passes: Passes, images: Tensor, noise: TrainingNoise) -> LossTerms:
+        """Return the loss of what `passes` made of the same images and noise."""
+        weights, z, decoded = self.config.weights(), passes.latent, passes.decoded
+        weak, strong = to_unit(decoded).chunk(2)
+        x = to_unit(images)
+
+        terms: dict[str, Tensor] = {}
+        # method.md 1.2: w1 and w2 tie decodes to images, w3 and w4 strong decodes to weak ones, w5 latents to latents
+        if weights["pixel_reconstruction"]:
+            terms["pixel_reconstruction"] = pixel_distance(weak, x)
+        if weights["pixel_consistency"]:
+            terms["pixel_consistency"] = pixel_distance(strong, weak.detach())
+        if self.perceptual is not None and self.config.needs_perceptual:
+            with torch.set_grad_enabled(weights["perceptual_reconstruction"] > 0):
+                weak_features = self.perceptual.features(weak)  # once for both terms
+            if weights["perceptual_reconstruction"]:
+                with torch.no_grad():
+                    image_features = self.perceptual.features(x)
+                terms["perceptual_reconstruction"] = self.perceptual.distance(weak_features, image_features).mean()
+            if weights["perceptual_consistency"]:
+                target = tuple(feature.detach() for feature in weak_features)
+                terms["perceptual_consistency"] = self.perceptual.distance(
+                    self.perceptual.features(strong), target
+                ).mean()
+        if weights["latent_consistency"]:
+            again = self.model.encoder(decoded.chunk(2)[1], passes.condition.dropped(noise.dropped[:, 3]))
+            terms["latent_consistency"] = latent_distance(again, z.detach())
+        if weights["uniformity"]:
+            if self.config.uniformity_kind == "energy":
+                terms["uniformity"] = hyperspherical_energy(z, self.config.uniformity_exponent)
+            else:
+                assert noise.projections is not None
+                terms["uniformity"] = sliced_wasserstein(z, noise.projections, prior=self.model.prior)
+        return weighted_total(terms, weights, observed={"latent": z.detach(), "data": x, "output": weak.detach()})

@@ -1,0 +1,74 @@
+"""A loss: its named terms, their weighted total, and what it computed on the way; distances that terms are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spheregen.errors import ConfigError
+from spheregen.sphere import upcast
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Named terms of a loss, each a scalar before its weight, and the weighted total that is minimised."""
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors of the batch, detached, from which the trainer's statistics are computed where they are wanted: `latent`
+    (B, N, d) before the sphere, if there is one, `data` and `output`, what the model shall give and what it gave, of
+    one shape (images in [0, 1] for an autoencoder, latents for a denoiser)."""
+
+
+def weighted_total(
+    terms: Mapping[str, Tensor], weights: Mapping[str, float], observed: Mapping[str, Tensor] | None = None
+) -> LossTerms:
+    """Return terms with their sum by weights."""
+    total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+    return LossTerms(
+        total=total, terms={name: value.detach() for name, value in terms.items()}, observed=observed or {}
+    )
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Refuse weights of a loss that are negative or not finite.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"loss.{name} is a weight, a finite number and not negative: {weight:g}")
+
+
+def check_shares(config: object, *names: str) -> None:
+    """Refuse fields of a loss's configuration that are no probabilities or shares from 0 to 1.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"loss.{name} is a probability or share from 0 to 1, not {value:g}")
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Return images in [-1, 1] as [0, 1], in float32 or wider: losses compare pixels there."""
+    return (upcast(images) + 1) / 2
+
+
+def pixel_distance(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean smooth L1 (beta 1) of images on [0, 1]: half the squared error for differences below 1."""
+    return functional.smooth_l1_loss(images, reference)
+
+
+def latent_distance(z: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean over the batch of 1 - cos of the flattened latents (B, ...)."""
+    cosine = torch.cosine_similarity(upcast(z).flatten(1), upcast(reference).flatten(1), dim=1)
+    return (1 - cosine).mean()

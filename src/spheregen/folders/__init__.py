@@ -1,0 +1,1 @@
+"""Models on disk, on the Hub and in published checkpoints."""

@@ -1,0 +1,269 @@
+"""Models by name: a folder, a model that comes with SphereGen, or one of the Hugging Face Hub; and models to the Hub.
+
+Of a repository only the files of a model folder, and of the models in it, are read or written: no code, no pickles.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from spheregen.errors import ConfigError, ModelFileError, did_you_mean
+from spheregen.family.registry import inner_folders
+from spheregen.folders.model_folder import CARD, CONFIG, WEIGHTS, inner_weights, read_architecture
+from spheregen.hub import REPO, REVISION, USER, HubError, download, import_hub, request
+
+_BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
+_FILES = (CONFIG, WEIGHTS, CARD)
+_INNER_FILES = ("*.json", "*.safetensors", CARD)
+_PATIENCE = 15.0  # seconds that the Hub has for its first answer
+_TAG = "spheregen"  # of every model card that we write
+_FILE_KINDS = (".safetensors", ".json", ".yaml", ".pth", ".pt", ".ckpt")  # a name that ends so is a path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary:
+    """The content of a model folder, told without loading the weights."""
+
+    image_size: int
+    """Side of an image in pixels."""
+    num_classes: int
+    """0 for an unconditional model."""
+    parameters: int
+    """Numbers in the weight file."""
+    license: str | None
+    """An SPDX id or words."""
+    description: str | None
+    """The purpose of its training, or the name of its recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubModel:
+    """A model that somebody offers on the Hub."""
+
+    name: str
+    """user/name, as `find_model` takes it."""
+    downloads: int
+    """Of the last 30 days."""
+    likes: int
+    updated: str | None
+    """The day of its last change, such as 2026-02-17."""
+
+
+def bundled_models() -> Mapping[str, Path]:
+    """Name -> folder of the models that come with SphereGen, sorted by name."""
+    if not _BUNDLED.is_dir():
+        return {}
+    return {folder.name: folder for folder in sorted(_BUNDLED.iterdir()) if not _missing(folder)}
+
+
+def find_model(name: str | Path, *, revision: str | None = None) -> Path:
+    """Return the model folder that a name stands for.
+
+    Args:
+        name: an existing folder; else the name of a bundled model; else a model of the Hub, user/name or
+            user/name@revision. `hf://user/name` is always the Hub's. What comes from the Hub is kept in its usual
+            cache; without a network, what was downloaded before is used.
+        revision: a branch, tag or commit of a Hub model, where the name has none.
+
+    Returns:
+        A folder. One from here may still be no model folder, which `load_model` tells; a bundled or downloaded one has
+        its configuration and its weights.
+
+    Raises:
+        ModelFileError: there is no such model; or it is on the Hub, and huggingface_hub is not installed, the Hub
+            cannot be reached, denies access, sent half of it, or holds something else under that name.
+    """
+    text = name.as_posix() if isinstance(name, Path) else name
+    if prefix := re.match(r"hf:/{1,2}", text):  # pathlib makes one slash of two
+        return _from_hub(text[prefix.end() :], revision, path_too=False)
+    if not text.strip():
+        raise ModelFileError(f"the name of the model is empty; give {_choices()}")
+    path = Path(text)
+    try:
+        path = path.expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # no permission, a name that is too long, ~ of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise ModelFileError(f"{path} cannot be looked at ({reason}); check path and permissions") from error
+    bundled = bundled_models()
+    if revision is not None and (is_there or text in bundled):
+        raise ModelFileError(
+            f"{text} is {'a path here' if is_there else 'a bundled model'}, which has no revisions; leave {revision} "
+            "out, or write hf://user/name for a model of the Hub"
+        )
+    if is_folder:
+        if text in bundled and not (path / CONFIG).is_file():
+            raise ModelFileError(
+                f"the folder {text} here hides the bundled model of that name and is no model folder: it has no "
+                f"{CONFIG}; rename it, or work in another folder"
+            )
+        return path
+    if is_there:
+        raise ModelFileError(f"{path} is a file; give the model folder that holds {CONFIG} and {WEIGHTS}")
+    if text in bundled:
+        return bundled[text]
+    if REPO.fullmatch(text.partition("@")[0]) and path.suffix.lower() not in _FILE_KINDS:
+        return _from_hub(text, revision, path_too=True)
+    if re.search(r"[/\\]|^[.~]", text):
+        raise ModelFileError(f"no model folder at {path}: check for a typo, or give {_choices()}")
+    raise ModelFileError(f"there is no model {text!r}{did_you_mean(text, bundled)}; give {_choices()}")
+
+
+def push_model(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    message: str = "Upload a SphereGen model",
+) -> str:
+    """Put a model folder on the Hub, in one commit: its configuration, weights and card, nothing else.
+
+    Args:
+        repo: user/name; it is made if it is not there.
+        private: for your eyes only. Otherwise a new repository is as the account's settings say, usually public.
+        token: an access token that may write; by default that of `hf auth login`.
+        message: of the commit.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        ConfigError: `repo` or `token` cannot be one.
+        ModelFileError: `folder` is no model folder; huggingface_hub is not installed; nobody is logged in, the account
+            may not write there, the Hub cannot be reached; or a private upload would go to a public repository.
+    """
+    if not REPO.fullmatch(repo):
+        raise ConfigError(f"{repo!r} is no name for a Hub model; write user/name, of letters, digits, _ - and .")
+    if token is not None and not re.fullmatch(r"[!-~]+", token):  # an HTTP library would print it in its error
+        raise ConfigError("the token holds characters that no token has; copy it again, without spaces")
+    read_architecture(folder)
+    api = import_hub(repo, ModelFileError).HfApi(token=token)
+    try:
+        url = request(lambda: api.create_repo(repo, private=private or None, exist_ok=True), "model")
+        if private and not request(lambda: api.model_info(repo, timeout=_PATIENCE), "model").private:
+            raise ModelFileError(
+                f"{repo} is on the Hub already, and public: nothing was uploaded; make it private in its settings, or "
+                "choose another name"
+            )
+        request(
+            lambda: api.upload_folder(
+                repo_id=repo, folder_path=folder, allow_patterns=_patterns(), commit_message=message
+            ),
+            "model",
+        )
+    except HubError as error:
+        raise ModelFileError(f"{repo} was not uploaded: {error}") from error
+    return str(url)
+
+
+def list_hub_models(organisation: str, *, limit: int = 100) -> list[HubModel]:
+    """Return the SphereGen models of an organisation or user of the Hub, in the Hub's order; empty if there are none.
+
+    Args:
+        limit: at most this many, 1 or more.
+
+    Raises:
+        ConfigError: `organisation` cannot be a name, or `limit` is below 1.
+        ModelFileError: huggingface_hub is not installed, or the Hub cannot be reached.
+    """
+    if not USER.fullmatch(organisation):
+        raise ConfigError(f"{organisation!r} is no name of a user or organisation of the Hub; check for a typo")
+    if limit < 1:
+        raise ConfigError(f"limit is at least 1, not {limit}")
+    api = import_hub(f"what {organisation} offers", ModelFileError).HfApi()
+    fields = ["downloads", "lastModified", "likes"]
+    try:
+        found = request(
+            lambda: list(api.list_models(author=organisation, filter=_TAG, limit=limit, expand=fields)), "model"
+        )
+    except HubError as error:
+        raise ModelFileError(f"the models of {organisation} cannot be listed: {error}") from error
+    return [
+        HubModel(
+            name=model.id,
+            downloads=model.downloads or 0,
+            likes=model.likes or 0,
+            updated=model.last_modified.date().isoformat() if model.last_modified else None,
+        )
+        for model in found
+    ]
+
+
+def summarise_model(folder: str | Path) -> ModelSummary:
+    """Return what a model folder holds, from its configuration and the header of its weights.
+
+    Raises:
+        ModelFileError: a missing, broken or foreign folder.
+    """
+    path = Path(folder)
+    architecture = read_architecture(path)
+    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    return ModelSummary(
+        image_size=architecture.image_size,
+        num_classes=architecture.num_classes,
+        parameters=sum(map(_numbers, [path / WEIGHTS, *inner_weights(path)])),
+        license=_text(config, "provenance", "license"),
+        description=_text(config, "training", "description") or _text(config, "training", "recipe"),
+    )
+
+
+def _numbers(file: Path) -> int:
+    """Count the numbers in a safetensors file, by its header."""
+    try:
+        with safe_open(file, framework="numpy") as weights:
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"cannot read {file}: {error}; the file is broken, get it again") from error
+
+
+def _text(config: Mapping[str, Any], section: str, name: str) -> str | None:
+    """Return a line of a section of config.json, if it is there."""
+    values = config.get(section)
+    value = values.get(name) if isinstance(values, dict) else None
+    return " ".join(value.split()) or None if isinstance(value, str) else None
+
+
+def _from_hub(reference: str, revision: str | None, *, path_too: bool) -> Path:
+    """Download user/name[@revision]; `path_too`: the name could also have been meant as a path, the error says so."""
+    repo, at, named = reference.partition("@")
+    if not REPO.fullmatch(repo) or (at and not REVISION.fullmatch(named)):
+        raise ModelFileError(f"{reference} is no model of the Hub; write user/name or user/name@revision")
+    if revision is not None and not REVISION.fullmatch(revision):
+        raise ModelFileError(f"{revision!r} is no revision; give a branch, a tag or a commit")
+    if named and revision is not None and named != revision:
+        raise ModelFileError(f"{reference} names a revision and {revision} is another; give one of them")
+    typo = f"there is no folder {reference} here (a typo?); as a Hub model: " if path_too else ""
+    try:
+        folder = download(repo, named or revision, _patterns(), what=f"{typo}{repo}")
+    except HubError as error:
+        raise ModelFileError(f"{typo or f'{repo}: '}{error}") from error
+    if lacking := _missing(folder):
+        raise ModelFileError(
+            f"{typo}{repo} has no {' and no '.join(lacking)}: it is no SphereGen model, or did not come completely; "
+            "check the name, or repeat (published checkpoints are read by `spheregen convert`)"
+        )
+    return folder
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+
+
+def _patterns() -> list[str]:
+    """Return the patterns of a model folder's files, inner networks included."""
+    return [*_FILES, *(f"{folder}/{name}" for folder in inner_folders() for name in _INNER_FILES)]
+
+
+def _choices() -> str:
+    bundled = bundled_models()
+    names = f"the name of a bundled model ({', '.join(bundled)})" if bundled else "the name of a bundled model"
+    return f"a folder with {CONFIG} and {WEIGHTS}, {names} or a Hub model (user/name)"

@@ -1,5 +1,0 @@
-"""Models from and to other formats."""
-
-from spheregen.interop.sphere_encoder import ConvertedModel, convert_sphere_encoder, load_sphere_encoder
-
-__all__ = ["ConvertedModel", "convert_sphere_encoder", "load_sphere_encoder"]

@@ -1,0 +1,311 @@
+"""Frozen image encoders: representations that others learned, or our small FeatureNet, as tokens on a grid.
+
+Source: Zheng et al. 2025, "Diffusion Transformers with Representation Autoencoders" (arXiv 2510.11690): patch tokens
+alone, after the last LayerNorm without its gain and shift.
+Legend: B samples, C image channels, S image size, N = grid^2 tokens in row-major order, d channels of a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spheregen.errors import ConfigError, ModelFileError, check_choices
+from spheregen.external import import_package, locate, quiet, read_json, reason
+from spheregen.networks.backbones.feature_net import MIN_SIZE, WIDTHS, FeatureNet, load_feature_net
+from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
+from spheregen.networks.normaliser import Normaliser
+from spheregen.sphere import upcast
+
+_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The network that sees the images, and the way that they are brought to it.
+
+    Raises:
+        ConfigError: an impossible combination, with the reason.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+
+    kind: Literal["feature_net", "transformers"]
+    """Our own small network, or one of the package transformers."""
+    stage: int | None = None
+    """feature_net: which output. 1: a token per pixel, 16 channels; 2: per 2x2 pixels, 48; 3: per 4x4, 96; 4: per 8x8,
+    160."""
+    source: str | None = None
+    """transformers: a folder with config.json and safetensors, or user/name[@revision] on the Hub. feature_net: a file
+    in place of the one that comes with the package."""
+    config: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    """transformers: the architecture as in its config.json. An encoder that was built has it filled in, so that it can
+    be built again without its source."""
+    input_size: int | None = None
+    """Images are resized to this many pixels (bicubic); None leaves them as they are."""
+    antialias: bool = True
+    """True: as Pillow resizes, with a filter as wide as the reduction. False: PyTorch's bicubic filter without, as the
+    published RAE has it."""
+    mean: tuple[float, float, float] | None = None
+    """transformers: of the input in [0, 1]. None: what networks of its kind were trained with (ImageNet's; CLIP's own;
+    0.5 for SigLIP and ViT)."""
+    std: tuple[float, float, float] | None = None
+    """transformers: likewise."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, prefix="encoder ")
+        if self.input_size is not None and self.input_size < 1:
+            raise ConfigError(f"input_size is a number of pixels, not {self.input_size}")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("mean and std belong together; give both or neither")
+        if self.std is not None and min(self.std) <= 0:
+            raise ConfigError(f"std is positive, not {self.std}")
+        if self.kind == "feature_net":
+            if self.stage not in range(1, len(WIDTHS) + 1):
+                raise ConfigError(f"stage of a feature_net is 1 to {len(WIDTHS)}, not {self.stage}; 3 suits 32 px")
+            if self.config is not None or self.mean is not None:
+                raise ConfigError("a feature_net has its own architecture, mean and std; leave config, mean, std out")
+        elif self.stage is not None:
+            raise ConfigError("stage is of a feature_net; leave it out for transformers")
+        elif self.source is None and self.config is None:
+            raise ConfigError("an encoder of transformers needs a source: a folder or user/name on the Hub")
+
+
+class FrozenEncoder(Frozen):
+    """Images (B, C, S, S) in [-1, 1] to patch tokens (B, N, d), float32 or wider; built by `build_encoder`.
+
+    Gradients reach the images, never the weights.
+    """
+
+    def __init__(self, config: EncoderConfig, network: FeatureNetTokens | TransformerTokens) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+        self.freeze()
+
+    @property
+    def channels(self) -> int:
+        """Channels d of a token."""
+        return self.network.channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, in which the network computes."""
+        return next(self.network.parameters()).dtype
+
+    def grid_of(self, image_size: int) -> int:
+        """Tokens along one side for images of this size.
+
+        Raises:
+            ConfigError: the network cannot see images of this size.
+        """
+        size, patch = self.config.input_size or image_size, self.network.patch
+        if size < self.network.smallest or size % patch:
+            raise ConfigError(
+                f"the encoder takes images of a multiple of {patch} px, at least {self.network.smallest}, not {size}; "
+                "set its input_size to one, and they are resized"
+            )
+        return size // patch
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
+            raise ConfigError(f"an encoder takes images of shape (B, 1 or 3, S, S), not {tuple(images.shape)}")
+        self.grid_of(images.shape[2])
+        x = (upcast(images).expand(-1, 3, -1, -1) + 1) / 2
+        if self.config.input_size is not None:
+            x = resized(x, self.config.input_size, antialias=self.config.antialias)
+        return upcast(self.network(x))
+
+
+def resized(images: Tensor, size: int, *, antialias: bool) -> Tensor:
+    """Resize square images (B, C, S, S) to (B, C, size, size), bicubic, not clamped; see `EncoderConfig.antialias`."""
+    if images.shape[2] == size:
+        return images
+    # Apple's GPU lacks the antialiased filter
+    x = images.cpu() if antialias and images.device.type == "mps" else images
+    x = functional.interpolate(x, size=(size, size), mode="bicubic", antialias=antialias, align_corners=False)
+    return x.to(images.device)
+
+
+def build_encoder(config: EncoderConfig, *, pretrained: bool) -> FrozenEncoder:
+    """Build a frozen encoder, float32, on the CPU; its `config` has everything filled in that was read or derived.
+
+    Args:
+        pretrained: load the weights from the source. False: the architecture alone, for a state dictionary to fill.
+
+    Raises:
+        SphereGenError: transformers is not installed.
+        ModelFileError: the source is missing, out of reach, incomplete, or no network that is known here.
+        ConfigError: pretrained without a source, or neither source nor architecture are known.
+    """
+    if config.kind == "feature_net":
+        assert config.stage is not None
+        net = load_feature_net(config.source) if pretrained else FeatureNet()
+        return FrozenEncoder(config, FeatureNetTokens(net, config.stage))
+    if config.source is None and pretrained:
+        raise ConfigError("there is nothing to load an encoder from; set its source, or give its weights")
+    if config.config is None and not pretrained:
+        raise ConfigError("the architecture of the encoder is not known; set its config, or load it from its source")
+    return _build_transformer(config, pretrained=pretrained)
+
+
+class FeatureNetTokens(nn.Module):
+    """One output of FeatureNet for images (B, 3, S, S) in [0, 1], as tokens (B, N, d). Later stages are cut off."""
+
+    def __init__(self, net: FeatureNet, stage: int) -> None:
+        super().__init__()
+        self.channels, self.patch = WIDTHS[stage - 1], 2 ** (stage - 1)
+        self.smallest = MIN_SIZE
+        net.stages = net.stages[:stage]
+        del net.classifier
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.net.features(images.to(next(self.net.parameters()).dtype))[-1]
+        return maps.flatten(2).transpose(1, 2)
+
+
+MODEL_TYPES = {
+    "dinov2": "dinov2",
+    "dinov2_with_registers": "dinov2_with_registers",
+    "dinov3_vit": "dinov3_vit",
+    "vit": "vit",
+    "siglip": "siglip_vision_model",
+    "siglip_vision_model": "siglip_vision_model",
+    "clip": "clip_vision_model",
+    "clip_vision_model": "clip_vision_model",
+}
+"""The `model_type` of a config.json that is known here -> that of the part which sees, for `AutoModel`."""
+_NORMS = ("layernorm", "norm", "post_layernorm")
+"""Names of the last LayerNorm."""
+_INPUTS = {"vit": _HALF, "siglip": _HALF, "siglip_vision_model": _HALF, "clip": _CLIP, "clip_vision_model": _CLIP}
+"""Mean and deviation that a network was trained with, where they are not those of ImageNet."""
+_UNPOOLED: Mapping[str, Mapping[str, Any]] = {"siglip_vision_model": {"vision_use_head": False}}
+"""Settings of a configuration that leave out what pools the tokens."""
+_ATTENTION = (
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+)
+_RENAMED = {
+    "dinov2": _ATTENTION,
+    "dinov2_with_registers": _ATTENTION,
+    "dinov3_vit": ((r"^model\.", ""),),
+    "vit": (
+        *_ATTENTION,
+        (r"^layers\.", "encoder.layer."),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+    ),
+}
+"""Parts of weights' names that newer versions of transformers changed, and what they are called in files."""
+
+
+def published_name(model_type: str, name: str) -> str:
+    """Return the name of a weight in the files of the Hub, whatever this version of transformers calls it."""
+    for pattern, original in _RENAMED.get(model_type, ()):
+        name = re.sub(pattern, original, name)
+    return name
+
+
+class TransformerTokens(nn.Module):
+    """The patch tokens of a network of transformers, for images (B, 3, S, S) in [0, 1], after a LayerNorm without gain
+    and shift, (B, N, d). It stands in for the network's last norm, which CLIP gives its class token alone.
+
+    In a state dictionary the weights have the names of the Hub's files, since those inside transformers change: what
+    is saved with one version can be read with another.
+    """
+
+    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        config: Any = net.config
+        net = getattr(net, "vision_model", net)  # in older versions of transformers it lies one deeper
+        self.channels, self.patch = int(config.hidden_size), int(config.patch_size)
+        self.smallest = self.patch
+        self._eps = float(config.layer_norm_eps)
+        self.input = Normaliser(torch.tensor([mean]), torch.tensor([std]), persistent=False)
+        setattr(net, next(name for name in _NORMS if hasattr(net, name)), nn.Identity())
+        # some take images of another size than they were trained with if they are told to, others by themselves
+        takes = inspect.signature(net.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+        self.net = net
+        self._names = {name: published_name(config.model_type, name) for name in net.state_dict()}
+        self.register_state_dict_post_hook(_give_published_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_take_published_names)  # type: ignore[no-untyped-call]
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = self.input(images.movedim(1, -1)).movedim(-1, 1).to(next(self.net.parameters()).dtype)
+        output = self.net(pixel_values=pixels.contiguous(), **self._options)
+        patches = (images.shape[2] // self.patch) ** 2  # class token and registers come first
+        tokens = upcast(output.last_hidden_state[:, -patches:])
+        return functional.layer_norm(tokens, (self.channels,), eps=self._eps)
+
+
+def _give_published_names(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    for mine, published in module._names.items():  # type: ignore[operator, union-attr]
+        state[f"{prefix}net.{published}"] = state.pop(f"{prefix}net.{mine}")
+
+
+def _take_published_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    for mine, published in module._names.items():  # type: ignore[operator, union-attr]
+        if f"{prefix}net.{published}" in state:
+            state[f"{prefix}net.{mine}"] = state.pop(f"{prefix}net.{published}")
+
+
+def _build_transformer(config: EncoderConfig, *, pretrained: bool) -> FrozenEncoder:
+    source = config.source or "the encoder"
+    transformers = import_package(
+        "transformers", "encoders", f"the encoder {config.source}" if config.source else "the encoder"
+    )
+    place = locate(config.source, "the encoder") if pretrained and config.source is not None else None
+    found = config.config if config.config is not None or place is None else read_json(place.config, source)
+    assert found is not None
+    model_type = str(found.get("model_type"))
+    if model_type not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        raise ModelFileError(
+            f"{source} is of model_type {model_type!r}, which is no encoder known here; give one of {known}"
+        )
+    sees = MODEL_TYPES[model_type]
+    arguments = {"add_pooling_layer": False} if sees == "vit" else {}
+    try:
+        with quiet(transformers):
+            seeing = dict(found.get("vision_config", found))  # of SigLIP's and CLIP's two networks
+            seeing.pop("model_type", None)
+            architecture = transformers.AutoConfig.for_model(sees, **{**seeing, **_UNPOOLED.get(sees, {})})
+            if place is None:
+                net, missing = transformers.AutoModel.from_config(architecture, **arguments), []
+            else:
+                net, report = transformers.AutoModel.from_pretrained(
+                    place.name,
+                    config=architecture,
+                    revision=place.revision or "main",
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **arguments,
+                )
+                missing = sorted(report["missing_keys"])
+    except Exception as error:  # transformers, safetensors and HTTP libraries have no common base
+        raise ModelFileError(
+            f"{source} cannot be built ({reason(error)}); give a folder with config.json and model.safetensors"
+        ) from error
+    if missing:
+        raise ModelFileError(
+            f"{source} lacks {len(missing)} tensors of its network, such as {missing[0]}; give a complete network"
+        )
+    own_mean, own_std = _INPUTS.get(model_type, (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = config.mean or own_mean, config.std or own_std
+    full = dataclasses.replace(config, config=architecture.to_diff_dict(), mean=mean, std=std)
+    return FrozenEncoder(full, TransformerTokens(net, mean, std))

@@ -1,1 +1,0 @@
-"""Frozen networks whose features the losses compare."""

@@ -1,0 +1,125 @@
+"""The named transformer sizes, and what every architecture demands of the sizes of its images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+from spheregen.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSize:
+    """The shape of a vision transformer.
+
+    Raises:
+        ConfigError: heads do not divide the width, or leave head channels that 2-D rotary positions cannot use.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+
+    width: int
+    """Channels W of a token."""
+    depth: int
+    """Transformer blocks."""
+    heads: int
+    """Attention heads; W / heads must be a multiple of 4."""
+    in_context_start: int = 0
+    """The block, counted from 0, before which in-context tokens join (only read where a model has such tokens)."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"a transformer's {name} is at least 1, not {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ConfigError(f"{self.heads} heads do not divide a width of {self.width}; choose a divisor")
+        if (self.width // self.heads) % 4:
+            raise ConfigError(
+                f"width {self.width} / {self.heads} heads = {self.width // self.heads} channels a head; "
+                "2-D rotary positions need a multiple of 4, so change heads or width"
+            )
+        if self.in_context_start < 0:
+            raise ConfigError(f"in_context_start counts blocks from 0 and is not negative: {self.in_context_start}")
+
+
+SIZES: Mapping[str, TransformerSize] = MappingProxyType(
+    {
+        # ours, for laptops
+        "nano": TransformerSize(width=64, depth=3, heads=4, in_context_start=1),
+        "tiny": TransformerSize(width=192, depth=6, heads=6, in_context_start=2),
+        # as published
+        "small": TransformerSize(width=512, depth=8, heads=8, in_context_start=2),
+        "base": TransformerSize(width=768, depth=12, heads=12, in_context_start=4),
+        "large": TransformerSize(width=1024, depth=24, heads=16, in_context_start=8),
+        "xlarge": TransformerSize(width=1152, depth=28, heads=16, in_context_start=8),
+        "huge": TransformerSize(width=1280, depth=32, heads=16, in_context_start=10),
+        "giant": TransformerSize(width=1664, depth=40, heads=16, in_context_start=12),
+    }
+)
+
+
+def resolve_size(size: str | TransformerSize) -> TransformerSize:
+    """Return a size by its name, or the size itself."""
+    if isinstance(size, TransformerSize):
+        return size
+    if size not in SIZES:
+        raise ConfigError(f"unknown transformer size {size!r}{did_you_mean(size, SIZES)}; known: {', '.join(SIZES)}")
+    return SIZES[size]
+
+
+class OneTransformer:
+    """A configuration, a frozen dataclass, with one transformer."""
+
+    transformer: ClassVar[str] = "size"
+    """Its field."""
+
+    @property
+    def transformers(self) -> tuple[TransformerSize, ...]:
+        """The sizes of its transformers: one."""
+        return (resolve_size(getattr(self, self.transformer)),)
+
+    def with_transformers(self, sizes: Sequence[TransformerSize]) -> Self:
+        """Return the same architecture with another size of `transformers`."""
+        (size,) = sizes
+        return dataclasses.replace(self, **{self.transformer: size})  # type: ignore[type-var]
+
+
+def check_images(size: int, channels: int, patch: int | None = None) -> None:
+    """Refuse images that no model here can have.
+
+    Args:
+        size: height and width in pixels.
+        channels: of a pixel.
+        patch: pixels along a side of a patch, if there are patches.
+
+    Raises:
+        ConfigError: an impossible size, number of channels or patch.
+    """
+    if size < 2:
+        raise ConfigError(f"image_size is at least 2 pixels, not {size}")
+    if channels not in (1, 3):
+        raise ConfigError(f"image_channels is 3 (RGB) or 1 (grey), not {channels}")
+    if patch is not None and (patch < 1 or size % patch):
+        raise ConfigError(f"a patch of {patch} px does not divide an image of {size} px")
+
+
+def check_architecture(config: Any, *counts: str) -> None:
+    """Refuse values that no configuration of a model can have: its images, its numbers, its largest angle.
+
+    Args:
+        config: has `image_size` and `image_channels`; `patch` and `max_angle` are looked at where it has them.
+        counts: names of fields that must not be negative; None passes.
+
+    Raises:
+        ConfigError: one of them is impossible.
+    """
+    check_images(config.image_size, config.image_channels, getattr(config, "patch", None))
+    for name in counts:
+        if (getattr(config, name) or 0) < 0:
+            raise ConfigError(f"{name} is not negative: {getattr(config, name)}")
+    angle = getattr(config, "max_angle", 85.0)
+    if not 0 < angle < 90:
+        raise ConfigError(f"max_angle lies between 0 and 90 degrees, not {angle:g}; 80 to 85 works best")

@@ -1,0 +1,425 @@
+"""A run as it is set up: its folder, data, objective, step and hooks, and how its state is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spheregen.data import Batch, Progress
+from spheregen.devices import choose_device, choose_precision
+from spheregen.distributed import World, full_tensor, local_device
+from spheregen.errors import TrainingError
+from spheregen.family.objective import Objective
+from spheregen.family.recipe import Recipe
+from spheregen.family.registry import member_of_kind
+from spheregen.files import remove_leftovers, write_json
+from spheregen.folders.card import ModelInfo
+from spheregen.folders.model_folder import WEIGHTS, LoadedModel, is_saved, load_any_model, read_architecture, save_model
+from spheregen.folders.model_source import find_model
+from spheregen.progress import Reporter
+from spheregen.training.checkpoint import FOLDER as STATE
+from spheregen.training.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    training_state,
+)
+from spheregen.training.estimate import LONG_RUN, largest_micro_batch, memory_warning, own_memory
+from spheregen.training.feeding import Batches, Feed, TrainingData, open_data
+from spheregen.training.frozen import build_objective, check_base
+from spheregen.training.health import HealthMonitor, check_finite
+from spheregen.training.hooks import Hooks, RunView, TrainingHook
+from spheregen.training.log import Meters, RunLog
+from spheregen.training.optimizer import learning_rate
+from spheregen.training.preview import FOLDER as PREVIEWS
+from spheregen.training.preview import PreviewHook
+from spheregen.training.recipe import recipe_differences
+from spheregen.training.step import TrainingStep, micro_batches
+from spheregen.training.trackers import make_trackers
+from spheregen.training.transfer import inherited_provenance, transfer
+
+PROGRESS_SECONDS = 10.0
+DATA_CHECK = "data-check.json"  # beside the checkpoints: which images were found to be bad
+CALIBRATION_IMAGES = 2048
+"""The first images of a run, at least so many if there are, from which statistics of the data are measured."""
+
+
+@dataclass
+class Run:
+    """A run that is ready to take its next step, on one of its processes."""
+
+    recipe: Recipe
+    folder: Path
+    world: World
+    reporter: Reporter
+    batches: Batches
+    images: int
+    """In the data set, before any is skipped."""
+    total: int
+    """Optimiser steps of the whole run."""
+    start: int
+    """Those that are done."""
+    about: Mapping[str, Any]
+    """What decides the weights: recipe, fingerprint of the data, frozen networks, the model to start from."""
+    info: ModelInfo
+    step: TrainingStep
+    meters: Meters = field(default_factory=Meters)
+    hooks: Hooks = field(default_factory=lambda: Hooks((), 0))
+    values: dict[str, float] = field(default_factory=dict)
+    """The last entry of the log."""
+    _calibrated: int | None = None
+    """The step whose EMA weights the statistics of the data are of."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.step.device
+
+    @property
+    def headline(self) -> str:
+        """The first line of the run, for people."""
+        recipe, step = self.recipe, self.step
+        parameters = sum(p.numel() for p in step.ema.model.parameters())
+        facts = step.objective.facts
+        extras = [f"perceptual loss: {facts['perceptual']}"] if "perceptual" in facts else []
+        if step.micro_batch < recipe.train.batch_size // self.world.size:
+            extras.append(f"micro-batches of {step.micro_batch}")
+        if self.world.size > 1:
+            extras.append(f"{self.world.size} processes ({'fsdp' if step.sharded else 'ddp'})")
+        if step.compiled:
+            extras.append("compiled")
+        return (
+            f"{recipe.name}: {self.images} images, {parameters / 1e6:.2f} M parameters, {self.total} steps of "
+            f"{recipe.train.batch_size} on {self.device.type} in {', '.join([step.precision, *extras])}"
+        )
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Return the learning rates of all groups that learn in step 0 <= t < total, by name.
+
+        Each has warm-up and decay over the steps in which it learns.
+        """
+        found = {}
+        for group in self.recipe.parameter_groups:
+            if step in (steps := group.steps(self.total)):
+                found[group.name] = learning_rate(
+                    group.optimizer,
+                    step - steps.start,
+                    batch_size=self.recipe.train.batch_size,
+                    warmup=self.recipe.warmup_steps(self.images, group.optimizer),
+                    total=len(steps),
+                )
+        return found
+
+    def prepare_folder(self) -> None:
+        """Make the run folder, clear what an interrupted writer left, and write the recipe."""
+        if self.world.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for place in (self.folder, self.folder / STATE, self.folder / PREVIEWS):
+                remove_leftovers(place)
+            write_json(self.folder / "recipe.json", self.about["recipe"])
+
+    def view(self, done: int) -> RunView:
+        """Return the run as hooks see it after `done` steps."""
+        return RunView(
+            folder=self.folder,
+            step=done,
+            total=self.total,
+            recipe=self.recipe,
+            model=self.step.objective.generator(self.step.ema.model),
+            values=self.values,
+            first_batch=self._first_batch,
+            is_first=self.world.is_first,
+        )
+
+    def check_finite(self, done: int) -> dict[str, float]:
+        """Return the means since the last entry of the log.
+
+        Raises:
+            TrainingError: one is not finite.
+        """
+        values = self.meters.read()
+        last = latest_checkpoint(self.folder) if not all(map(math.isfinite, values.values())) else None
+        check_finite(done, values, last.step if last else None)
+        return values
+
+    def calibrate(self, done: int) -> None:
+        """Give the EMA model the statistics that its weights of this step have of the data, if it needs any."""
+        if self._calibrated != done:
+            self.step.calibrate(first_batches(self.batches, self.recipe))
+            self._calibrated = done
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint and the model folder; all processes call it together."""
+        self.check_finite(done)
+        self.calibrate(done)
+        step = self.step
+        state = training_state(step.model, step.ema.model, step.optimizer, self.meters.sums, self.world)
+        if self.world.is_first:
+            if not all(bool(tensor.isfinite().all()) for name, tensor in state.items() if name.startswith("model.")):
+                raise TrainingError(
+                    f"weights are not finite at step {done}; the last checkpoint is intact. Lower optimizer.lr"
+                )
+            about = {**self.about, **self.hooks.state()}
+            save_checkpoint(self.folder, done, state, about=about, keep=self.recipe.train.keep)
+        del state
+        self._save_model(done)
+
+    def complete(self) -> None:
+        """Write the model folder of a run that is done, unless it holds the EMA weights: a run may have died after its
+        last checkpoint and before its model."""
+        model, tensors = self._generator()
+        if self.world.is_first and not is_saved(self.folder, model, tensors):
+            self._save_model(self.total)
+
+    def _save_model(self, done: int) -> None:
+        model, tensors = self._generator()
+        if self.world.is_first:
+            info = dataclasses.replace(self.info, training={**self.info.training, "steps": done})
+            save_model(self.folder, model, info, title=self.recipe.name, state=tensors)
+
+    def _generator(self) -> tuple[torch.nn.Module, Mapping[str, Tensor]]:
+        """Return the EMA model as users get it, with its tensors put together from all processes."""
+        model = self.step.objective.generator(self.step.ema.model)
+        return model, {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
+
+    def _first_batch(self) -> Batch:
+        first = self.batches.batch(0)
+        return dataclasses.replace(first, inputs=first.inputs.to(self.device))
+
+
+def set_up(
+    recipe: Recipe, folder: Path, device: str, reporter: Reporter, world: World, hooks: Sequence[TrainingHook]
+) -> Run:
+    """Set up a new run, or the one that is in the folder, in each of its processes. See `train`."""
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"the output path {folder} is a file; choose a folder with --out")
+    place = choose_device(local_device(device, world))
+    precision = choose_precision(recipe.train.precision, place)
+    data = open_data(recipe)
+    total = recipe.total_steps(data.count)
+    checkpoint = _find_checkpoint(folder, world)
+    start = checkpoint.step if checkpoint else 0
+    class_names = data.class_names if recipe.model.num_classes else ()
+    base = _load_base(recipe, world) if recipe.init is not None and checkpoint is None else None
+    batches = data.batches(
+        Feed(
+            device=place,
+            world=world,
+            start=start,
+            steps=total,
+            remembered=folder / STATE / DATA_CHECK,
+            progress=_now_and_then(reporter),
+        )
+    )
+    for reason in batches.skipped:
+        reporter.message(f"skipped: {reason}")
+    with _first_alone(world):  # it may have to download frozen networks
+        objective = build_objective(recipe, data.tokenizer())
+    about = {"recipe": recipe.model_dump(mode="json"), "data": batches.fingerprint, **objective.facts}
+    if checkpoint:
+        _refuse_changes(checkpoint.run, about, folder)
+        if "init" in checkpoint.run:
+            about["init"] = checkpoint.run["init"]  # the model itself is never read again
+    elif (folder / WEIGHTS).exists():
+        raise TrainingError(f"{folder} holds a model without training state; choose another folder with --out")
+    if base is not None:
+        about["init"] = _start_from(base, objective, recipe, class_names, reporter, world)
+    micro_batch = _micro_batch(recipe, place, precision, world, total, reporter)
+    if checkpoint is None:
+        _measure_data(objective, batches, recipe, place, world, micro_batch)
+    step = TrainingStep(
+        objective,
+        recipe,
+        device=place,
+        precision=precision,
+        world=world,
+        micro_batch=micro_batch,
+        total=total,
+        tell=reporter.message,
+    )
+    run = Run(
+        recipe=recipe,
+        folder=folder,
+        world=world,
+        reporter=reporter,
+        batches=batches,
+        images=data.count,
+        total=total,
+        start=start,
+        about=about,
+        info=_info(recipe, data, objective, class_names, total, about),
+        step=step,
+    )
+    run.hooks = Hooks(_watchers(run, hooks), total)
+    if checkpoint:
+        run.meters = Meters(load_checkpoint(checkpoint, step.model, step.ema.model, step.optimizer))
+        run.hooks.restore(checkpoint.run)
+        reporter.message(f"continuing {folder} from step {start}")
+    return run
+
+
+def first_batches(batches: Batches, recipe: Recipe) -> Iterator[Batch]:
+    """Give the images that statistics are measured of: the first ones in the order of the run, shared among the
+    processes, so that a run that was interrupted gets the same ones."""
+    images = min(CALIBRATION_IMAGES, batches.count)
+    for step in range(-(-images // recipe.train.batch_size)):
+        yield batches.batch(step)
+
+
+def _find_checkpoint(folder: Path, world: World) -> Checkpoint | None:
+    checkpoint = latest_checkpoint(folder)
+    if len(set(world.gather_objects(checkpoint.step if checkpoint else 0))) > 1:
+        raise TrainingError(
+            f"the processes see different checkpoints in {folder}; put it on storage that all machines share"
+        )
+    return checkpoint
+
+
+def _load_base(recipe: Recipe, world: World) -> LoadedModel:
+    """Load the model that a run starts from; refused before the data is read if nothing of it can fit."""
+    assert recipe.init is not None
+    with _first_alone(world):  # it may have to download it
+        folder = find_model(recipe.init)
+    check_base(recipe, read_architecture(folder))
+    return load_any_model(folder)
+
+
+def _start_from(
+    base: LoadedModel,
+    objective: Objective,
+    recipe: Recipe,
+    class_names: Sequence[str],
+    reporter: Reporter,
+    world: World,
+) -> dict[str, Any]:
+    """Begin with the weights of a trained model; returns what the run must know of it when it continues."""
+    assert recipe.init is not None
+    found = transfer(
+        objective.generator(objective.model),
+        base.model,
+        target_classes=class_names,
+        source_classes=base.info.class_names,
+        learned=objective.model,
+    )
+    for line in found.summary():
+        reporter.message(f"from {recipe.init}: {line}")
+    if len(set(world.gather_objects(base.fingerprint))) > 1:
+        raise TrainingError(f"the processes see different models at {recipe.init}; give all of them the same one")
+    return {"provenance": inherited_provenance(recipe.init, base.info), "weights": base.fingerprint}
+
+
+def _micro_batch(
+    recipe: Recipe, place: torch.device, precision: str, world: World, total: int, reporter: Reporter
+) -> int | None:
+    """Return the micro-batch of a run, of `auto` by estimate and the same in all processes; None for the whole share.
+
+    The user is warned where memory is not likely to suffice; runs of few steps fail soon enough.
+    """
+    asked = recipe.train.micro_batch
+    available = own_memory(place, world) if total >= LONG_RUN or asked == "auto" else None
+    if available is None:
+        return None if asked == "auto" else asked
+    how: dict[str, Any] = {
+        "precision": precision,
+        "world_size": world.size,
+        "device_type": place.type,
+        "available": available,
+    }
+    if asked == "auto":
+        asked = int(min(world.gather_objects(largest_micro_batch(recipe, **how))))
+    if warning := memory_warning(recipe, micro_batch=asked, **how):
+        reporter.message(f"warning: {warning}")
+    return asked
+
+
+def _measure_data(
+    objective: Objective, batches: Batches, recipe: Recipe, place: torch.device, world: World, micro_batch: int | None
+) -> None:
+    for network in objective.frozen:
+        network.to(place)
+    share = world.share(recipe.train.batch_size)
+    parts = micro_batches(first_batches(batches, recipe), micro_batch or share.stop - share.start, place)
+    objective.prepare(parts, world.gather_objects)
+
+
+def _watchers(run: Run, own: Sequence[TrainingHook]) -> list[Any]:
+    """Return everything that watches a run; what is due after a step is the same in every process."""
+    recipe, tell = run.recipe, run.reporter.message
+    only_first = [RunLog(), *make_trackers(recipe.train.trackers, tell)] if run.world.is_first else []
+    health = HealthMonitor(max_angle=recipe.max_angle, warmup=recipe.warmup_steps(run.images), warn=tell)
+    preview = PreviewHook(recipe.train.preview_every, computes=run.world.is_first or run.step.sharded)
+    return [health, *only_first, preview, *own]
+
+
+def _info(
+    recipe: Recipe,
+    data: TrainingData,
+    objective: Objective,
+    class_names: Sequence[str],
+    total: int,
+    about: Mapping[str, Any],
+) -> ModelInfo:
+    return ModelInfo(
+        class_names=tuple(class_names),
+        sampling=recipe.sampling.model_dump(mode="json") if member_of_kind(recipe.kind).generates else {},
+        preprocessing=data.preprocessing,
+        training={
+            "recipe": recipe.name,
+            "description": recipe.description,
+            "data": data.name,
+            "planned_steps": total,
+            "batch_size": recipe.train.batch_size,
+            "seed": recipe.train.seed,
+            **objective.facts,
+            **({"init": recipe.init} if recipe.init is not None else {}),
+        },
+        provenance=about.get("init", {}).get("provenance", {}),
+    )
+
+
+@contextlib.contextmanager
+def _first_alone(world: World) -> Iterator[None]:
+    """Let the first process go before the others."""
+    if not world.is_first:
+        world.wait_for_all()
+    yield
+    if world.is_first:
+        world.wait_for_all()
+
+
+def _now_and_then(reporter: Reporter) -> Progress:
+    """Return what tells how far the decoding or checking of the images is, every ten seconds."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            last = time.monotonic()
+            reporter.message(f"decoded {done} of {total} images")
+
+    return progress
+
+
+def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    differences = recipe_differences(before.get("recipe", {}), now["recipe"])
+    if before.get("data") != now["data"]:
+        differences.append("the data set is another one (its files, sizes or labels differ)")
+    differences += [
+        f"{name}: {before.get(name)} -> {now[name]}"
+        for name in sorted(now.keys() - {"recipe", "data"})
+        if before.get(name) != now[name]
+    ]
+    if differences:
+        raise TrainingError(
+            f"{folder} holds a run with other settings: {'; '.join(differences)}. "
+            "Repeat the old settings to continue it, or choose another folder with --out"
+        )

@@ -1,0 +1,290 @@
+"""The page is whole, loads nothing, takes every text for text, and tells every figure of a result."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from spheregen.data.grids import to_pil
+from spheregen.errors import SphereGenError
+from spheregen.evaluation.report.page import cell_text, check_report, render, table_texts, to_json, write_report
+from spheregen.evaluation.report.parts import Cell, Plot, Section, Series, Sheet, Table
+from spheregen.evaluation.report.sections import report_sections
+from tests.evaluation.report.examples import example_result, example_studies, features
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+HOSTILE = (
+    "<script>alert(1)</script>\"><img src=x onerror=alert(1)>'--></style></title></pre></details><svg onload=alert(1)>"
+    "{{ 712 * 712 }}javascript:alert(1)&lt;&#60;]]>$\\frac{$ _name \u202egnp\u2066 \x00\x1b[31m\ud800"
+)
+TAGS = re.findall(
+    r"\w+",
+    "html head meta title style body a header h1 h2 h3 p nav ul li span main section div table caption thead tbody tr "
+    "th td figure figcaption img details summary pre svg g defs path use text rect circle image clippath tspan",
+)
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Tags and texts of a page, read by Python's own parser; tags that do not match are an error."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} occurs twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def text(self) -> str:
+        return "".join(text for tag, text in self.texts if tag != "style")
+
+    def check_harmless(self) -> None:
+        """Nothing in it acts, nothing comes from elsewhere, and what refers to a place in it finds one."""
+        ids = [str(attributes["id"]) for _, attributes in self.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        for tag, attributes in self.tags:
+            assert tag in TAGS, tag
+            for name, value in attributes.items():
+                assert not name.startswith("on"), name
+                if name in ("href", "src", "data", "action", "srcset", "poster"):
+                    assert value and (
+                        value.startswith("data:image/png;base64,") or (value[0] == "#" and value[1:] in ids)
+                    )
+                for target in re.findall(r"url\(([^)]*)\)", value or "") if name in ("style", "clip-path") else ():
+                    assert target[0] == "#" and target[1:] in ids, target
+        for tag, text in self.texts:
+            assert tag != "style" or ("@import" not in text and "url(" not in text)
+
+
+def page_of(*sections: Section, title: str = "t", result: Any = None) -> Page:
+    return Page(render(title, "", sections, result or {}))
+
+
+def whole(text: str | None = None) -> str:
+    """The page of the example, with every text in it replaced."""
+    result, studies = example_result(), example_studies()
+    if text is not None:
+        result, studies = poisoned(result, text), poisoned(studies, text)
+    return render(text or "Evaluation of runs/cifar10", text or "today", report_sections(result, studies), result)
+
+
+def poisoned(value: Any, text: str) -> Any:
+    """`value` with `text` for each text in it; the keys of dicts stay, and so do what parts need to be parts."""
+    if isinstance(value, str):
+        return text
+    if isinstance(value, dict):
+        return {key: poisoned(one, text) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(poisoned(one, text) for one in value)
+    if isinstance(value, Section | Table | Plot | Series | Sheet):
+        names = [field.name for field in dataclasses.fields(value) if field.name not in ("key", "kind", "image")]
+        return dataclasses.replace(value, **{name: poisoned(getattr(value, name), text) for name in names})
+    return value
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return whole()
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_the_page_is_valid_and_refers_to_nothing_outside(html: str, page: Page) -> None:
+    assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
+    page.check_harmless()
+    assert not re.search(r"https?://|//[a-z]+\.", html)
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert {"http-equiv": "Content-Security-Policy", "content": policy} in page.all("meta")
+    assert all(image["alt"] for image in page.all("img"))
+    assert page.all("svg") and all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    shown = {text for tag, text in page.texts if tag in ("text", "tspan")}
+    assert {"steps", "FD-own", "guidance scale", "airplane", "setting 7"} <= shown
+    assert html == whole() and "matplotlib.pyplot" not in sys.modules  # no state, global or of the draw
+
+
+def test_every_section_is_in_the_contents_and_warnings_are_counted(page: Page) -> None:
+    anchors = [str(link["href"]) for link in page.all("a")]
+    sections = [str(section["id"]) for section in page.all("section")]
+    assert anchors == ["#main", *(f"#{name}" for name in sections)]
+    assert sections == [
+        *("summary", "metrics", "reconstruction", "curves", "classes", "originality"),
+        *("cost", "protocol", "recipe", "json"),
+    ]
+    counts = [text for tag, text in page.texts if tag == "span"]
+    assert counts == ["1 warning", "2 warnings", "1 warning"]
+
+
+def test_no_name_becomes_markup() -> None:
+    page = Page(whole(HOSTILE))
+    page.check_harmless()
+    shown = page.text()
+    assert shown.count("<script>alert(1)</script>\"><img src=x onerror=alert(1)>'-->") > 100 and "506944" not in shown
+    assert not re.search("[\x00-\x08\x0b-\x1f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", shown)
+
+
+def test_images_keep_their_pixels_and_nothing_else() -> None:
+    (plain,) = to_pil(torch.arange(48, dtype=torch.uint8).reshape(1, 3, 4, 4))
+    file, told = io.BytesIO(), PngImagePlugin.PngInfo()
+    told.add_text("secret", "path")
+    plain.save(file, format="PNG", pnginfo=told)
+    images = [Image.open(file), Image.new("1", (700, 2)), plain.convert("P"), Image.new("LA", (1000, 3))]
+    sheets = tuple(Sheet(image=image, title="one", caption="two") for image in images)
+    shown = page_of(Section(key="images", title="p", sheets=sheets)).all("img")
+    raw = [base64.b64decode(str(image["src"]).partition(",")[2]) for image in shown]
+    assert not any(b"secret" in one for one in raw)
+    assert Image.open(io.BytesIO(raw[0])).tobytes() == plain.tobytes()
+    assert [image["width"] for image in shown] == ["32", "700", "32", "1000"]
+
+
+def test_tables_align_numbers_of_four_digits() -> None:
+    cells = (0.000123, 1e-7, 23.41234, 12345.6, 50000, None, True, math.inf, "x", 0.0)
+    assert list(map(cell_text, cells)) == [
+        *("0.000123", "1.000e-07", "23.41", "12\u202f346", "50\u202f000", "–", "yes", "inf", "x", "0"),
+    ]
+    table = Table(header=("name", "value", "note"), rows=(("a", 1.5, "x"), ("b", None, None), ("c", 22, 3)))
+    numeric, rows = table_texts(table)
+    assert numeric == [False, True, False]
+    assert [row[1] for row in rows] == ["1.5", "–\u2008\u2007", "22\u2008\u2007"]
+    page = page_of(Section(key="one", title="One", tables=(table,)))
+    assert [cell.get("class") for cell in page.all("td")] == ["number", None] * 3
+    with pytest.raises(ValueError, match="not as long"):
+        table_texts(Table(header=("a", "b"), rows=(("only",),)))
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_named_before_any_work(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SphereGenError, match=rf"{package}.*spheregen\[report\]"):
+        check_report()
+
+
+def test_a_report_is_written_as_a_whole(tmp_path: Path, html: str, page: Page) -> None:
+    (text,) = [text for tag, text in page.texts if tag == "pre"]
+    assert json.loads(text) == example_result()
+    write_report(tmp_path / "new" / "report", html, example_result())
+    assert (tmp_path / "new/report/index.html").read_text(encoding="utf-8") == html
+    assert json.loads((tmp_path / "new/report/evaluation.json").read_text(encoding="utf-8")) == example_result()
+    strange = to_json({"a": math.nan, "b": [math.inf, (2,)], 3: "\ud800"})
+    assert json.loads(strange, parse_constant=pytest.fail) == {"a": None, "b": [None, [2]], "3": "?"}
+
+
+# plots
+
+KINDS: tuple[Literal["line", "points", "bars", "step"], ...] = ("line", "points", "step")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "values",
+    [(), (1.0,), (0.0, 0.0), (-1.0, 2.0), (math.nan, 1.0), (math.nan, math.nan), (1e-30, 1e30), (math.inf, 1.0)],
+    ids=str,
+)
+def test_any_values_can_be_drawn(values: tuple[float, ...]) -> None:
+    places = tuple(map(float, range(len(values))))
+    lines = [
+        Series(name="_a$", x=places, y=values, error=values, kind=kind, labels=("l",) * len(values)) for kind in KINDS
+    ]
+    lines.append(Series(name="b", x=values, y=places))
+    bars = [dataclasses.replace(series, kind="bars") for series in lines[:2]]
+    one = Plot(title="lines", x_label="x", y_label="y", series=tuple(lines))
+    plots = (dataclasses.replace(one, log_x=True, log_y=True), dataclasses.replace(one, series=tuple(bars)))
+    page = page_of(Section(key="plots", title="Plots", plots=plots))
+    page.check_harmless()
+    assert len(page.all("svg")) == 2 and {"x", "y", " _a$"} <= {text for tag, text in page.texts if tag == "text"}
+
+
+# sections of a result
+
+
+def tables_of(result: dict[str, Any], key: str) -> list[dict[str, dict[str, Cell]]]:
+    """The tables of a section, each by the first cell of its rows and the header."""
+    (section,) = [each for each in report_sections(result) if each.key == key]
+    return [{str(row[0]): dict(zip(table.header, row, strict=True)) for row in table.rows} for table in section.tables]
+
+
+def test_the_least_result_has_sections() -> None:
+    result: dict[str, Any] = {
+        "model": {"name": "images", "fingerprint": "ab", "class": "images"},
+        "protocol": {"images": "images", "count": 10},
+        "metrics": {"own": {"features": features("own", "FD-own"), "figures": {}}},
+    }
+    assert [section.key for section in report_sections(result)] == ["summary", "metrics", "protocol"]
+    assert [section.key for section in report_sections({**result, "metrics": {}})] == ["summary", "protocol"]
+    every: dict[str, Any] = {"reconstruction": {"psnr": 1.0}, "cost": {"device": "cpu"}, "curves": [{"points": []}]}
+    keys = [section.key for section in report_sections({**result, **every})]
+    assert keys == ["summary", "metrics", "reconstruction", "cost", "protocol"]
+    page_of(*report_sections({**result, **every})).check_harmless()
+
+
+def test_every_figure_is_told_with_its_error_and_yardstick() -> None:
+    result = example_result()
+    (summary,) = tables_of(result, "summary")
+    assert summary["FD-own"] == {
+        **{"figure": "FD-own", "samples": 23.41, "±": None, "held-out real images": 3.187, "better is": "lower"},
+    }
+    assert summary["KID (own)"]["±"] == 0.0002 and summary["FID"]["samples"] == 18.02
+    figures, networks, references = tables_of(result, "metrics")
+    assert figures["KID"] == {
+        **{"figure": "KID", "own": 0.0123, "own, ±": 0.0002, "own, held-out real": 0.0001, "better is": "lower"},
+        **{"inception": 0.00912, "inception, ±": 0.0011},
+    }
+    assert len(figures) == 8 and figures["recall"]["own, held-out real"] == 0.771
+    assert networks["own"]["weights"] == "0123456789abcdef"
+    assert references["own"]["source"] == "cifar10/train" and references["own"]["image size"] == 32  # by the data
+    (rebuilt,) = tables_of(result, "reconstruction")
+    assert rebuilt["FD-own of reconstructions"]["value"] == 3.2
+    parts, generation = tables_of(result, "cost")
+    assert parts["together"]["parameters"] == 1140000 and generation["4"]["latency p50, ms"] == 12.0
+    assert tables_of(result, "recipe")[0]["optimizer.betas"]["value"] == "0.9, 0.95"
+
+
+def test_curves_are_drawn_over_setting_time_and_operations() -> None:
+    (section,) = [each for each in report_sections(example_result()) if each.key == "curves"]
+    titles = [plot.title for plot in section.plots]
+    assert titles == [
+        *("FD-own over steps", "FD-own over guidance scale"),
+        *("FD-own over milliseconds per image", "FD-own over GFLOPs per image"),
+    ]
+    steps, *_, operations = section.plots
+    assert steps.series[0].x == (1, 2, 4, 6) and steps.series[0].y[0] == 40.0
+    assert [series.name for series in operations.series] == ["steps", "guidance", "schedule"]
+    assert operations.series[0].labels == ("1", "2", "4", "6") and operations.log_x
+    assert [table.header[0] for table in section.tables] == ["steps", "guidance scale", "schedule"]
+    assert section.tables[0].header[1:5] == ("FD-own", "KID (own)", "±", "milliseconds per image")

@@ -1,0 +1,96 @@
+"""Class accuracy and diversity of samples, on features whose truth is known."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spheregen.errors import DataError
+from spheregen.evaluation.classes import class_figures, class_section
+
+CLASSES, DIM = 4, 12
+
+
+def clouds(count: int, *, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Four Gaussian clouds around centres that are easy to tell apart."""
+    centres = 6 * torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % CLASSES
+    noise = torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed))
+    return centres[labels] + spread * noise, labels
+
+
+def figures_of(samples: Tensor, labels: Tensor) -> dict[str, Any]:
+    train, held_out = clouds(400, seed=1), clouds(80, seed=2)
+    return class_figures(samples, labels, *train, *held_out, ("a", "b", "c", "d"))
+
+
+def test_samples_like_real_images_score_like_them() -> None:
+    found = figures_of(*clouds(400, seed=3))
+    assert found["accuracy"] == found["real_accuracy"] == 1
+    assert found["counts"] == [100] * 4
+    for value in found["mean_diversity"].values():
+        assert value == pytest.approx(1, abs=0.1)
+    assert not class_section(found).warnings
+    json.dumps(found)
+    assert [row[0] for row in class_section(found).tables[0].rows] == ["all", "a", "b", "c", "d"]
+
+
+def test_wrong_classes_are_seen_where_they_are() -> None:
+    samples, labels = clouds(400, seed=3)
+    asked = torch.where(labels == 0, 1, labels)  # class 0 was asked to be 1
+    asked[:8] = labels[:8]
+    found = figures_of(samples, asked)
+    assert found["per_class"][2] == found["per_class"][3] == 1
+    assert found["confusion"][1][0] == pytest.approx(98 / 198)
+    assert [sum(row) for row in found["confusion"]] == pytest.approx([1] * 4)
+    found = figures_of(samples, labels[torch.randperm(400, generator=torch.Generator().manual_seed(1))])
+    assert found["accuracy"] == pytest.approx(1 / CLASSES, abs=0.1)
+    assert any("conditioning is weak" in warning for warning in class_section(found).warnings)
+
+
+def test_collapse_shows_in_all_three_figures() -> None:
+    samples, labels = clouds(400, seed=3)
+    few = samples[: 2 * CLASSES].repeat(50, 1)
+    mean = figures_of(few, labels)["mean_diversity"]
+    assert mean["nearest"] < 1e-6
+    assert mean["vendi"] < 0.5
+    narrow = figures_of(*clouds(400, seed=3, spread=0.1))["mean_diversity"]
+    assert narrow["variance"] == pytest.approx(0.01, rel=0.2)
+    assert narrow["nearest"] == pytest.approx(0.1, rel=0.2)
+    assert any("varied" in warning for warning in class_section(figures_of(few, labels)).warnings)
+
+
+def test_scales_and_dead_features_change_nothing() -> None:
+    samples, labels = clouds(400, seed=3)
+    train, held_out = clouds(400, seed=1), clouds(80, seed=2)
+    scale = torch.logspace(-3, 3, DIM)
+
+    def changed(x: Tensor) -> Tensor:
+        return torch.cat([x * scale, torch.full((len(x), 1), 7.0)], dim=1)
+
+    plain = class_figures(samples, labels, *train, *held_out)
+    other = class_figures(changed(samples), labels, changed(train[0]), train[1], changed(held_out[0]), held_out[1])
+    assert other["confusion"] == plain["confusion"]
+    assert other["mean_diversity"]["nearest"] == pytest.approx(plain["mean_diversity"]["nearest"], rel=1e-3)
+
+
+def test_a_rare_class_counts_as_much_as_others_in_the_probe() -> None:
+    train, labels = clouds(400, seed=1, spread=4.0)
+    keep = (labels != 0) | (torch.arange(400) < 40)
+    held_out = clouds(400, seed=2, spread=4.0)
+    found = class_figures(*clouds(400, seed=3, spread=4.0), train[keep], labels[keep], *held_out)
+    assert found["real_per_class"][0] is not None
+    assert found["real_per_class"][0] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [(torch.tensor([0, 0, 1, 1, 2, 2, 3]), "class d has 1 samples"), (torch.arange(7), "class names")],
+)
+def test_too_few_images_of_a_class_are_one_line(labels: Tensor, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        figures_of(torch.randn(7, DIM), labels)

@@ -1,0 +1,288 @@
+"""The studies of the sphere, with generators whose geometry is known exactly, and on the bundled model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spheregen
+from spheregen.data import ImageOptions, load_all, open_source
+from spheregen.errors import DataError
+from spheregen.evaluation.report.parts import Section
+from spheregen.evaluation.sphere import StudySizes, sphere_section, sphere_warnings, study, study_sphere
+from spheregen.evaluation.sphere.points import nearest_angles, point_figures
+from spheregen.evaluation.sphere.study import ANGLES, Codec, cones, denoise, loop, turn
+from spheregen.measure.features import FeatureBatch
+from spheregen.prior import GAUSSIAN, SPHERE, Prior
+from spheregen.sphere import angle_between, uniform_points
+
+GAIN = 0.2  # latent to pixel, so that hardly any pixel leaves [-1, 1]
+SMALL = StudySizes(turned=8, looped=8, random=40, unrelated=16)
+
+
+class Mirror(nn.Module):
+    """A generator whose image is its latent: E(D(v)) = v, up to what `pull` adds.
+
+    Args:
+        pull: encoding moves every latent towards one fixed direction: spherify(v + pull * direction).
+        fraction: the decoder keeps only the first part of a latent, the rest of the image is grey.
+    """
+
+    dtype = torch.float32
+    prior: Prior = SPHERE
+    alpha_max = 80.0
+
+    def __init__(self, *, size: int = 8, classes: int = 0, pull: float = 0.0, fraction: float = 1.0) -> None:
+        super().__init__()
+        self.image_shape, self.latent_shape, self.num_classes, self.pull = (1, size, size), (size, size), classes, pull
+        self.kept = (torch.arange(size * size) < fraction * size * size).float().view(size, size)
+        self.direction = uniform_points(1, self.latent_shape, generator=generator(5))
+        self.eval()
+
+    def encode(self, images: Tensor, labels: Any = None) -> Tensor:
+        assert labels is None or self.num_classes
+        return self.prior.project(images[:, 0] / GAIN + self.pull * self.direction)
+
+    def decode(self, latents: Tensor, labels: Any = None) -> Tensor:
+        assert labels is None or self.num_classes
+        return (GAIN * latents * self.kept)[:, None].clamp(-1, 1)
+
+
+class PixelFeatures:
+    """Features that are the pixels, so that their distances are known."""
+
+    def __call__(self, images: Tensor) -> FeatureBatch:
+        assert images.dtype == torch.uint8 and len(images) <= 64
+        return FeatureBatch(features=images.flatten(1).float())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_at_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "images_at_once", lambda *_: 7)
+        yield
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def points(count: int, dim: int, seed: int) -> Tensor:
+    return uniform_points(count, (dim,), generator=generator(seed))
+
+
+def codec(**options: Any) -> Codec:
+    return Codec(Mirror(**options), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def uniform_images(count: int, seed: int = 1, size: int = 8) -> Tensor:
+    """Images whose latents are all but uniform under `Mirror`."""
+    latents = torch.randn(count, 1, size, size, generator=generator(seed))
+    return ((GAIN * latents + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def study_of(
+    model: Any, images: Tensor, labels: Tensor | None = None, **options: Any
+) -> tuple[dict[str, Any], Tensor, Section]:
+    figures, strip = study_sphere(model, images, labels, **{"sizes": SMALL, **options})
+    section = sphere_section(figures, strip)
+    for table in section.tables:
+        assert table.rows and all(len(row) == len(table.header) for row in table.rows)
+    for plot in section.plots:
+        for series in plot.series:
+            assert len(series.x) == len(series.y) > 0 and np.isfinite([*series.x, *series.y]).all()
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    return figures, strip, section
+
+
+# points
+
+
+@pytest.mark.parametrize(("count", "dim"), [(203, 7), (40, 90)])
+def test_figures_of_points_are_those_of_all_pairs(count: int, dim: int) -> None:
+    drawn = torch.randn(count, dim, generator=generator(1)) * 3 + 0.3
+    found = point_figures(drawn)
+    unit = torch.nn.functional.normalize(drawn.double(), dim=1)
+    cosines = (unit @ unit.T).clamp(-1, 1)[tuple(torch.triu_indices(count, count, 1))]
+    angles = torch.rad2deg(torch.acos(cosines))
+    assert found["mean_angle"] == pytest.approx(float(angles.mean()))
+    assert found["angle_std"] == pytest.approx(float(angles.std(correction=0)))
+    assert found["effective_dimension"] == pytest.approx(1 / float(cosines.square().mean()))
+    assert found["resultant"] == pytest.approx(float(unit.mean(0).norm()))
+    width = found["histogram"]["angles"][1] - found["histogram"]["angles"][0]
+    assert sum(found["histogram"]["density"]) * width == pytest.approx(1)
+    turned = point_figures(5 * drawn @ torch.linalg.qr(torch.randn(dim, dim, generator=generator(2)))[0])
+    assert turned["effective_dimension"] == pytest.approx(found["effective_dimension"], rel=1e-4)
+
+
+def test_nearest_of_others() -> None:
+    some, others = points(130, 6, 6), points(200, 6, 7)
+    every = torch.stack([angle_between(some, other.expand_as(some)) for other in others])
+    assert torch.allclose(nearest_angles(some, others), every.min(dim=0).values.double(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (torch.zeros(5, 4), "point 0"),
+        (torch.tensor([[1.0, 0], [torch.nan, 1]]), "point 1"),
+        (torch.ones(1, 4), "n at least 2"),
+        (torch.ones(5, 1), "L at least 2"),
+    ],
+)
+def test_points_that_cannot_be(wrong: Tensor, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        point_figures(wrong)
+
+
+# turning, the loop, noise
+
+
+def test_turning_a_latent_turns_the_image_of_a_mirror() -> None:
+    latents = points(20, 64, 101).view(20, 8, 8)
+    found, strip = turn(codec(), latents, None, uniform_images(9), PixelFeatures())  # type: ignore[arg-type]
+    expected = [GAIN * math.sin(math.radians(angle / 2)) for angle in ANGLES]  # the chord, in [0, 1]
+    assert found["pixels"]["mean"] == pytest.approx(expected, abs=1e-4)
+    half = 2 * math.degrees(math.asin(math.sin(math.radians(45)) / 2))
+    assert found["pixels"]["half_angle"] == pytest.approx(half, abs=0.2)
+    features = [value * 255 * 8 for value in expected]
+    assert found["features"]["mean"][5:] == pytest.approx(features[5:], rel=0.02)
+    assert strip.shape == (6, len(ANGLES), 1, 8, 8)
+
+
+def test_a_loop_that_pulls_contracts() -> None:
+    """spherify(v + c m) for v across from m turns v by atan(c) and shrinks small angles by cos(atan(c))."""
+    one = codec(pull=0.5)
+    direction = one.model.direction  # type: ignore[attr-defined]
+    away = points(60, 64, 3).view(60, 8, 8)
+    away = away - (away * direction).sum((1, 2), keepdim=True) / direction.square().sum() * direction
+    found = loop(one, away * 8 / away.flatten(1).norm(dim=1).view(-1, 1, 1), None)
+    assert found["drift"][0] == pytest.approx(math.degrees(math.atan(0.5)), abs=0.1)
+    assert found["drift"] == sorted(found["drift"], reverse=True) and found["from_start"][-1] > 70
+    assert found["contraction"][0] == pytest.approx(math.cos(math.atan(0.5)), abs=0.01)
+    still = loop(codec(), points(9, 64, 2).view(9, 8, 8), None)
+    assert still["drift"] == pytest.approx([0] * 8, abs=1e-2) and still["contraction"] == pytest.approx(
+        [1] * 5, abs=1e-3
+    )
+
+
+def test_noise_that_a_pass_takes_away() -> None:
+    """A decoder that keeps half of the numbers takes away the noise in the others, where data have nothing."""
+    half = codec(fraction=0.5)
+    start = points(100, 64, 4).view(100, 8, 8) * half.model.kept  # type: ignore[attr-defined]
+    start = start * 8 / start.flatten(1).norm(dim=1).view(-1, 1, 1) * 0.999999
+    found = denoise(half, start, None)
+    assert found["noise"] == [0, 10, 20, 30, 40, 50, 60, 70, 80, 85, 89]
+    assert found["before"][3] == pytest.approx(30, abs=2) and found["after"][0] == pytest.approx(0, abs=1e-3)
+    expected = math.degrees(math.atan(math.tan(math.radians(30)) * math.sqrt(0.5)))
+    assert found["after"][3] == pytest.approx(expected, abs=2)
+
+
+def test_one_step_samples_of_a_narrow_model_come_close_to_its_data() -> None:
+    narrow = codec(fraction=0.1)
+    data = narrow.around(points(300, 64, 7).view(300, 8, 8), None).flatten(1)
+    found = cones(narrow, points(100, 64, 8).view(100, 8, 8), None, data)
+    assert found["max_angle"] == pytest.approx(80) and 0 < found["random_in_cones"] <= 1
+    assert found["samples_to_data"]["median"] < found["random_to_data"]["median"] - 20
+
+
+# the whole study
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[dict[str, Any], Tensor, Section]:
+    pipeline = spheregen.Pipeline.from_pretrained("digits", device="cpu")
+    data = load_all(open_source("digits"), ImageOptions(image_size=8, channels=1), limit=500)
+    return study_of(pipeline.model, data.images, data.labels)
+
+
+def test_digits(digits: tuple[dict[str, Any], Tensor, Section]) -> None:
+    found, _, section = digits
+    assert (
+        found["duplicates"] == 0
+        and found["latents"]["own class"]["dim"] == 24
+        and list(found["latents"]) == ["null class", "own class"]
+    )
+    assert 0 < found["null_to_own_angle"] < 30
+    assert found["denoising"]["before"][5] - found["denoising"]["after"][5] > 5  # the bundled model takes noise away
+    assert found["loop"]["data"]["contraction"][0] < 1
+    assert found["loop"]["random"]["drift"][-1] < 0.2 * found["loop"]["random"]["drift"][0]
+    assert any("random points decode where training hardly was" in warning for warning in section.warnings)
+
+
+def test_every_finding_has_its_words(digits: tuple[dict[str, Any], Tensor, Section]) -> None:
+    def changed(**values: Any) -> tuple[str, ...]:
+        """The warnings of figures with other values, by their dotted names."""
+        figures = copy.deepcopy(digits[0])
+        for path, value in values.items():
+            *way, last = path.split("__")
+            part = figures
+            for key in way:
+                part = part[key]
+            part[last] = value
+        return tuple(sphere_warnings(figures))
+
+    figures = digits[0]
+    main = {"latents": {"own class": {**figures["latents"]["own class"], "effective_dimension": 3, "resultant": 0.5}}}
+    for warnings, expected in (
+        (changed(loop__data__contraction=[1.5]), "3.0 after one pass"),
+        (changed(denoising__after=[90.0] * 9), "does not know the decoder's images"),
+        (changed(denoising__after=figures["denoising"]["before"]), "takes little noise away"),
+        (changed(angles__pixels__unrelated=100.0), "of two real images"),
+        (changed(angles__pixels__half_angle=7.0), "within 7 degrees"),
+        (changed(cones__samples_to_data={"median": 85.0}), "stray from those of data"),
+        (changed(cones__samples_to_data={"median": 1.0}), "sit on single images"),
+        (changed(on_sphere=False), "do not lie on a sphere"),
+        (changed(duplicates=4), "4 images"),
+        (changed(**main), "3 of 24 dimensions"),
+        (changed(**main), "lean to one side"),
+    ):
+        assert expected in " ".join(warnings)
+
+
+def test_the_same_call_gives_the_same_findings() -> None:
+    model, images = Mirror(fraction=0.5), uniform_images(60).repeat(2, 1, 1, 1)
+    one, again, other = (study_of(model, images, seed=seed) for seed in (3, 3, 4))
+    assert one[0]["duplicates"] == 60 and one[0] == again[0] != other[0] and torch.equal(one[1], again[1])
+
+
+def test_a_uniform_model_is_warned_of_nothing() -> None:
+    found, _, section = study_of(Mirror(), uniform_images(520))
+    assert list(found["latents"]) == ["latents"] and found["null_to_own_angle"] is None
+    # a loop that changes nothing takes no noise away: the toy's one fault
+    assert [warning.split(":")[0] for warning in section.warnings] == ["one pass takes little noise away"]
+
+
+@pytest.mark.parametrize("labels", [None, torch.arange(40) % 3])
+def test_labels_go_along(labels: Tensor | None) -> None:
+    images = uniform_images(40)
+    found, _, section = study_of(Mirror(classes=3), images, labels)
+    assert found["main"] == ("null class" if labels is None else "own class")
+    assert any("only 40 images" in warning for warning in section.warnings)
+
+
+def test_a_model_without_a_sphere_is_studied_by_directions() -> None:
+    model = Mirror()
+    model.prior = GAUSSIAN
+    found, _, _ = study_of(model, uniform_images(40))
+    assert not found["on_sphere"] and found["loop"]["random"]["drift"] == pytest.approx([0] * 8, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (uniform_images(1).repeat(5, 1, 1, 1), None, "1 different images"),
+        (uniform_images(5), torch.tensor([0, 1, 2, 3, 4]), "0 to 2"),
+    ],
+)
+def test_impossible_input_is_refused(images: Tensor, labels: Tensor | None, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        study_sphere(Mirror(classes=3), images, labels)

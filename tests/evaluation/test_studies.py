@@ -1,0 +1,66 @@
+"""A whole report from names: every study leaves its figures in the result and its section on the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spheregen.data import open_source
+from spheregen.errors import ConfigError
+from spheregen.evaluation import studies as module
+from spheregen.evaluation.curves import parse_curve
+from spheregen.evaluation.evaluator import EvaluationOptions
+from spheregen.evaluation.request import Request, run
+from spheregen.evaluation.studies import choose_studies
+
+STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("report")
+    for split, count in (("train", 60), ("test", 30)):
+        source = open_source("digits", split=split)
+        for number in range(count):
+            place = folder / "data" / split / str(int(source.labels[number]))  # type: ignore[index]
+            place.mkdir(parents=True, exist_ok=True)
+            source.read(number).save(place / f"{number}.png")
+    options = EvaluationOptions(count=40, curve_count=4, curves=(parse_curve("steps=1,2"),), metrics=("frechet",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SPHERE_IMAGES", 40)
+        data = str(folder / "data")
+        result = run(Request(model="digits", data=data, report=folder, options=options, studies=STUDIES, device="cpu"))
+    assert result is not None
+    return folder, result
+
+
+def test_the_result_holds_every_study(report: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = report
+    assert set(STUDIES) <= set(result) and not [note for note in result["notes"] if "left out" in note]
+    saved = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert saved == json.loads(json.dumps(result))
+    assert result["metrics"]["own"]["held_out"]["frechet"] > 0 and result["reconstruction"]["psnr"] > 10
+    assert [point["value"] for point in result["curves"][0]["points"]] == [1, 2]
+    assert result["classes"]["features"] == "own" and 0 <= result["classes"]["accuracy"] <= 1
+    assert result["originality"]["training_images"] == 60
+    assert result["sphere"]["latents"]["own class"]["count"] == 40 and result["sphere"]["warnings"]
+
+
+def test_the_page_holds_every_section(report: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = report
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for key in ("summary", "metrics", "curves", "samples", "classes", "originality", "sphere", "protocol", "recipe"):
+        assert f'<section id="{key}"' in page
+    assert result["line"][:40] in page and page.count("data:image/png;base64,") == 5
+
+
+def test_studies_are_chosen_by_name() -> None:
+    assert choose_studies(["sphere", "curves"]) == ("curves", "sphere")
+    assert choose_studies(None) == module.STUDIES and choose_studies(["none"]) == ()
+    with pytest.raises(ConfigError, match="sphere"):
+        choose_studies(["sphered"])

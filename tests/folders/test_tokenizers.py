@@ -1,0 +1,132 @@
+"""Tokenizers by name, their folders, and what they cost without their weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spheregen.errors import ConfigError, ModelFileError, SphereGenError
+from spheregen.family.registry import cost_of
+from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
+from spheregen.family.sphere_encoder.tokenizer import SphereTokenizer
+from spheregen.family.sphere_latent_encoder.network import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
+from spheregen.folders.card import ModelInfo
+from spheregen.folders.model_folder import RECORD, save_model, tokenizer_fingerprint
+from spheregen.folders.tokenizers import blank_tokenizer, open_tokenizer, save_tokenizer
+from spheregen.measure.cost import Cost, tokenizer_cost
+from spheregen.nn.sizes import TransformerSize
+from spheregen.protocol import Tokenizer
+
+SMALL = TransformerSize(width=16, depth=1, heads=2)
+
+
+def autoencoder(seed: int = 0, **changes: object) -> SphereAutoencoder:
+    values: dict[str, object] = {
+        "image_size": 8,
+        "patch_size": 4,
+        "latent_channels": 3,
+        "encoder": SMALL,
+        "decoder": SMALL,
+        "output_init": "xavier",
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return SphereAutoencoder(AutoencoderConfig(**values | changes)).eval()  # type: ignore[arg-type]
+
+
+def test_an_autoencoder_is_a_tokenizer(tmp_path: Path) -> None:
+    model = autoencoder()
+    save_model(tmp_path / "m", model, ModelInfo())
+    opened = open_tokenizer(tmp_path / "m")
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    assert torch.equal(opened.tokenizer.encode(images), model.encode(images))
+    assert opened.fingerprint == tokenizer_fingerprint(SphereTokenizer(model))
+
+
+def test_the_bundled_model_is_a_tokenizer() -> None:
+    opened = open_tokenizer("digits")
+    assert opened.name == "digits"
+    assert opened.tokenizer.image_shape == (1, 8, 8)
+    assert isinstance(opened.tokenizer, nn.Module) and not opened.tokenizer.training
+
+
+def test_fingerprints_tell_weights_apart_and_survive_a_copy(tmp_path: Path) -> None:
+    one, other = SphereTokenizer(autoencoder(0)), SphereTokenizer(autoencoder(1))
+    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
+    save_tokenizer(one, tmp_path / "t")
+    assert open_tokenizer(tmp_path / "t").fingerprint == tokenizer_fingerprint(one)
+
+
+def test_a_tokenizer_is_written_once_and_replaced_by_another(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    save_tokenizer(SphereTokenizer(autoencoder(0)), folder)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    save_tokenizer(SphereTokenizer(autoencoder(0)), folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    save_tokenizer(SphereTokenizer(autoencoder(1)), folder)
+    assert open_tokenizer(folder).fingerprint == tokenizer_fingerprint(SphereTokenizer(autoencoder(1)))
+    (folder / RECORD).write_text("half", encoding="utf-8")  # interrupted while it was written
+    save_tokenizer(SphereTokenizer(autoencoder(1)), folder)
+    assert json.loads((folder / RECORD).read_text())["fingerprint"]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/no/such/folder", ""])
+def test_a_missing_tokenizer_is_named(name: str) -> None:
+    with pytest.raises(ModelFileError, match="no tokenizer"):
+        open_tokenizer(name)
+
+
+def test_broken_and_foreign_folders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelFileError, match=r"no config\.json"):
+        open_tokenizer(tmp_path / "empty")
+    save_model(tmp_path / "gauss", autoencoder(prior="gaussian"), ModelInfo())
+    with pytest.raises(ModelFileError, match="gaussian"):
+        open_tokenizer(tmp_path / "gauss")
+    save_model(tmp_path / "m", autoencoder(), ModelInfo())
+    with pytest.raises(ConfigError, match="leave image size and packing out"):
+        open_tokenizer(tmp_path / "m", image_size=8)
+
+
+def test_the_published_cost_table() -> None:
+    """Do et al. 2026: GFLOPs of 2, 4 and 6 steps, without and with guidance; parameters."""
+    pytest.importorskip("transformers", reason="the encoder of the published tokenizer is built by transformers")
+    tokenizer = blank_tokenizer("rae-dinov2-base")
+
+    def cost(size: str, classes: int) -> Cost:
+        config = LatentDenoiserConfig(image_size=256, tokens=256, channels=768, size=size, num_classes=classes)
+        with torch.device("meta"):
+            return cost_of(LatentGenerator(LatentDenoiser(config), tokenizer))
+
+    base = cost("base", 102)
+    assert base.parts["denoiser"].params == pytest.approx(130e6, rel=0.01)
+    for guided, totals in ((False, (302, 390, 478)), (True, (390, 567, 743))):
+        for steps, total in zip((2, 4, 6), totals, strict=True):
+            assert base.generation_gflops(steps, guided=guided) == pytest.approx(total, rel=0.01)
+    large = cost("xlarge", 1000)
+    assert large.parts["denoiser"].params == pytest.approx(675e6, rel=0.01)
+    assert large.parts["denoiser"].gflops == pytest.approx(230, rel=0.01)
+    assert large.parts["tokenizer_decoder"].params == pytest.approx(415e6, rel=0.01)
+    assert large.parts["tokenizer_decoder"].gflops == pytest.approx(213, rel=0.01)
+
+
+def test_a_blank_tokenizer_costs_what_the_real_one_does(tmp_path: Path) -> None:
+    model = autoencoder()
+    save_model(tmp_path / "m", model, ModelInfo())
+    blank = blank_tokenizer(tmp_path / "m")
+    assert isinstance(blank, Tokenizer) and isinstance(blank, nn.Module)
+    assert all(parameter.is_meta for parameter in blank.parameters())
+    cost = tokenizer_cost(blank)
+    real = tokenizer_cost(SphereTokenizer(model))
+    for name, part in cost.parts.items():
+        assert (part.params, part.gflops) == (real.parts[name].params, real.parts[name].gflops)
+    counted = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert (
+        abs(cost.parts["encoder"].params + cost.parts["decoder"].params - counted) <= 2 * 4 * 16
+    )  # but for the fixed position tables
+    with pytest.raises(SphereGenError, match="did you mean 'rae-dinov2-base'"):
+        blank_tokenizer("rae-dinov2-bas")
