@@ -77,7 +77,7 @@ def test_quiet_is_quiet(run: Run, model: Path) -> None:
 SHORT = ("--set", "train.steps=2", "--device", "cpu")
 
 
-@pytest.mark.parametrize("option", ["--label", "--schedule", "--all-steps", "--swap"])
+@pytest.mark.parametrize("option", ["--schedule", "--all-steps", "--swap"])
 def test_options_of_old_names_are_named(run: Run, option: str) -> None:
     run("edit", "digits", "x.png", option, 3).fails(option, RENAMED[option])
     run("edit", "digits", "x.png", f"{option}=3").fails(option)

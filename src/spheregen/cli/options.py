@@ -73,7 +73,6 @@ class Command(TyperCommand):
 
 
 RENAMED: Mapping[str, str] = {
-    "--label": "is now --labels",
     "--schedule": "is now --set schedule=NAME",
     "--guidance-at": "is now --set guidance_at=PLACE",
     "--fresh-noise": "is now --set share_noise=false",
@@ -262,7 +261,11 @@ Split = Annotated[str, typer.Option(help="Which part of the data: train, test, a
 Stream = Annotated[bool, typer.Option("--stream", help="Read a Hub data set over the network, without a download.")]
 Labels = Annotated[
     str | None,
-    typer.Option(help="Classes by id or name, in turn: 3 or cat,dog. Default: the null class; all in turn in sample."),
+    typer.Option(
+        "--labels",
+        "--label",  # its name before
+        help="Classes by id or name, in turn: 3 or cat,dog. Default: the null class; all in turn in sample.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="The noise of image i has seed SEED + i.")]
 Count = Annotated[int, typer.Option("--count", "-n", help="How many images.")]
