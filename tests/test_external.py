@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spheregen.errors import ModelFileError, SphereGenError
-from spheregen.external import import_package, locate, read_json, reason
+from spheregen.external import import_package, locate, read_json
 from tests.fake_hub import NO_NETWORK, FakeHub
 
 
@@ -64,9 +64,3 @@ def test_broken_configurations_are_refused(content: str | bytes | None, tmp_path
 def test_a_package_that_is_not_installed() -> None:
     with pytest.raises(SphereGenError, match=r'pip install "spheregen\[mine\]"'):
         import_package("no_such", "mine", "the tokenizer")
-
-
-def test_reasons_have_one_line() -> None:
-    assert reason(ValueError("\n first\nsecond")) == "ValueError: first"
-    assert reason(KeyError()) == "KeyError"
-    assert len(reason(OSError("x" * 1000))) < 250

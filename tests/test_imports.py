@@ -13,19 +13,8 @@ import spheregen as sg
 
 PACKAGE = Path(sg.__file__).parent
 OPTIONAL = {
-    "transformers",
-    "diffusers",
-    "datasets",
-    "gradio",
-    "torchmetrics",
-    "scipy",
-    "matplotlib",
-    "torchvision",
-    "sklearn",
-    "timm",
-    "tensorboard",
-    "wandb",
-    "huggingface_hub",
+    *("transformers", "diffusers", "datasets", "gradio", "torchmetrics", "scipy", "matplotlib", "torchvision"),
+    *("sklearn", "timm", "tensorboard", "wandb", "huggingface_hub"),
 }
 NOT_IN_THE_MATHS = OPTIONAL | {"pydantic", "PIL", "pyarrow", "yaml", "rich", "typer"}
 MATHS = ("sphere", "prior", "noise", "conditioning", "protocol", "nn", "sampling")

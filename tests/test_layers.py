@@ -25,7 +25,7 @@ LAYERS = (
     ("noise", "conditioning", "prior"),
     ("sphere",),
     ("drawing", "external"),
-    ("hub", "progress", "files", "devices", "distributed", "tensors", "classes", "allocator"),
+    ("hub", "progress", "files", "devices", "distributed", "tensors", "classes"),
     ("errors",),
 )
 """From the top down; what stands on one line may know each other, without circles."""

@@ -23,8 +23,8 @@ from spheregen import batching
 from spheregen.batching import images_at_once, in_batches
 from spheregen.data import encode_png, read_metadata, save_png
 from spheregen.errors import DataError
-from spheregen.pipeline.record import read_record
-from spheregen.sampling import MASKS, crossover_mask, seeded_noise
+from spheregen.pipeline.output import read_record
+from spheregen.sampling import crossover_mask, seeded_noise
 from spheregen.sphere import angle_between
 from tests.factories import KINDS, images_of, tiny_pipeline
 from tests.sampling.latent_generator import LatentGenerator
@@ -70,12 +70,11 @@ def predicting(pipe: sg.Pipeline) -> torch.nn.Module:
 # what all of them have in common --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("name", ALL)
-def test_shapes_seeds_trajectory_and_settings(name: str, classes: int) -> None:
-    for kind in KINDS:
+def test_shapes_seeds_trajectory_and_settings(pipe: sg.Pipeline, unconditional: sg.Pipeline, name: str) -> None:
+    for given in (pipe, unconditional):
         for steps in (1, 3):
-            output = ALL[name](tiny_pipeline(classes, kind), A, steps=steps, seed=5, strength=0.3)
+            output = ALL[name](given, A, steps=steps, seed=5, strength=0.3)
             assert output.tensor.shape == (3, 3, 8, 8) and output.tensor.dtype == torch.float32
             assert output.tensor.device.type == "cpu" and not output.tensor.requires_grad
             assert 0 <= output.tensor.min() <= output.tensor.max() <= 1
@@ -111,37 +110,23 @@ def test_the_settings_say_how_it_was_made(pipe: sg.Pipeline, name: str) -> None:
         assert not torch.allclose(other.tensor, output.tensor, atol=1e-5), change
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_labels_by_name_or_number_for_all_or_each(pipe: sg.Pipeline, name: str) -> None:
-    output = ALL[name](pipe, A, labels="horse", steps=1)
-    assert output.labels == (2, 2, 2)
-    assert output.settings["guidance"] == 1.3  # the model's, where there is a class to guide to
-    assert not torch.allclose(output.tensor, ALL[name](pipe, A, steps=1).tensor, atol=1e-4)
-    for label in (2, "2", np.int64(2), torch.tensor(2)):
-        assert torch.equal(ALL[name](pipe, A, labels=label, steps=1).tensor, output.tensor)
-    if name in IMAGES:
-        each = IMAGES[name](pipe, A, labels=["cat", 1, "horse"], steps=1)
-        assert each.labels == (0, 1, 2)
-        close(each.tensor[2], output.tensor[2])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "call",
     [
-        lambda pipe: pipe.edit(images_of(64, seed=3), [0, 1] * 32, steps=2, share_noise=False),
-        lambda pipe: pipe.crossover(images_of(16), images_of(16, seed=1), mask="diagonal", labels="dog", steps=2),
-        lambda pipe: pipe.inpaint(images_of(16), HOLE, steps=2),
-        lambda pipe: pipe.upscale(images_of(16), 2, steps=2),
-        lambda pipe: pipe.vary(A[0], 16, steps=2, labels=1),
-        lambda pipe: pipe.interpolate([3, 4], 16, steps=2, share_noise=False),
-        lambda pipe: pipe.interpolate([3, A[0], 4, A[1]], 4, steps=2),
+        lambda pipe: pipe.edit(images_of(8, seed=3), [0, 1] * 4, steps=2, share_noise=False),
+        lambda pipe: pipe.crossover(images_of(5), images_of(5, seed=1), mask="diagonal", labels="dog", steps=2),
+        lambda pipe: pipe.inpaint(images_of(5), HOLE, steps=2),
+        lambda pipe: pipe.upscale(images_of(5), 2, steps=2),
+        lambda pipe: pipe.vary(A[0], 5, steps=2, labels=1),
+        lambda pipe: pipe.interpolate([3, 4], 5, steps=2, share_noise=False),
+        lambda pipe: pipe.interpolate([3, A[0], 4, A[1]], 3, steps=2),
     ],
     ids=range(7),
 )
 def test_images_do_not_depend_on_the_batch_size(call: Call, kind: str) -> None:
     results = []
-    for size in (64, 7, 1):
+    for size in (64, 3, 1):
         pipe = tiny_pipeline(kind=kind)
         pipe.batch_size = size
         results.append(call(pipe))
@@ -201,7 +186,7 @@ def test_given_noise_is_split_with_its_batch() -> None:
         close(parts.edit(A, steps=2, step_noise=given).tensor, whole.edit(A, steps=2, step_noise=given).tensor)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 4, 4), (4, 4), (1, 4, 4), ()])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 4, 4), ()])
 def test_noise_of_another_shape_is_refused(pipe: sg.Pipeline, shape: tuple[int, ...]) -> None:
     bad, good = torch.zeros(shape), torch.zeros(3, 4, 4)
     expected = f"noise has shape {shape} instead of (3, 4, 4)"
@@ -210,12 +195,8 @@ def test_noise_of_another_shape_is_refused(pipe: sg.Pipeline, shape: tuple[int, 
     refuses(lambda: pipe.generate(3, steps=3, step_noise=[good, bad]), expected)
     refuses(lambda: pipe.edit(A, step_noise=bad), expected)
     refuses(lambda: pipe.edit(A, steps=2, step_noise=[good, bad]), expected)
-
-
-def test_another_number_of_step_noises_is_refused(pipe: sg.Pipeline) -> None:
-    noise = torch.zeros(3, 4, 4)
-    refuses(lambda: pipe.generate(3, steps=4, step_noise=[noise] * 2), "2 step noises for 3")
-    refuses(lambda: pipe.edit(A, steps=4, step_noise=[noise] * 3), "3 step noises for 4")
+    refuses(lambda: pipe.generate(3, steps=4, step_noise=[good] * 2), "2 step noises for 3")
+    refuses(lambda: pipe.edit(A, steps=4, step_noise=[good] * 3), "3 step noises for 4")
 
 
 # models that predict latents ------------------------------------------------------------------------------------------
@@ -261,26 +242,7 @@ def test_a_place_that_a_model_has_not_is_refused(guidance: float) -> None:
     assert torch.equal(both, latent)
 
 
-def test_a_crossover_of_latents_takes_the_tokens_of_each_picture() -> None:
-    """Pictures are encoded whole, and joined after that."""
-    pipe = tiny_pipeline(0, "latents", identity=True)
-    seen: list[Tensor] = []
-    pipe.model.tokenizer.encoder.register_forward_pre_hook(lambda _, x: seen.append(x[0]))  # type: ignore[attr-defined]
-    output = pipe.crossover(A, B, mask="left-right", strength=0.0, steps=1)
-    close(torch.stack(seen), torch.stack([A, B]) * 2 - 1)
-    raw = [pipe.model.encode_raw(x * 2 - 1) for x in (A, B)]
-    left = torch.tensor([True, False, True, False])[:, None]
-    close(output.tensor, pipe.decode(torch.where(left, *raw)), 1e-5)
-
-
 # each of them ---------------------------------------------------------------------------------------------------------
-
-
-def test_an_edit_without_noise_reconstructs_under_the_class(pipe: sg.Pipeline, unconditional: sg.Pipeline) -> None:
-    for label in (None, "dog"):
-        still = pipe.edit(A, label, strength=0.0, steps=1, guidance=1.0)
-        close(still.tensor, pipe.reconstruct(A, label))
-    close(unconditional.edit(A, strength=0.0, steps=1).tensor, unconditional.reconstruct(A))
 
 
 def test_the_models_schedule_is_for_generation_alone() -> None:
@@ -292,8 +254,8 @@ def test_the_models_schedule_is_for_generation_alone() -> None:
     assert output.settings["guidance_at"] == "latent"
 
 
-@pytest.mark.parametrize("mask", MASKS)
-def test_swapping_is_exchanging_the_pictures(pipe: sg.Pipeline, mask: str) -> None:
+def test_swapping_is_exchanging_the_pictures(pipe: sg.Pipeline) -> None:
+    mask = "diagonal"
     swapped = pipe.crossover(A, B, mask=mask, swap=True)
     assert torch.equal(swapped.tensor, pipe.crossover(B, A, mask=mask).tensor)
     assert not torch.allclose(swapped.tensor, pipe.crossover(A, B, mask=mask).tensor, atol=1e-4)
@@ -323,12 +285,6 @@ def test_a_crossover_is_an_edit_of_the_joined_picture(pipe: sg.Pipeline) -> None
     close(same.tensor, pipe.edit(A, seed=3).tensor)
 
 
-@pytest.mark.parametrize("label", [None, "dog"])
-def test_no_angle_is_the_reconstruction(pipe: sg.Pipeline, label: str | None) -> None:
-    output = pipe.vary(A[0], 4, angle=0, labels=label, guidance=1.0)
-    close(output.tensor, pipe.reconstruct(A[0], label).expand(4, 3, 8, 8))
-
-
 @pytest.mark.parametrize("angle", [5.0, 30.0, 90.0])
 def test_variations_decode_points_at_their_angle(pipe: sg.Pipeline, angle: float) -> None:
     seen: list[Tensor] = []
@@ -345,9 +301,10 @@ def test_variations_decode_points_at_their_angle(pipe: sg.Pipeline, angle: float
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("schedule", "share"), [("fixed", True), ("decay", False)])
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("path", ["slerp", "lerp"])
+@pytest.mark.parametrize(
+    ("path", "steps", "schedule", "share"),
+    [("slerp", 3, "fixed", True), ("slerp", 3, "decay", False), ("lerp", 1, "fixed", True)],
+)
 def test_the_ends_between_seeds_are_what_generate_makes(
     path: str, steps: int, share: bool, schedule: str, kind: str
 ) -> None:
@@ -369,17 +326,7 @@ def test_the_ends_between_photos_are_reconstructions(pipe: sg.Pipeline, label: s
         assert output.labels == (None if label is None else (1,) * 4)
 
 
-def test_a_photo_and_a_seed(pipe: sg.Pipeline) -> None:
-    output = pipe.interpolate([A[0], 4], 3)
-    close(output.tensor[0], pipe.reconstruct(A[0])[0], 1e-4)
-    close(output.tensor[-1], pipe.generate(seed=4, steps=1).tensor[0], 1e-4)
-    assert output.settings["strength"] == 0.25
-    back = pipe.interpolate([4, A[0]], 3)
-    close(back.tensor.flip(0), output.tensor, 1e-4)
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize(("steps", "guidance"), [(1, 1.0), (3, 2.0)])
 def test_from_class_to_class(pipe: sg.Pipeline, steps: int, guidance: float) -> None:
     output = pipe.interpolate([5, 5], 5, labels=["cat", "horse"], steps=steps, guidance=guidance)
     ends = pipe.generate(seeds=[5, 5], labels=["cat", "horse"], steps=steps, guidance=guidance)
@@ -398,16 +345,13 @@ def test_four_corners(pipe: sg.Pipeline, steps: int) -> None:
     square = output.tensor.view(frames, frames, 3, 8, 8)
     corners = square[[0, 0, -1, -1], [0, -1, 0, -1]]
     close(corners, pipe.generate(seeds=seeds, steps=steps).tensor, 1e-4)
-    for edge, ends in ((square[0], [3, 4]), (square[-1], [5, 6]), (square[:, 0], [3, 5]), (square[:, -1], [4, 6])):
-        between = pipe.interpolate(ends, frames, steps=steps).tensor
-        close(edge, between, 1e-4)
+    close(square[0], pipe.interpolate(seeds[:2], frames, steps=steps).tensor, 1e-4)
     labelled = pipe.interpolate([3] * 4, 2, labels=[0, 1, 2, 1])
     close(labelled.tensor, pipe.generate(seeds=[3] * 4, labels=[0, 1, 2, 1], steps=1).tensor, 1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("label", [None, "dog"])
+@pytest.mark.parametrize(("label", "dtype"), [(None, torch.float32), ("dog", torch.bfloat16)])
 def test_inpainting_keeps_known_pixels(label: str | None, dtype: torch.dtype, kind: str) -> None:
     pipe = tiny_pipeline(kind=kind)
     pipe.model.to(dtype)
@@ -458,44 +402,41 @@ def test_the_factor_follows_the_shorter_side(pipe: sg.Pipeline) -> None:
 # errors ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"steps": 0}, "steps"),
         ({"steps": "two"}, "steps"),
         ({"strength": -0.1}, "strength"),
-        ({"strength": float("nan")}, "strength"),
         ({"schedule": "fix"}, "did you mean 'fixed'"),
         ({"schedule": [1, 1, 1], "steps": 2}, "schedule of 3 numbers"),
         ({"schedule": lambda t, steps: -1.0, "steps": 2}, "finite numbers"),
-        ({"guidance": -1.0, "labels": 1}, "guidance"),
         ({"guidance_at": "pixels", "labels": 1}, "did you mean 'pixel'"),
         ({"labels": "hors"}, "did you mean 'horse'"),
-        ({"labels": 3}, "label 3"),
         ({"labels": [0, 1, 2, 0]}, "4 labels"),
         ({"seed": -1}, "not -1"),
         ({"stepps": 3}, "did you mean 'steps'"),
     ],
 )
-def test_impossible_options_are_refused(name: str, options: dict[str, Any], named: str) -> None:
-    refuses(lambda: ALL[name](tiny_pipeline(), A, **options), named)
+def test_impossible_options_are_refused(pipe: sg.Pipeline, options: dict[str, Any], named: str) -> None:
+    for call in ALL.values():
+        refuses(lambda call=call: call(pipe, A, **options), named)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_guidance_wants_labels_and_labels_want_classes(unconditional: sg.Pipeline, name: str) -> None:
-    for label in (0, "cat"):
-        refuses(lambda label=label: ALL[name](unconditional, A, labels=label), "unconditional")  # type: ignore[misc]
+def test_guidance_wants_labels_and_labels_want_classes(
+    pipe: sg.Pipeline, unconditional: sg.Pipeline, name: str
+) -> None:
+    refuses(lambda: ALL[name](unconditional, A, labels="cat"), "unconditional")
     refuses(lambda: ALL[name](unconditional, A, guidance=1.5), "give labels")
     if name != "interpolate":
-        refuses(lambda: ALL[name](tiny_pipeline(), A, guidance=1.5), "give labels")
+        refuses(lambda: ALL[name](pipe, A, guidance=1.5), "give labels")
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
         (lambda pipe: pipe.edit([]), "no images"),
-        (lambda pipe: pipe.edit("nothing.png"), "nothing.png"),
         (lambda pipe: pipe.crossover(A, B[:2]), "3 and 2"),
         (lambda pipe: pipe.crossover(A, B, mask="left-rigth"), "did you mean 'left-right'"),
         (lambda pipe: pipe.crossover(A, B, mask=Path("none.png")), "none.png"),
@@ -503,7 +444,6 @@ def test_guidance_wants_labels_and_labels_want_classes(unconditional: sg.Pipelin
         (lambda pipe: pipe.vary(A), "one image"),
         (lambda pipe: pipe.vary(A[0], 0), "not 0"),
         (lambda pipe: pipe.vary(A[0], angle=200), "200"),
-        (lambda pipe: pipe.vary(A[0], angle=float("nan")), "nan"),
         (lambda pipe: pipe.interpolate([1, 2], 1), "frames"),
         (lambda pipe: pipe.interpolate([1, 2, 3], 4), "not 3"),
         (lambda pipe: pipe.interpolate([1, -2], 4), "not -2"),
@@ -511,7 +451,6 @@ def test_guidance_wants_labels_and_labels_want_classes(unconditional: sg.Pipelin
         (lambda pipe: pipe.interpolate([1, 2], 4, labels=["cat"]), "1 labels"),
         (lambda pipe: pipe.interpolate([3.5, 2], 4), "float"),
         (lambda pipe: pipe.inpaint(A, torch.zeros(1, 3, 3)), "3 x 3"),
-        (lambda pipe: pipe.inpaint(A, "none.png"), "none.png"),
         (lambda pipe: sg.Pipeline(pipe.model, device="cpu", batch_size=0), "batch_size"),
     ],
 )
@@ -534,9 +473,7 @@ def full_beyond(most: int, sizes: list[int]) -> Callable[[slice], tuple[int, int
     return run
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 5, 64])
-@pytest.mark.parametrize("size", [1, 5, 8, 100])
-@pytest.mark.parametrize("count", [1, 7, 20])
+@pytest.mark.parametrize(("count", "size", "most"), [(1, 5, 64), (7, 5, 1), (7, 100, 3), (20, 8, 5), (20, 100, 2)])
 def test_a_full_device_gets_smaller_parts(count: int, size: int, most: int) -> None:
     sizes: list[int] = []
     results = [result for part, result in in_batches(count, size, full_beyond(most, sizes))]
@@ -549,16 +486,11 @@ def test_a_full_device_gets_smaller_parts(count: int, size: int, most: int) -> N
     assert failures == list(range(len(failures)))  # a size that failed is not tried again
 
 
-@pytest.mark.parametrize("size", [1, 4])
-def test_not_even_one_fits(size: int) -> None:
-    refuses(lambda: list(in_batches(4, size, full_beyond(0, []))), "not even one image", "device=cpu")
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["generate", *IMAGES])
+@pytest.mark.parametrize("name", ["generate", "edit", "upscale"])
 def test_a_pipeline_goes_on_where_memory_is_short(name: str, kind: str) -> None:
     def call(pipe: sg.Pipeline) -> Tensor:
-        return (pipe.generate(9, steps=2) if name == "generate" else IMAGES[name](pipe, images_of(9), steps=2)).tensor
+        return (pipe.generate(5, steps=1) if name == "generate" else IMAGES[name](pipe, images_of(5), steps=1)).tensor
 
     def short_of(most: int) -> sg.Pipeline:
         pipe = tiny_pipeline(kind=kind)
@@ -570,7 +502,7 @@ def test_a_pipeline_goes_on_where_memory_is_short(name: str, kind: str) -> None:
         predicting(pipe).register_forward_pre_hook(fill)
         return pipe
 
-    close(call(short_of(4)), call(tiny_pipeline(kind=kind)))
+    close(call(short_of(2)), call(tiny_pipeline(kind=kind)))
     refuses(lambda: call(short_of(0)), "not even one image")
 
 
@@ -599,25 +531,6 @@ def test_batches_follow_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -
     assert set(counted) == {1}
 
 
-def test_batches_follow_the_widest_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the tokenizer too, a convolutional one's at full size; without parameters as well."""
-    monkeypatch.setattr(batching, "available_memory", lambda device: 10**9)
-    gpu = torch.device("meta")  # of which nobody knows the caches
-    sizes = []
-    for layer in (
-        torch.nn.Identity(),
-        torch.nn.Conv2d(3, 10**4, 4, stride=4),  # a patch embedding makes tokens
-        torch.nn.Linear(8, 10**5),
-        torch.nn.Conv2d(8, 10**5, 3, padding=1),
-    ):
-        model = tiny_pipeline(0, "latents", identity=True).model
-        model.tokenizer.extra = layer  # type: ignore[attr-defined]
-        sizes.append(images_at_once(model, gpu))
-    assert sizes[0] == sizes[1] > sizes[2] > sizes[3] >= 1
-    # six layers of 4 tokens and 10^5 channels, and four copies of the image, in float32 and half of the memory
-    assert sizes[2] == 10**9 // 2 // (4 * (6 * 4 * 10**5 + 4 * 3 * 64))
-
-
 def test_progress_is_told_for_several_batches(capsys: pytest.CaptureFixture[str]) -> None:
     pipe = tiny_pipeline()
     pipe.progress, pipe.batch_size = True, 2
@@ -631,9 +544,9 @@ def test_progress_is_told_for_several_batches(capsys: pytest.CaptureFixture[str]
 # records and files ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize(
-    "options", [{}, {"steps": 3, "schedule": [0.5, 0.25]}, {"share_noise": False, "guidance_at": "pixel"}]
+    ("classes", "options"),
+    [(0, {}), (3, {"steps": 3, "schedule": [0.5, 0.25]}), (3, {"share_noise": False, "guidance_at": "pixel"})],
 )
 def test_a_saved_picture_can_be_made_again(classes: int, options: dict[str, Any], tmp_path: Path) -> None:
     pipe = tiny_pipeline(classes)
@@ -655,42 +568,31 @@ def test_a_saved_picture_can_be_made_again(classes: int, options: dict[str, Any]
             assert text["class"] == pipe.info.class_names[record.label]
 
 
-def record_of(pipe: sg.Pipeline, tmp_path: Path, **changes: str | None) -> Path:
-    """A picture whose text was changed."""
-    output = pipe.generate(1, labels=1)
-    text = {key: value for key, value in {**output.metadata(0), **changes}.items() if value is not None}
-    save_png(output.images[0], tmp_path / "a.png", text)
-    return tmp_path / "a.png"
-
-
 GOOD: dict[str, Any] = {"steps": 2, "schedule": "fixed", "guidance": 1.3, "guidance_at": "both", "share_noise": True}
+DAMAGED: list[dict[str, str | None]] = [
+    {"seed": None},
+    {"settings": None},
+    {"seed": "many"},
+    {"seed": "9" * 5000},
+    {"label": "cat"},
+    *[{"settings": text} for text in ("", "{", "null", "5", '"edit"', "[]", "{}", "[" * 99_999)],
+    {"settings": " " * 200_000 + json.dumps(GOOD)},
+    *[{"settings": json.dumps(GOOD | {name: None})} for name in GOOD],
+    *[{"settings": json.dumps(GOOD | more)} for more in ({"steps": "2"}, {"edit": "vary"}, {"noise": "given"})],
+]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"seed": None},
-        {"settings": None},
-        {"seed": "many"},
-        {"seed": "9" * 5000},
-        {"label": "cat"},
-        *[{"settings": text} for text in ("", "{", "null", "5", '"edit"', "[]", "{}", "[" * 99_999)],
-        {"settings": " " * 200_000 + json.dumps(GOOD)},
-        *[{"settings": json.dumps(GOOD | {name: None})} for name in GOOD],
-        {"settings": json.dumps(GOOD | {"steps": "2"})},
-        {"settings": json.dumps(GOOD | {"schedule": {}})},
-        {"settings": json.dumps(GOOD | {"edit": "vary"})},
-        {"settings": json.dumps(GOOD | {"noise": "given"})},
-    ],
-    ids=lambda changes: str(changes)[:40],
-)
-def test_damaged_records_are_refused(changes: dict[str, str | None], tmp_path: Path) -> None:
-    pipe = tiny_pipeline()
-    assert read_record(record_of(pipe, tmp_path)).settings == GOOD
-    path = record_of(pipe, tmp_path, **changes)
-    with pytest.raises(DataError, match=path.name) as caught:
-        read_record(path)
-    assert "\n" not in str(caught.value)
+def test_damaged_records_are_refused(tmp_path: Path) -> None:
+    output, path = tiny_pipeline().generate(1, labels=1), tmp_path / "a.png"
+    for changes in [{}, *DAMAGED]:
+        text = {key: value for key, value in {**output.metadata(0), **changes}.items() if value is not None}
+        save_png(output.images[0], path, text)
+        if not changes:
+            assert read_record(path).settings == GOOD
+            continue
+        with pytest.raises(DataError, match=path.name) as caught:
+            read_record(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_be_repeated_says_so(tmp_path: Path) -> None:
@@ -731,18 +633,9 @@ def test_output_in_a_folder_a_zip_and_a_tar(pipe: sg.Pipeline, tmp_path: Path, l
         assert members.get(f"{key}.cls") == (b"010"[i : i + 1] if labelled else None)
 
 
-@pytest.mark.parametrize("out", ["made", "made.zip", "made.tar"])
-def test_a_seed_that_occurs_twice_has_two_files(pipe: sg.Pipeline, tmp_path: Path, out: str) -> None:
-    output = pipe.generate(seeds=[12, 3, 12], labels=["cat", "cat", "dog"])
-    output.save(tmp_path / out)
-    if out == "made":
-        names = [path.name for path in (tmp_path / out).iterdir()]
-    elif out == "made.zip":
-        names = [name.rpartition("/")[2] for name in zipfile.ZipFile(tmp_path / out).namelist()]
-    else:
-        with tarfile.open(tmp_path / out) as archive:
-            names = [name for name in archive.getnames() if name.endswith(".png")]
-    assert sorted(names) == ["000000.png", "000001.png", "000002.png"]
+def test_a_seed_that_occurs_twice_has_two_files(pipe: sg.Pipeline, tmp_path: Path) -> None:
+    pipe.generate(seeds=[12, 3, 12], labels=["cat", "cat", "dog"]).save(tmp_path / "made")
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["000000.png", "000001.png", "000002.png"]
 
 
 def test_output_as_a_sheet_or_as_one_image(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def test_reporters_survive_a_run(reporter: Reporter, capsys: pytest.CaptureFixtu
     reporter.step(3, {"loss": 0.5})
     reporter.stop()
     text = capsys.readouterr().err
-    if isinstance(reporter, LineReporter):
+    if type(reporter) is LineReporter:
         assert "step 3/3  loss 0.5000" in text and "images/s" in text and "left" in text
     if not isinstance(reporter, QuietReporter):
         assert "hello [not markup]" in text

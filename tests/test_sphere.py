@@ -66,13 +66,6 @@ def test_spherify_is_the_published_formula_in_float64() -> None:
         torch.testing.assert_close(v, expected, rtol=1e-14, atol=0)
 
 
-@settings(deadline=None, max_examples=20)
-@given(scale=st.floats(min_value=0.1, max_value=1e6), seed=st.integers(0, 1000))
-def test_spherify_does_not_depend_on_the_scale(scale: float, seed: int) -> None:
-    z = gaussian(2, 6, 4, seed=seed, dtype=torch.float64)
-    torch.testing.assert_close(spherify(scale * z), spherify(z), rtol=2e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_spherify_takes_its_statistics_in_float32(dtype: torch.dtype) -> None:
     z = (30 * gaussian(2, 64, 64)).to(dtype)  # the sum of squares overflows float16 and drowns in bfloat16
@@ -88,13 +81,6 @@ def test_spherify_of_zero_has_a_finite_gradient() -> None:
     assert torch.equal(v, torch.zeros_like(v))
     assert z.grad is not None
     assert z.grad.isfinite().all()
-
-
-def test_the_gradient_of_spherify_is_tangent() -> None:
-    z = gaussian(3, 8, 4, dtype=torch.float64).requires_grad_()
-    (spherify(z) * gaussian(3, 8, 4, seed=1, dtype=torch.float64)).sum().backward()
-    assert z.grad is not None
-    assert (z.grad * z).sum(dim=(1, 2)).abs().max() < 1e-5  # a longer latent is the same point
 
 
 @pytest.mark.parametrize("function", [spherify, lambda x: angle_between(x, x)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -32,21 +33,21 @@ class Classes:
         """
         if not self.count:
             raise ConfigError("this model is unconditional and has no classes; leave labels out")
+        found: list[Any] = [label]
         if isinstance(label, str):
             found = [number for number, name in enumerate(self.names) if name == label]
-            if len(found) > 1:
-                numbers = " and ".join(map(str, found))
-                raise ConfigError(f"the label {label!r} is ambiguous, classes {numbers} have that name; give a number")
-            if not found and not label.isdecimal():
-                hint = did_you_mean(label, self.names)
-                raise ConfigError(f"unknown class {label!r}{hint}; the classes are {self}")
-            return found[0] if found else self.id(int(label))
+            if not found and label.isdecimal():
+                found = [int(label)]
+        if len(found) > 1:
+            numbers = " and ".join(map(str, found))
+            raise ConfigError(f"the label {label!r} is ambiguous, classes {numbers} have that name; give a number")
         try:
-            number = index(label)
-        except TypeError as error:
-            raise ConfigError(f"a label is a class id or name, not {label!r}") from error
+            number = index(found[0]) if found else -1
+        except TypeError:
+            number = -1
         if not 0 <= number < self.count:
-            raise ConfigError(f"label {number} is outside the {self.count} classes 0 to {self.count - 1}: {self}")
+            hint = did_you_mean(str(label), self.names)
+            raise ConfigError(f"label {label!r} is none of the {self.count} classes{hint}: {self}")
         return number
 
     def one_or_each(self, labels: Labels, count: int) -> int | Sequence[int | str] | None:
@@ -57,10 +58,8 @@ class Classes:
         """
         if isinstance(labels, Tensor):
             labels = labels.tolist()
-        if labels is None:
-            return None
-        if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
-            return self.id(labels)
+        if labels is None or isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
+            return None if labels is None else self.id(labels)
         if len(labels) != count:
             raise ConfigError(f"{len(labels)} labels for {count} images; give one for each, or one for all")
         for label in dict.fromkeys(labels):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +19,6 @@ from spheregen.errors import ConfigError
 
 Modulated = Tensor | tuple[Tensor, ...]
 """An embedding (B or 1, W), or what a layer makes of it: vectors (B or 1, 1, W) that shift, scale and gate."""
-
-
-class Layer(Protocol):
-    """A layer that an embedding modulates, such as a transformer block."""
-
-    def vectors(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        """Return what it makes of embeddings (B, W), each (B, 1, W)."""
 
 
 class NetworkCondition:
@@ -40,10 +33,14 @@ class NetworkCondition:
         self.embedding = rows[-1:] if index is None else functional.embedding(index, rows)
         """(B, W), or (1, W) for any number of samples."""
         self._rows, self._index = rows, index
-        self._made: dict[Layer, tuple[Tensor, ...]] = {}
+        self._made: dict[Any, tuple[Tensor, ...]] = {}
 
-    def of(self, layer: Layer) -> Modulated:
-        """Return the embedding; without gradients what the layer made of it, which is kept from step to step."""
+    def of(self, layer: Any) -> Modulated:
+        """Return the embedding; without gradients what the layer made of it, which is kept from step to step.
+
+        Args:
+            layer: such as a transformer block; `vectors(embedding)` returns what it makes of embeddings (B, W).
+        """
         if torch.is_grad_enabled():
             return self.embedding
         if layer not in self._made:

@@ -28,6 +28,12 @@ class TrainingError(SphereGenError):
     """Training cannot start, continue or go on."""
 
 
+class Settings:
+    """The base of frozen dataclasses of settings, which refuse unknown names when pydantic reads them from a file."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+
 def check_choices(config: object, prefix: str = "") -> None:
     """Check every `Literal` field of a dataclass, for those who build it without pydantic.
 

@@ -22,12 +22,9 @@ from spheregen.hub import REPO, REVISION, HubError, download
 class Place:
     """The place of a network."""
 
-    name: str
-    """A folder, or user/name on the Hub."""
-    revision: str | None
-    """On the Hub."""
-    config: Path
-    """Its configuration, here."""
+    name: str  # a folder, or user/name on the Hub
+    revision: str | None  # on the Hub
+    config: Path  # its configuration, here
 
 
 def locate(
@@ -65,28 +62,20 @@ def locate(
 
 
 def read_json(path: Path, source: str) -> dict[str, Any]:
-    """Read a configuration.
-
-    Raises:
-        ModelFileError: it is missing or no object.
-    """
+    """Read a configuration; a ModelFileError tells that it is missing or broken."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("no object")
+        return found
     except FileNotFoundError as error:
         raise ModelFileError(f"{source} has no {path.name}; give a folder that its package wrote") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ModelFileError(f"{path.name} of {source} cannot be read ({reason(error)}); fetch it again") from error
-    if not isinstance(found, dict):
-        raise ModelFileError(f"{path.name} of {source} is no object; fetch it again")
-    return found
 
 
 def import_package(name: str, extra: str, what: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        SphereGenError: it is not installed.
-    """
+    """Import an optional package; a SphereGenError says how it is installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other packages, about each other

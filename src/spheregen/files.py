@@ -32,7 +32,9 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
         temporary.replace(path)
         if durable:
             _fsync_folder(path.parent)
@@ -59,12 +61,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _fsync_folder(folder: Path) -> None:

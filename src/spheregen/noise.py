@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from spheregen.errors import ConfigError, check_choices
+from spheregen.errors import ConfigError, Settings, check_choices
 from spheregen.sphere import scale_noise
 
 STRATUM_FLOOR = 1e-3  # the smallest place of a draw inside its stratum, as published
@@ -27,14 +27,12 @@ HARD_ANGLE_LIMIT = 89.0  # but never beyond this angle
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseConfig:
+class NoiseConfig(Settings):
     """The laws of the training noise.
 
     Raises:
         ConfigError: a value outside its range.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
 
     law: Literal["stratified", "logit_normal", "uniform"] = "stratified"
     """The draws of the two noises of a sample: "stratified" as in the Sphere Encoder, the weak one a fraction of the
@@ -106,6 +104,35 @@ class TrainingNoise(BatchNoise):
     """(B, calls) bool: whether the network that is called sees no label, for each call of a step."""
     projections: Tensor | None = dataclasses.field(default=None, metadata={"shared": True})
     """(K, N*d) unit vectors of a sliced Wasserstein distance; None without it."""
+
+
+def draw_training_noise(
+    batch: int,
+    laws: NoiseConfig,
+    alpha_max: float,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    rows: slice | None = None,
+    *,
+    calls: int,
+    dropout: float,
+) -> TrainingNoise:
+    """Return the noise of a global batch, or of these rows of it.
+
+    Args:
+        batch: samples of the global batch, over which angles are stratified.
+        laws: of the angles.
+        alpha_max: degrees, 0 to 90.
+        shape: of a latent, (N, d).
+        generator: on the CPU.
+        rows: those of this process; None: all.
+        calls: of a network in a step, each of which drops labels for itself, with the probability `dropout`.
+    """
+    rows = rows or slice(0, batch)
+    strong, weak = draw_angles(batch, laws, alpha_max, generator=generator)
+    dropped = torch.rand((calls, batch), generator=generator) < dropout
+    noise = gaussian(batch, shape, generator, rows)
+    return TrainingNoise(strong=strong[rows], weak=weak[rows], noise=noise, dropped=dropped[:, rows].T)
 
 
 def stratified(count: int, *, generator: torch.Generator | None = None) -> Tensor:

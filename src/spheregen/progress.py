@@ -41,75 +41,62 @@ class QuietReporter:
     def stop(self) -> None: ...
 
 
-class _Timed:
-    """The clock of reporters that tell a rate."""
-
-    total = first = images = 0
-    begun = 0.0
-    loss = ""
-
-    def start(self, total: int, done: int, unit_images: int) -> None:
-        self.total, self.first, self.images, self.begun = total, done, unit_images, time.monotonic()
-
-    def rate(self, done: int) -> float:
-        """Steps a second since the start."""
-        return (done - self.first) / max(time.monotonic() - self.begun, 1e-9)
-
-
-class LineReporter(_Timed):
+class LineReporter:
     """Plain lines for logs and pipes: one every `every` seconds."""
 
     def __init__(self, every: float = 10.0) -> None:
-        self.every, self.last = every, 0.0
+        self.every = every
+        self.loss = ""
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def start(self, total: int, done: int, unit_images: int) -> None:
-        super().start(total, done, unit_images)
-        self.last = self.begun
+        self.total, self.first, self.images = total, done, unit_images
+        self.begun = self.last = time.monotonic()
 
     def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
         if metrics and "loss" in metrics:
-            self.loss = f"  loss {metrics['loss']:.4f}"
+            self.loss = f"loss {metrics['loss']:.4f}"
         now = time.monotonic()
         if now - self.last < self.every and done < self.total:
             return
-        self.last, rate = now, self.rate(done)
+        self.last, rate = now, (done - self.first) / max(now - self.begun, 1e-9)
+        self.show(done, f"{rate * self.images:.0f} images/s", rate)
+
+    def show(self, done: int, speed: str, rate: float) -> None:
+        """Tell it, at so many steps a second."""
         minutes, seconds = divmod(int((self.total - done) / max(rate, 1e-9)), 60)
-        left = f"{minutes}:{seconds:02d} left"
-        self.message(f"step {done}/{self.total}{self.loss}  {rate * self.images:.0f} images/s  {left}")
+        loss = f"  {self.loss}" if self.loss else ""
+        self.message(f"step {done}/{self.total}{loss}  {speed}  {minutes}:{seconds:02d} left")
 
     def stop(self) -> None: ...
 
 
-class BarReporter(_Timed):
+class BarReporter(LineReporter):
     """A progress bar with rate and remaining time, on a terminal."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        super().__init__(every=0.0)
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn())
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            *columns,
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=self.console,
+            console=Console(stderr=True),
         )
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.progress.console.print(text, markup=False, highlight=False)
 
     def start(self, total: int, done: int, unit_images: int) -> None:
         super().start(total, done, unit_images)
         self.task = self.progress.add_task("", total=total, completed=done, rate="")
         self.progress.start()
 
-    def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
-        if metrics and "loss" in metrics:
-            self.progress.update(self.task, description=f"loss {metrics['loss']:.4f}")
-        self.progress.update(self.task, completed=done, rate=f"{self.rate(done) * self.images:.0f} images/s")
+    def show(self, done: int, speed: str, rate: float) -> None:
+        self.progress.update(self.task, description=self.loss, completed=done, rate=speed)
 
     def stop(self) -> None:
         self.progress.stop()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from spheregen.conditioning import Condition, EmbedLabels, Labels, make_condition
 from spheregen.errors import ConfigError
-from spheregen.prior import SPHERE, Angle, Prior
+from spheregen.prior import PRIORS, SPHERE, Angle, Prior
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,6 @@ class Context:
         """Return that of 2 B samples, the second half as the first."""
         return Context(torch.cat([self.latent] * 2), None if self.tokens is None else torch.cat([self.tokens] * 2))
 
-    def detach(self) -> Context:
-        """Return the same without gradients."""
-        return Context(self.latent.detach(), None if self.tokens is None else self.tokens.detach())
-
 
 class SphereGenerator(nn.Module):
     """A generator from a latent space to images, with an encoder back; every member of the family is one.
@@ -44,6 +40,10 @@ class SphereGenerator(nn.Module):
     of. A prediction is an image where the model decodes and encodes at every step, or a clean latent where it denoises
     latents and images are decoded at the end. A member must set `image_shape`, `latent_shape` and `config`, and define
     `predict`. What else it may define has a default here: predictions are images, the model is unconditional.
+
+    Args:
+        config: sets all that it can: `image_size`, `image_channels`, `tokens`, `channels`, `num_classes`, `max_angle`
+            and `prior` are its fields or properties; None: the member does it by itself.
 
     Legend: B samples, C image channels, S image size, L = prod(latent_shape) numbers of a latent; predictions are
     (B, C, S, S) or (B, N, d). Labels are described in `spheregen.conditioning`; `labels=None` is the null class.
@@ -67,8 +67,14 @@ class SphereGenerator(nn.Module):
     """The spaces that a step goes through, where guidance can act, in this order: that of predictions, then that of raw
     latents where it is another. `("pixel", "latent")` if predictions are images, `("latent",)` if latents."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any = None) -> None:
         super().__init__()
+        if config is not None:
+            self.config = config
+            self.image_shape = config.image_channels, config.image_size, config.image_size
+            self.latent_shape = config.tokens, config.channels
+            self.num_classes, self.alpha_max = config.num_classes, config.max_angle
+            self.prior = PRIORS[config.prior]
         self.refiner: nn.Module | None = None
         """The network of a flow that refines images, see `refined`; None where there is none."""
 

@@ -44,16 +44,15 @@ def test_a_training_checkpoint_with_its_configuration(run: Run, published: Spher
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("how", "options"),
     [
-        {"encoder_mixer_depth": 0, "decoder_mixer_depth": 0},
-        {"in_context_tokens": 2, "pixel_head": "conv"},
-        {"in_context_tokens": 2, "num_classes": 0},
-        {"image_size": 32, "patch_size": 16, "mixer_affine": False},
+        ("config", {"in_context_tokens": 2, "pixel_head": "conv"}),
+        ("shapes", {"encoder_mixer_depth": 0, "decoder_mixer_depth": 0}),
+        ("shapes", {"in_context_tokens": 2, "num_classes": 0}),
+        ("shapes", {"image_size": 32, "patch_size": 16, "mixer_affine": False}),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("how", ["config", "shapes"])
 def test_configurations_with_and_without_a_file(how: str, options: dict[str, Any], run: Run, tmp_path: Path) -> None:
     model = model_of(**options)
     if how == "config":
@@ -85,41 +84,31 @@ def test_class_names_licence_and_dtype(run: Run, published: SphereAutoencoder, t
     assert "the checkpoint's origin" in Path("b/README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (["sphere_encoder"], "did you mean 'sphere-encoder'"),
-        (["--weights", "gone.pth"], "gone.pth"),
-        (["--config", "gone.json"], "gone.json"),
-        (["--set", "noise_sigma_max_angle"], "NAME=VALUE"),
-        (["--set", "noise_sigma_max_angle=[80"], "YAML"),
-        (["--set", "noise_max_angle=80"], "noise_max_angle"),
-        (["--set", "patch_size=2"], "patch_size"),
-        (["--class-names", "a,b"], "2 class names"),
-        (["--class-names", "a,,b"], "a,,b"),
-        (["--class-names", "gone.txt"], "gone.txt"),
-        (["--class-names", "hole.txt"], "line 2"),
-        (["--class-names", "weights.safetensors"], "weights.safetensors"),
-        (["--dtype", "float16"], "float16"),
-        (["--ema"], "EMA"),
-        (["--out", "."], "--out"),
-        (["--out", "hole.txt/deep"], "hole.txt is a file"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_one_line(
-    words: list[str], reason: str, run: Run, published: SphereAutoencoder, tmp_path: Path
-) -> None:
+BAD: list[tuple[list[str], str]] = [
+    (["sphere_encoder"], "did you mean 'sphere-encoder'"),
+    (["--weights", "gone.pth"], "gone.pth"),
+    (["--config", "gone.json"], "gone.json"),
+    (["--set", "noise_sigma_max_angle"], "NAME=VALUE"),
+    (["--set", "noise_sigma_max_angle=[80"], "YAML"),
+    (["--set", "noise_max_angle=80"], "noise_max_angle"),
+    (["--class-names", "a,b"], "2 class names"),
+    (["--class-names", "gone.txt"], "gone.txt"),
+    (["--class-names", "hole.txt"], "line 2"),
+    (["--class-names", "weights.safetensors"], "weights.safetensors"),
+    (["--ema"], "EMA"),
+    (["--out", "."], "--out"),
+    (["--out", "hole.txt/deep"], "hole.txt is a file"),
+]
+
+
+def test_mistakes_are_one_line(run: Run, published: SphereAutoencoder, tmp_path: Path) -> None:
     write(tmp_path, published)
     Path("hole.txt").write_text("a\n\nb\n")
-    form = [] if words[0].startswith("--") else [words[0]]
-    options = {"--weights": ".", "--out": "out"}
-    rest = words[len(form) :]
-    if rest and rest[0] in options:
-        options[rest[0]], rest = rest[1], []
-    result = run("convert", *(form or ["sphere-encoder"]), *(word for pair in options.items() for word in pair), *rest)
-    result.fails(reason)
-    assert not Path("out").exists()
+    for words, reason in BAD:
+        form = ["sphere-encoder"] if words[0].startswith("--") else []
+        rest = [word for pair in (("--weights", "."), ("--out", "out")) if pair[0] not in words for word in pair]
+        run("convert", *form, *words, *rest).fails(reason)
+        assert not Path("out").exists()
 
 
 def test_what_is_missing_is_asked_for_at_once(run: Run, published: SphereAutoencoder, tmp_path: Path) -> None:

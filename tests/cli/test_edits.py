@@ -25,7 +25,7 @@ EDITS: dict[str, list[str]] = {  # command -> its arguments behind the model
     "crossover": ["photos/000.png", "photos/001.png", "--steps", "2"],
     "vary": ["photos/000.png", "--count", "3"],
     "inpaint": ["photos", "--mask", "mask.png", "--steps", "2"],
-    "upscale": ["photos", "--set", "schedule=decay", "--factor", "2", "--steps", "2"],
+    "upscale": ["photos", "--factor", "2", "--steps", "2"],
 }
 BOTH = ["000000-000.png", "000001-001.png"]
 WRITTEN = dict.fromkeys(EDITS, BOTH) | {
@@ -33,6 +33,9 @@ WRITTEN = dict.fromkeys(EDITS, BOTH) | {
     "vary": ["000000-000.png", "000001-000.png", "000002-000.png"],
 }
 SHEETS = {"edit": (3, 2), "crossover": (4, 1), "vary": (4, 1), "inpaint": (4, 2), "upscale": (3, 2)}
+OPTIONS = ["--steps", 3, "--guidance", 2.5, "--strength", 0.9, "--labels", "7"]
+SETTINGS = ["--set", "guidance_at=pixel", "--set", "share_noise=false", "--set"]
+USED = {"steps": 3, "guidance": 2.5, "strength": 0.9, "guidance_at": "pixel", "share_noise": False}
 
 
 def size(path: str | Path) -> tuple[int, int]:
@@ -52,56 +55,42 @@ def test_an_edit_writes_single_images_and_a_sheet(run: Run, done: Done, model: P
         assert (metadata["edit"], metadata["seed"], metadata["image"]) == (command, str(5 + number), name[7:-4])
         assert (metadata["model"], metadata["fingerprint"]) == (str(model), model_fingerprint(model))
         assert size(f"made/{name}") == (8, 8)
-    of_sheet = read_metadata(Path("made.png"))
-    assert (of_sheet["edit"], of_sheet["seed"], of_sheet["model"]) == (command, "5", str(model))
+    assert read_metadata(Path("made.png"))["model"] == str(model)
     before = set(names())
     result = run(command, model, *EDITS[command], "--out", "alone.png")
     assert (result.code, result.out, result.err.count("\n")) == (0, "", 1) and "alone.png" in result.err
     assert set(names()) - before == {"alone.png"}
-    done(command, model, *EDITS[command], "--out", "made.zip", "--seed", 5)
-    archive = open_source("made.zip")
-    assert [np.asarray(archive.read(i)).tolist() for i in range(len(archive))] == [
-        pixels(f"made/{name}").tolist() for name in WRITTEN[command]
-    ]
 
 
 @pytest.mark.parametrize(
-    ("commands", "option"),
+    ("command", "own"),
     [
-        (EDITS, ["--seed", "9"]),
-        (EDITS, ["--labels", "7"]),
-        (EDITS, ["--strength", "0.9"]),
-        (EDITS, ["--steps", "4"]),
-        (EDITS, ["--guidance", "5"]),
-        (EDITS, ["--set", "guidance_at=pixel"]),
-        (["edit", "crossover", "vary"], ["--set", "schedule=decay"]),
-        (["inpaint", "upscale"], ["--set", "schedule=fixed"]),
-        (EDITS, ["--set", "share_noise=false"]),
-        (["crossover"], ["--mask", "top-bottom"]),
-        (["crossover"], ["--mask", "mask.png"]),
-        (["vary"], ["--angle", "80"]),
-        (["upscale"], ["--factor", "4"]),
+        ("edit", {}),
+        ("crossover", {"mask": "top-bottom"}),
+        ("crossover", {"mask": "mask.png"}),
+        ("vary", {"angle": 80.0}),
+        ("inpaint", {}),
+        ("upscale", {"factor": 4}),
+        ("interpolate", {"path": "lerp", "frames": 5}),
     ],
-    ids=lambda value: "" if not isinstance(value, list) or value[0] in EDITS else " ".join(value),
 )
-def test_each_option_is_read(done: Done, model: Path, commands: list[str], option: list[str]) -> None:
-    for command in commands:
-        # --steps 3 is in both, so that there is something to schedule, to guide and to draw noise for
-        arguments = [command, model, *EDITS[command], "--steps", "3", "--labels", "3", "--guidance", "2"]
-        done(*arguments, "--out", f"plain-{command}")
-        answer = done(*arguments, *option, "--out", f"other-{command}")
-        both = zip(WRITTEN[command], WRITTEN[command], strict=True)
-        assert any((pixels(f"plain-{command}/{a}") != pixels(f"other-{command}/{b}")).any() for a, b in both), command
-        name, _, value = option[1].partition("=") if option[0] == "--set" else (option[0][2:], "", option[1])
-        if name in answer:
-            assert str(answer[name]).lower() in (value, f"{value}.0")
+def test_each_option_is_read(done: Done, model: Path, command: str, own: dict[str, Any]) -> None:
+    """What was used is in the answer; that each changes the images is tested of the pipeline."""
+    schedule = [1, 0.5] if command in ("vary", "interpolate") else [1, 0.5, 0.25]  # the first step of those decodes
+    arguments = ["1", "12"] if command == "interpolate" else EDITS[command]
+    words = [*OPTIONS, *SETTINGS, f"schedule={schedule}", *(w for name in own for w in (f"--{name}", own[name]))]
+    answer = done(command, model, *arguments, *words, "--out", "made")
+    expected = USED | own | {"schedule": schedule}
+    assert {name: answer[name] for name in expected} == expected
+    text = read_metadata(min(Path("made").iterdir()))
+    assert text.get("label", text.get("labels")) == "7"
 
 
 def test_labels_are_taken_in_turn(done: Done, model: Path) -> None:
     done("edit", model, "photos", "--labels", "3,7", "--out", "made")
     assert [read_metadata(Path("made") / name)["label"] for name in BOTH] == ["3", "7"]
-    done("edit", model, "photos/001.png", "--labels", "7", "--seed", 1, "--out", "one")
-    assert np.abs(pixels("made/000001-001.png") - pixels("one/000000-001.png")).max() <= 1
+    done("edit", model, "photos/001.png", "--labels", "7", "--seed", 1, "--out", "one.zip")
+    assert np.abs(pixels("made/000001-001.png") - np.asarray(open_source("one.zip").read(0)).astype(int)).max() <= 1
 
 
 def test_a_data_set_is_edited_in_parts(run: Run, model: Path) -> None:
@@ -147,8 +136,8 @@ def test_odd_names_become_file_names(done: Done, model: Path) -> None:
 
 def test_reconstructions_and_their_comparison(run: Run, done: Done, model: Path) -> None:
     Image.new("RGBA", (30, 20), (200, 10, 10, 128)).save("photo.png")
-    answer = done("reconstruct", model, "photo.png", "digits", "--split", "test", "--out", "only.png")
-    assert (answer["count"], answer["comparison"]) == (398, "only.png") and 0 < answer["psnr"] < 60
+    answer = done("reconstruct", model, "photo.png", "photos", "--out", "only.png")
+    assert (answer["count"], answer["comparison"]) == (3, "only.png") and 0 < answer["psnr"] < 60
     assert done("reconstruct", model, "photo.png", "--out", "all.zip")["comparison"] == "all.png"
     assert "PSNR" in run("reconstruct", model, "photo.png", "--out", "folder").err
     assert names("folder") == ["000000-photo.png", "comparison.png"]
@@ -184,6 +173,10 @@ def test_the_ends_are_what_sample_and_reconstruct_make(done: Done, model: Path) 
     Path("7").unlink()
     seeds = done("interpolate", model, "7", 8, "--frames", 2, "--out", "mixed")
     assert (mixed["strength"], seeds["strength"]) == (0.25, 1.0)
+    ends = ["photos/000.png", "photos/001.png", "--frames", 2, "--steps", 2, "--strength", 1]
+    for seed in (0, 1):  # of the noise of later steps
+        done("interpolate", model, *ends, "--seed", seed, "--out", f"seed{seed}")
+    assert (pixels("seed0/000000.png") != pixels("seed1/000000.png")).any()
 
 
 @pytest.mark.parametrize(("options", "frames"), [([], 5), (["--bounce"], 8)])
@@ -197,26 +190,6 @@ def test_an_animation(done: Done, model: Path, options: list[str], frames: int) 
 def test_a_missing_ffmpeg_is_told_before_any_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     run("interpolate", "nowhere", 1, 2, "--out", "way.mp4").fails("ffmpeg")
-
-
-@pytest.mark.parametrize(
-    "option",
-    [["--path", "lerp"], ["--frames", "5"], ["--strength", "0.1"], ["--steps", "2"], ["--set", "schedule=decay"],
-     ["--guidance", "3"], ["--set", "share_noise=false"], ["--labels", "4"]],
-)  # fmt: skip
-def test_each_option_of_interpolate_is_read(done: Done, model: Path, option: list[str]) -> None:
-    ends = [1, 12, "--labels", "3,5", "--steps", 3, "--strength", 0.3, "--frames", 4]
-    plain = done("interpolate", model, *ends, "--out", "plain")
-    other = done("interpolate", model, *ends, *option, "--out", "other")
-    assert (plain["count"], other["count"]) == (4, 5 if option[0] == "--frames" else 4)
-    assert any((pixels(f"plain/00000{i}.png") != pixels(f"other/00000{i}.png")).any() for i in (1, 2))
-
-
-def test_the_seed_of_interpolate_is_of_the_refinements_of_photos(done: Done, model: Path) -> None:
-    ends = ["photos/000.png", "photos/001.png", "--frames", 2, "--steps", 2, "--strength", 1]
-    for seed in (0, 1):
-        done("interpolate", model, *ends, "--seed", seed, "--out", f"seed{seed}")
-    assert (pixels("seed0/000000.png") != pixels("seed1/000000.png")).any()
 
 
 # a flow behind the model ----------------------------------------------------------------------------------------------
@@ -251,14 +224,13 @@ def test_photos_are_refined_and_reconstructions_too(run: Run, done: Done, flow: 
     ]
     rough = done("reconstruct", flow / "source", "photos", "--out", "r.png")["psnr"]
     assert psnr[0] == pytest.approx(rough, abs=1e-3) and abs(psnr[0] - psnr[1]) > 1e-3
-    run("refine", flow / "source", "digits").fails("no refiner")
+    run("refine", flow / "source", "photos").fails("no refiner")
     run("sample", flow, "--set", "solver=hune").fails("heun")
 
 
 # mistakes -------------------------------------------------------------------------------------------------------------
 
 BAD: list[tuple[str, str]] = [
-    ("edit MODEL text.txt", "text.txt"),
     ("edit MODEL photos/000.png text.txt", "text.txt"),
     ("edit MODEL empty", "empty"),
     ("edit MODEL " + "9" * 300, "999"),
@@ -268,13 +240,6 @@ BAD: list[tuple[str, str]] = [
     ("edit MODEL photos/000.png --out photos/000.png", "overwrite"),
     ("edit MODEL photos --out photos/../photos/000", "overwrite"),
     ("edit MODEL photos --labels 10", "10 classes"),
-    ("edit MODEL photos --labels seven", "'seven'"),
-    ("edit MODEL photos --guidance 2", "labels"),
-    ("edit MODEL photos --labels 1 --set guidance_at=pixels", "did you mean 'pixel'"),
-    ("edit MODEL photos --set schedule=decya", "did you mean 'decay'"),
-    ("edit MODEL photos --steps 0", "steps"),
-    ("edit MODEL photos --strength -1", "strength"),
-    ("edit MODEL photos --seed -1", "seed"),
     ("edit MODEL digits --split tset", "tset"),
     ("edit empty photos", "not a model folder"),
     ("crossover MODEL photos/000.png missing.png", "missing.png"),
@@ -283,23 +248,15 @@ BAD: list[tuple[str, str]] = [
     ("crossover MODEL photos/000.png photos/001.png --mask large.png", "10 x 12"),
     ("crossover MODEL photos/000.png photos/001.png --labels 1,2", "--labels"),
     ("crossover MODEL photos/000.png photos/001.png --out photos/001", "overwrite"),
-    ("vary MODEL missing.png", "missing.png"),
     ("vary MODEL photos/000.png --count 0", "--count"),
-    ("vary MODEL photos/000.png --angle nan", "nan"),
     ("inpaint MODEL photos", "--mask"),
     ("inpaint MODEL photos --mask text.txt", "text.txt"),
-    ("inpaint MODEL photos --mask large.png", "10 x 12"),
     ("inpaint MODEL photos --mask mask.png --out mask.png", "overwrite"),
-    ("upscale MODEL photos", "24 px"),
-    ("upscale MODEL photos --factor 3", "8 px"),
     ("reconstruct MODEL photos --out photo.jpg", "photo.jpg"),
     ("reconstruct MODEL photos/000.png --out photos/000.png", "overwrite"),
-    ("interpolate MODEL 1", "two ends"),
     ("interpolate MODEL 1 text.txt", "text.txt"),
     ("interpolate MODEL 1 " + str(2**63), "2^63"),
-    ("interpolate MODEL 1 2 --frames 1", "frames"),
     ("interpolate MODEL 1 2 3 4 --frames 101", "101"),
-    ("interpolate MODEL 1 2 --path slurp", "did you mean 'slerp'"),
     ("interpolate MODEL 1 2 --labels 1,2,3", "3 labels"),
     ("interpolate MODEL 1 2 --out way.webm", "way.webm"),
     ("interpolate MODEL 1 2 --out way.gif --fps 51", "50 frames"),
@@ -308,16 +265,16 @@ BAD: list[tuple[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("line", "named"), BAD, ids=[line[:80] for line, _ in BAD])
-def test_mistakes_are_one_line_and_leave_nothing(run: Run, model: Path, line: str, named: str) -> None:
+def test_mistakes_are_one_line_and_leave_nothing(run: Run, model: Path) -> None:
     Path("file").write_text("precious")
     Path("text.txt").write_text("I am no image")
     for folder in ("empty", "folder.png"):
         Path(folder).mkdir()
     Image.new("L", (10, 12)).save("large.png")
     before, listing = contents(), sorted(os.walk("."))
-    run(*(str(model) if word == "MODEL" else word for word in line.split())).fails(named)
-    assert (contents(), sorted(os.walk("."))) == (before, listing)
+    for line, named in BAD:
+        run(*(str(model) if word == "MODEL" else word for word in line.split())).fails(named)
+        assert (contents(), sorted(os.walk("."))) == (before, listing), line
 
 
 @pytest.mark.parametrize("command", ["edit", "reconstruct"])
@@ -332,7 +289,7 @@ def test_a_bad_image_late_leaves_no_half_archive(run: Run, model: Path, command:
     assert contents() == before
 
 
-@pytest.mark.parametrize("command", EDITS)
+@pytest.mark.parametrize("command", ["edit", "vary"])
 def test_a_full_disk(run: Run, model: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")

@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from spheregen.cli import main
 from spheregen.data import ImageOptions, load_all, open_source, to_model_range
 from spheregen.data.latent_cache import LatentCache
 from spheregen.folders.tokenizers import open_tokenizer
 from tests.cli.conftest import Run
 from tests.data.kinds import contents, write_folder
 
-SCRIPT = """
-import torch
-torch.set_num_threads(1)
-from spheregen.cli.main import run
-run()
-"""
 
-
-def processes(count: int, *arguments: str) -> list[tuple[int, str, str]]:
-    """Exit code and output of each process of `spheregen encode`."""
+def processes(count: int, *arguments: str) -> list[tuple[int | None, str]]:
+    """Exit code and answer of each process of `spheregen encode`, forked so that nothing is imported again."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, "encode", *arguments]
-    running = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    outputs = [process.communicate(timeout=150) for process in running]
-    return [(process.returncode, *output) for process, output in zip(running, outputs, strict=True)]
+
+    def encode(rank: int) -> None:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+        os.environ.update({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        torch.set_num_threads(1)
+        with Path(f"answer{rank}").open("w") as answer, contextlib.redirect_stdout(answer):
+            main.run(["encode", *arguments])
+
+    running = [multiprocessing.get_context("fork").Process(target=encode, args=(rank,)) for rank in range(count)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(timeout=150)
+    answers = [Path(f"answer{rank}").read_text() for rank in range(count)]
+    return list(zip([process.exitcode for process in running], answers, strict=True))
 
 
 def files_of(folder: Path) -> Mapping[str, bytes]:
@@ -101,29 +96,25 @@ def test_pictures_flips_and_what_cannot_be_read(run: Run) -> None:
     assert (cache.views, cache.index.plan.image.shape) == (2, (1, 8, 8)), "as the tokenizer wants them"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["missing", "digits"], "no tokenizer 'missing'"),
-        (["digits", "missing"], "check the path for a typo"),
-        (["digits", "digits", "--flips"], "mirror images of digits are no digits"),
-        (["digits", "digits", "--dtype", "float16"], "dtype is 'float16'"),
-        (["digits", "digits", "--batch-size", "0"], "batch_size is 0"),
-        (["digits", "digits", "--workers", "-1"], "workers is -1"),
-        (["digits", "digits", "--set", "fit=stretch"], "fit is 'stretch'"),
-        (["digits", "digits", "--set", "resize=area"], "resize is 'area'"),
-        (["digits", "digits", "--set", "background=white"], "background"),
-        (["digits", "digits", "--set", "background=[0,0]"], "background"),
-        (["digits", "digits", "--set", "on_error=ignore"], "on_error is 'ignore'"),
-        (["digits", "digits", "--image-size", "8"], "has an image size"),
-        (["digits", "digits", "--pack", "2"], "packing"),
-        (["digits", "digits", "--stream", "--split", "tset"], "did you mean 'test'"),
-        (["digits", "digits", "--device", "abacus"], "device 'abacus' is not available"),
-    ],
-)
-def test_bad_input_is_one_line(run: Run, arguments: list[str], words: str) -> None:
-    run("encode", *arguments, "--out", "latents").fails(words)
-    assert not list(Path().iterdir())
+BAD: list[tuple[list[str], str]] = [
+    (["missing", "digits"], "no tokenizer 'missing'"),
+    (["digits", "missing"], "check the path for a typo"),
+    (["digits", "digits", "--flips"], "mirror images of digits are no digits"),
+    (["digits", "digits", "--set", "fit=stretch"], "fit is 'stretch'"),
+    (["digits", "digits", "--set", "resize=area"], "resize is 'area'"),
+    (["digits", "digits", "--set", "background=white"], "background"),
+    (["digits", "digits", "--set", "on_error=ignore"], "on_error is 'ignore'"),
+    (["digits", "digits", "--image-size", "8"], "has an image size"),
+    (["digits", "digits", "--pack", "2"], "packing"),
+    (["digits", "digits", "--stream", "--split", "tset"], "did you mean 'test'"),
+    (["digits", "digits", "--device", "abacus"], "device 'abacus' is not available"),
+]
+
+
+def test_bad_input_is_one_line(run: Run) -> None:
+    for arguments, words in BAD:
+        run("encode", *arguments, "--out", "latents").fails(words)
+        assert not list(Path().iterdir())
 
 
 @pytest.fixture
@@ -136,12 +127,15 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+@pytest.mark.skipif(
+    not torch.distributed.is_available() or "fork" not in multiprocessing.get_all_start_methods(),
+    reason="needs torch.distributed and processes that fork",
+)
 def test_two_processes_write_the_files_of_one(run: Run) -> None:
     arguments = ("digits", "digits", "--split", "test", "--device", "cpu", "--json")
     results = processes(2, *arguments, "--out", "two")
     assert run("encode", *arguments, "--out", "one").code == 0
-    assert [code for code, _, _ in results] == [0, 0], results
+    assert [code for code, _ in results] == [0, 0], results
     assert json.loads(results[0][1])["shards"] == 1
     assert not results[1][1], "the first process alone answers"
     assert files_of(Path("two")) == files_of(Path("one"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
 from spheregen.training import suggestion
@@ -37,18 +36,14 @@ def photos(run: Run) -> str:
 
 
 def test_the_output_is_a_recipe_with_its_reasons(run: Run) -> None:
-    result = run("suggest", "digits", "--device", "cpu", "--limit", 50)
+    result = run("suggest", "digits", "--device", "cpu", "--limit", 50, "--split", "test")
     assert result.code == 0, result.err
     Path("mine.yaml").write_text(result.out, encoding="utf-8")
     recipe = load_recipe("mine.yaml")
-    assert (recipe.name, recipe.data.source, recipe.model.num_classes) == ("mine", "digits", 10)
-    lines = result.out.splitlines()
-    assert all(len(line) <= 120 for line in lines)
-    above = lines[next(i for i, line in enumerate(lines) if line.strip().startswith("flips:")) - 1]
-    assert above.strip().startswith("# A mirrored image")
-    assert [line for line in lines if not line.startswith((" ", "#"))][1:] == [
-        "data:", "model:", "loss:", "perceptual: none", "optimizer:", "train:", "sampling:",
-    ]  # fmt: skip
+    assert (recipe.name, recipe.data.source, recipe.data.split) == ("mine", "digits", "test")
+    assert recipe.model.num_classes == 10
+    assert all(len(line) <= 120 for line in result.out.splitlines())
+    assert "# A mirrored image" in result.out
     assert "spheregen train mine.yaml --device cpu" in result.err
 
 
@@ -70,22 +65,11 @@ def test_a_file_is_replaced_only_by_force(run: Run, photos: str) -> None:
     Path("mine.yaml").write_text("precious", encoding="utf-8")
     run("suggest", photos, "--out", "mine.yaml").fails("--force")
     assert Path("mine.yaml").read_text("utf-8") == "precious"
-    assert run("suggest", photos, "--out", "mine.yaml", "--force", "--image-size", 24).code == 0
+    answer = run("suggest", photos, "--out", "mine.yaml", "--force", "--image-size", 24, "--json").json
     assert load_recipe("mine.yaml").model.image_size == 24
-
-
-def test_json(run: Run, photos: str) -> None:
-    answer = run("suggest", photos, "--json", "--limit", 2).json
     assert set(answer) == {*("recipe", "settings", "reasons", "warnings", "seconds_per_step", "hours", "epochs")}
-    assert answer["recipe"]["data"]["source"] == photos
     assert answer["settings"]["train"]["steps"] == answer["recipe"]["train"]["steps"]
     assert "train.steps" in answer["reasons"] and all(answer["reasons"].values())
-    Path("mine.yaml").write_text(yaml.safe_dump(answer["recipe"]), encoding="utf-8")
-    assert load_recipe("mine.yaml").model.image_size == 32
-
-
-def test_another_split_is_kept(run: Run) -> None:
-    assert yaml.safe_load(run("suggest", "digits", "--split", "test", "--limit", 50).out)["data"]["split"] == "test"
 
 
 @pytest.mark.parametrize(
@@ -96,8 +80,6 @@ def test_another_split_is_kept(run: Run) -> None:
         (["digits", "--image-size", "2"], "from 4 to 1024"),
         (["digits", "--limit", "0"], "limit is 0"),
         (["digits", "--out", "recipe.txt"], "ends in .yaml"),
-        (["digits", "--split", "nonsense"], "split"),
-        (["digits", "--device", "abacus"], "abacus"),
     ],
 )
 def test_bad_input_is_one_line(run: Run, arguments: list[str], words: str) -> None:

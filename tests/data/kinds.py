@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from spheregen.data import Batch
+from spheregen.data import Batch, ImageSource
 
 CLASSES = ("ant", "bee", "wasp é")
 
@@ -108,9 +108,13 @@ def all_kinds(folder: Path, files: Mapping[str, bytes]) -> dict[str, str]:
     }
 
 
+def labels_of(source: ImageSource) -> list[int]:
+    assert source.labels is not None
+    return list(source.labels.tolist())
+
+
 def same(first: Batch, second: Batch) -> bool:
-    assert first.labels is not None
-    assert second.labels is not None
+    assert first.labels is not None and second.labels is not None
     return (
         first.step == second.step
         and torch.equal(first.inputs, second.inputs)

@@ -15,8 +15,6 @@ from PIL import Image, ImageSequence
 from spheregen.data import image_grid, save_animation
 from spheregen.errors import ConfigError, SphereGenError
 
-ALL = (".gif", ".webp", ".png", ".mp4")
-
 
 def clip(count: int = 5, channels: int = 3, height: int = 6, width: int = 8) -> torch.Tensor:
     """Frames of random colours, all different."""
@@ -52,16 +50,18 @@ def ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("scale", [1, 3])
-@pytest.mark.parametrize("suffix", ["gif", "webp"])
-def test_few_colours_are_exact(tmp_path: Path, channels: int, scale: int, suffix: str) -> None:
+@pytest.mark.parametrize(("channels", "scale"), [(1, 3), (3, 1)])
+def test_few_colours_are_exact(tmp_path: Path, channels: int, scale: int) -> None:
     frames = clip(channels=channels)  # 48 colours a frame
-    save_animation(frames, tmp_path / f"a.{suffix}", scale=scale)
-    assert torch.equal(read(tmp_path / f"a.{suffix}")[0], enlarged(frames, scale))
+    for name in ("a.gif", "a.webp"):
+        save_animation(frames, tmp_path / name, scale=scale)
+        assert torch.equal(read(tmp_path / name)[0], enlarged(frames, scale))
+    save_animation(frames, tmp_path / "b.PNG", scale=2)
+    with Image.open(tmp_path / "b.PNG") as image:
+        assert image.tobytes() == image_grid(frames, columns=len(frames), scale=2).tobytes()
 
 
-@pytest.mark.parametrize("fps", [1, 7.5, 29.97, 50])
+@pytest.mark.parametrize("fps", [7.5, 29.97, 50])
 def test_gif_is_as_long_as_it_should_be(tmp_path: Path, fps: float) -> None:
     save_animation(clip(30), tmp_path / "a.gif", fps=fps)
     frames, durations = read(tmp_path / "a.gif")
@@ -80,15 +80,7 @@ def test_bounce_goes_there_and_back(tmp_path: Path, ffmpeg: Path, count: int, or
     assert (tmp_path / "a.mp4").read_bytes().endswith(frames[order].permute(0, 2, 3, 1).numpy().tobytes())
 
 
-def test_strip_is_one_row(tmp_path: Path) -> None:
-    save_animation(clip(7), tmp_path / "b.PNG", scale=2)
-    with Image.open(tmp_path / "b.PNG") as image:
-        assert image.size == (7 * (16 + 2) + 2, 12 + 4)
-        assert image.tobytes() == image_grid(clip(7), columns=7, scale=2).tobytes()
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("height", "width", "scale"), [(4, 6, 1), (5, 7, 1), (5, 7, 3)])
+@pytest.mark.parametrize(("channels", "height", "width", "scale"), [(1, 4, 6, 1), (3, 5, 7, 1), (3, 5, 7, 3)])
 def test_ffmpeg_gets_all_pixels_with_even_sides(
     tmp_path: Path, ffmpeg: Path, channels: int, height: int, width: int, scale: int
 ) -> None:
@@ -112,11 +104,12 @@ def test_ffmpeg_gets_all_pixels_with_even_sides(
     ("lines", "reason"),
     [
         ("sys.stdin.buffer.read(); print('one\\nthe cause\\n', file=sys.stderr); sys.exit(1)", "the cause"),
-        ("print('at once', file=sys.stderr); sys.exit(3)", "at once"),  # the pipe breaks
-        ("sys.exit(3)", "exit status 3"),
+        ("sys.exit(3)", "exit status 3"),  # the pipe breaks
     ],
 )
-def test_ffmpeg_fails(tmp_path: Path, ffmpeg: Path, lines: str, reason: str) -> None:
+def test_ffmpeg_fails_or_is_not_there(
+    tmp_path: Path, ffmpeg: Path, monkeypatch: pytest.MonkeyPatch, lines: str, reason: str
+) -> None:
     ffmpeg.write_text(f"#!{sys.executable}\nimport sys\n{lines}\n")
     (tmp_path / "a.mp4").write_bytes(b"older")
     with pytest.raises(SphereGenError, match=reason) as caught:
@@ -124,16 +117,12 @@ def test_ffmpeg_fails(tmp_path: Path, ffmpeg: Path, lines: str, reason: str) -> 
     assert "\n" not in str(caught.value)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mp4", "bin"]
     assert (tmp_path / "a.mp4").read_bytes() == b"older"
-
-
-def test_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SphereGenError, match="install"):
         save_animation(clip(), tmp_path / "a.mp4")
-    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", ALL)
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".mp4"])
 def test_impossible_frames(tmp_path: Path, ffmpeg: Path, suffix: str) -> None:
     def refuses(words: str, frames: torch.Tensor, **options: Any) -> None:
         with pytest.raises(ConfigError, match=words):

@@ -182,7 +182,7 @@ def test_pad_keeps_everything_and_fills_with_the_background(resize: str) -> None
     assert torch.equal(tall, wide.transpose(1, 2))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 1000), (700, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (700, 2)])
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 def test_extreme_shapes(size: tuple[int, int], fit: str) -> None:
     image = Image.new("RGB", size, (5, 6, 7))
@@ -200,34 +200,28 @@ def test_impossible_options_are_refused(bad: dict[str, object]) -> None:
         ImageOptions(**{"image_size": 8} | bad)  # type: ignore[arg-type]
 
 
-def jpeg() -> bytes:
+def encoded(kind: str = "JPEG") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "JPEG")
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, kind)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_truncated_files_are_named(kind: str) -> None:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, kind)
-    with pytest.raises(DataError, match=r"here\.x: .*skip it with data.on_error=skip") as caught:
-        decode_bytes(file.getvalue()[: len(file.getvalue()) // 2], "here.x")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("data", "words"), [(b"", "empty"), (b"just some words", "not an image"), (b"\xff\xd8\xff", "")]
-)
-def test_what_is_no_picture_is_named(data: bytes, words: str) -> None:
-    with pytest.raises(DataError, match=f"here: .*{words}"):
-        decode_bytes(data, "here")
+def test_truncated_files_and_what_is_no_picture_are_named() -> None:
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+        data = encoded(kind)
+        with pytest.raises(DataError, match=r"here\.x: .*skip it with data.on_error=skip") as caught:
+            decode_bytes(data[: len(data) // 2], "here.x")
+        assert "\n" not in str(caught.value)
+    for data, words in ((b"", "empty"), (b"just some words", "not an image"), (b"\xff\xd8\xff", "")):
+        with pytest.raises(DataError, match=f"here: .*{words}"):
+            decode_bytes(data, "here")
 
 
 @pytest.mark.parametrize("limit", [40 * 64, 20 * 64])  # Pillow warns above its limit and refuses twice of it
 def test_decompression_bombs_are_errors(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(DataError, match="safety limit"):
-        decode_bytes(jpeg(), "bomb")
+        decode_bytes(encoded(), "bomb")
 
 
 def test_model_range() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,10 @@ def test_grey_pictures(channels: int) -> None:
 
 def test_many_pictures_keep_their_order() -> None:
     pictures = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 51, 204)])
-    for given in (
-        pictures,
-        list(pictures),
-        torch.from_numpy(pictures).movedim(-1, 1),
-        [Image.fromarray(p) for p in pictures],
-    ):
+    for given in (pictures, torch.from_numpy(pictures).movedim(-1, 1), [Image.fromarray(p) for p in pictures]):
         assert load_images(given, RGB).mean((1, 2, 3)).tolist() == pytest.approx([0, 0.2, 0.8])
     assert len(open_images(pictures)) == 3
-
-
-def test_the_right_size_is_taken_as_it_is() -> None:
+    # what has the right size already is taken as it is
     fine = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))  # finer than 8 bits
     assert torch.equal(load_images(fine, RGB), fine)
     torch.testing.assert_close(load_images(fine.movedim(1, -1).numpy(), RGB), fine, atol=0, rtol=0)
@@ -105,35 +99,25 @@ def test_the_right_size_is_taken_as_it_is() -> None:
 # every size -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "shorter"), [((4, 9), 4), ((9, 4), 4), ((6, 6), 6)])
-def test_the_deciding_side(size: tuple[int, int], shorter: int) -> None:
+def test_the_deciding_side() -> None:
     padded = dataclasses.replace(RGB, fit="pad")
-    for picture in (torch.zeros(3, *size), Image.new("L", size)):
-        assert deciding_side(picture, RGB) == shorter
-        assert deciding_side(picture, padded) == max(size)
+    for picture in (torch.zeros(3, 4, 9), Image.new("L", (9, 4))):
+        assert (deciding_side(picture, RGB), deciding_side(picture, padded)) == (4, 9)
 
 
 # refused --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("given", "reasons"),
-    [
-        ([], ["no images were given"]),
-        (torch.zeros(0, 3, 8, 8), ["no images were given"]),
-        (torch.zeros(8, 8), ["shape (8, 8)", "(C, H, W)", "1 or 3 channels"]),
-        (np.zeros((3, 8, 8)), ["shape (3, 8, 8)", "(H, W, C)"]),
-        (np.zeros((2, 3, 8, 8)), ["shape (3, 8, 8)", "a batch of these"]),
-        (np.zeros((8, 0, 3)), ["shape (8, 0, 3)"]),
-        (np.zeros((8, 8, 3), np.int64), ["int64"]),
-        (np.full((8, 8, 3), 255.0), ["from 255 to 255"]),
-        (np.full((8, 8, 3), np.nan), ["nan"]),
-        ([None], ["NoneType"]),
-        ([[BYTES]], ["list"]),
-    ],
-)
-def test_what_is_no_picture_is_refused(given: Any, reasons: list[str]) -> None:
-    refuses(ConfigError, lambda: load_images(given, RGB), *reasons)
+def test_what_is_no_picture_is_refused() -> None:
+    given: Any
+    for given, reason in (
+        ([], "no images were given"), (torch.zeros(0, 3, 8, 8), "no images were given"),
+        (torch.zeros(8, 8), "shape (8, 8)"), (np.zeros((3, 8, 8)), "shape (3, 8, 8)"), ([None], "NoneType"),
+        (np.zeros((2, 3, 8, 8)), "a batch of these"), (np.zeros((8, 0, 3)), "shape (8, 0, 3)"), ([[BYTES]], "list"),
+        (np.zeros((8, 8, 3), np.int64), "int64"), (np.full((8, 8, 3), 255.0), "from 255 to 255"),
+        (np.full((8, 8, 3), np.nan), "nan"),
+    ):  # fmt: skip
+        refuses(ConfigError, partial(load_images, given, RGB), reason)
 
 
 # masks ----------------------------------------------------------------------------------------------------------------
@@ -143,27 +127,19 @@ HALF[:, :4] = 255
 EXPECTED = torch.from_numpy(HALF)[None, None].float() / 255
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [HALF, HALF / 255, HALF > 0, torch.from_numpy(HALF)[None], Image.fromarray(HALF).convert("P")],
-    ids=range(5),
-)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_mask_in_every_form(mask: ImageInput, channels: int, tmp_path: Path) -> None:
-    options = ImageOptions(image_size=8, channels=channels)
-    loaded = load_mask(mask, BYTES, options)
-    assert loaded.shape == (1, 1, 8, 8) and loaded.dtype == torch.float32
-    torch.testing.assert_close(loaded, EXPECTED, atol=1e-6, rtol=0)
-
-
-def test_transparent_parts_of_a_mask_are_black() -> None:
-    drawn = Image.new("LA", (8, 8), (255, 0))
+@pytest.mark.parametrize("options", [RGB, GREY])
+def test_a_mask_in_every_form(options: ImageOptions) -> None:
+    drawn = Image.new("LA", (8, 8), (255, 0))  # transparent parts are black
     drawn.paste((255, 255), (0, 0, 4, 8))
-    assert torch.equal(load_mask(drawn, BYTES, RGB), EXPECTED)
+    forms: list[ImageInput] = [HALF, HALF / 255, HALF > 0, torch.from_numpy(HALF)[None], drawn]
+    for mask in (*forms, Image.fromarray(HALF).convert("P")):
+        loaded = load_mask(mask, BYTES, options)
+        assert loaded.shape == (1, 1, 8, 8) and loaded.dtype == torch.float32
+        torch.testing.assert_close(loaded, EXPECTED, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])
-@pytest.mark.parametrize("size", [(16, 16), (16, 32), (32, 16), (5, 7)])
+@pytest.mark.parametrize("size", [(16, 32), (32, 16), (5, 7)])
 def test_a_mask_of_the_pictures_size_is_cropped_as_the_picture_is(size: tuple[int, int], fit: Any) -> None:
     options = ImageOptions(image_size=8, fit=fit)
     drawn = noise(*size, 1)[..., 0]
@@ -177,21 +153,17 @@ def test_a_mask_of_the_pictures_size_is_cropped_as_the_picture_is(size: tuple[in
         assert (bars == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("mask", "pictures", "reasons"),
-    [
-        (noise(4, 4, 1), BYTES, ["4 x 4 pixels", "its picture of 8 x 8", "the model's 8 x 8"]),
-        (noise(16, 32, 1), noise(32, 16), ["32 x 16 pixels", "its picture of 16 x 32"]),
-        (noise(16, 16, 1), [noise(16, 16), noise(16, 20)], ["16 x 16 pixels", "picture 1 of 20 x 16"]),
-        (torch.zeros(8, 8), BYTES, ["shape (8, 8)"]),
-        (torch.full((1, 8, 8), 2.0), BYTES, ["from 2 to 2"]),
-        (torch.full((1, 8, 8), float("nan")), BYTES, ["nan"]),
-        ([HALF, HALF], BYTES, ["one mask", "not 2"]),
-        ([], BYTES, ["no images were given"]),
-    ],
-)
-def test_masks_that_do_not_fit_are_refused(mask: Any, pictures: ImageInputs, reasons: list[str]) -> None:
-    refuses(ConfigError, lambda: load_mask(mask, pictures, RGB), *reasons)
+def test_masks_that_do_not_fit_are_refused() -> None:
+    mask: Any
+    pictures: Any
+    for mask, pictures, *reasons in (
+        (noise(4, 4, 1), BYTES, "4 x 4 pixels", "picture 0 of 8 x 8", "the model's 8 x 8"),
+        (noise(16, 32, 1), noise(32, 16), "32 x 16 pixels", "picture 0 of 16 x 32"),
+        (noise(16, 16, 1), [noise(16, 16), noise(16, 20)], "16 x 16 pixels", "picture 1 of 20 x 16"),
+        (torch.zeros(8, 8), BYTES, "shape (8, 8)"), (torch.full((1, 8, 8), 2.0), BYTES, "from 2 to 2"),
+        ([HALF, HALF], BYTES, "one mask", "not 2"), ([], BYTES, "no images were given"),
+    ):  # fmt: skip
+        refuses(ConfigError, partial(load_mask, mask, pictures, RGB), *reasons)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -18,8 +18,7 @@ import pytest
 import torch
 
 from spheregen.data import Batch, BlockOrder, ImageOptions, ImageSource, TrainingBatches, open_source
-from spheregen.data.dataset import find_bad
-from spheregen.data.decoding import _as_it_is, _begin_worker, _Calls, decode, ordered_map, read_work
+from spheregen.data.decoding import _as_it_is, _begin_worker, _Calls, decode, find_bad, ordered_map, read_work
 from spheregen.errors import ConfigError, DataError
 from tests.data.kinds import all_kinds, contents, same, write_folder
 
@@ -57,16 +56,14 @@ def test_batches_hold_what_they_say(kinds: dict[str, str]) -> None:
     for step, batch in enumerate(batches):
         assert batch.step == step
         assert batch.inputs.dtype == torch.float32
-        assert batch.labels is not None
-        assert source.labels is not None
+        assert batch.labels is not None and source.labels is not None
         assert torch.equal(batch.labels, source.labels[batch.indices])
         for image, index in zip(batch.inputs, batch.indices.tolist(), strict=True):
             expected = decode(source, OPTIONS, read_work(source, np.array([index]))).images[0]
             assert torch.equal(((image + 1) * 127.5).round().to(torch.uint8), torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize("flips", [False, True])
-@pytest.mark.parametrize("kind", ["folder", "parquet", "remote parquet", "remote pattern"])
+@pytest.mark.parametrize(("kind", "flips"), [("folder", True), ("parquet", False), ("remote pattern", True)])
 def test_streamed_resumed_and_any_worker_count_agree(
     kinds: dict[str, str], kind: str, flips: bool, small_blocks: None
 ) -> None:
@@ -74,7 +71,7 @@ def test_streamed_resumed_and_any_worker_count_agree(
     assert len(reference) == 11
     assert isinstance(run_of(kinds[kind]).order, BlockOrder) == (kind != "folder")
     assert sorted(torch.cat([batch.indices for batch in reference])[:46].bincount().tolist()) == [2] * 23
-    for start, workers, cache_bytes in [(0, 0, 1 << 30), (7, 2, 0), (4, 0, 0), (5, 3, 0), (11, 1, 0)]:
+    for start, workers, cache_bytes in [(0, 0, 1 << 30), (7, 2, 0), (4, 0, 0), (11, 1, 0)]:
         resumed = list(run_of(kinds[kind], flips=flips, start_step=start, workers=workers, cache_bytes=cache_bytes))
         assert len(resumed) == 11 - start
         assert all(same(a, b) for a, b in zip(reference[start:], resumed, strict=True)), (start, workers, cache_bytes)
@@ -164,14 +161,10 @@ def test_digits_are_never_flipped_and_labels_may_be_missing(tmp_path: Path) -> N
     assert run_of(tmp_path).batch(0).labels is None
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [{"start_step": 12}, {"start_step": -1}, {"workers": -1}, {"on_error": "ignore"}, {"batch_size": 0},
-     {"shuffle": "some"}, {"prefetch": 0}],
-)  # fmt: skip
-def test_impossible_arguments(kinds: dict[str, str], bad: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        run_of(kinds["tar"], **bad)
+def test_impossible_arguments(kinds: dict[str, str]) -> None:
+    for bad in ({"start_step": 12}, {"start_step": -1}, {"batch_size": 0}, {"shuffle": "some"}, {"prefetch": 0}):
+        with pytest.raises(ConfigError):
+            run_of(kinds["tar"], **bad)
 
 
 # --- bad images
@@ -184,13 +177,16 @@ def broken(tmp_path: Path) -> dict[str, str]:
     return all_kinds(tmp_path / "data", files | dict.fromkeys(list(files)[3:10], b"no"))
 
 
-@pytest.mark.parametrize(("cache_bytes", "workers"), [(0, 0), (0, 1), (1 << 30, 0)])
-def test_bad_files_are_fatal_before_the_first_step(broken: dict[str, str], cache_bytes: int, workers: int) -> None:
-    with pytest.raises(DataError, match="7 of 23") as caught:
-        run_of(broken["folder"], cache_bytes=cache_bytes, workers=workers)
-    text = str(caught.value)
-    assert sum(name in text for name in contents()) == 5
-    assert "\n" not in text
+def test_bad_files_are_fatal_before_the_first_step_or_when_they_are_met(broken: dict[str, str]) -> None:
+    for cache_bytes, workers in ((0, 0), (0, 1), (1 << 30, 0)):
+        with pytest.raises(DataError, match="7 of 23") as caught:
+            run_of(broken["folder"], cache_bytes=cache_bytes, workers=workers)
+        assert sum(name in str(caught.value) for name in contents()) == 5
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"\.png: not an image"):
+        list(run_of(broken["folder"], validate=False))
+    with pytest.raises(ConfigError, match=r"data\.check"):
+        run_of(broken["folder"], validate=False, on_error="skip")
 
 
 @pytest.mark.parametrize("kind", ["folder", "remote parquet"])
@@ -205,24 +201,14 @@ def test_bad_files_are_left_out_for_good(broken: dict[str, str], kind: str, smal
     assert seen.bincount(minlength=23).tolist() == [0 if 3 <= i < 10 else 4 for i in range(23)]
 
 
-def test_without_validation_a_bad_file_is_fatal_when_it_is_met(broken: dict[str, str]) -> None:
-    with pytest.raises(DataError, match=r"\.png: not an image"):
-        list(run_of(broken["folder"], validate=False))
-    with pytest.raises(ConfigError, match=r"data\.check"):
-        run_of(broken["folder"], validate=False, on_error="skip")
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "expected"),
-    [("remote tar", {}, False), ("remote tar", {"validate": True}, True), ("remote tar", {"on_error": "skip"}, True),
-     ("parquet", {}, True), ("parquet", {"validate": False}, False)],
-)  # fmt: skip
-def test_remote_data_are_not_read_twice_unasked(
-    kinds: dict[str, str], kind: str, options: dict[str, Any], expected: bool
-) -> None:
-    calls: list[int] = []
-    run_of(kinds[kind], progress=lambda done, total: calls.append(done), **options)
-    assert bool(calls) == expected
+def test_remote_data_are_not_read_twice_unasked(kinds: dict[str, str]) -> None:
+    for kind, options, expected in (
+        ("remote tar", {}, False), ("remote tar", {"validate": True}, True), ("remote tar", {"on_error": "skip"}, True),
+        ("parquet", {}, True), ("parquet", {"validate": False}, False),
+    ):  # fmt: skip
+        calls: list[int] = []
+        run_of(kinds[kind], progress=lambda done, total, calls=calls: calls.append(done), **options)
+        assert bool(calls) == expected
 
 
 def test_the_outcome_is_remembered(broken: dict[str, str], tmp_path: Path) -> None:
@@ -288,7 +274,7 @@ def double(x: Any) -> Any:
     return 2 * x if x != 21 else 1 / 0
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_results_and_errors_come_in_order(workers: int) -> None:
     def items() -> Iterator[int]:
         yield from range(3)

@@ -28,9 +28,9 @@ def test_permutations_are_uniform_and_depend_on_seed_and_epoch() -> None:
     seen = {tuple(permutation(seed, epoch, 50).tolist()) for seed in (0, 1, -1, 2**63) for epoch in range(20)}
     assert len(seen) == 80
     counts = np.zeros((8, 8))
-    for epoch in range(4000):
+    for epoch in range(2000):
         counts[np.arange(8), permutation(5, epoch, 8)] += 1
-    assert ((counts - 500) ** 2 / 500).sum() < 49 + 5 * np.sqrt(2 * 49)  # chi-squared, 49 degrees of freedom
+    assert ((counts - 250) ** 2 / 250).sum() < 49 + 5 * np.sqrt(2 * 49)  # chi-squared, 49 degrees of freedom
 
 
 def test_flips_are_fair_and_independent() -> None:
@@ -51,7 +51,7 @@ def block_sets(draw: st.DrawFn) -> tuple[Any, Any, Any]:
     return np.flatnonzero(keep), np.cumsum([0, *counts[:-1]]), np.array(sizes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     blocks=block_sets(),
     batch_size=st.integers(1, 60),
@@ -99,9 +99,9 @@ def test_blocks_and_epochs_are_mixed() -> None:
     assert np.abs(np.diff(first)).mean() > 100
 
 
-@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"batch_size": 4, "world_size": 3}, {"batch_size": 4, "rank": 1}])
-def test_impossible_orders(bad: dict[str, int]) -> None:
-    with pytest.raises(ConfigError):
-        SampleOrder(range(5), seed=0, **bad)
+def test_impossible_orders() -> None:
+    for bad in ({"batch_size": 0}, {"batch_size": 4, "world_size": 3}, {"batch_size": 4, "rank": 1}):
+        with pytest.raises(ConfigError):
+            SampleOrder(range(5), seed=0, **bad)
     with pytest.raises(ConfigError):
         SampleOrder([], seed=0, batch_size=1)

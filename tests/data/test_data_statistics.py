@@ -14,15 +14,11 @@ from tests.data.kinds import CLASSES, all_kinds, contents, picture, write_folder
 
 
 def test_the_same_for_every_kind(tmp_path: Path) -> None:
-    kinds = all_kinds(tmp_path, contents())
-    for kind, where in kinds.items():
+    for kind, where in all_kinds(tmp_path, contents()).items():
         found = source_statistics(open_source(where))
         assert (found.count, found.examined, found.bad, found.duplicates) == (23, 23, (), 0), kind
-        assert found.class_names == CLASSES
-        assert found.class_counts == (8, 8, 7)
-        assert found.balance == 7 / 8
-        assert found.width is not None
-        assert found.height is not None
+        assert (found.class_names, found.class_counts, found.balance) == (CLASSES, (8, 8, 7), 7 / 8)
+        assert found.width is not None and found.height is not None
         assert (found.width.smallest, found.width.median, found.height.largest) == (6, 6, 5)
         assert (found.formats, found.modes, found.grey, found.transparent) == ({"PNG": 23}, {"RGB": 23}, 0, 0)
         assert json.loads(json.dumps(found.as_dict()))["count"] == 23
@@ -32,16 +28,8 @@ def test_the_same_for_every_kind(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    folder = write_folder(
-        tmp_path / "mixed",
-        {
-            "a/0.png": picture(0),
-            "a/1.png": picture(0),
-            "a/2.png": picture(1, (40, 30)),
-            "b/3.png": b"no",
-            "b/4.png": b"",
-        },
-    )
+    files = {"a/0.png": picture(0), "a/1.png": picture(0), "a/2.png": picture(1, (40, 30)), "b/3.png": b"no"}
+    folder = write_folder(tmp_path / "mixed", files | {"b/4.png": b""})
     Image.new("L", (9, 9), 7).save(folder / "b" / "5.png")
     Image.new("RGB", (9, 9), (5, 5, 5)).save(folder / "b" / "6.bmp")
     Image.new("RGBA", (20, 10), (5, 9, 5, 100)).save(folder / "b" / "7.png")

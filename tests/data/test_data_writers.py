@@ -50,22 +50,17 @@ def opened(out: Path) -> str | Path:
     return out.with_name(out.name.replace("%03d", "*"))
 
 
-@pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_round_trip(tmp_path: Path, kind: str, labelled: bool) -> None:
-    out = tmp_path / "new" / kind
-    write(out, labelled=labelled)
-    source = open_source(opened(out))
-    assert len(source) == 11
-    if labelled and kind != "folder":
-        assert source.class_names == CLASSES
-    else:
-        assert source.labels is None
+def test_round_trip(tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "plain" / kind, labelled=False)
+    assert open_source(opened(tmp_path / "plain" / kind)).labels is None
+    write(tmp_path / kind)
+    source = open_source(opened(tmp_path / kind))
+    assert source.class_names == (() if kind == "folder" else CLASSES)
     seen = set()
     for i in range(len(source)):
         number = int(Path(source.describe(i).rsplit("/", 1)[-1].rsplit(" ", 1)[-1]).stem)
         seen.add(number)
-        assert np.array_equal(np.array(source.read(i)), np.array(picture(number)))
         assert source.labels is None or int(source.labels[i]) == number % 3
         assert source.read_bytes(i) == encode_png(picture(number), {"seed": str(number), "prompt": "球"})
     assert seen == set(range(11))
@@ -93,27 +88,19 @@ def test_members_of_shards(tmp_path: Path) -> None:
     assert names == [f"{i:06d}.{end}" for i in range(11) for end in ("png", "json", "cls")]
 
 
-@pytest.mark.parametrize(
-    ("names", "read"),
-    [
-        (("../../etc", "/abs", ".hidden"), ("_", "_abs", "_hidden")),
-        (("a/b", "a\\b", "a\0b"), ("a_b", "a_b-1", "a_b-2")),
-        (("crane", "crane", ""), ("_", "crane", "crane-1")),
-        (("train", "test", "val"), ("test", "train", "val")),
-        (("train", "tram", "x"), ("train", "tram", "x")),
-        (("__MACOSX", "..", "x\udcff"), ("_", "___MACOSX", "x?")),
-    ],
-)
-def test_folders_in_a_zip_do_not_escape(tmp_path: Path, names: tuple[str, ...], read: tuple[str, ...]) -> None:
-    write(tmp_path / "a.zip", class_names=names)
-    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-        parts = {part for name in archive.namelist() for part in name.split("/")}
-        assert not any(part in ("", "..", ".") or "\\" in part for part in parts)
-    source = open_source(tmp_path / "a.zip")
-    assert len(source) == 11
-    if names[0] == "../../etc":
-        read = ("__.._etc", "_abs", "_hidden")
-    assert source.class_names == tuple(sorted(read))
+def test_folders_in_a_zip_do_not_escape(tmp_path: Path) -> None:
+    for number, (names, read) in enumerate((
+        (("../../etc", "/abs", ".hidden"), {"__.._etc", "_abs", "_hidden"}),
+        (("a/b", "a\\b", "a\0b"), {"a_b", "a_b-1", "a_b-2"}), (("crane", "crane", ""), {"_", "crane", "crane-1"}),
+        (("train", "test", "val"), {"test", "train", "val"}), (("train", "tram", "x"), {"train", "tram", "x"}),
+        (("__MACOSX", "..", "x\udcff"), {"_", "___MACOSX", "x?"}),
+    )):  # fmt: skip
+        path = write(tmp_path / f"{number}.zip", class_names=names) / f"{number}.zip"
+        with zipfile.ZipFile(path) as archive:
+            parts = {part for name in archive.namelist() for part in name.split("/")}
+            assert not any(part in ("", "..", ".") or "\\" in part for part in parts)
+        source = open_source(path)
+        assert (len(source), source.class_names) == (11, tuple(sorted(read)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,8 +116,7 @@ def test_same_images_same_bytes(tmp_path: Path, kind: str) -> None:
     assert not (tmp_path / "c").exists(), "no images make no file"
 
 
-@pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "error"), [*((kind, OSError) for kind in KINDS), ("out.tar", KeyboardInterrupt)])
 def test_an_exception_leaves_nothing_half_written(tmp_path: Path, kind: str, error: type[BaseException]) -> None:
     if kind in ("out.zip", "out.tar"):
         (tmp_path / kind).write_bytes(b"older")
@@ -168,14 +154,14 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str)
     assert sorted(files(tmp_path)) == (["classes.txt", "out-000.tar"] if "%" in kind else [])
 
 
-@pytest.mark.parametrize("key", ["", "../x", "a/b", "a\\b", ".hidden", "a\0b", "x\udcff"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_keys_do_not_escape_and_a_refused_picture_does_no_harm(tmp_path: Path, kind: str, key: str) -> None:
+def test_keys_do_not_escape_and_a_refused_picture_does_no_harm(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "in" / kind
     with open_writer(out) as writer:
         writer.add("good", picture(0), {})
-        with pytest.raises(ConfigError, match="cannot name"):
-            writer.add(key, picture(0), {})
+        for key in ("", "../x", "a/b", "a\\b", ".hidden", "a\0b", "x\udcff"):
+            with pytest.raises(ConfigError, match="cannot name"):
+                writer.add(key, picture(0), {})
         with pytest.raises(ConfigError, match="PNG metadata"):
             writer.add("x", picture(0), {"": "no keyword"})
         writer.add("better", picture(1), {})
@@ -183,7 +169,7 @@ def test_keys_do_not_escape_and_a_refused_picture_does_no_harm(tmp_path: Path, k
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["folder", "out.zip"])
 def test_labels_are_checked(tmp_path: Path, kind: str) -> None:
     with open_writer(tmp_path / kind, class_names=CLASSES) as writer:
         for label in (-1, 3):
@@ -195,8 +181,6 @@ def test_labels_are_checked(tmp_path: Path, kind: str) -> None:
         else:
             with pytest.raises(ConfigError, match="label all"):
                 writer.add("y", picture(0), {})
-    with open_writer(tmp_path / "other" / kind) as writer, pytest.raises(ConfigError, match="-1"):
-        writer.add("x", picture(0), {}, -1)
 
 
 def bad_places(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -208,12 +192,9 @@ def bad_places(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "dir.tar", "is a folder"
     for name in ("x", "x/y", "x.zip", "x.tar", "x-%06d.tar", "x/y.zip"):
         yield folder / "file" / name, "is a file"
-    for name in ("a.png", "a.tar.gz", "a.tgz", "a.parquet", "A.JPG"):
-        yield folder / name, "neither"
-    for name in ("a-%06d", "a-%06d.zip"):
-        yield folder / name, "only shards"
-    for name in ("a-%d.tar", "a-%6d.tar", "a-%s.tar", "a-%06d-%06d.tar", "100%.tar", "a-{}.tar", "a-{000..009}.tar"):
-        yield folder / name, "no pattern"
+    patterns = ("a-%d.tar", "a-%6d.tar", "a-%s.tar", "a-%06d-%06d.tar", "100%.tar", "a-{}.tar", "a-{000..009}.tar")
+    for name in (*patterns, "a.png", "a.tar.gz", "a.tgz", "a.parquet", "A.JPG", "a-%06d", "a-%06d.zip"):
+        yield folder / name, "cannot take"
 
 
 def test_complaints_come_before_any_work(tmp_path: Path) -> None:

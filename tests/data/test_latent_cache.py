@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,8 +30,8 @@ from spheregen.data.encoding import write_latent_cache
 from spheregen.data.latent_cache import CacheIndex, LatentBatches, LatentCache, is_latent_cache
 from spheregen.distributed import World, joined_world
 from spheregen.errors import ConfigError, DataError, SphereGenError
-from tests.conftest import REPOSITORY
 from tests.data.kinds import contents, same, write_folder
+from tests.processes import world
 
 SIZE = 6
 OPTIONS = ImageOptions(image_size=SIZE)
@@ -146,8 +142,7 @@ def test_types_precision_views_and_shards(source: ImageSource, tmp_path: Path) -
         return LatentCache(tmp_path / name).load(), index.fingerprint
 
     exact, fingerprint = latents("exact")
-    rounded, _ = latents("bf16", dtype="bf16")
-    assert rounded.dtype == torch.bfloat16 and torch.equal(exact.bfloat16(), rounded)
+    assert torch.equal(exact.bfloat16(), latents("bf16", dtype="bf16")[0])
     coarse, _ = latents("autocast", precision="bf16")
     assert not torch.equal(exact, coarse) and torch.equal(coarse.bfloat16().float(), coarse)
     one, other = latents("one view", flips=False)
@@ -156,9 +151,7 @@ def test_types_precision_views_and_shards(source: ImageSource, tmp_path: Path) -
     assert len(list((tmp_path / "large shards").iterdir())) == 2
 
 
-@pytest.mark.parametrize(
-    ("after", "error"), [(0, DataError("stopped")), (9, KeyboardInterrupt()), (17, DataError("x"))]
-)
+@pytest.mark.parametrize(("after", "error"), [(0, DataError("stopped")), (9, KeyboardInterrupt())])
 def test_an_interrupted_cache_continues(source: ImageSource, tmp_path: Path, after: int, error: BaseException) -> None:
     encode(whole := Convolution(), source, tmp_path / "whole")
     with pytest.raises(type(error)):
@@ -190,19 +183,19 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
 
 
-@pytest.mark.parametrize("how", ["missing", "cut short", "another shard", "another cache", "a bit"])
-def test_damage_is_found_and_mended(source: ImageSource, tmp_path: Path, how: str) -> None:
+def test_damage_is_found_and_mended(source: ImageSource, tmp_path: Path) -> None:
     encode(Convolution(), source, tmp_path / "cache")
     before = files_of(tmp_path / "cache")
-    damage(tmp_path / "cache" / "shard-00002.safetensors", how)
-    encode(again := Convolution(), source, tmp_path / "cache", shard_images=4096)
-    assert files_of(tmp_path / "cache") == before
-    assert again.calls == 6
+    for how in ("missing", "cut short", "another shard", "another cache", "a bit"):
+        damage(tmp_path / "cache" / "shard-00002.safetensors", how)
+        encode(again := Convolution(), source, tmp_path / "cache", shard_images=4096)
+        assert files_of(tmp_path / "cache") == before
+        assert again.calls == 6
     encode(idle := Convolution(), source, tmp_path / "cache", batch_size=5, tokenizer_name="moved")
     assert idle.calls == 0 and files_of(tmp_path / "cache") == before
 
 
-@pytest.mark.parametrize("shard_images", [1, 7, 100])
+@pytest.mark.parametrize("shard_images", [1, 100])
 def test_bad_images_are_fatal_or_left_out(spoilt: ImageSource, tmp_path: Path, shard_images: int) -> None:
     """Single shards and batches may be empty; the bytes of latents of 45 numbers need not be a multiple of 8."""
     with pytest.raises(DataError, match=BAD[0]):
@@ -222,28 +215,21 @@ def test_bad_images_are_fatal_or_left_out(spoilt: ImageSource, tmp_path: Path, s
         encode(Convolution(), spoilt, tmp_path / "cache", shard_images=shard_images, dtype="bf16")
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"tokenizer_fingerprint": "another" * 3}, r"tokenizer: toy \(convconv\) -> toy \(anothera\)"),
-        ({"dtype": "bf16"}, "dtype: float32 -> bf16"),
-        ({"flips": False}, "flips: True -> False"),
-        ({"precision": "bf16"}, "precision: float32 -> bf16"),
-        ({"options": ImageOptions(image_size=6, resize="bicubic", fit="pad", background=(0, 0, 0))}, "fit.*resize.*ba"),
-    ],
-)
-@pytest.mark.parametrize("after", [7, None])
-def test_another_cache_is_refused_by_what_differs(
-    source: ImageSource, tmp_path: Path, change: dict[str, Any], words: str, after: int | None
-) -> None:
-    try:
-        encode(Convolution(after), source, tmp_path / "cache")
-    except DataError:
-        assert after
-    before = files_of(tmp_path / "cache")
-    with pytest.raises(ConfigError, match=words):
-        encode(Convolution(), source, tmp_path / "cache", **change)
-    assert files_of(tmp_path / "cache") == before
+def test_another_cache_is_refused_by_what_differs(source: ImageSource, tmp_path: Path) -> None:
+    encode(Convolution(), source, tmp_path / "cache")
+    with pytest.raises(DataError):
+        encode(Convolution(7), source, tmp_path / "half")
+    other = ImageOptions(image_size=6, resize="bicubic", fit="pad", background=(0, 0, 0))
+    for name in ("cache", "half"):
+        before = files_of(tmp_path / name)
+        for change, words in (
+            ({"tokenizer_fingerprint": "another" * 3}, r"tokenizer: toy \(convconv\) -> toy \(anothera\)"),
+            ({"dtype": "bf16"}, "dtype: float32 -> bf16"), ({"flips": False}, "flips: True -> False"),
+            ({"precision": "bf16"}, "precision: float32 -> bf16"), ({"options": other}, "fit.*background.*resize"),
+        ):  # fmt: skip
+            with pytest.raises(ConfigError, match=words):
+                encode(Convolution(), source, tmp_path / name, **change)
+        assert files_of(tmp_path / name) == before
 
 
 def test_other_data_and_other_folders_are_refused(source: ImageSource, pictures: Path, tmp_path: Path) -> None:
@@ -260,10 +246,11 @@ def test_other_data_and_other_folders_are_refused(source: ImageSource, pictures:
         encode(Convolution(), source, tmp_path / "file")
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"dtype": "float16"}, {"precision": "fp8"}, {"workers": -1}])
-def test_impossible_settings(source: ImageSource, tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(change))):
-        encode(Convolution(), source, tmp_path / "cache", **change)
+def test_impossible_settings(source: ImageSource, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"batch_size": 0, "dtype": "float16", "precision": "fp8", "workers": -1}
+    for name, value in settings.items():
+        with pytest.raises(ConfigError, match=name):
+            encode(Convolution(), source, tmp_path / "cache", **{name: value})
     with pytest.raises(ConfigError, match="mirror images of digits"):
         encode(Convolution(), open_source("digits"), tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"\(3, 7, 7\)"):
@@ -293,50 +280,34 @@ def test_tokenizers_that_are_wrong(source: ImageSource, tmp_path: Path) -> None:
 
 def work(folder: Path) -> None:
     """Write a cache, restore it after a loss, and begin another one in which the second process fails."""
-    torch.set_num_threads(1)
     source = open_source(folder / "pictures")
-    with joined_world("cpu") as world:
+    with joined_world("cpu") as ours:
         calls = []
         for lost in ((), (0, 2)):
-            world.wait_for_all()
-            if world.is_first:
+            ours.wait_for_all()
+            if ours.is_first:
                 for shard in lost:
                     (folder / "cache" / f"shard-{shard:05d}.safetensors").unlink()
-            world.wait_for_all()
+            ours.wait_for_all()
             tokenizer = Convolution()
-            index = encode(tokenizer, source, folder / "cache", on_error="skip", world=world)
-            calls.append(world.gather_objects(tokenizer.calls))
+            index = encode(tokenizer, source, folder / "cache", on_error="skip", world=ours)
+            calls.append(ours.gather_objects(tokenizer.calls))
         print(json.dumps({"calls": calls, "fingerprint": index.fingerprint}), flush=True)
-        failing = Convolution(None if world.is_first else 9)
-        encode(failing, source, folder / "stopped", on_error="skip", shard_images=4, world=world)
+        failing = Convolution(None if ours.is_first else 9)
+        encode(failing, source, folder / "stopped", on_error="skip", shard_images=4, world=ours)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_two_processes_write_the_bytes_of_one(spoilt: ImageSource, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    code = "import sys, pathlib, tests.data.test_latent_cache as t; t.work(pathlib.Path(sys.argv[1]))"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = world(2, work, tmp_path)
     torch.set_num_threads(1)  # as they do, since the last bits of a convolution may depend on it
     index = encode(Convolution(), spoilt, tmp_path / "one", on_error="skip")
-    outputs = [process.communicate(timeout=150) for process in processes]
-    answers = [json.loads(output) for output, _ in outputs]
+    codes, outputs, messages = zip(*(process.finish(150) for process in processes), strict=True)
+    answers = [json.loads(output) for output in outputs]
     assert answers[0] == answers[1] == {"fingerprint": index.fingerprint, "calls": [[12, 8], [6, 6]]}
     assert files_of(tmp_path / "cache") == files_of(tmp_path / "one")
-    assert [process.returncode for process in processes] == [1, 1]
-    assert "DataError: stopped" in outputs[1][1] and "process 1: stopped" in outputs[0][1], "both say why"
+    assert codes == (1, 1)
+    assert "DataError: stopped" in messages[1] and "process 1: stopped" in messages[0], "both say why"
     kept = len(list((tmp_path / "stopped").glob("shard-*")))
     assert 2 <= kept <= 5
     again = encode(rest := Convolution(), spoilt, tmp_path / "stopped", on_error="skip", shard_images=4)
@@ -387,31 +358,28 @@ def test_a_cache_of_the_version_before(tmp_path: Path) -> None:
     torch.testing.assert_close(mended.load(), new.load())
 
 
-def edit_index(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    values = json.loads((folder / "index.json").read_text())
-    change(values)
-    (folder / "index.json").write_text(json.dumps(values))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda f: (f / "index.json").unlink(), "spheregen encode TOKENIZER SRC --out"),
-        (lambda f: (f / "index.json").write_text("{"), r"index\.json"),
-        (lambda f: (f / "index.json").write_text("[]"), r"index\.json"),
-        (lambda f: edit_index(f, lambda v: v.update(version=2)), "format 2"),
-        (lambda f: edit_index(f, lambda v: v["plan"].pop("dtype")), r"index\.json.*dtype"),
-        (lambda f: edit_index(f, lambda v: v["plan"].update(dtype="int4")), r"index\.json.*plan\.dtype"),
-        (lambda f: edit_index(f, lambda v: v["shards"].pop()), "3 shards, not 4"),
-        (lambda f: (f / "shard-00002.safetensors").write_bytes(bytes(10_000)), "shard-00002"),
-    ],
-)
-def test_broken_caches(encoded: Path, change: Callable[[Path], object], words: str) -> None:
-    change(encoded)
-    with pytest.raises(DataError, match=words) as caught:
-        LatentCache(encoded)
-    assert str(encoded) in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_broken_caches(encoded: Path) -> None:
+    index = encoded / "index.json"
+    values = json.loads(text := index.read_text())
+    plan = values["plan"]
+    without = {name: value for name, value in plan.items() if name != "dtype"}
+    for change, words in (
+        ("{", r"index\.json"), ("[]", r"index\.json"), ({"version": 2}, "format 2"),
+        ({"plan": without}, r"index\.json.*dtype"), ({"plan": plan | {"dtype": "int4"}}, r"index\.json.*plan\.dtype"),
+        ({"shards": values["shards"][:3]}, "3 shards, not 4"), (None, "spheregen encode TOKENIZER SRC --out"),
+        (text, "shard-00002"),
+    ):  # fmt: skip
+        if change is None:
+            index.unlink()
+        elif change == text:
+            index.write_text(text)
+            (encoded / "shard-00002.safetensors").write_bytes(bytes(10_000))
+        else:
+            index.write_text(change if isinstance(change, str) else json.dumps(values | change))
+        with pytest.raises(DataError, match=words) as caught:
+            LatentCache(encoded)
+        assert str(encoded) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_which_folders_are_caches(encoded: Path, pictures: Path) -> None:
@@ -423,11 +391,10 @@ def test_which_folders_are_caches(encoded: Path, pictures: Path) -> None:
 
 def test_a_cache_that_does_not_match_is_refused_by_name(encoded: Path) -> None:
     opened = LatentCache(encoded)
-    opened.check_match()
     opened.check_match(tokenizer_fingerprint="pixels" * 4, latent_shape=(36, 3), image_size=6)
-    with pytest.raises(DataError, match=r"tokenizer toy \(pixelspi\), not of another"):
+    with pytest.raises(DataError, match=r"tokenizer toy: pixelspixels\w+, not another"):
         opened.check_match(tokenizer_fingerprint="another")
-    with pytest.raises(DataError, match=r"\(9, 3\); images of 6 px, not 12"):
+    with pytest.raises(DataError, match=r"\(9, 3\); images .*: 6, not 12"):
         opened.check_match(latent_shape=(9, 3), image_size=12)
 
 
@@ -439,8 +406,7 @@ def images_of(batch: Batch) -> Batch:
     return Batch(inputs=Pixels().decode(batch.inputs), labels=batch.labels, indices=batch.indices, step=batch.step)
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
-@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize(("cache_bytes", "flips"), [(0, True), (1 << 30, False)])
 def test_the_order_is_that_of_the_images(spoilt: ImageSource, tmp_path: Path, cache_bytes: int, flips: bool) -> None:
     encode(Pixels(), spoilt, tmp_path / "cache", on_error="skip")
     images = TrainingBatches(spoilt, OPTIONS, batch_size=5, steps=20, seed=3, flips=flips, on_error="skip")
@@ -460,7 +426,7 @@ def test_any_start_and_any_ranks(source: ImageSource, tmp_path: Path, cache_byte
     settings: dict[str, Any] = {"batch_size": 6, "steps": 10, "flips": True}
     whole = list(LatentBatches(opened, **settings))
     assert whole[0].inputs.dtype == torch.float32
-    for start in (0, 1, 9, 10):
+    for start in (0, 9, 10):
         rest = LatentBatches(opened, start_step=start, cache_bytes=cache_bytes, **settings)
         assert len(rest) == 10 - start
         assert all(same(first, second) for first, second in zip(whole[start:], rest, strict=True))

@@ -25,7 +25,7 @@ def clouds(count: int, *, seed: int, spread: float = 1.0) -> tuple[Tensor, Tenso
 
 def figures_of(samples: Tensor, labels: Tensor) -> dict[str, Any]:
     train, held_out = clouds(400, seed=1), clouds(80, seed=2)
-    return class_figures(samples, labels, *train, *held_out, ("a", "b", "c", "d"))
+    return class_figures((samples, labels), train, held_out, ("a", "b", "c", "d"))
 
 
 def test_samples_like_real_images_score_like_them() -> None:
@@ -36,7 +36,8 @@ def test_samples_like_real_images_score_like_them() -> None:
         assert value == pytest.approx(1, abs=0.1)
     assert not class_section(found).warnings
     json.dumps(found)
-    assert [row[0] for row in class_section(found).tables[0].rows] == ["all", "a", "b", "c", "d"]
+    rows = class_section(found).tables[0].rows
+    assert [row[:3] for row in rows] == [("all", 400, 1), *((name, 100, 1) for name in "abcd")]
 
 
 def test_wrong_classes_are_seen_where_they_are() -> None:
@@ -72,8 +73,8 @@ def test_scales_and_dead_features_change_nothing() -> None:
     def changed(x: Tensor) -> Tensor:
         return torch.cat([x * scale, torch.full((len(x), 1), 7.0)], dim=1)
 
-    plain = class_figures(samples, labels, *train, *held_out)
-    other = class_figures(changed(samples), labels, changed(train[0]), train[1], changed(held_out[0]), held_out[1])
+    plain = class_figures((samples, labels), train, held_out)
+    other = class_figures(*((changed(x), labels) for x, labels in ((samples, labels), train, held_out)))
     assert other["confusion"] == plain["confusion"]
     assert other["mean_diversity"]["nearest"] == pytest.approx(plain["mean_diversity"]["nearest"], rel=1e-3)
 
@@ -82,7 +83,7 @@ def test_a_rare_class_counts_as_much_as_others_in_the_probe() -> None:
     train, labels = clouds(400, seed=1, spread=4.0)
     keep = (labels != 0) | (torch.arange(400) < 40)
     held_out = clouds(400, seed=2, spread=4.0)
-    found = class_figures(*clouds(400, seed=3, spread=4.0), train[keep], labels[keep], *held_out)
+    found = class_figures(clouds(400, seed=3, spread=4.0), (train[keep], labels[keep]), held_out)
     assert found["real_per_class"][0] is not None
     assert found["real_per_class"][0] > 0.6
 

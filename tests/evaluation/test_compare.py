@@ -16,10 +16,11 @@ from spheregen.evaluation.compare import ComparedFigure, Comparison, compare
 from tests.evaluation.report.examples import example_result
 
 Change = Callable[[dict[str, Any]], None]
+Compare = Callable[..., Comparison]
 
 
 @pytest.fixture
-def compared(tmp_path: Path) -> Callable[..., Comparison]:
+def compared(tmp_path: Path) -> Compare:
     """Compare the example with changed copies of it, which are of other models."""
 
     def call(*changes: Change) -> Comparison:
@@ -36,21 +37,16 @@ def compared(tmp_path: Path) -> Callable[..., Comparison]:
     return call
 
 
-def put(value: Any, *path: str) -> Change:
-    """A change of one value in a result."""
+def put(values: dict[str, Any]) -> Change:
+    """A change of values of a result, by their paths with slashes."""
 
     def change(result: dict[str, Any]) -> None:
-        for key in path[:-1]:
-            result = result[key]
-        result[path[-1]] = value
-
-    return change
-
-
-def both(*changes: Change) -> Change:
-    def change(result: dict[str, Any]) -> None:
-        for one in changes:
-            one(result)
+        for path, value in values.items():
+            *way, last = path.split("/")
+            part = result
+            for key in way:
+                part = part[key]
+            part[last] = value
 
     return change
 
@@ -60,42 +56,33 @@ def figure_of(found: Comparison, key: str) -> ComparedFigure:
     return figure
 
 
-FIGURES = ("metrics", "own", "figures")
+FIGURES = "metrics/own/figures/"
+REFERENCE = "metrics/own/reference/"
 
 
 @pytest.mark.parametrize(
     ("path", "key", "value", "best"),
     [
-        ((*FIGURES, "frechet"), "own/frechet", 20.0, 1),
-        ((*FIGURES, "frechet"), "own/frechet", 30.0, 0),
-        ((*FIGURES, "frechet"), "own/frechet", 23.41, None),
-        ((*FIGURES, "frechet"), "own/frechet", None, None),
-        ((*FIGURES, "kid"), "own/kid", 0.5, 0),
-        ((*FIGURES, "inception_score"), "own/inception_score", 7.0, 1),
-        ((*FIGURES, "precision"), "own/precision", 0.5, 0),
-        ((*FIGURES, "recall"), "own/recall", 0.5, 1),
-        ((*FIGURES, "density"), "own/density", 0.6, 1),
-        ((*FIGURES, "coverage"), "own/coverage", 0.3, 0),
-        (("metrics", "inception", "figures", "cmmd"), "inception/cmmd", 0.5, None),
-        (("reconstruction", "psnr"), "reconstruction/psnr", 30.0, 1),
-        (("reconstruction", "ssim"), "reconstruction/ssim", 0.8, 0),
-        (("reconstruction", "frechet", "own"), "reconstruction/frechet/own", 2.0, 1),
+        (f"{FIGURES}frechet", "own/frechet", 20.0, 1),
+        (f"{FIGURES}frechet", "own/frechet", 30.0, 0),
+        (f"{FIGURES}frechet", "own/frechet", 23.41, None),
+        (f"{FIGURES}frechet", "own/frechet", None, None),
+        (f"{FIGURES}inception_score", "own/inception_score", 7.0, 1),
+        (f"{FIGURES}precision", "own/precision", 0.5, 0),
+        ("metrics/inception/figures/cmmd", "inception/cmmd", 0.5, None),
+        ("reconstruction/psnr", "reconstruction/psnr", 30.0, 1),
+        ("reconstruction/frechet/own", "reconstruction/frechet/own", 2.0, 1),
     ],
 )
-def test_the_better_one_is_known(
-    compared: Callable[..., Comparison], path: tuple[str, ...], key: str, value: float | None, best: int | None
-) -> None:
-    found = compared(put(value, *path))
+def test_the_better_one_is_known(compared: Compare, path: str, key: str, value: float | None, best: int | None) -> None:
+    found = compared(put({path: value}))
     figure = figure_of(found, key)
     assert figure.best == best and figure.comparable and figure.values[1] == value
     assert found.warnings == ()
 
 
-def test_differences_are_told_in_errors(compared: Callable[..., Comparison]) -> None:
-    def change(result: dict[str, Any]) -> None:
-        result["metrics"]["own"]["figures"].update(kid=0.0133, kid_error=0.00015, inception_score=5.8)
-
-    found = compared(change)
+def test_differences_are_told_in_errors(compared: Compare) -> None:
+    found = compared(put({f"{FIGURES}kid": 0.0133, f"{FIGURES}kid_error": 0.00015, f"{FIGURES}inception_score": 5.8}))
     kid, score, distance = (figure_of(found, f"own/{key}") for key in ("kid", "inception_score", "frechet"))
     assert kid.errors == (0.0002, 0.00015)
     assert kid.apart == (None, pytest.approx(0.001 / 0.00025))
@@ -103,18 +90,10 @@ def test_differences_are_told_in_errors(compared: Callable[..., Comparison]) -> 
     assert distance.apart == (None, None) and distance.errors == (None, None)
 
 
-def test_settings_of_the_model_are_no_obstacle(compared: Callable[..., Comparison]) -> None:
-    found = compared(
-        both(
-            put(2, "protocol", "steps"),
-            put([1.0, 0.5], "protocol", "schedule"),
-            put(7, "protocol", "seed"),
-            put("2.14", "protocol", "torch"),
-            put("cuda", "protocol", "device"),
-            put(False, "protocol", "share_noise"),
-            put(40000, "model", "training", "steps"),
-        )
-    )
+def test_settings_of_the_model_are_no_obstacle(compared: Compare) -> None:
+    protocol = {"steps": 2, "schedule": [1.0, 0.5], "seed": 7, "torch": "2.14", "share_noise": False}
+    values = {f"protocol/{key}": value for key, value in protocol.items()}
+    found = compared(put({**values, "model/training/steps": 40000}))
     assert found.warnings == ()
     assert found.settings == {
         "model.fingerprint": ("model0", "model1"),
@@ -123,7 +102,6 @@ def test_settings_of_the_model_are_no_obstacle(compared: Callable[..., Compariso
         "steps": ("4", "2"),
         "schedule": ("fixed", "1.0, 0.5"),
         "share_noise": ("yes", "no"),
-        "device": ("cpu", "cuda"),
         "torch": ("2.13.0", "2.14"),
     }
     assert figure_of(found, "own/frechet").comparable
@@ -132,30 +110,22 @@ def test_settings_of_the_model_are_no_obstacle(compared: Callable[..., Compariso
     assert figure_of(found, "cost/images_per_second").values == (80.0, 160.0)
 
 
-REFERENCE = ("metrics", "own", "reference")
-
-
 @pytest.mark.parametrize(
     ("path", "value", "words", "spoilt", "sound"),
     [
-        (("protocol", "count"), 50000, "different counts of samples: 10000", "own/frechet", "reconstruction/psnr"),
-        (("protocol", "labels"), "none", "balanced", "inception/kid", "reconstruction/psnr"),
-        (("protocol", "quantise"), "floor", "ways to 8 bits: round", "own/recall", "cost/gflops"),
-        (("model", "image_shape"), [3, 64, 64], "3, 64, 64", "own/frechet", "cost/gflops"),
-        (("metrics", "own", "features", "weights"), "ff", "own: different weights", "own/frechet", "inception/frechet"),
-        (("metrics", "own", "features", "preprocessing"), "no", "preprocessing", "own/kid", "inception/kid"),
-        ((*REFERENCE, "fingerprint"), "00", "own: different references", "own/frechet", "inception/frechet"),
-        ((*REFERENCE, "count"), 10000, "numbers of reference images", "own/frechet", "inception/frechet"),
-        ((*REFERENCE, "resize"), "nearest", "filters that resized", "own/precision", "inception/frechet"),
-        ((*REFERENCE, "fit"), "pad", "crops", "own/precision", "inception/frechet"),
-        ((*REFERENCE, "kept"), 500, "one by one: 10000", "own/recall", "own/frechet"),
-        (("reconstruction", "count"), 100, "counts of reconstructed", "reconstruction/psnr", "own/frechet"),
-        (("cost", "device"), "another", "different devices", "cost/images_per_second", "cost/gflops"),
-        (("cost", "threads"), 8, "different numbers of threads: 2", "cost/latency_p50", "own/frechet"),
+        ("protocol/count", 50000, "different count of the samples: 10000", "own/frechet", "reconstruction/psnr"),
+        ("protocol/quantise", "floor", "quantise of the samples: round", "own/recall", "cost/gflops"),
+        ("model/image_shape", [3, 64, 64], "3, 64, 64", "own/frechet", "cost/gflops"),
+        ("metrics/own/features/weights", "ff", "own: different weights", "own/frechet", "inception/frechet"),
+        (f"{REFERENCE}fingerprint", "00", "own: different images of the reference", "own/kid", "inception/frechet"),
+        (f"{REFERENCE}resize", "nearest", "resize of the reference", "own/precision", "inception/frechet"),
+        (f"{REFERENCE}kept", 500, "kept of the reference: 10000", "own/recall", "own/frechet"),
+        ("reconstruction/count", 100, "count of the reconstructions", "reconstruction/psnr", "own/frechet"),
+        ("cost/threads", 8, "different threads of the timing: 2", "cost/latency_p50", "own/frechet"),
     ],
 )
 def test_what_makes_figures_incomparable_is_told_once(
-    compared: Callable[..., Comparison], path: tuple[str, ...], value: Any, words: str, spoilt: str, sound: str
+    compared: Compare, path: str, value: Any, words: str, spoilt: str, sound: str
 ) -> None:
     def change(result: dict[str, Any]) -> None:
         for entry in result["metrics"].values():  # better in everything, so that only comparability can prevent a mark
@@ -163,9 +133,8 @@ def test_what_makes_figures_incomparable_is_told_once(
         for key in ("psnr", "ssim"):
             result["reconstruction"][key] *= 2
         for row in result["cost"]["by_steps"]:
-            row.update(gflops=row["gflops"] / 2, images_per_second=1.0)
-            row["latency_ms"] = {"p50": 1.0}
-        put(value, *path)(result)
+            row.update(gflops=row["gflops"] / 2, images_per_second=1.0, latency_ms={"p50": 1.0})
+        put({path: value})(result)
 
     found = compared(change)
     (warning,) = found.warnings
@@ -175,37 +144,35 @@ def test_what_makes_figures_incomparable_is_told_once(
     assert figure_of(found, sound).comparable and figure_of(found, sound).best is not None
 
 
-def test_a_reference_may_go_by_another_name(compared: Callable[..., Comparison]) -> None:
-    assert compared(put("elsewhere/cifar10", *REFERENCE, "source")).warnings == ()
-    published = put({"file": "one.npz", "kept": 10000, "count": 50000}, *REFERENCE)
-    assert any("one.npz" in warning for warning in compared(published).warnings)
+def test_a_reference_may_go_by_another_name(compared: Compare) -> None:
+    assert compared(put({f"{REFERENCE}source": "elsewhere/cifar10"})).warnings == ()
+    published = {"file": "one.npz", "kept": 10000, "count": 50000}
+    assert any("one.npz" in warning for warning in compared(put({"metrics/own/reference": published})).warnings)
 
 
-def test_folders_stand_for_their_files(compared: Callable[..., Comparison], tmp_path: Path) -> None:
-    compared(put(20.0, *FIGURES, "frechet"))
+def test_folders_stand_for_their_files(compared: Compare, tmp_path: Path) -> None:
+    compared(put({f"{FIGURES}frechet": 20.0}))
     found = compare([tmp_path / "a", tmp_path / "b" / "evaluation.json"])
     assert found.names == (str(tmp_path / "a"), str(tmp_path / "b"))
     answer = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert answer["figures"][0]["title"] == "FD-own" and answer["figures"][0]["values"] == [23.41, 20.0]
-    assert answer["settings"]["model.fingerprint"] == ["model0", "model1"] and answer["warnings"] == []
 
 
-def test_strange_values_are_not_figures(compared: Callable[..., Comparison]) -> None:
-    strange = both(
-        put({"psnr": "high", "ssim": True}, "reconstruction"),
-        put({"by_steps": [{"steps": 4, "gflops": None, "latency_ms": 7}]}, "cost"),
-        put(math.inf, *FIGURES, "frechet"),
-    )
-    found = compared(both(put("bfloat16", "protocol", "dtype"), put(20.0, *FIGURES, "frechet")))
+def test_strange_values_are_not_figures(compared: Compare) -> None:
+    found = compared(put({"protocol/dtype": "bfloat16", f"{FIGURES}frechet": 20.0}))
     assert len(found.warnings) == 1 and figure_of(found, "own/frechet").best == 1  # a warning alone
-    found = compared(put({"images": "folder", "count": 10000}, "protocol"), lambda result: result["metrics"].pop("own"))
+    found = compared(
+        put({"protocol": {"images": "folder", "count": 10000}}), lambda result: result["metrics"].pop("own")
+    )
     assert any("balanced" in warning and "not said" in warning for warning in found.warnings)
     assert not figure_of(found, "own/frechet").comparable and figure_of(found, "own/frechet").values[2] is None
-    found = compared(strange)
+    cost = {"by_steps": [{"steps": 4, "gflops": None, "latency_ms": 7}]}
+    rebuilt = {"psnr": "high", "ssim": True}
+    found = compared(put({"reconstruction": rebuilt, "cost": cost, f"{FIGURES}frechet": math.inf}))
     assert figure_of(found, "reconstruction/psnr").values == (28.3, None)
     assert figure_of(found, "own/frechet").values == (23.41, None)
     with pytest.raises(DataError, match="data"):
-        compared(put("cheap", "data"))
+        compared(put({"data": "cheap"}))
 
 
 OF_OWN = '{"format": 1, "model": {}, "protocol": {}, "metrics": {"own": {"features": {}, "figures": %s}}}'
@@ -214,14 +181,12 @@ OF_OWN = '{"format": 1, "model": {}, "protocol": {}, "metrics": {"own": {"featur
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ("9" * 10_000, "no JSON"),
         ("\ud800", "no JSON"),
-        ("[]", "no result"),
+        ("[]", "no object"),
         ('{"format": "' + "x" * 9999 + '"}', "format 'xxx"),
         ('{"format": 1}', "model"),
-        ('{"format": 1, "model": {}, "protocol": {}, "metrics": []}', "metrics"),
         (OF_OWN % '{"kid": true}', "metrics.own.figures.kid"),
     ],
     ids=lambda text: text[:25],
@@ -238,12 +203,10 @@ def test_files_that_are_no_results(tmp_path: Path, text: str, words: str) -> Non
 def test_missing_large_and_repeated_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "evaluation.json"
     file.write_text(json.dumps(example_result()))
-    for paths in ([file], [file, tmp_path / "x" / ".." / "evaluation.json"]):
-        with pytest.raises(ConfigError):
-            compare(paths)
-    for path in (tmp_path / "none", tmp_path.parent):
-        with pytest.raises(DataError, match="there is no"):
-            compare([file, path])
+    with pytest.raises(ConfigError):
+        compare([file, tmp_path / "x" / ".." / "evaluation.json"])
+    with pytest.raises(DataError, match="there is no"):
+        compare([file, tmp_path.parent])
     monkeypatch.setattr(module, "MOST_BYTES", 100)
     with pytest.raises(DataError, match="larger"):
         compare([file, tmp_path / "none"])

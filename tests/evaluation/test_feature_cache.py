@@ -22,7 +22,7 @@ def test_features_are_those_of_the_network_in_the_order_of_the_images(tmp_path: 
     expected = images.images.flatten(1).float() / 255 @ tiny.matrix
     assert torch.allclose(found.features["tiny"], expected, atol=1e-5)
     assert torch.equal(found.logits["tiny"], found.features["tiny"][:, :3])
-    assert torch.equal(found.thumbnails(), images.images[:300])
+    assert torch.equal(found.thumbnails, images.images[:300])
     assert found.labels is not None and len(found.labels) == COUNT
     found.features["tiny"].zero_()  # which does not reach the file
     again = extract_features(images, {"tiny": tiny}, tmp_path, thumbnails=300)

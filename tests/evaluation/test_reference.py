@@ -57,27 +57,19 @@ def test_moments_are_of_all_images_and_features_of_some(
     assert torch.equal(reference.labels, digits.labels[chosen])
 
 
-def test_published_files_are_read(tmp_path: Path) -> None:
-    mean, covariance = np.arange(4.0), np.eye(4)
-    np.savez(tmp_path / "adm.npz", mu=mean, sigma=covariance, mu_s=mean, sigma_s=covariance)
-    read = load_reference(tmp_path / "adm.npz")
-    assert read.gaussian.mean.tolist() == mean.tolist()
-    assert read.gaussian.count is None and read.features is None and read.info is None
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"weights": "ffff"}, "weights"),
         ({"preprocessing": "something else"}, "preprocessing"),
         ({"name": "other"}, "name"),
-        ({"dim": 7}, "6 numbers"),
+        ({"dim": 7}, "numbers 6"),
     ],
 )
 def test_another_network_is_refused(
     reference: Reference, tiny: TinyFeatures, digits: RealImages, change: dict[str, object], said: str
 ) -> None:
-    tiny._info = dataclasses.replace(tiny.info, **change)  # type: ignore[arg-type]
+    tiny.info = dataclasses.replace(tiny.info, **change)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=said):
         check_reference(reference, tiny, digits)
 
@@ -120,7 +112,8 @@ def test_references_are_told_apart_by_network(reference: Reference, tmp_path: Pa
     save_reference(ours, reference)
     np.savez(published, mu=np.zeros(4), sigma=np.eye(4))
     assert set(load_references([str(ours), str(published)], ["tiny", "inception"])) == {"tiny", "inception"}
-    assert set(load_references([f"clip={published}"], ["clip"])) == {"clip"}
+    clip = load_references([f"clip={published}"], ["clip"])["clip"]
+    assert clip.gaussian.count is None and clip.features is None and clip.info is None
     with pytest.raises(ConfigError, match="inception, which is not used"):
         load_references([str(published)], ["own"])
     with pytest.raises(ConfigError, match="two references of the network tiny"):

@@ -14,6 +14,7 @@ from spheregen.evaluation import studies as module
 from spheregen.evaluation.curves import parse_curve
 from spheregen.evaluation.evaluator import EvaluationOptions
 from spheregen.evaluation.request import Request, run
+from spheregen.evaluation.sphere import study as sphere
 from spheregen.evaluation.studies import choose_studies
 
 STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere")
@@ -33,6 +34,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     options = EvaluationOptions(count=40, curve_count=4, curves=(parse_curve("steps=1,2"),), metrics=("frechet",))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SPHERE_IMAGES", 40)
+        for name in ("TURNED", "LOOPED", "RANDOM", "UNRELATED"):
+            patch.setattr(sphere, name, 16)
         data = str(folder / "data")
         result = run(Request(model="digits", data=data, report=folder, options=options, studies=STUDIES, device="cpu"))
     assert result is not None

@@ -1,12 +1,14 @@
-"""A member of the family is a record and a recipe: nothing else in the library has to know of it."""
+"""A member of the family is a record and a recipe: nothing else in the library has to know of it; this one is another
+network for the loss of the Sphere Encoder."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
@@ -22,20 +24,16 @@ from spheregen.evaluation.evaluator import Evaluator, evaluate, make_references
 from spheregen.evaluation.images import RealImages
 from spheregen.evaluation.protocol import EvaluationOptions
 from spheregen.family import registry
-from spheregen.family.member import Member
-from spheregen.family.objective import Objective
-from spheregen.family.recipe import Recipe
-from spheregen.family.terms import LossTerms, weighted_total
-from spheregen.measure.cost import Cost, part_cost
+from spheregen.family.sphere_encoder.member import ImageAutoencoderRecipe, autoencoder_member
+from spheregen.family.sphere_encoder.network import ImageAutoencoder
 from spheregen.nn.linear import tag_layer
-from spheregen.noise import BatchNoise
-from spheregen.protocol import SphereGenerator
+from spheregen.prior import PriorName
 from spheregen.training.bench import bench
 from spheregen.training.estimate import estimate_memory
 from spheregen.training.recipe import load_recipe
 from spheregen.training.trainer import train
 from tests.evaluation.stubs import TinyFeatures
-from tests.training.test_trainer import StopAt, assert_same_run, log
+from tests.training.runs import StopAt, assert_same_run, log
 
 CPU = torch.device("cpu")
 
@@ -47,72 +45,36 @@ class ToyConfig:
     num_classes: int = 0
     tokens: int = 4
     channels: int = 8
+    max_angle: float = 60.0
+    prior: PriorName = "sphere"
 
 
-class Toy(SphereGenerator):
-    def __init__(self, config: ToyConfig) -> None:
+class Part(nn.Module):
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
         super().__init__()
-        self.config = config
-        self.image_shape = (config.image_channels, config.image_size, config.image_size)
-        self.latent_shape = (config.tokens, config.channels)
-        pixels, numbers = config.image_channels * config.image_size**2, config.tokens * config.channels
-        self.encoder, self.decoder = nn.Linear(pixels, numbers), nn.Linear(numbers, pixels)
-        tag_layer(self.encoder)
-        tag_layer(self.decoder)
+        self.layer, self.shape = nn.Linear(math.prod(inputs), math.prod(outputs)), outputs
+        tag_layer(self.layer)
 
-    def predict(self, latents: Tensor, labels: Any = None, angle: Any = 0.0) -> Tensor:
-        return self.decoder(latents.to(self.dtype).flatten(1)).float().tanh().unflatten(1, self.image_shape)
+    def embed_labels(self, labels: object) -> None:
+        return None
 
-    def to_latent(self, prediction: Tensor, labels: Any = None) -> Tensor:
-        return self.encoder(prediction.to(self.dtype).flatten(1)).float().unflatten(1, self.latent_shape)
+    def forward(self, x: Tensor, labels: object = None) -> Tensor:
+        return self.layer(x.flatten(1)).unflatten(1, self.shape)  # type: ignore[no-any-return]
 
 
-class ToyRecipe(Recipe):
+class Toy(ImageAutoencoder):
+    def __init__(self, config: ToyConfig) -> None:
+        image, latent = (config.image_channels, config.image_size, config.image_size), (config.tokens, config.channels)
+        super().__init__(config, Part(image, latent), Part(latent, image))
+
+
+class ToyRecipe(ImageAutoencoderRecipe):
     kind: Literal["toy"] = "toy"
     model: ToyConfig = ToyConfig()
-    loss: float = 1.0
+    perceptual: Literal["none"] = "none"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToyNoise(BatchNoise):
-    noise: Tensor
-
-
-class ToyObjective(Objective):
-    def __init__(self, recipe: ToyRecipe, frozen: Any) -> None:
-        torch.manual_seed(recipe.train.seed)
-        self.model: Toy = Toy(recipe.model)
-        self.facts: dict[str, Any] = {}
-
-    def draw(
-        self, batch: int, generator: torch.Generator, rows: slice | None = None, *, progress: float = 0.0
-    ) -> ToyNoise:
-        return ToyNoise(noise=torch.randn(batch, *self.model.latent_shape, generator=generator)[rows or slice(None)])
-
-    def loss(self, inputs: Tensor, labels: Tensor | None, noise: ToyNoise) -> LossTerms:
-        made = self.model.decode(self.model.prior.perturb(self.model.encode(inputs), noise.noise, 0.5))
-        return weighted_total({"pixels": (made - inputs).square().mean()}, {"pixels": 1.0})
-
-
-def toy_cost(model: Toy, cost_of: Any) -> Cost:
-    device = model.encoder.weight.device
-    parts = {
-        name: part_cost(layer, torch.zeros(1, layer.in_features, device=device))
-        for name, layer in (("encoder", model.encoder), ("decoder", model.decoder))
-    }
-    return Cost(parts, lambda steps, guided, place: {"encoder": steps - 1, "decoder": steps})
-
-
-TOY = Member(
-    kind="toy",
-    title="A toy",
-    config=ToyConfig,
-    network=Toy,
-    build=Toy,
-    recipe=ToyRecipe,
-    objective=ToyObjective,
-    cost=toy_cost,
-)
+TOY = autoencoder_member(Toy, kind="toy", title="A toy", config=ToyConfig, recipe=ToyRecipe)
 
 
 @pytest.fixture(autouse=True, scope="module")

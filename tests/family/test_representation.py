@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
-from spheregen.family.representation.codec import Projection, TokenCodec, fold, unfold
 from spheregen.family.representation.network import (
+    Projection,
     RepresentationAutoencoder,
     RepresentationConfig,
+    TokenCodec,
     with_architecture,
 )
 from spheregen.folders.model_folder import ModelInfo, load_model, save_model
 from spheregen.folders.tokenizers import open_tokenizer, save_tokenizer
 from spheregen.networks.encoders import EncoderConfig, build_encoder
-from spheregen.networks.normaliser import Normaliser, measure
+from spheregen.networks.normaliser import measure
 from spheregen.nn.block import BlockOptions
 from spheregen.nn.sizes import TransformerSize
 from spheregen.protocol import Tokenizer
@@ -80,21 +80,6 @@ def test_every_variant_is_a_tokenizer(values: dict[str, Any], shape: tuple[int, 
         codec.decode(latents[:, :1, :1])
 
 
-def test_fold_puts_neighbours_together_and_unfold_undoes_it() -> None:
-    grid, factor, channels = 6, 3, 2
-    places = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij"), dim=-1)
-    tokens = places.reshape(1, grid**2, channels).float().expand(2, -1, -1)
-    folded = fold(tokens, grid, factor)
-    assert folded.shape == (2, 4, 18)
-    # the second square of the first row of squares holds rows 0 to 2 and columns 3 to 5, the column fastest
-    expected = [[row, column] for row in range(3) for column in range(3, 6)]
-    assert folded[0, 1].view(9, 2).tolist() == expected
-    assert torch.equal(unfold(folded, 2, factor), tokens)
-    assert fold(tokens, grid, 1) is tokens and unfold(tokens, grid, 1) is tokens
-    stepped = tokens.transpose(1, 2).contiguous().transpose(1, 2)  # as convolutions give them
-    assert torch.equal(fold(stepped, grid, 2), fold(tokens, grid, 2))
-
-
 def test_a_latent_token_decodes_where_its_image_was() -> None:
     """Without attention, changing a latent token changes the pixels of its own square only."""
     for values in ({"pack": 2}, {"pack": 2, "patch_size": 1}, {"pack": 2, "patch_size": 4}):
@@ -125,20 +110,6 @@ def correlated(count: int = 64) -> tuple[Tensor, Tensor]:
     return rows.float().view_as(x), (rows.T @ rows / len(rows)).float()
 
 
-def test_a_projection_has_variance_one_whatever_its_weights() -> None:
-    tokens, correlation = correlated()
-    projection = Projection(6, 4)
-    projection.correlation.copy_(correlation)
-    for scale in (1.0, 1e3):
-        with torch.no_grad():
-            projection.weight.mul_(scale)
-        rows = rows_of(projection, tokens).detach()
-        torch.testing.assert_close(rows.mean(0), torch.zeros(4), rtol=0, atol=1e-5)
-        torch.testing.assert_close(rows.var(0, correction=0), torch.ones(4), rtol=1e-3, atol=0)
-    part = projection(tokens[:2])
-    assert torch.equal(part, projection(tokens)[:2])  # nothing is of the batch
-
-
 def test_a_projection_learns_as_a_batch_norm_over_all_the_data_would() -> None:
     tokens, correlation = correlated()
     projection = Projection(6, 4)
@@ -164,17 +135,6 @@ def test_a_projection_starts_at_the_principal_components() -> None:
     left = tokens.flatten(0, 1).double() - rows @ torch.linalg.lstsq(rows, tokens.flatten(0, 1).double()).solution
     values = torch.linalg.eigvalsh(correlation.double())
     assert float(left.square().sum(1).mean()) == pytest.approx(float(values[:3].sum()), rel=1e-3)
-
-
-def test_statistics_make_the_tokens_of_the_data_standard() -> None:
-    codec = tokenizer(pack=2)
-    images = random_images(8, 16)
-    tokens = codec.encoder(images)
-    codec.codec.set_statistics(measure([tokens]))
-    z = codec.encode(images)
-    rows = unfold(z, 4, 2).flatten(0, 1)
-    torch.testing.assert_close(rows.mean(0), torch.zeros(48), rtol=0, atol=1e-4)
-    torch.testing.assert_close(rows.var(0, correction=0), torch.ones(48), rtol=2e-2, atol=0)  # EPS in faint channels
 
 
 @pytest.mark.parametrize(
@@ -289,16 +249,3 @@ def test_an_encoder_that_is_nowhere(tmp_path: Path) -> None:
     with pytest.raises(SphereGenError, match="there is no folder") as caught:
         TokenCodec(missing)
     assert "\n" not in str(caught.value)
-
-
-def test_a_configuration_survives_json() -> None:
-    chosen = config(latent_channels=5, blocks=BlockOptions(qk_norm=True))
-    plain = json.loads(json.dumps(dataclasses.asdict(chosen)))
-    assert TypeAdapter(RepresentationConfig).validate_python(plain) == chosen
-
-
-def test_fresh_statistics_change_nothing() -> None:
-    codec = TokenCodec(config())
-    tokens = torch.randn(2, 64, 48)
-    assert torch.equal(codec.encode(tokens), tokens)
-    assert isinstance(codec.normaliser, Normaliser)

@@ -59,7 +59,7 @@ class Setup:
         torch.manual_seed(0)
         self.codec: Any = ToyCodec()
         perceptual = random_perceptual("builtin") if self.loss.needs_perceptual else None
-        self.critic = self.loss.new_critic(3, SIZE, perceptual.widths if perceptual is not None else ())
+        self.critic = self.loss.new_critic(3, SIZE, perceptual)
         self.objective = RepresentationObjective(encoder, Learned(self.codec, self.critic), self.loss, perceptual)
 
     def draw(self, batch: int = 6, *, seed: int = 0, progress: float = 1.0, **more: Any) -> RepresentationNoise:
@@ -129,8 +129,7 @@ def test_rows_and_slices_are_those_of_the_global_batch() -> None:
     assert torch.equal(doubled.noise, 2 * whole.noise) and torch.equal(doubled.level, 2 * whole.level)
 
 
-@pytest.mark.parametrize("features", [False, True])
-@pytest.mark.parametrize("progress", [0.0, 0.45, 0.9])
+@pytest.mark.parametrize(("progress", "features"), [(0.0, True), (0.45, False), (0.9, True)])
 def test_micro_batches_add_up(progress: float, features: bool) -> None:
     setup = Setup(adversarial=0.3, perceptual=1.0, critic_features=features)
     x, draws = images(), setup.draw(progress=progress)
@@ -191,12 +190,7 @@ def test_the_adversarial_terms_begin_one_after_the_other() -> None:
     }
 
 
-def test_hinge() -> None:
-    assert float(hinge([torch.tensor([1.0, 3.0])], [torch.tensor([-1.0, -2.0])])) == 0
-    assert float(hinge([torch.tensor([0.0, 2.0])], [torch.tensor([0.5, -5.0])])) == 0.5 + 0.75
-
-
-@pytest.mark.parametrize("size", [8, 12, 32])
+@pytest.mark.parametrize("size", [8, 32])
 def test_a_critic_judges_each_feature_map(size: int) -> None:
     perceptual = random_perceptual("builtin")
     critic = PatchCritic(3, size, width=2, features=perceptual.widths)
@@ -230,10 +224,10 @@ def test_impossible_losses_are_one_line(values: dict[str, float], message: str) 
 
 def test_perception_alone_needs_a_network() -> None:
     loss = RepresentationLossConfig(l1=0)
-    with pytest.raises(ConfigError, match="l1 term alone"):
+    with pytest.raises(ConfigError, match="l1 alone"):
         RepresentationObjective(encoder, Learned(toy), loss)
     assert dataclasses.replace(loss, l1=1.0).weights()["critic"] == 1.0
     judged = RepresentationLossConfig(l1=1, adversarial=0.3, critic_features=True)
     with pytest.raises(ConfigError, match="critic_features needs a perceptual network"):
-        RepresentationObjective(encoder, Learned(toy), judged)
+        judged.new_critic(3, SIZE)
     assert not dataclasses.replace(judged, adversarial=0.0, perceptual=0.0).needs_perceptual

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 from spheregen.errors import ConfigError
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
@@ -193,9 +191,3 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_impossible_configurations(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(CONFIG, **changes)  # type: ignore[arg-type]
-
-
-def test_a_configuration_survives_json() -> None:
-    config = refined().config
-    text = json.dumps(dataclasses.asdict(config))
-    assert TypeAdapter(FlowRefinerConfig).validate_python(json.loads(text)) == config

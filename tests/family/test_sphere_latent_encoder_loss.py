@@ -74,7 +74,7 @@ def test_a_step_evaluates_the_denoiser_no_more_than_it_must(weights: dict[str, f
     model = Counting(config())
     made = LatentDenoiserObjective(model, loss, NOISE)
     terms = made.loss(points(8), LABELS, made.draw(8, seeded()))
-    assert model.samples == 8 * evaluations == 8 * loss.evaluations
+    assert model.samples == 8 * evaluations
     assert set(terms.terms) == {name for name, weight in loss.weights().items() if weight}
 
 
@@ -86,25 +86,12 @@ def test_parts_of_a_batch_average_to_the_whole() -> None:
     torch.testing.assert_close(sum(halves) / 2, whole)
 
 
-def test_rows_of_a_process_are_rows_of_the_whole() -> None:
-    made = objective()
-    whole, part = made.draw(8, seeded(3)), made.draw(8, seeded(3), slice(4, 8))
-    for name in ("strong", "weak", "noise", "dropped"):
-        assert torch.equal(getattr(whole, name)[4:], getattr(part, name))
-
-
 def test_dropped_labels_are_the_null_class() -> None:
     made = objective(LatentDenoiserLossConfig(label_dropout=1.0))
     draws = made.draw(8, seeded())
     torch.testing.assert_close(
         made.loss(points(8), LABELS, draws).total, made.loss(points(8), torch.full_like(LABELS, 5), draws).total
     )
-
-
-def test_an_unconditional_model_ignores_labels() -> None:
-    made = objective(num_classes=0)
-    draws = made.draw(8, seeded())
-    assert torch.equal(made.loss(points(8), LABELS, draws).total, made.loss(points(8), None, draws).total)
 
 
 def test_the_latent_consistency_looks_at_predictions_put_back_on_the_sphere() -> None:
@@ -121,17 +108,6 @@ def test_the_latent_consistency_looks_at_predictions_put_back_on_the_sphere() ->
         atol=1e-4,
         rtol=1e-4,
     )
-
-
-def test_without_noise_and_sphere_it_is_plain_regression() -> None:
-    made = objective(
-        LatentDenoiserLossConfig(consistency=0, consistency_cosine=0, reconstruction_cosine=0), prior="gaussian"
-    )
-    draws = made.draw(8, seeded())
-    nothing = {"weak": torch.zeros(8), "strong": torch.zeros(8), "dropped": torch.zeros_like(draws.dropped)}
-    still = dataclasses.replace(draws, **nothing)
-    expected = 50 * (made.model(points(8), LABELS) - points(8)).abs().mean()
-    torch.testing.assert_close(made.loss(points(8), LABELS, still).total, expected)
 
 
 @pytest.mark.parametrize(

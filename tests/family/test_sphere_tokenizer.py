@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from spheregen.errors import ConfigError
-from spheregen.family.sphere_encoder.network import SphereAutoencoder
-from spheregen.family.sphere_encoder.tokenizer import SphereTokenizer
+from spheregen.family.sphere_encoder.network import SphereAutoencoder, SphereTokenizer
 from spheregen.protocol import Tokenizer
 from tests.factories import tiny_autoencoder
 from tests.random_networks import random_images

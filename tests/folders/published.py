@@ -21,44 +21,23 @@ from tests.factories import tiny_autoencoder
 
 SIZE = TransformerSize(width=16, depth=2, heads=2, in_context_start=1)
 OTHER = TransformerSize(width=24, depth=3, heads=3, in_context_start=2)
-INSIDE_BLOCKS = {
-    "attention_norm": "norm1",
-    "mlp_norm": "norm2",
-    "attention.qkv": "attn.qkv",
-    "attention.out": "attn.proj",
-    "mlp.gate_value": "mlp.w12",
-    "mlp.out": "mlp.w3",
-    "modulation.linear": "adaLN_modulation.1",
-}
-INSIDE_MIXERS = {
-    "token_norm": "norm1",
-    "channel_norm": "norm2",
-    "token_mlp": "tok_mixer.mix",
-    "channel_mlp": "chn_mixer.mix",
-    "token_gain": "alpha1",
-    "channel_gain": "alpha2",
-    "norm": "norm",
-}
+INSIDE = {  # our names -> the published ones, in blocks and in mixers
+    "attention_norm": "norm1", "mlp_norm": "norm2", "attention.qkv": "attn.qkv", "attention.out": "attn.proj",
+    "mlp.gate_value": "mlp.w12", "mlp.out": "mlp.w3", "modulation.linear": "adaLN_modulation.1",
+    "token_norm": "norm1", "channel_norm": "norm2", "token_mlp": "tok_mixer.mix", "channel_mlp": "chn_mixer.mix",
+    "token_gain": "alpha1", "channel_gain": "alpha2", "norm": "norm",
+}  # fmt: skip
 PARTS = {
-    "encoder.patches.patches": "encoder.x_embedder.0",
-    "encoder.patches.mix": "encoder.x_embedder.1",
-    "encoder.project": "encoder.ffn.linear",
-    "decoder.head.linear": "decoder.ffn.linear",
-    "decoder.head.smooth": "decoder.out.2",
-    "decoder.head.up": "decoder.out.4",
-    **{
-        f"{part}.{ours}": f"{part}.{theirs}"
-        for part in ("encoder", "decoder")
-        for ours, theirs in (
-            ("trunk.labels.table", "y_embedder.embedding_table"),
-            ("trunk.positions", "pos_embed"),
-            ("trunk.context", "inctx_embed"),
-            ("trunk.context_positions", "inctx_pos_embed"),
-            ("output.norm", "ffn.norm"),
-            ("output.modulation.linear", "ffn.adaLN_modulation.1"),
-        )
-    },
-}
+    "encoder.patches.patches": "encoder.x_embedder.0", "encoder.patches.mix": "encoder.x_embedder.1",
+    "encoder.project": "encoder.ffn.linear", "decoder.head.linear": "decoder.ffn.linear",
+    "decoder.head.smooth": "decoder.out.2", "decoder.head.up": "decoder.out.4",
+}  # fmt: skip
+ENDS = {
+    "trunk.labels.table": "y_embedder.embedding_table", "trunk.positions": "pos_embed", "trunk.context": "inctx_embed",
+    "trunk.context_positions": "inctx_pos_embed", "output.norm": "ffn.norm",
+    "output.modulation.linear": "ffn.adaLN_modulation.1",
+}  # fmt: skip
+PARTS |= {f"{part}.{ours}": f"{part}.{theirs}" for part in ("encoder", "decoder") for ours, theirs in ENDS.items()}
 
 
 def model_of(**options: Any) -> SphereAutoencoder:
@@ -69,12 +48,11 @@ def published_name(name: str, config: AutoencoderConfig) -> str:
     module, _, leaf = name.rpartition(".")
     pieces = name.split(".")
     if pieces[1:3] == ["trunk", "blocks"]:
-        inside = ".".join(pieces[4:-1])
-        return f"{pieces[0]}.blocks.{pieces[3]}.{INSIDE_BLOCKS[inside]}.{leaf}"
+        return f"{pieces[0]}.blocks.{pieces[3]}.{INSIDE['.'.join(pieces[4:-1])]}.{leaf}"
     if pieces[1] == "mixer":
         start = "encoder.out" if pieces[0] == "encoder" else "decoder.x_embedder.1"
         index = 4 if pieces[2] == "blocks" else 2
-        path = [*pieces[2:index], INSIDE_MIXERS[pieces[index]], *pieces[index + 1 :]]
+        path = [*pieces[2:index], INSIDE[pieces[index]], *pieces[index + 1 :]]
         return ".".join([start, *path])
     if module == "decoder.embed":
         return f"decoder.x_embedder.{'0.' if config.decoder_mixer_depth else ''}{leaf}"
@@ -109,12 +87,8 @@ def published_config(model: SphereAutoencoder) -> dict[str, Any]:
 
 
 def size_entry(size: TransformerSize) -> dict[str, int]:
-    return {
-        "width": size.width,
-        "layers": size.depth,
-        "heads": size.heads,
-        "in_context_start": size.in_context_start,
-    }
+    entry = {"width": size.width, "layers": size.depth, "heads": size.heads}
+    return entry | {"in_context_start": size.in_context_start}
 
 
 def untold(model: SphereAutoencoder) -> dict[str, Any]:

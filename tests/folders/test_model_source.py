@@ -99,10 +99,10 @@ def test_what_is_bundled_loads_and_names_its_licence(name: str, monkeypatch: pyt
 
 def test_digits_are_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    output = sg.Pipeline.from_pretrained("digits", device="cpu", quiet=True).generate(300, steps=4)
-    score = DigitScorer().score(output.tensor, torch.tensor(output.labels))
-    assert score.accuracy > 0.95  # 0.987 of 1000; the classifier is right on 0.965 of real ones
-    assert 0.7 < score.deviation_ratio < 1.1 and 0.8 < score.distance_ratio < 1.3
+    output = sg.Pipeline.from_pretrained("digits", device="cpu", quiet=True).generate(200, steps=4)
+    score = DigitScorer().figures(output.tensor, torch.tensor(output.labels))
+    assert score["accuracy"] > 0.94  # 0.987 of 1000; the classifier is right on 0.965 of real ones
+    assert 0.7 < score["deviation_ratio"] < 1.1 and 0.8 < score["distance_ratio"] < 1.3
 
 
 def test_a_folder_then_a_bundled_name(bundled: Path, here: Path, model: Path) -> None:
@@ -150,7 +150,7 @@ def test_revisions(hub: FakeHub) -> None:
     find_model("hf://me/good", revision="refs/pr/1")
     find_model("me/good@main", revision="main")
     assert hub.revisions == ["v1.0", "refs/pr/1", "main"]
-    refused("give one of them", name="me/good@a", revision="b")
+    refused("is no revision", name="me/good@a", revision="b")
     for bad in ("../../x", "/etc/passwd", "a//b", " ", ""):
         refused("is no", name=f"hf://me/good@{bad}")
         refused("is no revision", name="me/good", revision=bad)
@@ -190,35 +190,27 @@ def test_an_incomplete_snapshot_of_version_2_serves_if_it_has_the_model(
         raise IncompleteSnapshotError
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", incomplete)
-    assert find_model("me/good") == Path(IncompleteSnapshotError.snapshot_path)
+    found = find_model("me/good")
+    assert found == Path(IncompleteSnapshotError.snapshot_path)
+    (found / "config.json").unlink()
+    refused("no SphereGen model", "config.json", name="me/good")
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_another_kind_of_repository_is_no_model(hub: FakeHub, missing: str) -> None:
-    (hub.repositories["me/good"] / missing).unlink()
-    refused("no SphereGen model", missing, name="me/good")
-
-
-@pytest.mark.parametrize(
-    ("error", "word"),
-    [
+def test_the_errors_of_the_hub(hub: FakeHub, model: Path) -> None:
+    errors: list[tuple[Callable[[], Exception], str]] = [
         (hub_error("RepositoryNotFoundError", 401), "no such model"),
         (hub_error("RevisionNotFoundError", 404), "no such model"),
-        (hub_error("GatedRepoError", 403), "access must be asked for"),
-        (hub_error("HfHubHTTPError", 401), "log in with"),
-        (hub_error("HfHubHTTPError", 403), "the Hub denies"),
-        (hub_error("HfHubHTTPError", 400), "the Hub refuses"),
-        (hub_error("HfHubHTTPError", 429), "wait a few minutes"),
-        (hub_error("HfHubHTTPError", 500), "cannot be reached"),
+        (hub_error("GatedRepoError", 403), "access must"), (hub_error("HfHubHTTPError", 401), "log in with"),
+        (hub_error("HfHubHTTPError", 403), "the Hub denies"), (hub_error("HfHubHTTPError", 400), "the Hub refuses"),
+        (hub_error("HfHubHTTPError", 429), "few minutes"), (hub_error("HfHubHTTPError", 500), "cannot be reached"),
         (lambda: TimeoutError("two\nlines"), "cannot be reached"),
-    ],
-)
-def test_the_errors_of_the_hub(hub: FakeHub, model: Path, error: Callable[[], Exception], word: str) -> None:
-    hub.error = error
-    refused(word, "no folder me/good here (a typo?)", name="me/good")
-    for action in (lambda: push_model(model, "me/new"), lambda: list_hub_models("me")):
+    ]  # fmt: skip
+    for hub.error, word in errors:
+        refused(word, "no folder me/good here (a typo?)", name="me/good")
         with pytest.raises(ModelFileError, match=word):
-            action()
+            push_model(model, "me/new")
+        with pytest.raises(ModelFileError, match=word):
+            list_hub_models("me")
 
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, model: Path, bundled: Path) -> None:
@@ -248,16 +240,12 @@ def test_a_pushed_model_comes_back_with_the_models_in_it(hub: FakeHub, tmp_path:
     assert model_fingerprint(found) == model_fingerprint(folder)
     parameters = sum(tensor.numel() for tensor in load_model(found).model.state_dict().values())
     assert summarise_model(found).parameters == parameters
-    push_model(folder, "me/new")  # once more
-
-
-def test_private_stays_private(hub: FakeHub, model: Path) -> None:
-    for _ in range(2):
-        push_model(model, "me/secret", private=True)
+    push_model(folder, "me/secret", private=True)
     assert "me/secret" in hub.private
+    uploads = len(hub.calls)
     with pytest.raises(ModelFileError, match="public"):
-        push_model(model, "me/good", private=True)
-    assert len([call for call in hub.calls if call.startswith("upload")]) == 2
+        push_model(folder, "me/good", private=True)
+    assert not any("upload" in call for call in hub.calls[uploads:])
 
 
 def test_what_is_not_uploaded(hub: FakeHub, model: Path, here: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,31 +12,21 @@ from torch import nn
 
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
 from spheregen.family.registry import cost_of
-from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
-from spheregen.family.sphere_encoder.tokenizer import SphereTokenizer
+from spheregen.family.sphere_encoder.network import SphereAutoencoder, SphereTokenizer
 from spheregen.family.sphere_latent_encoder.network import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
 from spheregen.folders.card import ModelInfo
 from spheregen.folders.model_folder import RECORD, save_model, tokenizer_fingerprint
 from spheregen.folders.tokenizers import blank_tokenizer, open_tokenizer, save_tokenizer
 from spheregen.measure.cost import Cost, tokenizer_cost
-from spheregen.nn.sizes import TransformerSize
 from spheregen.protocol import Tokenizer
+from tests.factories import tiny_autoencoder
 
-SMALL = TransformerSize(width=16, depth=1, heads=2)
 
-
-def autoencoder(seed: int = 0, **changes: object) -> SphereAutoencoder:
-    values: dict[str, object] = {
-        "image_size": 8,
-        "patch_size": 4,
-        "latent_channels": 3,
-        "encoder": SMALL,
-        "decoder": SMALL,
-        "output_init": "xavier",
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return SphereAutoencoder(AutoencoderConfig(**values | changes)).eval()  # type: ignore[arg-type]
+def autoencoder(shift: float = 0, **changes: Any) -> SphereAutoencoder:
+    model = tiny_autoencoder(**{"num_classes": 0, **changes}).eval()
+    with torch.no_grad():
+        next(model.parameters()).add_(shift)
+    return model
 
 
 def test_an_autoencoder_is_a_tokenizer(tmp_path: Path) -> None:
@@ -54,33 +45,25 @@ def test_the_bundled_model_is_a_tokenizer() -> None:
     assert isinstance(opened.tokenizer, nn.Module) and not opened.tokenizer.training
 
 
-def test_fingerprints_tell_weights_apart_and_survive_a_copy(tmp_path: Path) -> None:
-    one, other = SphereTokenizer(autoencoder(0)), SphereTokenizer(autoencoder(1))
-    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
-    save_tokenizer(one, tmp_path / "t")
-    assert open_tokenizer(tmp_path / "t").fingerprint == tokenizer_fingerprint(one)
-
-
 def test_a_tokenizer_is_written_once_and_replaced_by_another(tmp_path: Path) -> None:
-    folder = tmp_path / "t"
-    save_tokenizer(SphereTokenizer(autoencoder(0)), folder)
+    folder, one, other = tmp_path / "t", SphereTokenizer(autoencoder()), SphereTokenizer(autoencoder(1.0))
+    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
+    save_tokenizer(one, folder)
+    assert open_tokenizer(folder).fingerprint == tokenizer_fingerprint(one)
     before = (folder / "model.safetensors").stat().st_mtime_ns
-    save_tokenizer(SphereTokenizer(autoencoder(0)), folder)
+    save_tokenizer(SphereTokenizer(autoencoder()), folder)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    save_tokenizer(SphereTokenizer(autoencoder(1)), folder)
-    assert open_tokenizer(folder).fingerprint == tokenizer_fingerprint(SphereTokenizer(autoencoder(1)))
+    save_tokenizer(other, folder)
+    assert open_tokenizer(folder).fingerprint == tokenizer_fingerprint(other)
     (folder / RECORD).write_text("half", encoding="utf-8")  # interrupted while it was written
-    save_tokenizer(SphereTokenizer(autoencoder(1)), folder)
+    save_tokenizer(other, folder)
     assert json.loads((folder / RECORD).read_text())["fingerprint"]
 
 
-@pytest.mark.parametrize("name", ["nowhere", "/no/such/folder", ""])
-def test_a_missing_tokenizer_is_named(name: str) -> None:
-    with pytest.raises(ModelFileError, match="no tokenizer"):
-        open_tokenizer(name)
-
-
 def test_broken_and_foreign_folders_are_named(tmp_path: Path) -> None:
+    for name in ("nowhere", "/no/such/folder", ""):
+        with pytest.raises(ModelFileError, match="no tokenizer"):
+            open_tokenizer(name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelFileError, match=r"no config\.json"):
         open_tokenizer(tmp_path / "empty")
@@ -125,8 +108,7 @@ def test_a_blank_tokenizer_costs_what_the_real_one_does(tmp_path: Path) -> None:
     for name, part in cost.parts.items():
         assert (part.params, part.gflops) == (real.parts[name].params, real.parts[name].gflops)
     counted = sum(tensor.numel() for tensor in model.state_dict().values())
-    assert (
-        abs(cost.parts["encoder"].params + cost.parts["decoder"].params - counted) <= 2 * 4 * 16
-    )  # but for the fixed position tables
+    fixed = abs(cost.parts["encoder"].params + cost.parts["decoder"].params - counted)
+    assert fixed <= 2 * 4 * 16, "position tables"
     with pytest.raises(SphereGenError, match="did you mean 'rae-dinov2-base'"):
         blank_tokenizer("rae-dinov2-bas")

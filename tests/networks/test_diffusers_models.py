@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
-from spheregen.networks import diffusers_models as module
 from spheregen.networks.diffusers_models import DCTokenizer, KLTokenizer, RAETokenizer, open_diffusers
 from spheregen.protocol import Tokenizer
 from tests.random_networks import import_or_skip, random_images, shake
@@ -157,15 +156,6 @@ def test_statistics_of_each_channel() -> None:
     assert bool((bare.normaliser.mean == 0).all())
 
 
-def test_an_rae_with_flat_latents() -> None:
-    statistics = {"latents_mean": None, "latents_std": None}
-    flat = RAETokenizer(build("AutoencoderRAE", reshape_to_2d=False, **statistics), 64)
-    square = RAETokenizer(build("AutoencoderRAE", **statistics), 64)
-    images = random_images(1, 64)
-    assert flat.encode(images).equal(square.encode(images))
-    assert flat.decode(flat.encode(images)).equal(square.decode(square.encode(images)))
-
-
 def test_an_rae_that_was_written_with_another_transformers(tmp_path: Path) -> None:
     """Names of weights inside transformers changed; AutoencoderRAE of diffusers writes and wants those of the day."""
     from safetensors.torch import load_file, save_file
@@ -281,7 +271,3 @@ def test_missing_packages_are_named(package: str, extra: str, tmp_path: Path, mo
     with pytest.raises(SphereGenError, match=rf'pip install "spheregen\[{extra}\]"') as caught:
         open_diffusers(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_every_adapter_is_tested() -> None:
-    assert module.ADAPTERS == CLASSES

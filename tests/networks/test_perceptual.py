@@ -16,7 +16,7 @@ from torch import nn
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.networks import perceptual
 from spheregen.networks import weights as weight_files
-from spheregen.networks.backbones import convnext, vgg16
+from spheregen.networks.backbones import convnext
 from spheregen.networks.backbones.convnext import ConvNeXt
 from spheregen.networks.backbones.vgg16 import STAGE_WIDTHS, Vgg16Features
 from spheregen.networks.perceptual import (
@@ -103,22 +103,13 @@ def loss(request: pytest.FixtureRequest) -> PerceptualLoss:
 # --- properties of both providers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [16, 37, SMALL])
+@pytest.mark.parametrize("size", [SMALL, 37])
 def test_distance_is_zero_on_equal_images_and_symmetric(loss: PerceptualLoss, size: int) -> None:
     images = procedural_images(6, size)
     a, b = loss.features(images[:3]), loss.features(images[3:])
     assert torch.equal(loss.distance(a, a), torch.zeros(3))
     assert torch.equal(loss.distance(a, b), loss.distance(b, a))
     assert (loss.distance(a, b) > 0).all()
-
-
-def test_forward_is_the_mean_distance_and_samples_are_independent(loss: PerceptualLoss) -> None:
-    a, b = procedural_images(6, SMALL).split(3)
-    distances = loss.distance(loss.features(a), loss.features(b))
-    assert distances.shape == (3,)
-    torch.testing.assert_close(loss(a, b), distances.mean())
-    alone = torch.stack([loss(a[i : i + 1], b[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(alone, distances, rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_reaches_the_images_and_not_the_weights(loss: PerceptualLoss) -> None:
@@ -207,14 +198,7 @@ def _check_order(builtin: BuiltinPerceptual, images: torch.Tensor) -> None:
 
 
 def test_builtin_orders_distortions_of_drawn_images(builtin: BuiltinPerceptual) -> None:
-    _check_order(builtin, procedural_images(24))
-
-
-def test_builtin_orders_distortions_of_photographs(builtin: BuiltinPerceptual, shared: Path) -> None:
-    folder = shared / "data" / "cifar10"
-    if not folder.is_dir():
-        pytest.skip(f"needs {folder}, which is absent")
-    _check_order(builtin, order.read_images(folder, 64))
+    _check_order(builtin, procedural_images(16))
 
 
 # --- choice of the provider -------------------------------------------------------------------------------------
@@ -225,7 +209,7 @@ def write_published_files(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         nets: list[tuple[WeightFile, nn.Module, dict[str, str]]] = [
-            (VGG16, Vgg16Features(), vgg16.torchvision_names()),
+            (VGG16, Vgg16Features(), {name: name for name in Vgg16Features().state_dict()}),
             (CONVNEXT_SMALL, ConvNeXt(), convnext.torchvision_names()),
         ]
     for file, net, names in nets:
@@ -247,23 +231,15 @@ def test_auto_without_files_is_builtin_and_never_downloads(no_weights: Path) -> 
     assert isinstance(load_perceptual("builtin"), BuiltinPerceptual)
 
 
-@pytest.mark.parametrize("place", ["argument", "variable", "hub"])
-def test_auto_with_files_is_published(
-    place: str, no_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = no_weights if place == "hub" else tmp_path / "mine"
+def test_auto_with_files_is_published(no_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mine"
     write_published_files(folder)
-    if place == "variable":
-        monkeypatch.setenv(weight_files.FOLDER_VARIABLE, str(folder))
-    argument = folder if place == "argument" else None
-    assert available_provider(argument) == "published"
-    assert set(find_weights(argument)) == set(PUBLISHED_FILES)
-    if place == "argument":  # building the full networks once is enough
-        built = load_perceptual("auto", argument)
-        assert isinstance(built, PublishedPerceptual)
-        assert sum(p.numel() for p in built.vgg16.parameters()) == 14_714_688
+    assert available_provider() == "builtin" and available_provider(folder) == "published"
+    monkeypatch.setenv(weight_files.FOLDER_VARIABLE, str(folder))
+    assert set(find_weights()) == set(PUBLISHED_FILES)
+    assert isinstance(load_perceptual(), PublishedPerceptual)
     (folder / LPIPS_VGG.name).unlink()
-    assert available_provider(argument) == "builtin"
+    assert available_provider() == "builtin"
 
 
 def test_other_lpips_files_are_refused(tmp_path: Path) -> None:
@@ -273,7 +249,8 @@ def test_other_lpips_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_random_networks_are_as_large_as_the_published_ones() -> None:
-    networks = random_perceptual()
+    with torch.device("meta"):
+        networks = random_perceptual()
     assert networks.name == "published"
     assert sum(p.numel() for p in networks.parameters()) == pytest.approx(14_714_688 + 50_223_688, rel=1e-3)
     assert not any(p.requires_grad for p in networks.parameters())

@@ -40,14 +40,6 @@ def test_in_use_a_sample_does_not_depend_on_its_batch() -> None:
     assert not list(norm.parameters())
 
 
-def test_half_types_are_normalised_in_float32() -> None:
-    x = (rows(64, 4, 3) + 40).bfloat16()
-    result = BatchNorm(3)(x)
-    assert result.dtype == torch.bfloat16
-    torch.testing.assert_close(result, BatchNorm(3)(x.float()).bfloat16())
-    assert result.float().std() == pytest.approx(1, abs=0.02)
-
-
 def test_a_single_row_and_equal_rows_are_finite() -> None:
     norm = BatchNorm(3)
     x = rows(1, 1, 3)
@@ -58,16 +50,6 @@ def test_a_single_row_and_equal_rows_are_finite() -> None:
     result.sum().backward()
     assert torch.equal(result, torch.zeros(4, 2, 3))
     assert same.grad is not None and bool(same.grad.isfinite().all())
-
-
-@pytest.mark.parametrize("mean", [0.0, 1e4])
-def test_moments_of_parts_are_those_of_the_whole(mean: float) -> None:
-    x = rows(101, 3, mean=mean, deviation=1e-2)
-    parts = [Moments.of(part) for part in (x[:1], x[1:40], x[40:41], x[41:])]
-    total = sum(parts[1:], parts[0])
-    assert total.count == 101
-    torch.testing.assert_close(total.mean, x.double().mean(0), rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(total.squares / 101, x.double().var(0, correction=0), rtol=1e-9, atol=0)
 
 
 class Small(nn.Module):
@@ -120,3 +102,11 @@ def test_nothing_to_calibrate_computes_nothing() -> None:
     assert torch.equal(norm.running_variance, torch.ones(3))
     with pytest.raises(ValueError, match=r"model\.eval"):
         recalibrate(norm.train(), norm, [rows(4, 2, 3)])
+
+
+def test_half_types_are_normalised_in_float32() -> None:
+    x = (rows(64, 4, 3) + 40).bfloat16()
+    result = BatchNorm(3)(x)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result, BatchNorm(3)(x.float()).bfloat16())
+    assert result.float().std() == pytest.approx(1, abs=0.02)

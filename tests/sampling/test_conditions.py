@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 import spheregen as sg
 from spheregen.conditioning import Condition, mixture
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
-from spheregen.nn.block import Block, ClassEmbedding, Modulation
+from spheregen.nn.block import ClassEmbedding, Modulation
 from spheregen.nn.sizes import TransformerSize
 from spheregen.sampling import Masked, edit, restore, sample
 from tests.sampling import test_sampling as given
@@ -66,7 +65,7 @@ def names_of(model: nn.Module, kind: type[nn.Module]) -> list[str]:
 # conditions equal labels ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("labels", [LABELS, torch.tensor([3, 0, 3]), torch.softmax(given.gaussian(3, 4), 1), None])
+@pytest.mark.parametrize("labels", [torch.tensor([3, 0, 3]), torch.softmax(given.gaussian(3, 4), 1), None])
 @torch.no_grad()
 def test_a_condition_equals_its_labels(model: SphereAutoencoder, labels: Tensor | None) -> None:
     condition = model.condition(labels)
@@ -77,26 +76,6 @@ def test_a_condition_equals_its_labels(model: SphereAutoencoder, labels: Tensor 
     same(model(IMAGES, condition), model(IMAGES, labels))
     sampled = [sample(model, NOISE, each, steps=3, step_noise=STEP).images for each in (condition, labels)]
     same(*sampled)
-
-
-@torch.no_grad()
-def test_no_labels_are_the_null_class_of_any_number(model: SphereAutoencoder) -> None:
-    condition = model.condition()
-    for count in (1, 3):
-        null = torch.full((count,), 3)
-        same(model.decode(NOISE[:count], condition), model.decode(NOISE[:count], null))
-        same(model.encode(IMAGES[:count], condition), model.encode(IMAGES[:count], null))
-
-
-@pytest.mark.parametrize("make", [lambda: model_of(0).double(), lambda: latent_generator(0).double()])
-@torch.no_grad()
-def test_an_unconditional_model_takes_no_labels(make: Any) -> None:
-    model = make()
-    same(model.decode(NOISE, model.condition()), model.decode(NOISE))
-    for labels in (LABELS, torch.ones(3, 1)):
-        for call in (model.condition, lambda labels: sample(model, NOISE, labels)):
-            with pytest.raises(sg.SphereGenError, match="unconditional"):
-                call(labels)
 
 
 @torch.no_grad()
@@ -151,32 +130,20 @@ def test_mixtures_of_one_class_are_that_class(model: SphereAutoencoder) -> None:
         same(by_mixture, by_id)
 
 
-@torch.no_grad()
-def test_a_mixture_of_two_classes_is_neither(plain: SphereAutoencoder) -> None:
-    a, b = mixture(torch.zeros(3).long(), 3), mixture(torch.ones(3).long(), 3)
-    mixed = plain.decode(NOISE, (a + b) / 2)
-    for other in (a, b, torch.full((3,), 2), None):
-        assert (mixed - plain.decode(NOISE, other)).abs().max() > 1e-3
-    nearly = plain.decode(NOISE, 0.999 * a + 0.001 * b)
-    assert (nearly - plain.decode(NOISE, a)).abs().max() < (mixed - plain.decode(NOISE, a)).abs().max()
-
-
 # once a call ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("labels", [LABELS, mixture(LABELS, 3), None], ids=["ids", "mixtures", "null"])
+@pytest.mark.parametrize(("labels", "guidance"), [(LABELS, 1.0), (LABELS, 2.0), (mixture(LABELS, 3), 2.0), (None, 1.0)])
 def test_what_follows_from_labels_is_computed_once_a_call(
     model: SphereAutoencoder, labels: Tensor | None, guidance: float
 ) -> None:
-    guidance = guidance if labels is not None else 1.0
     for kind in (Modulation, ClassEmbedding):
         with counted(model, kind) as calls:
-            sample(model, NOISE, labels, 5, guidance=guidance, step_noise=STEP)
+            sample(model, NOISE, labels, 3, guidance=guidance, step_noise=STEP)
         assert sorted(name for name, _ in calls) == names_of(model, kind)
     for loop in (
-        lambda: edit(model, IMAGES, labels, steps=5, guidance=guidance),
-        lambda: restore(model, Masked(IMAGES, torch.ones(1, 1, 8, 8)), labels, steps=5, guidance=guidance),
+        lambda: edit(model, IMAGES, labels, steps=3, guidance=guidance),
+        lambda: restore(model, Masked(IMAGES, torch.ones(1, 1, 8, 8)), labels, steps=3, guidance=guidance),
     ):
         with counted(model, Modulation) as calls:
             loop()
@@ -193,13 +160,3 @@ def test_classes_that_repeat_are_computed_once(plain: SphereAutoencoder) -> None
 
 
 # the cost of guidance -------------------------------------------------------------------------------------------------
-
-
-def test_guidance_costs_no_more_than_its_places(plain: SphereAutoencoder) -> None:
-    def rows(place: str, guidance: float) -> int:
-        with counted(plain, Block) as calls:
-            sample(plain, NOISE, LABELS, 4, guidance=guidance, guidance_at=place, step_noise=STEP)
-        return sum(rows for _, rows in calls)
-
-    costs = [rows(*each) for each in (("both", 1.0), ("latent", 1.4), ("pixel", 1.4), ("both", 1.4))]
-    assert all(less < more for less, more in pairwise(costs)) and costs[-1] == 2 * costs[0]

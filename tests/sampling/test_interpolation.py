@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spheregen.errors import ConfigError
 from spheregen.sampling import blend, interpolate
 from spheregen.sphere import angle_between, rotate, spherify
-from tests.sampling.test_sampling import gaussian
 
 FRAMES = 9
 SHAPE = (16, 8)
@@ -51,36 +49,11 @@ def check_walk(ends: Tensor, dtype: torch.dtype) -> None:
     assert (steps - apart / (FRAMES - 1)).abs().max() < 2 * degrees
 
 
-@pytest.mark.parametrize("degrees", ANGLES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_slerp_walks_evenly_on_the_sphere(dtype: torch.dtype, degrees: float) -> None:
-    for seed in range(3):
-        check_walk(pair(degrees, dtype, seed), dtype)
-
-
-@pytest.mark.parametrize("degrees", NEARLY_OPPOSITE)
-def test_slerp_between_nearly_opposite_points(degrees: float) -> None:
-    for seed in range(3):
-        check_walk(pair(degrees, torch.float64, seed), torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("degrees", "dtype"), [*((degrees, torch.float32) for degrees in NEARLY_OPPOSITE), (179.9, torch.bfloat16)]
-)
-def test_slerp_between_nearly_opposite_points_in_few_digits(degrees: float, dtype: torch.dtype) -> None:
-    for seed in range(3):
-        check_walk(pair(degrees, dtype, seed), dtype)
-
-
-@pytest.mark.parametrize("degrees", ANGLES + NEARLY_OPPOSITE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_of_a_walk_are_finite(dtype: torch.dtype, degrees: float) -> None:
-    ends = pair(degrees, dtype).requires_grad_()
-    way = interpolate(ends, 5)
-    (way * gaussian(*way.shape).to(dtype)).sum().backward()
-    assert ends.grad is not None
-    assert ends.grad.isfinite().all()
-    assert ends.grad.abs().max() > 0
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_slerp_walks_evenly_on_the_sphere(dtype: torch.dtype) -> None:
+    for degrees in (179.9,) if dtype == torch.bfloat16 else ANGLES + NEARLY_OPPOSITE:
+        for seed in range(3):
+            check_walk(pair(degrees, dtype, seed), dtype)
 
 
 # lerp -----------------------------------------------------------------------------------------------------------------
@@ -120,15 +93,6 @@ def test_four_corners(path: str, frames: int) -> None:
             torch.testing.assert_close(rows[row, column], between, atol=1e-5, rtol=0)
 
 
-def test_a_square_with_equal_rows_is_a_line_and_all_equal_corners_are_a_point() -> None:
-    a, b = points(2, *SHAPE)
-    rows = interpolate(torch.stack([a, b, a, b]), 4).view(4, 4, *SHAPE)
-    for row in rows:
-        torch.testing.assert_close(row, interpolate(torch.stack([a, b]), 4), atol=1e-5, rtol=0)
-    point = interpolate(a.expand(4, *SHAPE), 3)
-    torch.testing.assert_close(point, a.expand(9, *SHAPE), atol=1e-5, rtol=0)
-
-
 # blend ----------------------------------------------------------------------------------------------------------------
 
 
@@ -151,12 +115,3 @@ def test_mixtures_sum_to_one_and_go_as_the_points_do(ends: int, frames: int) -> 
 
 
 # errors ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ends", "frames", "path", "reason"),
-    [(0, 3, "slerp", "not 0"), (3, 3, "lerp", "not 3"), (2, 1, "slerp", "frames"), (2, 3, "slrp", "'slerp'")],
-)
-def test_impossible_ways_are_refused(ends: int, frames: int, path: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        interpolate(torch.ones(ends, *SHAPE), frames, path)

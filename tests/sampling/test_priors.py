@@ -10,9 +10,9 @@ import spheregen as sg
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.folders.model_folder import ModelInfo
 from spheregen.prior import GAUSSIAN
-from spheregen.sampling import Masked, edit, interpolate, lerp, reconstruct, restore, sample
+from spheregen.sampling import Masked, edit, interpolate, lerp, reconstruct, restore
 from spheregen.sphere import slerp, spherify
-from tests.sampling.test_sampling import IMAGES, LABELS, NOISE, SIGMA, STEP, gaussian, model_of
+from tests.sampling.test_sampling import IMAGES, LABELS, SIGMA, STEP, gaussian, model_of
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +23,6 @@ def model() -> SphereAutoencoder:
 def refined(model: SphereAutoencoder, x: Tensor, radius: float) -> Tensor:
     sigma = radius * SIGMA
     return model.decode((model.encode_raw(x, LABELS) + sigma * STEP) / (1 + sigma**2) ** 0.5, LABELS)
-
-
-@torch.no_grad()
-def test_generation_starts_from_the_noise_itself(model: SphereAutoencoder) -> None:
-    result = sample(model, NOISE, LABELS, steps=3, schedule="decay", step_noise=STEP)
-    x = model.decode(NOISE, LABELS)
-    torch.testing.assert_close(result.trajectory[0], x, atol=1e-5, rtol=0)
-    for t in (1, 2):
-        x = refined(model, x, 1 - t / 3)
-        torch.testing.assert_close(result.trajectory[t], x, atol=2e-5, rtol=0)
-    on_the_sphere = sample(model_of(), NOISE, LABELS, steps=3, schedule="decay", step_noise=STEP)
-    assert not torch.allclose(on_the_sphere.images, result.images, atol=1e-3)
 
 
 @torch.no_grad()
@@ -50,18 +38,6 @@ def test_edits_and_restorations_stay_in_the_prior(model: SphereAutoencoder) -> N
     expected = observation.agree(refined(model, observation.start(), 0.4))
     torch.testing.assert_close(result.images, expected, atol=2e-5, rtol=0)
     torch.testing.assert_close(reconstruct(model, IMAGES), model.decode(model.encode_raw(IMAGES)))
-
-
-@torch.no_grad()
-def test_the_sphere_takes_the_same_bits_as_ever() -> None:
-    model = model_of()
-    condition = model.condition(LABELS)
-    result = sample(model, NOISE, LABELS, steps=3, step_noise=STEP)
-    x = model.decode(spherify(NOISE), condition)
-    assert torch.equal(result.trajectory[0], x)
-    for t in (1, 2):
-        x = model.decode(spherify(spherify(model.encode_raw(x, condition)) + SIGMA * STEP), condition)
-        assert torch.equal(result.trajectory[t], x)
 
 
 def test_straight_lines_stay_straight() -> None:

@@ -24,7 +24,7 @@ def run(*settings: str, recipe: str = "debug", **options: Any) -> BenchResult:
 
 def test_the_figures_fit_together() -> None:
     before = torch.get_rng_state()
-    result = run(precisions=["float32", "bf16"], steps=(1, 3), profile=True)
+    result = run(precisions=["float32", "bf16"], steps=(1, 3), batch_size=4)
     assert torch.equal(before, torch.get_rng_state())
     works = [("sample", 1), ("sample", 3), ("train", 1)]
     assert [(row.what, row.steps, row.precision) for row in result.rows] == [
@@ -37,12 +37,12 @@ def test_the_figures_fit_together() -> None:
     assert thrice == pytest.approx(1e9 * cost.generation_gflops(3, counted=True), rel=0.1)
     assert step == step_cost(recipe).flops_per_image
     for row in result.rows:
-        assert row.batch_size == 16 and row.images_per_second == pytest.approx(16 / row.seconds)
+        assert row.batch_size == 4 and row.images_per_second == pytest.approx(4 / row.seconds)
         assert row.flops == pytest.approx(row.images_per_second * row.flops_per_image)
         assert row.of_peak == pytest.approx(row.flops / result.peaks[row.precision].flops)
         assert row.percentiles["p5"] <= row.percentiles["p50"] == row.seconds <= row.percentiles["p95"]
-    assert result.machine.kind == "cpu" and result.machine.torch == torch.__version__
-    assert "aten::" in result.profiles["train float32"] and len(result.profiles) == 6
+    assert result.machine["kind"] == "cpu" and result.machine["torch"] == torch.__version__
+    assert "aten::" in run(what=["train"], repeats=1, profile=True).profiles["train float32"]
     values = result.as_dict()
     assert json.loads(json.dumps(values)) == values
 
@@ -56,12 +56,6 @@ def test_everything_takes_turns_with_the_products(monkeypatch: pytest.MonkeyPatc
     assert order == ["product", "sample 1 step", "sample 4 steps", "train"] * 2
 
 
-def test_a_refiner_is_measured_with_its_rough_images() -> None:
-    once, four = run("sampling.refinement_steps=2", recipe="flow-debug", what=["sample"], repeats=1).rows
-    rough, refined = run("sampling.refinement_steps=1", recipe="flow-debug", what=["sample"], repeats=1).rows
-    assert once.flops_per_image > rough.flops_per_image and four.flops_per_image > refined.flops_per_image
-
-
 def test_perceptual_networks_count(monkeypatch: pytest.MonkeyPatch) -> None:
     real = frozen.random_perceptual
     monkeypatch.setattr(frozen, "random_perceptual", lambda kind: real("builtin"))
@@ -70,30 +64,13 @@ def test_perceptual_networks_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("random" in note for note in result.notes)
 
 
-@pytest.mark.parametrize(("slow", "expected"), [(1e9, ("float32",)), (9e9, ("float32", "bf16"))])
-def test_bf16_is_left_out_where_it_is_absurdly_slow(
-    monkeypatch: pytest.MonkeyPatch, slow: float, expected: tuple[str, ...]
-) -> None:
-    monkeypatch.setattr(module, "matmul_peak", lambda _, precision, **__: 50e9 if precision == "float32" else slow)
+def test_bf16_is_left_out_where_it_is_absurdly_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "matmul_peak", lambda _, precision, **__: 50e9 if precision == "float32" else 1e9)
     result = run(precisions=None, what=["sample"], steps=[1], repeats=1)
-    assert tuple(result.peaks) == expected
-    assert ("50 times slower" in " ".join(result.notes)) == (len(expected) == 1)
+    assert tuple(result.peaks) == ("float32",) and "50 times slower" in " ".join(result.notes)
 
 
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        ({"precisions": ["fp8"]}, "fp8"),
-        ({"what": ["sleep"]}, "sleep"),
-        ({"what": []}, "at least one"),
-        ({"steps": [0]}, "at least 1"),
-        ({"repeats": 0}, "repeats"),
-        ({"batch_size": 0}, "batch size"),
-        ({"perceptual": "frog"}, "frog"),
-        ({"recipe": "rae-debug"}, "samples nothing"),
-    ],
-    ids=str,
-)
-def test_bad_options(options: dict[str, Any], part: str) -> None:
-    with pytest.raises(ConfigError, match=part):
-        run(**options)
+def test_impossible_numbers_are_refused() -> None:
+    for options in ({"steps": [0]}, {"steps": []}, {"repeats": 0}, {"batch_size": 0}, {"what": []}):
+        with pytest.raises(ConfigError, match="at least 1"):
+            run(**options)

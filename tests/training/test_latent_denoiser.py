@@ -12,40 +12,17 @@ from safetensors.torch import load_file
 
 import spheregen as sg
 from spheregen.errors import ConfigError, DataError, ModelFileError
-from spheregen.family.registry import blank_model, cost_of
 from spheregen.family.sphere_latent_encoder.network import LatentGenerator
 from spheregen.folders.model_folder import load_model
 from spheregen.folders.tokenizers import open_tokenizer
-from spheregen.training.estimate import step_cost
 from spheregen.training.recipe import build_recipe, load_recipe
 from spheregen.training.trainer import train
-from tests.training.test_distributed import STEPS, Processes
-from tests.training.test_distributed import losses as losses_of
-from tests.training.test_trainer import Messages, StopAt, assert_same_run
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as latents of the bundled model, made by the command."""
-    from typer.testing import CliRunner
-
-    from spheregen.cli.main import app
-
-    folder = tmp_path_factory.mktemp("latents") / "cache"
-    done = CliRunner().invoke(app, ["encode", "digits", "digits", "--out", str(folder), "--device", "cpu"])
-    assert done.exit_code == 0, done.output
-    return folder
-
-
-def run(cache: Path, folder: Path, *overrides: str, **options: object) -> Path:
-    recipe = load_recipe("sle-debug", overrides, data=str(cache))
-    train(recipe, folder, device="cpu", **options)  # type: ignore[arg-type]
-    return folder
+from tests.training.runs import Messages, assert_same_run, interrupted, run
 
 
 @pytest.fixture(scope="module")
 def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(cache, tmp_path_factory.mktemp("denoiser") / "run")
+    return run(tmp_path_factory.mktemp("denoiser") / "run", recipe="sle-debug", data=cache)
 
 
 def test_it_learns(whole: Path) -> None:
@@ -78,36 +55,10 @@ def test_a_broken_tokenizer_is_named(whole: Path, tmp_path: Path) -> None:
         load_model(broken)
 
 
-@pytest.mark.parametrize("step", [7, 20])
-def test_an_interrupted_run_continues_to_the_bit(cache: Path, whole: Path, tmp_path: Path, step: int) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run(cache, folder, reporter=StopAt(step))
-    run(cache, folder)
+def test_an_interrupted_run_continues_to_the_bit(cache: Path, whole: Path, tmp_path: Path) -> None:
+    folder = interrupted(tmp_path / "run", recipe="sle-debug", data=cache, stop=17)
+    run(folder, recipe="sle-debug", data=cache)
     assert_same_run(folder, whole)
-
-
-def test_micro_batches_change_nothing_but_rounding(cache: Path, whole: Path, tmp_path: Path) -> None:
-    folder = run(cache, tmp_path / "run", "train.micro_batch=5")
-    ours, theirs = (load_file(place / "model.safetensors") for place in (folder, whole))
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], atol=2e-4, rtol=1e-3)
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one(cache: Path, tmp_path: Path, parallel: str) -> None:
-    folders = []
-    for count in (1, 2):
-        folder = tmp_path / str(count)
-        settings = (f"data.source={cache}", f"train.parallel={parallel}")
-        for code, messages in Processes(count, folder, *settings, recipe="sle-debug").finish():
-            assert code == 0, messages
-        folders.append(folder)
-    one, two = (load_file(folder / "model.safetensors") for folder in folders)
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3)
-    assert len(losses_of(folders[1])) == STEPS
 
 
 def test_it_starts_from_another_denoiser(cache: Path, whole: Path, tmp_path: Path) -> None:
@@ -144,8 +95,7 @@ def test_another_data_set_or_tokenizer_is_refused(cache: Path, whole: Path, tmp_
     swapped = tmp_path / "swapped"
     shutil.copytree(cache, swapped)
     shutil.rmtree(swapped / "tokenizer")
-    from spheregen.family.sphere_encoder.network import SphereAutoencoder
-    from spheregen.family.sphere_encoder.tokenizer import SphereTokenizer
+    from spheregen.family.sphere_encoder.network import SphereAutoencoder, SphereTokenizer
     from spheregen.folders.tokenizers import save_tokenizer
 
     config = load_model(open_folder("digits")).model.config
@@ -158,12 +108,6 @@ def open_folder(name: str) -> Path:
     from spheregen.folders.model_source import find_model
 
     return find_model(name)
-
-
-def test_a_step_costs_six_forward_passes() -> None:
-    recipe = load_recipe("sle-debug")
-    call = cost_of(blank_model(recipe.model)).parts["denoiser"].gflops * 1e9
-    assert step_cost(recipe).flops_per_image == pytest.approx(6 * call, rel=0.02)
 
 
 def test_kinds_are_told_apart() -> None:

@@ -21,19 +21,6 @@ def numbers_of(z: Tensor) -> dict[str, float]:
     return {name: value.item() for name, value in latent_statistics(z).items()}
 
 
-@pytest.mark.parametrize(("batch", "numbers"), [(8, 24), (64, 24), (32, 768)])
-def test_the_gram_matrix_of_uniform_points_has_the_documented_law(batch: int, numbers: int) -> None:
-    """E tr(G^2) = B + B (B - 1) / L, which is what coverage divides by."""
-    trials = 200
-    squares = []
-    for seed in range(trials):
-        unit = points(batch, numbers, seed).flatten(1) / math.sqrt(numbers)
-        squares.append((unit @ unit.T).square().sum().item())
-    values = torch.tensor(squares)
-    error = values.std().item() / math.sqrt(trials)
-    assert values.mean().item() == pytest.approx(batch + batch * (batch - 1) / numbers, abs=4 * error)
-
-
 def test_uniform_points_cover_the_sphere_at_right_angles() -> None:
     means = torch.tensor([list(numbers_of(points(256, 48, seed)).values()) for seed in range(20)]).mean(0)
     _, mean_angle, coverage, radius = means.tolist()
@@ -79,14 +66,11 @@ def test_small_angles_keep_their_digits() -> None:
     assert numbers_of(torch.cat([base, other]))["latent_neighbour_angle"] == pytest.approx(1e-4, rel=1e-3)
 
 
-def test_more_spread_than_uniform_counts_as_one() -> None:
-    assert numbers_of(torch.eye(16))["latent_coverage"] == 1
-
-
 def test_a_batch_of_one_and_latents_of_zeros_are_finite() -> None:
     one = numbers_of(points(1) * 2)
     assert (one["latent_neighbour_angle"], one["latent_mean_angle"], one["latent_coverage"]) == (90, 90, 1)
     assert one["latent_radius"] == pytest.approx(2, rel=1e-5)
+    assert numbers_of(torch.eye(16))["latent_coverage"] == 1  # more spread than uniform
     zeros = numbers_of(torch.zeros(4, 6, 4))
     assert all(math.isfinite(value) for value in zeros.values())
     assert zeros["latent_radius"] == 0
@@ -109,11 +93,7 @@ def test_nothing_waits_for_the_device() -> None:
         assert all(value.device.type == "meta" for value in statistics.values())
 
 
-def test_of_a_large_batch_a_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_batch_the_first_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latents, "LARGEST_BATCH", 16)
     z = points(64)
-    first, all_of_it = latent_statistics(z), latent_statistics(z[:16])
-    assert torch.equal(first["latent_coverage"], all_of_it["latent_coverage"])
-    drawn = [latent_statistics(z, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
-    assert torch.equal(drawn[0]["latent_mean_angle"], drawn[1]["latent_mean_angle"])
-    assert not torch.equal(drawn[0]["latent_mean_angle"], first["latent_mean_angle"])
+    assert torch.equal(latent_statistics(z)["latent_coverage"], latent_statistics(z[:16])["latent_coverage"])

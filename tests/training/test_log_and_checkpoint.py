@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 
 from spheregen.errors import ModelFileError
 from spheregen.training.checkpoint import checkpoint_path, latest_checkpoint
-from spheregen.training.log import Meters, RunLog
-from tests.training.test_hooks import view
+from spheregen.training.log import Meters
 
 
 def test_meters_average_since_the_last_reset() -> None:
@@ -26,21 +24,6 @@ def test_meters_average_since_the_last_reset() -> None:
     meters.reset()
     meters.add({"loss": torch.tensor(4.0)})
     assert meters.read() == {"loss": 4.0}
-
-
-def test_the_log_goes_back_to_the_step_that_a_run_continues_from(tmp_path: Path) -> None:
-    def opened(step: int) -> RunLog:
-        log = RunLog()
-        log.on_start(view(tmp_path, step=step))
-        return log
-
-    log = opened(0)
-    for step in (10, 20, 30):
-        log.on_log(step, {"loss": 1.0, "preview": tmp_path / "an image, which is no number"})
-    log.on_log(30, {"preview": tmp_path})
-    opened(20).on_log(25, {"loss": 2.0})
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 1.0}, {"step": 25, "loss": 2.0}]
 
 
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from spheregen.family.settings import OptimizerConfig, ParameterGroup
+from spheregen.family.recipe import OptimizerConfig, ParameterGroup
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
 from spheregen.nn.sizes import TransformerSize
 from spheregen.training.ema import EMA
@@ -111,13 +111,6 @@ def test_learning_rate_shape() -> None:
     assert rates(0, 10, 512, scale_lr=False)[0] == 1e-4
     constant = rates(4, 50, schedule="constant")
     assert constant[0] < constant[3] < constant[4] and set(constant[4:]) == {1e-4}
-
-
-def test_encoder_learns_at_its_own_rate() -> None:
-    model = tiny()
-    optimizer = optimizer_of(model, encoder_lr=0.25)
-    optimizer.step({"": 0.4})
-    assert {group["lr"] for group in optimizer.param_groups} == {0.4, 0.1}
 
 
 def test_ema_follows_in_float32() -> None:

@@ -18,7 +18,7 @@ from spheregen.errors import ConfigError
 from spheregen.training import trackers
 from spheregen.training.hooks import Hooks
 from spheregen.training.recipe import load_recipe
-from spheregen.training.trackers import make_trackers
+from spheregen.training.trackers import Tracker
 from tests.training.test_hooks import view
 
 
@@ -73,7 +73,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def start(folder: Path, *names: str, step: int = 0, warn: Any = pytest.fail) -> Hooks:
-    hooks = Hooks(make_trackers(names, warn), 40)
+    hooks = Hooks([Tracker(name, warn) for name in names], 40)
     hooks.start(view(folder, step=step))
     return hooks
 
@@ -81,14 +81,9 @@ def start(folder: Path, *names: str, step: int = 0, warn: Any = pytest.fail) -> 
 def events(run: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    accumulator = EventAccumulator(str(run / trackers.TENSORBOARD), size_guidance={"scalars": 0, "images": 0})
+    accumulator = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
     accumulator.Reload()
     return accumulator
-
-
-def test_no_tracker_is_no_package_and_no_file(tmp_path: Path) -> None:
-    start(tmp_path).log(5, {"loss": 1.0})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorboard_gets_numbers_images_and_settings_and_forgets_what_a_continued_run_repeats(
@@ -140,17 +135,12 @@ def test_a_continued_run_goes_on_in_its_wandb_run_and_a_new_one_does_not(
     assert wandb.arguments[2]["project"] == "mine"
 
 
-@pytest.mark.parametrize("step", [0, 10])
-@pytest.mark.parametrize(
-    ("name", "module", "extra"),
-    [("tensorboard", "torch.utils.tensorboard", "track"), ("wandb", "wandb", "wandb")],
-)
-def test_a_missing_package_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str, step: int
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf'pip install "spheregen\[{extra}\]"'):
-        start(tmp_path, name, step=step)
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module, extra in (("tensorboard", "torch.utils.tensorboard", "track"), ("wandb", "wandb", "wandb")):
+        monkeypatch.setitem(sys.modules, module, None)
+        for step in (0, 10):
+            with pytest.raises(ConfigError, match=rf'pip install "spheregen\[{extra}\]"'):
+                start(tmp_path, name, step=step)
 
 
 def test_wrong_names_are_refused() -> None:
@@ -183,9 +173,9 @@ def test_failures_are_told_once_and_forgiven(tmp_path: Path, wandb: FakeWandb) -
 def test_closing_does_not_hang(tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.05)
     warnings: list[str] = []
-    hooks = start(tmp_path, "wandb", warn=warnings.append)
     release = threading.Event()
-    monkeypatch.setattr(wandb.runs[0], "finish", lambda: release.wait(10))
+    monkeypatch.setattr(FakeRun, "finish", lambda self: release.wait(10))
+    hooks = start(tmp_path, "wandb", warn=warnings.append)
     hooks.end()
     release.set()
     assert len(warnings) == 1 and "0.05 s" in warnings[0]

@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,64 +18,12 @@ from torch import Tensor
 from spheregen.errors import ConfigError, SphereGenError, TrainingError
 from spheregen.folders.model_folder import load_model
 from spheregen.nn.block import blocks_of
-from spheregen.progress import QuietReporter
 from spheregen.training import checkpoint as checkpoints
 from spheregen.training.health import HealthMonitor
-from spheregen.training.hooks import RunView
 from spheregen.training.recipe import load_recipe
 from spheregen.training.trainer import train
-from tests.training.test_distributed import Processes
-
-
-class StopAt(QuietReporter):
-    """Stops the run as Ctrl-C would, after a number of steps."""
-
-    def __init__(self, step: int) -> None:
-        self.stop_step = step
-
-    def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
-        if done == self.stop_step:
-            raise KeyboardInterrupt
-
-
-class Messages(QuietReporter):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
-
-
-def run(folder: Path, *overrides: str, **options: object) -> Path:
-    train(load_recipe("debug", overrides), folder, device="cpu", **options)  # type: ignore[arg-type]
-    return folder
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def log(folder: Path) -> list[dict[str, float]]:
-    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in entry.items() if k != "images_per_second"} for entry in entries]
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    ours, theirs = weights(a), weights(b)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert log(a) == log(b)
-    last_a, last_b = (checkpoints.latest_checkpoint(folder) for folder in (a, b))
-    assert last_a is not None and last_b is not None
-    state_a, state_b = load_file(last_a.path), load_file(last_b.path)
-    assert state_a.keys() == state_b.keys()
-    assert all(torch.equal(state_a[name], state_b[name]) for name in state_a)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
-    return run(tmp_path_factory.mktemp("whole") / "run")
+from tests.processes import Started, command
+from tests.training.runs import Messages, assert_same_run, interrupted, log, run, wait_for_a_checkpoint, weights
 
 
 def test_a_run_learns_and_writes_what_it_promises(whole: Path) -> None:
@@ -98,37 +44,28 @@ def test_a_run_learns_and_writes_what_it_promises(whole: Path) -> None:
     assert not list(whole.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("stop", [1, 10, 13, 39])
+@pytest.mark.parametrize("stop", [1, 10, 33])
 def test_interrupted_and_continued_equals_uninterrupted(whole: Path, tmp_path: Path, stop: int) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, reporter=StopAt(stop))
+    folder = interrupted(tmp_path / "run", stop=stop)
+    with (folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 34, "lo')  # torn
     run(folder)
     assert_same_run(folder, whole)
 
 
 def test_kill_minus_nine_and_continued_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    script = (
-        "import sys, torch; torch.set_num_threads(int(sys.argv[2]));"
-        "from spheregen.training.recipe import load_recipe; from spheregen.training.trainer import train;"
-        "train(load_recipe('debug'), sys.argv[1], device='cpu')"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(folder), str(torch.get_num_threads())])
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("state/step-*.safetensors")) and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process = Started(command, ["train", "debug", "--out", str(folder), "--device", "cpu"])
+    wait_for_a_checkpoint(folder, process)
+    process.send_signal(signal.SIGKILL)
+    process.finish()
     (folder / "state" / ".step-000000099.safetensors.x.tmp").write_bytes(b"half a checkpoint")
     run(folder)
     assert_same_run(folder, whole)
     assert not list(folder.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("step", [10, 40])
-@pytest.mark.parametrize("written", ["save_model", "save_checkpoint"])
+@pytest.mark.parametrize(("step", "written"), [(10, "save_checkpoint"), (40, "save_model")])
 def test_killed_while_the_first_or_the_last_checkpoint_is_written(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, written: str
 ) -> None:
@@ -151,15 +88,12 @@ def test_killed_while_the_first_or_the_last_checkpoint_is_written(
     assert_same_run(folder, whole)
 
 
-class Signal(QuietReporter):
+class Signal(Messages):
     """Sends this process a signal after a number of steps, as a cluster or Ctrl-C would."""
 
     def __init__(self, number: int, step: int) -> None:
+        super().__init__()
         self.number, self.stop_step = number, step
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
 
     def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
         if done == self.stop_step:
@@ -189,66 +123,25 @@ def test_a_signal_saves_the_step_it_comes_in(
 def test_a_cluster_that_stops_all_processes_at_once_gets_a_saved_run(whole: Path, tmp_path: Path) -> None:
     """The workers hear the signal too; they must live until the main process has finished its step."""
     folder = tmp_path / "run"
-    script = "import sys, torch; torch.set_num_threads(int(sys.argv.pop())); from spheregen.cli.main import run; run()"
-    command = [sys.executable, "-c", script, "train", "debug", "--out", str(folder), "--device", "cpu"]
-    command += ["--set", "data.cache_mb=0", "--set", "data.workers=2", str(torch.get_num_threads())]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("state/step-*.safetensors")) and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, messages = process.communicate(timeout=60)
-    assert process.returncode in (143, 0), messages  # 0: the run was quicker
-    assert process.returncode == 0 or "which is saved" in messages
+    settings = ("--set", "data.cache_mb=0", "--set", "data.workers=2")
+    process = Started(command, ["train", "debug", "--out", str(folder), "--device", "cpu", *settings])
+    wait_for_a_checkpoint(folder, process)
+    process.send_signal(signal.SIGTERM)
+    code, _, messages = process.finish(60)
+    assert code in (143, 0), messages  # 0: the run was quicker
+    assert code == 0 or "which is saved" in messages
     run(folder)
     assert_same_run(folder, whole)
 
 
-def test_hooks_see_the_averaged_model_and_their_values_are_logged(whole: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, bool]] = []
-
-    class Hook:
-        every = 15
-
-        def after_step(self, view: RunView, step: int) -> Mapping[str, float]:
-            torch.rand(3)  # a hook that draws from the global generator changes nothing
-            seen.append((step, torch.is_grad_enabled()))
-            assert view.step == step and view.recipe.name == "debug" and not view.model.training  # type: ignore[attr-defined]
-            return {"mine/step": float(step)}
-
-    folder = run(tmp_path / "run", hooks=(Hook(),))
-    assert seen == [(15, False), (30, False), (40, False)]
-    values = [entry["mine/step"] for entry in log(folder) if "mine/step" in entry]
-    assert values == [15.0, 30.0, 40.0]
-    ours, theirs = weights(folder), weights(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("optimizer.name=muon", "model.decoder={width: 48, depth: 1, heads: 2}"),
-        ("optimizer.schedule=constant", "optimizer.warmup_steps=3"),
-    ],
-)
-def test_other_optimisers_learn_and_continue_exactly(tmp_path: Path, settings: tuple[str, ...]) -> None:
+def test_another_optimiser_learns_and_continues_exactly_with_recomputing(tmp_path: Path) -> None:
+    settings = ("optimizer.name=muon", "model.decoder={width: 48, depth: 1, heads: 2}", "train.steps=25")
     reference = run(tmp_path / "whole", *settings)
     entries = log(reference)
-    assert entries[-1]["loss"] < 0.8 * entries[0]["loss"]
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", *settings, reporter=StopAt(23))
-    run(tmp_path / "run", *settings)
-    assert_same_run(tmp_path / "run", reference)
-
-
-def test_recomputing_changes_no_bit_and_may_change_when_a_run_continues(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, reporter=StopAt(11))
-    run(folder, "train.recompute=true")
-    ours, theirs = weights(folder), weights(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert entries[-1]["loss"] < 0.9 * entries[0]["loss"]
+    folder = interrupted(tmp_path / "run", *settings, stop=13)
+    run(folder, *settings, "train.recompute=true")
+    assert_same_run(folder, reference)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it traces
@@ -296,16 +189,6 @@ def test_warnings_of_a_dying_run_reach_the_user(tmp_path: Path, monkeypatch: pyt
     assert len(seen) == 3 and all(observed <= metrics.keys() for metrics in seen)
 
 
-def test_a_torn_log_line_is_dropped_on_resume(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, reporter=StopAt(17))
-    with (folder / "log.jsonl").open("a") as file:
-        file.write('{"step": 18, "lo')
-    run(folder)
-    assert_same_run(folder, whole)
-
-
 def test_a_complete_run_is_left_alone(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     messages = Messages()
@@ -323,17 +206,8 @@ def test_changed_settings_are_refused_with_the_differences(whole: Path) -> None:
     run(whole, "train.log_every=7", "train.keep=5")  # what does not change the weights may change
 
 
-def test_micro_batches_add_up_to_the_batch(whole: Path, tmp_path: Path) -> None:
-    split = run(tmp_path / "run", "train.micro_batch=4")
-    for name, value in weights(split).items():
-        torch.testing.assert_close(value, weights(whole)[name], rtol=2e-2, atol=2e-3)
-    assert log(split)[0]["loss"] == pytest.approx(log(whole)[0]["loss"], rel=1e-4)
-
-
 def test_a_non_finite_loss_stops_with_the_checkpoint_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, reporter=StopAt(12))
+    folder = interrupted(tmp_path / "run", stop=12)
     before = (folder / "state" / "step-000000010.safetensors").read_bytes()
     from spheregen.family.sphere_encoder.loss import AutoencoderObjective
 
@@ -359,9 +233,7 @@ def test_a_non_finite_loss_stops_with_the_checkpoint_intact(tmp_path: Path, monk
 def test_a_full_disk_while_saving_keeps_the_last_checkpoint(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, reporter=StopAt(12))
+    folder = interrupted(tmp_path / "run", stop=12)
     real_save = sys.modules["spheregen.tensors"].save_file
 
     def full_disk(tensors: dict[str, Tensor], filename: Path, metadata: dict[str, str] | None = None) -> None:
@@ -379,25 +251,18 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(
     assert_same_run(folder, whole)
 
 
-def test_output_path_that_is_a_file(tmp_path: Path) -> None:
+def test_folders_and_data_that_do_not_fit(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("precious")
     with pytest.raises(TrainingError, match="is a file"):
         run(tmp_path / "run")
     assert (tmp_path / "run").read_text() == "precious"
-
-
-def test_a_model_folder_without_state_is_not_overwritten(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes((whole / "model.safetensors").read_bytes())
+    (tmp_path / "model").mkdir()
+    shutil.copy(whole / "model.safetensors", tmp_path / "model")
     with pytest.raises(TrainingError, match="without training state"):
-        run(folder)
-
-
-def test_classes_must_fit(tmp_path: Path) -> None:
+        run(tmp_path / "model")
     with pytest.raises(ConfigError, match=r"has 10 classes.*3.*--set model\.num_classes=10"):
-        run(tmp_path / "run", "model.num_classes=3")
-    assert not (tmp_path / "run").exists()
+        run(tmp_path / "other", "model.num_classes=3")
+    assert not (tmp_path / "other").exists()
 
 
 def test_weights_stay_float32_under_bf16(tmp_path: Path) -> None:
@@ -410,12 +275,8 @@ def test_weights_stay_float32_under_bf16(tmp_path: Path) -> None:
 
 # fine-tuning
 
-WIDE = ("model.encoder={width: 16, depth: 2, heads: 2}", "model.num_classes=0")
-
-
-def tuned(folder: Path, base: Path | str, *overrides: str, **options: object) -> Path:
-    train(load_recipe("debug", overrides, init=str(base)), folder, device="cpu", **options)  # type: ignore[arg-type]
-    return folder
+ADAPTED = ("model.encoder={width: 16, depth: 2, heads: 2}", "model.num_classes=0")
+TUNED = ("train.steps=9", "train.checkpoint_every=3")
 
 
 @pytest.fixture
@@ -424,81 +285,57 @@ def base(whole: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "base"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
-        (folder / name).write_bytes((whole / name).read_bytes())
+        shutil.copy(whole / name, folder)
     config = json.loads((folder / "config.json").read_text())
     config["provenance"] = {"source": "digits.pth", "license": "cc-by-4.0"}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
-def test_fine_tuning_starts_where_the_model_was(tmp_path: Path) -> None:
-    base = run(tmp_path / "base", "train.steps=150", "train.preview_every=0")
+def test_fine_tuning_starts_where_the_model_was(base: Path, tmp_path: Path) -> None:
     messages = Messages()
-    folder = tuned(tmp_path / "run", base, "train.steps=3", "train.log_every=1", reporter=messages)
-    fresh = run(tmp_path / "fresh", "train.steps=1", "train.log_every=1")
-    assert log(folder)[0]["loss"] < 0.6 * log(fresh)[0]["loss"]
+    settings = ("train.steps=1", "optimizer.lr=1e-30")  # a step of no size
+    still = run(tmp_path / "still", *settings, f"init={base}", reporter=messages)
+    assert log(still)[0]["loss"] < 0.9 * log(run(tmp_path / "fresh", *settings))[0]["loss"]
     told = [line for line in messages.lines if line.startswith(f"from {base}: ")]
     assert len(told) == 1 and "(69 of 69 tensors)" in told[0]
-    # before a step of any size, the averaged weights are the model's
-    still = tuned(tmp_path / "still", base, "train.steps=1", "optimizer.lr=1e-30")
     ours, theirs = weights(still), weights(base)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("other", [(), WIDE], ids=["same", "adapted"])
-def test_a_fine_tuned_run_continues_to_the_bit_without_its_base(
-    base: Path, tmp_path: Path, other: tuple[str, ...]
-) -> None:
-    reference = tuned(tmp_path / "whole", base, "train.steps=25", *other)
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        tuned(folder, base, "train.steps=25", *other, reporter=StopAt(4))  # before its first checkpoint
-    with pytest.raises(KeyboardInterrupt):
-        tuned(folder, base, "train.steps=25", *other, reporter=StopAt(13))
+def test_a_fine_tuned_run_continues_to_the_bit_without_its_base(base: Path, tmp_path: Path) -> None:
+    settings = (f"init={base}", *TUNED, *ADAPTED)
+    reference = run(tmp_path / "whole", *settings)
+    folder = interrupted(tmp_path / "run", *settings, stop=2)  # before its first checkpoint
+    interrupted(folder, *settings, stop=5)
     shutil.rmtree(base)
     messages = Messages()
-    tuned(folder, base, "train.steps=25", *other, reporter=messages)
+    run(folder, *settings, reporter=messages)
     assert_same_run(folder, reference)
     assert not any("parameters (" in line for line in messages.lines)  # the checkpoint rules, nothing is transferred
     assert (folder / "config.json").read_bytes() == (reference / "config.json").read_bytes()
-
-
-def test_a_fine_tuned_model_carries_source_and_licence(base: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        tuned(folder, base, reporter=StopAt(13))
-    for _ in range(2):  # of the interrupted run, and of the continued one
-        info = load_model(folder).info
-        assert info.provenance == {
-            "base_model": f"{base} (recipe debug)",
-            "source": "digits.pth",
-            "license": "cc-by-4.0",
-        }
-        assert info.training["init"] == str(base)
-        card = (folder / "README.md").read_text()
-        assert all(text in card for text in ("license: cc-by-4.0", "digits.pth", str(base)))
-        tuned(folder, base)
-    again = tuned(tmp_path / "again", folder, "train.steps=1")
-    assert load_model(again).info.provenance["license"] == "cc-by-4.0"
-    assert f"fine-tuned from {base}" in load_model(again).info.provenance["base_model"]
-    assert "init" not in load_model(base).info.training
+    info = load_model(folder).info
+    assert info.provenance == {"base_model": f"{base} (recipe debug)", "source": "digits.pth", "license": "cc-by-4.0"}
+    assert info.training["init"] == str(base)
+    card = (folder / "README.md").read_text()
+    assert all(text in card for text in ("license: cc-by-4.0", "digits.pth", str(base)))
 
 
 def test_another_base_is_refused_as_any_other_change(whole: Path, base: Path, tmp_path: Path) -> None:
-    folder = tuned(tmp_path / "run", base, "train.steps=2")
-    for init in (str(whole), None):
-        with pytest.raises(TrainingError, match=f"init: {base} -> {init}"):
-            train(load_recipe("debug", ["train.steps=2"], init=init), folder, device="cpu")
+    folder = run(tmp_path / "run", "train.steps=1", f"init={base}")
+    for init in (str(whole), "null"):
+        with pytest.raises(TrainingError, match=f"init: {base} -> {init.replace('null', 'None')}"):
+            run(folder, "train.steps=1", f"init={init}")
     with pytest.raises(TrainingError, match=r"init: None -> .*--out"):
-        tuned(whole, whole)  # into the folder that it starts from
+        run(whole, f"init={whole}")  # into the folder that it starts from
     with pytest.raises(TrainingError, match="without training state"):
-        tuned(base, base)
+        run(base, f"init={base}")
 
 
 def test_a_wrong_base_is_one_line(base: Path, tmp_path: Path) -> None:
     def refused(match: str, init: Path, *overrides: str) -> None:
         with pytest.raises(SphereGenError, match=match) as caught:
-            tuned(tmp_path / "run", init, *overrides)
+            run(tmp_path / "run", f"init={init}", *overrides)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "run").exists()
 
@@ -513,21 +350,3 @@ def test_a_wrong_base_is_one_line(base: Path, tmp_path: Path) -> None:
     refused("truncated or of another kind", base)
     (base / "config.json").write_text('{"model_class": "Unknown"}')
     refused("names no model class that this version knows", base)
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_processes_fine_tune_as_one(base: Path, tmp_path: Path, parallel: str) -> None:
-    settings = ("model.num_classes=0", "train.steps=20", "train.log_every=1")
-    settings += ("train.checkpoint_every=5", "train.preview_every=0")
-    alone = tuned(tmp_path / "alone", base, *settings)
-    folder = tmp_path / "run"
-    together = Processes(2, folder, f"init={base}", "model.num_classes=0", f"train.parallel={parallel}")
-    for code, messages in together.finish():
-        assert code == 0, messages
-    losses = [[entry["loss"] for entry in log(path)] for path in (alone, folder)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-    assert load_model(folder).info.provenance == load_model(alone).info.provenance
-    # the sharded average started from the same weights
-    ours, theirs = weights(folder), weights(alone)
-    assert all(torch.allclose(ours[name], theirs[name], atol=2e-3) for name in theirs)

@@ -93,8 +93,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("now", VARIANTS)
-@pytest.mark.parametrize("before", ["same", "much"])
+@pytest.mark.parametrize(
+    ("before", "now"), [*(("same", now) for now in VARIANTS), ("much", "same"), ("much", "more classes")]
+)
 def test_any_model_starts_from_any_other(before: str, now: str) -> None:
     source, target, twin = trained(**VARIANTS[before]), build(**VARIANTS[now]), build(**VARIANTS[now])
     state, random = copy.deepcopy(source.state_dict()), torch.get_rng_state()
@@ -104,7 +105,6 @@ def test_any_model_starts_from_any_other(before: str, now: str) -> None:
     # all parameters of the target, each once, and told in a few lines
     ours = [part.name for part in result.parts if part.fate != "dropped"]
     assert ours == [name for name, _ in target.named_parameters()]
-    assert result.count("kept", "adapted", "fresh") == sum(parameter.numel() for parameter in target.parameters())
     assert not set(result.names("dropped")) & set(ours)
     assert any(".trunk.blocks." in name for name in result.names("kept"))
     assert all(torch.equal(target.state_dict()[name], state[name]) for name in result.names("kept"))
@@ -126,7 +126,7 @@ def test_the_same_architecture_computes_the_same_bits(options: dict[str, Any]) -
 def test_classes_are_matched_by_name() -> None:
     source, target = trained(), build(num_classes=5)
     result = transfer(target, source, target_classes=("owl", "fox", "cat", "ape", "elk"), source_classes=ANIMALS)
-    assert "2 of 5 classes by name, 3 new, 1 of the model's left out" in "\n".join(result.summary())
+    assert "2 of 5 classes by name, 3 new, 1 left out" in "\n".join(result.summary())
     assert_same(outputs(target), outputs(source))  # the null class
     assert_same(outputs(target, torch.tensor([1, 2, 5, 5])), outputs(source, torch.tensor([2, 0, 3, 3])))
     table = target.decoder.trunk.labels.table.weight.detach()

@@ -113,21 +113,18 @@ def _results(study: Mapping[str, Any]) -> str:
     """Return the table of a study; the best of each figure has a star."""
     from spheregen.evaluation.ablation.page import note_of
 
-    keys, columns, best = [axis["key"] for axis in study["over"]], study["columns"], study["best"]
-    rows = [
-        (
-            *(row["texts"][key] for key in keys),
-            *(_figure(row, column["key"], number in best.get(column["key"], ())) for column in columns),
-            f"{row['parameters'] / 1e6:.3g}",
-            note_of(row),
-        )
+    def figure(row: Mapping[str, Any], key: str, number: int) -> str:
+        if key not in row["mean"]:
+            return "-"
+        deviation = f" ± {row['deviation'][key]:.2g}" if key in row["deviation"] else ""
+        return f"{row['mean'][key]:.4g}{deviation}{' *' if number in study['best'].get(key, ()) else ''}"
+
+    return cli.table(
+        {
+            **row["texts"],
+            **{column["title"]: figure(row, column["key"], number) for column in study["columns"]},
+            "M params": f"{row['parameters'] / 1e6:.3g}",
+            "": note_of(row),
+        }
         for number, row in enumerate(study["rows"])
-    ]
-    return cli.table(rows, (*keys, *(column["title"] for column in columns), "M params", ""))
-
-
-def _figure(row: Mapping[str, Any], key: str, best: bool) -> str:
-    if key not in row["mean"]:
-        return "-"
-    deviation = f" ± {row['deviation'][key]:.2g}" if key in row["deviation"] else ""
-    return f"{row['mean'][key]:.4g}{deviation}{' *' if best else ''}"
+    )

@@ -57,8 +57,6 @@ def bench(
 
 
 def _text(result: BenchResult) -> str:
-    machine = result.machine
-    peaks = [(precision, peak.flops / 1e9, peak.size, list(peak.by_size)) for precision, peak in result.peaks.items()]
     rows = [
         {
             "work": "train" if row.what == "train" else f"sample {row.steps}",
@@ -74,11 +72,11 @@ def _text(result: BenchResult) -> str:
         }
         for row in result.rows
     ]
+    peaks = {name: {"GFLOP/s": peak.flops / 1e9, "best side": peak.size} for name, peak in result.peaks.items()}
     return "\n".join(
         [
-            f"{result.recipe} on {machine.device} ({machine.kind}, {machine.threads} threads), torch {machine.torch}, "
-            f"Python {machine.python}, {machine.system}",
-            cli.table(peaks, ("matrix products", "GFLOP/s", "best side", "measured sides")),
+            cli.details({"recipe": result.recipe, **result.machine, "matrix products": peaks}),
+            "",
             cli.table(rows),
             *(f"\nwhere the time of {name} goes\n{profile}" for name, profile in result.profiles.items()),
             *(f"note: {note}" for note in result.notes),

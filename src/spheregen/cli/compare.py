@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,18 +35,13 @@ def compare(
     found = compare_results(results)
     first, *others = found.names
     header = ["figure", "better", first, *(title for name in others for title in (name, "against the first"))]
-    rows: list[tuple[str, ...]] = [
-        (
-            figure.title + ("" if figure.comparable else " (!)"),
-            figure.better or "",
-            _value(figure, 0),
-            *(text for place in range(1, len(found.names)) for text in (_value(figure, place), _change(figure, place))),
-        )
+    rows = [
+        [figure.title + ("" if figure.comparable else " (!)"), figure.better or "", *_cells(figure)]
         for figure in found.figures
     ]
     text = cli.table(rows, header)
     if settings := dict(found.settings):
-        rows = [(name, *map(_short, values)) for name, values in settings.items()]
+        rows = [[name, *(textwrap.shorten(value, WIDEST) for value in values)] for name, values in settings.items()]
         text += f"\n\n{cli.table(rows, ('what differs', *found.names))}"
     cli.answer(found.as_dict(), text)
     if not cli.everywhere.as_json:
@@ -54,21 +51,13 @@ def compare(
             cli.warn(cli.cell(f"warning: {warning}"))
 
 
-def _value(figure: ComparedFigure, place: int) -> str:
-    value, error = figure.values[place], figure.errors[place]
-    if value is None:
-        return "-"
-    star = " *" if figure.best == place else ""
-    return f"{value:.5g}" + (f" +- {error:.2g}" if error is not None else "") + star
-
-
-def _change(figure: ComparedFigure, place: int) -> str:
-    """Return the distance of a result from the first."""
-    value, first, apart = figure.values[place], figure.values[0], figure.apart[place]
-    if value is None or first is None:
-        return ""
-    return f"{value - first:+.4g}" + (f" ({abs(apart):.1f} errors)" if apart is not None else "")
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= WIDEST else f"{value[: WIDEST - 3]}..."
+def _cells(figure: ComparedFigure) -> Iterator[str]:
+    """Yield the first value, then each other one and its distance from the first."""
+    first = figure.values[0]
+    for place, (value, error, apart) in enumerate(zip(figure.values, figure.errors, figure.apart, strict=True)):
+        star = " *" if figure.best == place else ""
+        deviation = "" if error is None else f" +- {error:.2g}"
+        yield "-" if value is None else f"{value:.5g}{deviation}{star}"
+        if place:
+            errors = "" if apart is None else f" ({abs(apart):.1f} errors)"
+            yield "" if value is None or first is None else f"{value - first:+.4g}{errors}"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
 from spheregen.cli import options as cli
 from spheregen.cli.images import output_folder
 from spheregen.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from spheregen.interop import ConvertedModel
 
 FORMAT = "sphere-encoder"
 WEIGHTS = {"model": "raw weights", "ema_model": "EMA weights", "bare": "a bare state dictionary"}
@@ -63,7 +60,20 @@ def convert(
         licence=licence,
         dtype=dtype,
     )
-    told = _answer(result)
+    made = result.config
+    told = {
+        "folder": str(result.folder),
+        "weights": result.weights,
+        "epoch": result.epoch,
+        "parameters": result.parameters,
+        "image_size": made.image_size,
+        "patch_size": made.patch,
+        "num_classes": made.num_classes,
+        "latent": {"tokens": made.tokens, "channels": made.channels},
+        "max_angle": made.max_angle,
+        "inferred": list(result.inferred),
+        "assumed": dict(result.assumed),
+    }
     cli.answer(told, lambda: cli.details({**told, "weights": WEIGHTS[result.weights]}))
     cli.say(f"the model is in {out}; sample it with: spheregen sample {out}")
 
@@ -73,9 +83,7 @@ def _class_names(text: str | None) -> tuple[str, ...]:
     if text is None:
         return ()
     path = Path(text)
-    if not path.is_file():
-        if path.suffix == ".txt":
-            raise ConfigError(f"--class-names: no file {path}; give a text file with one name a line, or names: a,b,c")
+    if not path.is_file() and path.suffix != ".txt":
         return tuple(cli.split_list(text) or ())
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
@@ -85,20 +93,3 @@ def _class_names(text: str | None) -> tuple[str, ...]:
     if not all(names):
         raise ConfigError(f"--class-names: line {names.index('') + 1} of {path} is empty; write one name a line")
     return names
-
-
-def _answer(result: ConvertedModel) -> dict[str, Any]:
-    config = result.config
-    return {
-        "folder": str(result.folder),
-        "weights": result.weights,
-        "epoch": result.epoch,
-        "parameters": result.parameters,
-        "image_size": config.image_size,
-        "patch_size": config.patch,
-        "num_classes": config.num_classes,
-        "latent": {"tokens": config.tokens, "channels": config.channels},
-        "max_angle": config.max_angle,
-        "inferred": list(result.inferred),
-        "assumed": dict(result.assumed),
-    }

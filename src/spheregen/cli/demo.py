@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,42 +59,37 @@ def demo(
         output = pipe.generate(SAMPLES, steps=steps, seed=0)
         seconds = time.monotonic() - begun
         assert output.labels is not None
-        score = scorer.score(output.tensor, torch.tensor(output.labels))
-        report["scores"][str(steps)] = {**dataclasses.asdict(score), "images_per_second": SAMPLES / seconds}
+        score = scorer.figures(output.tensor, torch.tensor(output.labels))
+        report["scores"][str(steps)] = {**score, "images_per_second": SAMPLES / seconds}
         sheets.append(output.tensor[: ROWS * 10])
     sheet, report_path = out / "samples.png", out / "report.md"
     save_png(image_grid(torch.cat(sheets), columns=10, scale=6), sheet, {"model": str(out), "seed": "0"})
     write_json(out / "report.json", report)
-    write_text(report_path, _markdown(report))
-    cli.answer({**report, "image": str(sheet), "report": str(report_path)}, lambda: _scores(report))
-    cli.say(f"samples: {sheet} (the upper {ROWS} rows in one step, the lower {ROWS} in four)\nreport:  {report_path}")
-
-
-def _scores(report: dict[str, Any]) -> str:
-    rows = [
+    table = cli.table(
         {
-            "samples": f"{steps} step{'s' if steps != '1' else ''}",
+            "steps": steps,
             "right digit": f"{score['accuracy']:.1%}",
             "variety": f"{score['deviation_ratio']:.2f}",
             "distance": f"{score['distance_ratio']:.2f}",
             "images/s": round(score["images_per_second"]),
         }
         for steps, score in report["scores"].items()
-    ]
-    return cli.table(rows)
+    )
+    write_text(report_path, REPORT.format(**report, table=table))
+    cli.answer({**report, "image": str(sheet), "report": str(report_path)}, table)
+    cli.say(f"samples: {sheet} (the upper {ROWS} rows in one step, the lower {ROWS} in four)\nreport:  {report_path}")
 
 
-def _markdown(report: dict[str, Any]) -> str:
-    return f"""# Digits demo
+REPORT = """# Digits demo
 
-{report["training_steps"]} steps of training. Each row of scores: {report["samples"]} samples, from seed 0 on.
+{training_steps} steps of training. Each row of scores: {samples} samples, from seed 0 on.
 
 ```
-{_scores(report)}
+{table}
 ```
 
 - right digit: scikit-learn's SVC sees the digit that was asked for. It learned from the same 1400 real digits and is
-  right on {report["scorer_accuracy_on_real_digits"]:.1%} of the 397 held-out ones.
+  right on {scorer_accuracy_on_real_digits:.1%} of the 397 held-out ones.
 - variety: pixel deviation within a class, relative to real digits (1 = as varied as real ones, 0 = class means).
 - distance: median distance to the nearest training digit, relative to held-out real digits (0 = copies).
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import tempfile
@@ -19,6 +18,7 @@ from spheregen.cli import options as cli
 from spheregen.cli.images import (
     AT_ONCE,
     EditWriter,
+    as_tensor,
     file_name,
     gather,
     output_file,
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from spheregen.data import ImageWriter
     from spheregen.pipeline import Pipeline, PipelineOutput
 
-Change = Callable[["Pipeline", "list[Image.Image]", Any, int], "tuple[PipelineOutput, list[Tensor]]"]
-"""Changes images under a label for each, the first with the noise of this seed; returns what it made, and what the rows
-of the sheet begin with, tensors (B, C, S, S)."""
 ANIMATIONS = (".gif", ".mp4")
 MOST_FRAMES = 10_000  # they are made in memory
 IN_A_ROW = 7  # variations, behind the image itself
@@ -55,11 +52,21 @@ class Work:
     seed: cli.Seed = 0
     split: cli.Split = "train"
 
-    def do(self, change: Change, done: str, inputs: Sequence[Path] = ()) -> None:
-        """Change images part by part, and write them and a sheet.
+    def do(
+        self,
+        method: str,
+        done: str,
+        options: dict[str, Any],
+        *own: Any,
+        before: Callable[[Pipeline, list[Image.Image], PipelineOutput], list[Tensor]] | None = None,
+        inputs: Sequence[Path] = (),
+    ) -> None:
+        """Change images part by part by a method of the pipeline, and write them and a sheet.
 
         Args:
             done: what is told in the end, such as "edited", and the default of `out`.
+            own: further arguments of the method.
+            before: what a row of the sheet begins with, tensors (B, C, S, S); by default the images themselves.
             inputs: further files that are read, which nothing may overwrite.
         """
         parts = gather(self.images, self.split)
@@ -69,9 +76,11 @@ class Work:
         count = 0
         with writer:
             for part in cli.watch(parts, sum(map(len, parts)), len):
-                labels = named and [named[(count + i) % len(named)] for i in range(len(part))]
-                output, before = change(pipe, [file.open() for file in part], labels, self.seed + count)
-                writer.add(output, [file.name for file in part], step_rows(before, output))
+                images = [file.open() for file in part]
+                labels = cli.in_turn(named, len(part), count)
+                output = getattr(pipe, method)(images, *own, labels=labels, seed=self.seed + count, **options)
+                first = [as_tensor(pipe, images)] if before is None else before(pipe, images, output)
+                writer.add(output, [file.name for file in part], step_rows(first, output))
                 count += len(part)
         writer.finish(f"{done} on {pipe.place}")
 
@@ -86,13 +95,7 @@ def edit(work: Work, loop: cli.Editing) -> None:
         spheregen edit digits seven.png --labels 3
         spheregen edit runs/mine holiday/ --labels fox --strength 0.4 --guidance 2 --out foxes.png
     """
-    from spheregen.data.inputs import load_images
-
-    def change(pipe: Pipeline, images: list[Image.Image], labels: Any, seed: int) -> Any:
-        x = load_images(images, pipe.image_options)
-        return pipe.edit(x, labels, seed=seed, **loop.given()), [x]
-
-    work.do(change, "edited")
+    work.do("edit", "edited", loop.given())
 
 
 def inpaint(
@@ -109,15 +112,14 @@ def inpaint(
         spheregen inpaint digits digits --split test --mask lower-half.png --out filled.zip
     """
     from spheregen.data import read_image
-    from spheregen.data.inputs import load_images, load_mask
+    from spheregen.data.inputs import load_mask
 
-    def change(pipe: Pipeline, images: list[Image.Image], labels: Any, seed: int) -> Any:
-        output = pipe.inpaint(images, missing, labels=labels, seed=seed, **loop.given())
-        x = load_images(images, pipe.image_options)
-        return output, [x, x.lerp(x.new_full((), 0.5), load_mask(missing, images, pipe.image_options))]
+    def before(pipe: Pipeline, images: list[Image.Image], output: PipelineOutput) -> list[Tensor]:
+        x = as_tensor(pipe, images)
+        return [x, x.lerp(x.new_full((), 0.5), load_mask(missing, images, pipe.image_options))]
 
     missing = read_image(mask)
-    work.do(change, "inpainted", [mask])
+    work.do("inpaint", "inpainted", loop.given(), missing, before=before, inputs=[mask])
 
 
 def upscale(
@@ -139,16 +141,13 @@ def upscale(
         spheregen upscale runs/mine thumbnails/
         spheregen upscale digits digits --factor 2 --out large.png
     """
-    from spheregen.data.inputs import load_images
 
-    def change(pipe: Pipeline, images: list[Image.Image], labels: Any, seed: int) -> Any:
-        output = pipe.upscale(images, factor, labels=labels, seed=seed, **loop.given())
+    def before(pipe: Pipeline, images: list[Image.Image], output: PipelineOutput) -> list[Tensor]:
         blocks = output.settings["factor"]
-        options = dataclasses.replace(pipe.image_options, image_size=pipe.image_options.image_size // blocks)
-        small = load_images(images, options)
-        return output, [small.repeat_interleave(blocks, -1).repeat_interleave(blocks, -2)]
+        small = as_tensor(pipe, images, image_size=pipe.image_options.image_size // blocks)
+        return [small.repeat_interleave(blocks, -1).repeat_interleave(blocks, -2)]
 
-    work.do(change, "upscaled")
+    work.do("upscale", "upscaled", loop.given(), factor, before=before)
 
 
 def refine(work: Work, settings: cli.SamplerSet = None) -> None:
@@ -159,13 +158,7 @@ def refine(work: Work, settings: cli.SamplerSet = None) -> None:
     Examples:
         spheregen refine runs/flow rough.png --labels 3 --set refinement_steps=8
     """
-    from spheregen.data.inputs import load_images
-
-    def change(pipe: Pipeline, images: list[Image.Image], labels: Any, seed: int) -> Any:
-        x = load_images(images, pipe.image_options)
-        return pipe.refine(x, labels, seed=seed, **cli.sampler_settings(settings)), []
-
-    work.do(change, "refined")
+    work.do("refine", "refined", cli.sampler_settings(settings), before=lambda *_: [])
 
 
 def crossover(
@@ -190,13 +183,13 @@ def crossover(
         spheregen crossover runs/mine cat.jpg dog.jpg
         spheregen crossover runs/mine cat.jpg dog.jpg --mask diagonal --strength 0.2 --steps 6
     """
-    from spheregen.data.inputs import load_images, open_images
+    from spheregen.data.inputs import open_images
 
     writer = EditWriter(out, [a, b, mask])
     first, second = open_images([a, b])
     pipe = cli.load_pipeline(model)
     output = pipe.crossover([first], [second], mask=mask, labels=_one_label(pipe, labels), seed=seed, **loop.given())
-    originals = [load_images([image], pipe.image_options) for image in (first, second)]
+    originals = [as_tensor(pipe, [image]) for image in (first, second)]
     with writer:
         writer.add(output, [file_name(f"{a.stem}-{b.stem}")], step_rows(originals, output))
     writer.finish(f"joined on {pipe.place}")
@@ -222,14 +215,14 @@ def vary(
     """
     import torch
 
-    from spheregen.data.inputs import load_images, open_images
+    from spheregen.data.inputs import open_images
 
     cli.check_count(count)
     writer = EditWriter(out, [image])
     opened = open_images(image)
     pipe = cli.load_pipeline(model)
     label = _one_label(pipe, labels)
-    original = load_images(opened, pipe.image_options)
+    original = as_tensor(pipe, opened)
     columns, size = min(count, IN_A_ROW), AT_ONCE - AT_ONCE % IN_A_ROW
     parts = (range(start, min(start + size, count)) for start in range(0, count, size))
     with writer:
@@ -256,9 +249,7 @@ def reconstruct(
         spheregen reconstruct runs/mine holiday/
         spheregen reconstruct digits digits --split test --out comparison.png
     """
-
     from spheregen.data import open_writer, to_pil
-    from spheregen.data.inputs import load_images
     from spheregen.measure.fidelity import psnr
 
     parts = gather(images, split)
@@ -272,7 +263,7 @@ def reconstruct(
     rows: list[Tensor] = []
     with contextlib.nullcontext() if writer is None else writer:
         for part in cli.watch(parts, len(inputs), len):
-            x = load_images([file.open() for file in part], pipe.image_options)
+            x = as_tensor(pipe, [file.open() for file in part])
             y = pipe.reconstruct(x, seed=done, **cli.sampler_settings(settings))
             total += psnr(y, x).sum().item()
             if not rows:
@@ -360,15 +351,15 @@ def _check_out(out: Path, ends: list[str], *, fps: float, bounce: bool) -> Image
     suffix = out.suffix.lower()
     if bounce and suffix not in ANIMATIONS:
         raise ConfigError(f"--bounce is for a {' or '.join(ANIMATIONS)}, not for {out.name}; leave it out")
-    if suffix in (".png", *ANIMATIONS):
-        output_file(out, ends)
-        if suffix in ANIMATIONS:  # a rehearsal: is there an ffmpeg, can it be so fast?
-            with tempfile.TemporaryDirectory() as folder:
-                save_animation(torch.zeros(1, 1, 2, 2), Path(folder) / f"rehearsal{suffix}", fps=fps)
-        return None
-    if re.fullmatch(r"\.[a-z]\w*", suffix) and suffix not in (".zip", ".tar"):
-        raise ConfigError(f"frames become a .png, .gif, .mp4, .zip, .tar or a folder, not {out.name}")
-    return open_writer(out)
+    if suffix not in (".png", *ANIMATIONS):
+        if re.fullmatch(r"\.[a-z]\w*", suffix) and suffix not in (".zip", ".tar"):
+            raise ConfigError(f"frames become a .png, .gif, .mp4, .zip, .tar or a folder, not {out.name}")
+        return open_writer(out)
+    output_file(out, ends)
+    if suffix in ANIMATIONS:  # a rehearsal: is there an ffmpeg, can it be so fast?
+        with tempfile.TemporaryDirectory() as folder:
+            save_animation(torch.zeros(1, 1, 2, 2), Path(folder) / f"rehearsal{suffix}", fps=fps)
+    return None
 
 
 def _end(text: str) -> str | int:

@@ -13,8 +13,6 @@ from spheregen.cli.images import output_folder
 if TYPE_CHECKING:
     from spheregen.data.latent_cache import Dtype
 
-READING = ("fit", "resize", "background", "on_error")
-
 
 def encode(
     tokenizer: Annotated[
@@ -60,14 +58,14 @@ def encode(
         spheregen encode user/vae:vae photos/ --image-size 256 --pack 2 --flips --set fit=pad --out latents/
     """
     from spheregen.data import ImageOptions, open_source
-    from spheregen.data.dataset import check_reading
+    from spheregen.data.decoding import check_reading
     from spheregen.data.encoding import write_latent_cache
     from spheregen.devices import choose_device, choose_precision
     from spheregen.distributed import joined_world, local_device
     from spheregen.folders.tokenizers import TOKENIZER, open_tokenizer, save_tokenizer
 
     output_folder(out)
-    given = cli.assignments(settings, READING, "fit=pad")
+    given = cli.assignments(settings, cli.READING_NAMES, "fit=pad")
     on_error = given.pop("on_error", "fail")
     check_reading(on_error, workers)
     if isinstance(given.get("background"), list):

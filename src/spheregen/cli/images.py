@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from spheregen.pipeline import PipelineOutput
+    from spheregen.pipeline import Pipeline, PipelineOutput
 
 SHEET_ROWS = 20  # rows of a sheet, at most
 SHEET_PIXELS = 64  # small images are enlarged to about this in sheets
@@ -147,28 +148,26 @@ class EditWriter(ExitStack):
         self._singles = None if self.sheet == out else self.enter_context(open_writer(out))
         self._rows: list[Tensor] = []
         self._count = 0
-        self._metadata: dict[str, str] = {}
-        self._answer: dict[str, Any] = {}
+        self._first: PipelineOutput | None = None
 
     def add(self, output: PipelineOutput, names: Sequence[str], rows: Sequence[Tensor]) -> None:
         """Take images of one call, the names of the files they were made of, and rows (n, C, S, S) for the sheet."""
-        if not self._count:
-            self._metadata = output.metadata(0)
-            self._answer = {"seed": output.seeds[0], **output.settings}
+        self._first = self._first or output
         self._rows += rows[: SHEET_ROWS - len(self._rows)]
         if self._singles is not None:
             for number, (image, name) in enumerate(zip(output.images, names, strict=True)):
-                self._singles.add(
-                    f"{self._count + number:06d}-{name}", image, output.metadata(number) | {"image": name}
-                )
+                key = f"{self._count + number:06d}-{name}"
+                self._singles.add(key, image, output.metadata(number) | {"image": name})
         self._count += len(names)
 
     def finish(self, done: str) -> None:
         """Write the sheet and say what was done, such as "edited on cpu", and where everything is."""
-        write_sheet(self._rows, self.sheet, self._metadata)
+        assert self._first is not None
+        write_sheet(self._rows, self.sheet, self._first.metadata(0))
+        answer = {"count": self._count, "out": str(self.out), "sheet": str(self.sheet)}
         place = f"the sheet is {self.sheet}" if self._singles is None else f"{self.out}, sheet {self.sheet}"
         cli.finish(
-            {"count": self._count, "out": str(self.out), "sheet": str(self.sheet), **self._answer},
+            {**answer, "seed": self._first.seeds[0], **self._first.settings},
             f"{cli.count_of(self._count)} {done}: {place}",
         )
 
@@ -178,3 +177,10 @@ def step_rows(before: Sequence[Tensor], output: PipelineOutput) -> list[Tensor]:
     import torch
 
     return list(torch.stack([*before, *output.trajectory], dim=1))
+
+
+def as_tensor(pipe: Pipeline, images: Any, **options: Any) -> Tensor:
+    """Return images as the model takes them, (B, C, S, S) in [0, 1], with changed `options` of reading."""
+    from spheregen.data.inputs import load_images
+
+    return load_images(images, dataclasses.replace(pipe.image_options, **options))

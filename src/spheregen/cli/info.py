@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from spheregen.family.recipe import Recipe
-    from spheregen.measure.cost import Cost
 
 SAMPLING_BATCH = 16
-MEMORY = ("weights", "gradients", "moments", "ema", "frozen", "activations", "data")
-"""Parts of the memory of training that are shown."""
+COUNTS = ("batch", "micro_batch", "processes")  # the other whole numbers of memory are bytes
 
 
 def info(
@@ -48,6 +45,8 @@ def info(
     """
     import torch
 
+    from spheregen.data import open_source
+    from spheregen.devices import choose_precision
     from spheregen.family.registry import cost_of
     from spheregen.folders.model_folder import read_architecture
     from spheregen.folders.model_source import find_model
@@ -91,12 +90,17 @@ def info(
     if "generation_gflops" in found:
         found["sampling_memory"] = estimate_sampling_memory(config, tokens, SAMPLING_BATCH, parameters)
     if recipe is not None:
-        images = _count_images(recipe) if data or time else None
-        precision = _precision(recipe, place, is_here)
+        images = None
+        if (data or time) and recipe.data.source is not None:
+            images = len(open_source(recipe.data.source, split=recipe.data.split))
+        precision = recipe.train.precision
+        if precision == "auto" and not is_here:
+            precision = "bf16" if place.type == "cuda" else "float32"
+        precision = choose_precision(precision, place)
         found["memory"] = _memory(recipe, place, is_here, precision, processes, images)
         if time:
             found["time"] = estimate_time(recipe, images, place, precision, world_size=processes).as_dict()
-    cli.answer(found, lambda: "\n".join(_lines(found, cost, recipe)))
+    cli.answer(found, lambda: _text(found, list(cost.parts)))
 
 
 def _is_model(target: str) -> bool:
@@ -126,22 +130,6 @@ def _place(name: str, *, must_be_here: bool) -> tuple[torch.device, bool]:
         return torch.device(name), False
 
 
-def _count_images(recipe: Recipe) -> int | None:
-    from spheregen.data import open_source
-
-    if recipe.data.source is None:
-        return None
-    return len(open_source(recipe.data.source, split=recipe.data.split))
-
-
-def _precision(recipe: Recipe, place: torch.device, is_here: bool) -> str:
-    from spheregen.devices import choose_precision
-
-    if recipe.train.precision == "auto" and not is_here:
-        return "bf16" if place.type == "cuda" else "float32"
-    return choose_precision(recipe.train.precision, place)
-
-
 def _memory(
     recipe: Recipe, place: torch.device, is_here: bool, precision: str, processes: int, images: int | None
 ) -> dict[str, Any]:
@@ -164,52 +152,15 @@ def _memory(
     }
 
 
-def _lines(found: dict[str, Any], cost: Cost, recipe: Recipe | None) -> Iterator[str]:
-    """The answer for people."""
+def _text(found: dict[str, Any], parts: list[str]) -> str:
+    """The answer for people: sizes with their units, the networks as one table."""
     from spheregen.training.estimate import readable
 
-    latent, classes, memory, time = found["latent"], found["num_classes"], found["memory"], found["time"]
-    sampling = found["sampling_memory"]
-    kind = "a tokenizer" if sampling is None else f"{classes} classes" if classes else "unconditional"
-    yield f"{found['name']}: {found['image_size']} px, {kind}, latent {latent['tokens']} x {latent['channels']}"
-    parts = [
-        (name.replace("_", " "), f"{part.params / 1e6:.2f}", part.gflops, part.counted_gflops)
-        for name, part in cost.parts.items()
-    ]
-    yield cli.table(parts, ("part", "M parameters", "GFLOPs/image", "with attention"))
-    yield f"float32 weights: {readable(found['weights_bytes'])}"
-    for key, title in (("generation_gflops", "GFLOPs to generate"), ("refinement_gflops", "and to refine")):
-        if totals := found.get(key):
-            steps = [f"{step} step{'s' if step != '1' else ''}" for step in next(iter(totals.values()))]
-            yield cli.table([(name, *values.values()) for name, values in totals.items()], (title, *steps))
-    if sampling is not None:
-        yield f"memory to generate {SAMPLING_BATCH} at a time: {readable(sampling['total'])}"
-    if memory is not None:
-        many = f", in each of {memory['processes']} processes" if memory["processes"] > 1 else ""
-        yield (
-            f"memory to train with {memory['micro_batch']} images a pass on {memory['device']} in "
-            f"{memory['precision']}{many}: about {readable(memory['total'])}"
-        )
-        yield cli.table([(name, readable(memory[name])) for name in MEMORY if memory[name]], ("part", "memory"))
-        if memory["available"] is not None:
-            yield f"available: {readable(memory['available'])}"
-        if memory["warning"]:
-            yield f"warning: {memory['warning']}"
-    if time is not None:
-        speed = f"{time['mfu']:.0%} of the measured {time['peak_flops'] / 1e9:.4g} GFLOP/s (from {time['method']})"
-        yield f"time: {time['seconds_per_step']:.3g} s a step, {speed}"
-        if time["hours"] is not None:
-            yield f"the run of {time['steps']} steps: {_duration(time['hours'])}"
-        else:
-            assert recipe is not None
-            yield (
-                f"an epoch over 1000 images: {_duration(time['hours_per_1000_images_epoch'])}; name your images with "
-                f"--data for the whole run of {recipe.train.epochs:g} epochs"
-            )
-
-
-def _duration(hours: float) -> str:
-    for unit, length, least in (("days", 24.0, 48.0), ("hours", 1.0, 1.0), ("minutes", 1 / 60, 1 / 60)):
-        if hours >= least:
-            return f"{hours / length:.3g} {unit}"
-    return f"{hours * 3600:.3g} seconds"
+    values = {key: value for key, value in found.items() if value is not None and key not in parts}
+    values["weights_bytes"] = readable(found["weights_bytes"])
+    for name in {"sampling_memory", "memory"} & values.keys():
+        values[name] = {
+            key: readable(value) if isinstance(value, int) and key not in COUNTS else value
+            for key, value in found[name].items()
+        }
+    return cli.details({**values, "part": {name: found[name] for name in parts}})

@@ -29,9 +29,8 @@ def models(
     from spheregen.folders.model_source import bundled_models, list_hub_models, summarise_model
 
     bundled = {name: summarise_model(folder) for name, folder in bundled_models().items()}
-    tables = []
-    if bundled:
-        rows = [
+    tables = [
+        cli.table(
             {
                 "model": name,
                 "images": f"{one.image_size} px",
@@ -41,28 +40,23 @@ def models(
                 "what it is": one.description or "",
             }
             for name, one in bundled.items()
-        ]
-        tables.append(cli.table(rows))
+        )
+        if bundled
+        else "no models come with this version"
+    ]
     offered, missing = None, None
     try:
-        offered = None if hub is None else list_hub_models(hub)
+        offered = None if hub is None else [dataclasses.asdict(one) for one in list_hub_models(hub)]
     except SphereGenError as error:  # the bundled ones are told all the same
         missing = error
-    if offered:
-        offers = [(one.name, one.downloads, one.likes, one.updated or "") for one in offered]
-        tables.append(cli.table(offers, ("model on the Hub", "downloads", "likes", "updated")))
-    found = {
-        "bundled": [{"name": name, **dataclasses.asdict(one)} for name, one in bundled.items()],
-        "hub": None if offered is None else [dataclasses.asdict(one) for one in offered],
-    }
-    if tables or cli.everywhere.as_json:
-        cli.answer(found, "\n\n".join(tables))
+    if offered is not None:
+        tables.append(
+            cli.table(offered) if offered else f"{hub} offers no SphereGen models on the Hub that you may see"
+        )
+    listed = [{"name": name, **dataclasses.asdict(one)} for name, one in bundled.items()]
+    cli.answer({"bundled": listed, "hub": offered}, "\n\n".join(tables))
     if missing is not None:
         raise missing
-    if not bundled and not cli.everywhere.as_json:
-        cli.warn("no models come with this version")
-    if offered == [] and not cli.everywhere.as_json:
-        cli.warn(f"{hub} offers no SphereGen models on the Hub that you may see; check the name for a typo")
 
 
 def recipes(name: cli.OptionalRecipe = None) -> None:

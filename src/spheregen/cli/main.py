@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
@@ -12,7 +15,6 @@ import typer
 import typer.main
 
 import spheregen
-from spheregen.allocator import keep_freed_memory
 from spheregen.cli.ablate import ablate
 from spheregen.cli.bench import bench
 from spheregen.cli.compare import compare
@@ -23,7 +25,7 @@ from spheregen.cli.encode import encode
 from spheregen.cli.evaluate import evaluate
 from spheregen.cli.info import info
 from spheregen.cli.listing import models, recipes
-from spheregen.cli.options import Command, everywhere, expanded, keep
+from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Command, Everywhere, everywhere, expanded, keep
 from spheregen.cli.plot import plot
 from spheregen.cli.sample import sample
 from spheregen.cli.stats import stats
@@ -39,6 +41,7 @@ GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Measure": (evaluate, compare, sweep, ablate),
 }
 _EVERY = "Every command"
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # glibc's malloc.h
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # of the parser; it has no public name of its own
 
 app = typer.Typer(
@@ -100,6 +103,22 @@ def command() -> Any:
     return typer.main.get_command(app)
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep large blocks that are freed, instead of handing each back to the system.
+
+    A pass over a batch on the CPU frees and takes the same blocks of tens of megabytes over and over, and a fresh one
+    costs a page fault every 4 KiB: a tenth of a training step in all. The commands call this before anything else; a
+    library must not decide it for its host. It does nothing outside of Linux with glibc, and nothing where a `MALLOC_`
+    variable of the environment says how memory is to be managed.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 64 << 20)):
+            mallopt(option, value)
+
+
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run a command line: user errors become one line on stderr and exit code 2.
 
@@ -107,14 +126,15 @@ def run(arguments: Sequence[str] | None = None) -> None:
         arguments: the words behind `spheregen`; by default those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    everywhere.reset()
+    vars(everywhere).update(vars(Everywhere()))
     keep_freed_memory()
     try:
         code = command()(words or ["--help"], prog_name="spheregen", standalone_mode=False)
     except _UsageError as error:
-        _fail(
-            f"{error.format_message().rstrip('.')}; see: {error.ctx.command_path if error.ctx else 'spheregen'} --help"
-        )
+        name = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
+        hint = f"; give --set {name}=VALUE" if name in (*SAMPLER_NAMES, *READING_NAMES) else ""
+        where = error.ctx.command_path if error.ctx else "spheregen"
+        _fail(f"{error.format_message().rstrip('.')}{hint}; see: {where} --help")
     except SphereGenError as error:
         if "--debug" in words:
             raise

@@ -40,10 +40,6 @@ class Everywhere:
     quiet: bool = False
     debug: bool = False
 
-    def reset(self) -> None:
-        """Forget what a command line said."""
-        vars(self).update(vars(Everywhere()))
-
 
 everywhere = Everywhere()
 
@@ -56,45 +52,12 @@ def keep(param: typer.CallbackParam, value: Any) -> Any:
 
 
 class Command(TyperCommand):
-    """A command that also takes the options of the program, and knows the names that options had before."""
+    """A command that also takes the options of the program."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         own = super().get_params(ctx)
         shared = [p for p in ctx.find_root().command.params if p.name in vars(everywhere)]
         return [*own[:-1], *shared, own[-1]]  # the last one is --help
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = {name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
-        for word in args[: args.index("--")] if "--" in args else args:
-            name = word.partition("=")[0]
-            if name in RENAMED and name not in known:
-                raise ConfigError(f"{name} {RENAMED[name]}")
-        return super().parse_args(ctx, args)
-
-
-RENAMED: Mapping[str, str] = {
-    "--schedule": "is now --set schedule=NAME",
-    "--guidance-at": "is now --set guidance_at=PLACE",
-    "--fresh-noise": "is now --set share_noise=false",
-    "--shared-noise": "is now --set share_noise=true",
-    "--noise": "is now --set share_noise=true,false",
-    "--refinement-steps": "is now --set refinement_steps=N",
-    "--solver": "is now --set solver=NAME",
-    "--refinement-guidance": "is now --set refinement_guidance=S",
-    "--swap": "is gone: write B before A",
-    "--all-steps": "is gone: the sheet shows every step, as `trajectory` does in Python",
-    "--no-pictures": "is now --out NAME.png, for the comparison alone",
-    "--fit": "is now --set fit=crop or --set fit=pad",
-    "--resize": "is now --set resize=RULE",
-    "--background": "is now --set background=[R,G,B]",
-    "--on-error": "is now --set on_error=skip",
-    "--channels": "is now --set channels=N",
-    "--keep": "is gone: the features of 10 000 images are kept",
-    "--precision": "is gone: --dtype float32 computes in float32",
-    "--shard-images": "is gone: a file holds 4096 images",
-    "--batch-size": "is gone here: as many images as fit go through the network at once",
-}
-"""Options of earlier versions -> what is said of them where they are no more."""
 
 
 # groups ---------------------------------------------------------------------------------------------------------------
@@ -124,21 +87,15 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _SAMPLER = "Sampling"
-_SAMPLER_NAMES = (
-    "schedule",
-    "guidance_at",
-    "share_noise",
-    "refinement_steps",
-    "solver",
-    "refinement_guidance",
-)
+SAMPLER_NAMES = ("schedule", "guidance_at", "share_noise", "refinement_steps", "solver", "refinement_guidance")
+READING_NAMES = ("fit", "resize", "background", "on_error")
 SamplerSet = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
         rich_help_panel=_SAMPLER,
-        autocompletion=lambda incomplete: [f"{name}=" for name in _SAMPLER_NAMES if name.startswith(incomplete)],
+        autocompletion=lambda incomplete: [f"{name}=" for name in SAMPLER_NAMES if name.startswith(incomplete)],
         help="Further options, repeatable: schedule=fixed, decay, angle or [1,0.5]; guidance_at=pixel, latent or both; "
         "share_noise=false for new noise at each step; of models that refine: refinement_steps=N (0 leaves images "
         "rough), solver=euler, heun or midpoint, refinement_guidance=S. Default: the model's.",
@@ -165,7 +122,7 @@ class Sampling:
     def given(self) -> dict[str, Any]:
         """Return what was given, as `Pipeline` takes it; the rest is the model's default."""
         own = {key: value for key, value in vars(self).items() if key != "settings" and value is not None}
-        return {**own, **sampler_settings(self.settings)}
+        return own | sampler_settings(self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +146,7 @@ class Editing(Sampling):
 
 def sampler_settings(texts: Sequence[str] | None) -> dict[str, Any]:
     """Read the `--set` of a sampling command."""
-    return assignments(texts, _SAMPLER_NAMES, "schedule=decay")
+    return assignments(texts, SAMPLER_NAMES, "schedule=decay")
 
 
 def assignments(texts: Sequence[str] | None, known: Sequence[str], example: str) -> dict[str, Any]:
@@ -230,14 +187,15 @@ def _completed(folder: str, suffix: str = "") -> Callable[[str], list[str]]:
 
 
 _models, _recipes = _completed("assets/models"), _completed("recipes", ".yaml")
-_MODEL_HELP = "A model folder, the name of a bundled model, or a Hub id."
+_MODEL = typer.Argument(
+    help="A model folder, the name of a bundled model, or a Hub id.", metavar="MODEL", autocompletion=_models
+)
 _SOURCE_HELP = "`digits`, a folder of images, .zip, .parquet or .tar files (or a pattern), a URL, a Hub data set."
 
-Model = Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="MODEL", autocompletion=_models)]
-OptionalModel = Annotated[str | None, typer.Argument(help=_MODEL_HELP, metavar="MODEL", autocompletion=_models)]
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 Recipe = Annotated[
-    str,
-    typer.Argument(help="A shipped recipe (see `spheregen recipes`) or a YAML file.", autocompletion=_recipes),
+    str, typer.Argument(help="A shipped recipe (see `spheregen recipes`) or a YAML file.", autocompletion=_recipes)
 ]
 OptionalRecipe = Annotated[
     str | None, typer.Argument(help="Print this recipe's YAML instead of the list.", autocompletion=_recipes)
@@ -368,12 +326,18 @@ def split_list(text: str | None) -> list[str] | None:
 
 
 def details(values: Mapping[str, Any]) -> str:
-    """Return a plain table of names and values, those of inner mappings behind a dot."""
-    rows: list[Sequence[Any]] = []
+    """Return names and values as a plain table; mappings of mappings are tables of their own below it."""
+    plain: list[tuple[str, Any]] = []
+    tables = []
     for key, value in values.items():
-        for name, each in (value if isinstance(value, Mapping) else {"": value}).items():
-            rows.append((f"{key}.{name}".rstrip(".").replace("_", " "), "none" if each in (None, "") else each))
-    return table(rows)
+        inner = value if isinstance(value, Mapping) else {"": value}
+        if inner and all(isinstance(each, Mapping) for each in inner.values()):
+            tables.append("\n" + table([{key: name, **each} for name, each in inner.items()]))
+        else:
+            plain += [
+                (f"{key} {name}".rstrip(), "none" if each in (None, "") else each) for name, each in inner.items()
+            ]
+    return "\n".join([table([(name.replace("_", " "), value) for name, value in plain]), *tables])
 
 
 def table(rows: Iterable[Sequence[Any] | Mapping[str, Any]], header: Sequence[Any] = ()) -> str:
@@ -386,10 +350,11 @@ def table(rows: Iterable[Sequence[Any] | Mapping[str, Any]], header: Sequence[An
     given = list(rows)
     if not header and given and isinstance(given[0], Mapping):
         header = tuple(given[0])
-    cells = [[cell(each) for each in (row.values() if isinstance(row, Mapping) else row)] for row in given]
-    lines = [[cell(title) for title in header], *cells] if header else cells
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    lines = [[*header]] if header else []
+    lines += [list(row.values()) if isinstance(row, Mapping) else list(row) for row in given]
+    cells = [[cell(each) for each in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
 
 def cell(value: Any) -> str:
@@ -404,3 +369,8 @@ def check_count(count: int, most: int | None = None) -> None:
     """Refuse an impossible --count."""
     if count < 1 or count > (most or count):
         raise ConfigError(f"--count is at least 1{f', and at most {most}' if most else ''}, not {count}")
+
+
+def in_turn(values: Sequence[Part] | None, count: int, start: int = 0) -> list[Part] | None:
+    """Return `count` values, these over and over, from number `start` on; None stays None."""
+    return None if values is None else [values[i % len(values)] for i in range(start, start + count)]

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Option
 
 from spheregen.cli import options as cli
 from spheregen.cli.images import output_file, sheet_file
 from spheregen.errors import ConfigError
-
-if TYPE_CHECKING:
-    from spheregen.pipeline.record import ImageRecord
 
 GRID_IMAGES = 100
 LARGEST_GRID = 10_000
@@ -54,12 +52,18 @@ def sample(
     import torch
 
     from spheregen.data import image_grid, open_writer, save_png
+    from spheregen.folders.model_source import bundled_models
     from spheregen.pipeline import GenerationOptions
-    from spheregen.pipeline.record import read_record
+    from spheregen.pipeline.output import read_record
 
     record = None if like is None else read_record(like)
     if record is not None and model is None:
-        model = _model_of(record, like)
+        model = record.model
+        if model not in bundled_models() and not (model and os.path.isdir(model)):  # noqa: PTH112 (any text is welcome)
+            # an image may come from anywhere, so it cannot make us download a model
+            raise ConfigError(
+                f"{like} was made by {model[:200]!r}, which is not here; name its place: MODEL --like ..."
+            )
     if model is None:
         raise ConfigError("name a model: a folder, a bundled model (see `spheregen models`) or a Hub id")
     count = count if count is not None else 1 if record else 16
@@ -76,14 +80,13 @@ def sample(
     pipe = cli.load_pipeline(model, batch_size)
     writer = None if as_grid else open_writer(out, class_names=pipe.info.class_names, shard_size=shard_size)
     options = GenerationOptions(**loop.given())
-    named: list[str] | list[int] | None = cli.class_list(pipe, labels)
+    named: Sequence[str | int] | None = cli.class_list(pipe, labels)
     if record is not None:
         if record.fingerprint and pipe.fingerprint != record.fingerprint:
             cli.warn(f"warning: {like} was made by other weights ({record.fingerprint!r}) than {model} has now")
         options = dataclasses.replace(GenerationOptions(**record.settings), **loop.given())
         named = named or (None if record.label is None else [record.label])  # by id: a name may be another's number
-    each = None if named is None else [named[i % len(named)] for i in range(count)]
-    parts = pipe.stream(range(first, first + count), labels=each, options=options)
+    parts = pipe.stream(range(first, first + count), labels=cli.in_turn(named, count), options=options)
     shown: list[torch.Tensor] = []
     done = 0
     with contextlib.nullcontext() if writer is None else writer:
@@ -102,15 +105,4 @@ def sample(
     cli.finish(
         {"count": count, "out": str(out), "grid": str(grid), "seed": first, **part.settings},
         f"{cli.count_of(count)}, made on {pipe.place}: {grid if as_grid else f'{out}, sheet {grid}'}",
-    )
-
-
-def _model_of(record: ImageRecord, like: Path | None) -> str:
-    """The model that an image names. An image may come from anywhere, so it cannot make us download one."""
-    from spheregen.folders.model_source import bundled_models
-
-    if record.model in bundled_models() or (record.model and os.path.isdir(record.model)):  # noqa: PTH112 (any text)
-        return record.model
-    raise ConfigError(
-        f"{like} was made by the model {record.model[:200]!r}, which is not here; name its place: MODEL --like ..."
     )

@@ -68,7 +68,5 @@ def suggest(
     if place.type == "cpu" and load > 1.5:
         cli.say(f"note: other programs keep this machine busy (load {load:.1f} a core), so an idle one will be faster")
     on = "" if cli.everywhere.device == "auto" else f" --device {cli.everywhere.device}"
-    if out is not None:
-        cli.say(f"the recipe is in {out}; train it with: spheregen train {out}{on}")
-    else:
-        cli.say(f"save this as mine.yaml (or give --out mine.yaml), then: spheregen train mine.yaml{on}")
+    where = "save this as mine.yaml, or give --out mine.yaml" if out is None else f"the recipe is in {out}"
+    cli.say(f"{where}; train it with: spheregen train {out or 'mine.yaml'}{on}")

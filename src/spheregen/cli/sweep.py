@@ -59,6 +59,8 @@ def sweep(
         spheregen sweep digits --steps 1,2,4 --guidance 1,1.2,1.4
         spheregen sweep runs/mine --steps 4 --set schedule=fixed,decay --set share_noise=true,false --data photos/
     """
+    import torch
+
     from spheregen.data import labelled_sheet, save_png
     from spheregen.sampling import ClassifierFreeGuidance, generation_angles
 
@@ -83,25 +85,23 @@ def sweep(
     pipe = cli.load_pipeline(model)
     named = cli.class_list(pipe, labels)
     scorer = None if score == 0 else _scorer(pipe, data, split, asked=score is not None or data is not None)
-    scored = 0 if scorer is None else score or SCORED
-    chosen = None if named is None else [named[i % len(named)] for i in range(count)]
+    scored = score or SCORED if scorer is not None else 0
+    chosen = cli.in_turn(named, count)
     pipe.generate(count, steps=2, seed=seed)  # the first call of a process is slow
 
     cells, figures = [], []
     for each in cli.watch(combinations, len(combinations) * (count + scored), lambda _: count + scored):
         begun = time.perf_counter()
         output = pipe.generate(count, seed=seed, labels=chosen, **each)
-        seconds = (time.perf_counter() - begun) / count
-        scores = {} if scorer is None else _score(pipe, scorer, scored, seed, each)
+        figures.append({**each, "ms_per_image": 1000 * (time.perf_counter() - begun) / count})
         cells.append(output.tensor)
-        figures.append({**each, "ms_per_image": 1000 * seconds, **scores})
+        if scorer is not None:
+            samples = pipe.generate(scored, seed=seed, **each)
+            figures[-1] |= scorer.figures(samples.tensor, torch.tensor(samples.labels or [0] * scored))
     *outer, last = swept
     columns = len(swept[last])
     starts = range(0, len(cells), columns)
-    notes = [
-        "\n".join(f"{name.replace('_', ' ')} {cli.cell(value)}" for name, value in one.items() if name not in swept)
-        for one in figures
-    ]
+    notes = ["\n".join(_title(name, one[name]) for name in one if name not in swept) for one in figures]
     sheet = labelled_sheet(
         [cells[start : start + columns] for start in starts],
         [", ".join(_title(name, combinations[start][name]) for name in outer) for start in starts],
@@ -145,18 +145,5 @@ def _scorer(pipe: Pipeline, data: str | None, split: str, *, asked: bool) -> Sco
     return scorer
 
 
-def _score(pipe: Pipeline, scorer: Scorer, count: int, seed: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Return figures of `count` samples by the scorer."""
-    import torch
-
-    output = pipe.generate(count, seed=seed, **settings)
-    labels = torch.tensor(output.labels) if output.labels is not None else torch.zeros(count, dtype=torch.int64)
-    return scorer.figures(output.tensor, labels)
-
-
 def _title(name: str, value: Any) -> str:
-    if name == "steps":
-        return f"{value} step{'s' if value != 1 else ''}"
-    if name == "share_noise":
-        return "shared noise" if value else "fresh noise"
     return f"{name.replace('_', ' ')} {cli.cell(value)}"

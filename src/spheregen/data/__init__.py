@@ -5,10 +5,17 @@ loaded = load_all(source, ImageOptions(image_size=16, channels=1))
 for batch in TrainingBatches(source, ImageOptions(image_size=16, channels=1), batch_size=64, steps=100): ...
 """
 
-from spheregen.data.animations import save_animation
-from spheregen.data.dataset import LoadedImages, OnError, Progress, load_all
-from spheregen.data.decoding import BadImage
-from spheregen.data.grids import encode_png, image_grid, labelled_sheet, read_metadata, save_png, to_pil, to_uint8
+from spheregen.data.decoding import BadImage, LoadedImages, OnError, Progress, load_all
+from spheregen.data.grids import (
+    encode_png,
+    image_grid,
+    labelled_sheet,
+    read_metadata,
+    save_animation,
+    save_png,
+    to_pil,
+    to_uint8,
+)
 from spheregen.data.images import ImageOptions, decode_bytes, load_image, read_image, to_model_range
 from spheregen.data.loader import Batch, Shuffle, TrainingBatches
 from spheregen.data.names import ARCHIVES

@@ -58,18 +58,11 @@ class ZipSource(ImageSource):
     """Images in a zip, sorted by name, with the splits and classes of a folder that has the same names.
 
     Where all of them lie two or more folders deep under one folder, that folder is left out: it is the one that was
-    packed.
-
-    Args:
-        files: exactly one file.
-
-    Raises:
-        DataError: it is no zip or truncated, it is encrypted, there are no images or no such split.
+    packed. `files` is exactly one.
     """
 
     def __init__(self, files: Files, split: str = "train") -> None:
-        where = files.names[0]
-        self._files = files
+        where, self._files = files.names[0], files
         self.central = self.remote = files.remote
         self.name = PurePosixPath(files.base_name(0)).stem
         try:
@@ -104,16 +97,9 @@ class ZipSource(ImageSource):
     def read_bytes(self, index: int) -> bytes:
         self.check_index(index)
         start, size, packed, method, checksum = self._table[index].tolist()
-        if max(size, packed) > _LARGEST:
-            raise DataError(
-                f"{self.describe(index)}: the image would take {size >> 20} MiB, more than the limit of "
-                f"{_LARGEST >> 20} MiB for one; remove it, or in training skip it with data.on_error=skip"
-            )
-        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise DataError(
-                f"{self.describe(index)}: packed by method {method}, which is not supported; pack the images again "
-                "with the usual method (deflate) or without compression"
-            )
+        if max(size, packed) > _LARGEST or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            problem = f"{size} bytes packed by method {method}, beyond the limit of {_LARGEST}, stored or deflated"
+            raise DataError(f"{self.describe(index)}: {problem}; pack it again")
         try:
             signature, *lengths = _LOCAL_HEADER.unpack(self._files.read(0, start, _LOCAL_HEADER.size))
             data = self._files.read(0, start + _LOCAL_HEADER.size + sum(lengths), packed)
@@ -122,10 +108,7 @@ class ZipSource(ImageSource):
             if signature != b"PK\x03\x04" or len(data) != size or zlib.crc32(data) != checksum:
                 raise zlib.error("header, length or checksum is wrong")
         except zlib.error as error:
-            raise DataError(
-                f"{self.describe(index)}: corrupt in the zip ({error}); pack it again, or in training skip it with "
-                "data.on_error=skip"
-            ) from error
+            raise DataError(f"{self.describe(index)}: corrupt in the zip ({error}); pack it again") from error
         return data
 
 
@@ -139,10 +122,6 @@ class TarSource(BlockSource):
       there is one, else "0", "1" ... up to the largest. Other labels are sorted, over all splits on this machine.
     - Without label members the first folder in the names is the class, as in a folder of images.
     - Splits are told by the file names (train-000000.tar), or by the folders inside if there are no label members.
-
-    Raises:
-        DataError: a shard is truncated or no tar, a label is missing or impossible, there are no images or there is no
-            such split.
     """
 
     def __init__(self, name: str, files: Files, split: str = "train", *, chosen: bool = False) -> None:
@@ -178,7 +157,10 @@ class TarSource(BlockSource):
         self._names = index["name"].combine_chunks()
         self._offsets, self._sizes = index["offset"].to_numpy(), index["size"].to_numpy()
         self.encoded_bytes = int(self._sizes.sum())
-        self._blocks = self._find_blocks()
+        cells = self._offsets // _BLOCK_BYTES
+        new = (np.diff(cells, prepend=-1) != 0) | (np.diff(self._shards, prepend=-1) != 0)
+        starts = np.flatnonzero(new).astype(np.int64)
+        self._blocks = Blocks(starts=starts, sizes=np.add.reduceat(self._sizes, starts))
         kept = self._names.to_pylist()
         content = hashlib.sha256(b"".join(kept))
         content.update(np.cumsum([0, *map(len, kept)]).astype("<i8").tobytes())
@@ -207,40 +189,25 @@ class TarSource(BlockSource):
         starts, sizes = self._offsets[first:last], self._sizes[first:last]
         begin, end = int(starts.min()), int((starts + sizes).max())
         data = self._files.read(int(self._shards[first]), begin, end - begin)
-        pairs = zip((starts - begin).tolist(), sizes.tolist(), strict=True)
-        return [data[start : start + size] for start, size in pairs]
-
-    def _find_blocks(self) -> Blocks:
-        cells = self._offsets // _BLOCK_BYTES
-        new = (np.diff(cells, prepend=-1) != 0) | (np.diff(self._shards, prepend=-1) != 0)
-        starts = np.flatnonzero(new).astype(np.int64)
-        return Blocks(starts=starts, sizes=np.add.reduceat(self._sizes, starts))
+        return [data[start : start + size] for start, size in zip(starts - begin, sizes, strict=True)]
 
     def _read_labels(self, index: Any, others: Sequence[Any]) -> tuple[tuple[str, ...], torch.Tensor]:
         """Return class names, and labels (N,); `others` are the indices of other splits."""
-        kinds, texts = index["kind"].to_numpy(), index["label"].to_pylist()
-        found = set(kinds.tolist())
+        kinds, texts = index["kind"].to_pylist(), index["label"].to_pylist()
+        found = set(kinds)
         if len(found) > 1:
-            odd = _NONE if _NONE in found else _TEXT
-            row = int(np.flatnonzero(kinds == odd)[0])
-            problem = "has no label" if odd == _NONE else "has a name for its label"
-            raise DataError(
-                f"{self._sample(index, row)} {problem}, unlike other samples; label all samples alike, or none"
-            )
+            row = kinds.index(_NONE if _NONE in found else _TEXT)
+            problem = "a name for its label" if kinds[row] else "no label"
+            raise DataError(f"{self._sample(index, row)} has {problem}, unlike others; label all alike, or none")
         same = [other["label"].to_pylist() for other in others if set(other["kind"].to_pylist()) == found]
-        values = {*texts, *itertools.chain(*same)}
-        classes = _listed_classes(self._files)
+        values, classes = {*texts, *itertools.chain(*same)}, _listed_classes(self._files)
         if found == {_INTEGER}:
             classes = classes or tuple(map(str, range(max(map(int, values)) + 1)))
-            labels, wrong = number_labels(texts, [str(number) for number in range(len(classes))])
-        else:
-            classes = classes or tuple(sorted(values))
-            labels, wrong = number_labels(texts, classes)
+        classes = classes or tuple(sorted(values))
+        labels, wrong = number_labels(texts, [*map(str, range(len(classes)))] if found == {_INTEGER} else classes)
         if wrong is not None:
-            raise DataError(
-                f"{self._sample(index, wrong)} has the label {texts[wrong]!r}, which is not one of the {len(classes)} "
-                "classes (integers count from 0); correct the label or the list of classes"
-            )
+            sample, label = self._sample(index, wrong), texts[wrong]
+            raise DataError(f"{sample} has the label {label!r}, not one of the {len(classes)} classes; correct it")
         return classes, labels
 
     def _sample(self, index: Any, row: int) -> str:
@@ -253,7 +220,7 @@ def _shard_index(files: Files, file: int) -> Any:
     import pyarrow.parquet as pq
 
     def scan() -> Any:
-        with files.open(file, _SCAN_BYTES if files.remote else 1 << 15) as opened:
+        with files.open(file, _SCAN_BYTES) as opened:
             return _scan_shard(opened, files.size(file), files.names[file])
 
     if not files.remote:
@@ -325,10 +292,7 @@ def _images_of(images: list[str], where: str, *, labelled: bool) -> list[str]:
         return images
     if len(plain) == 1:
         return plain  # 7.jpg beside 7.mask.png: the plain one is the image
-    raise DataError(
-        f"{where}: the sample {images[0]} has {len(images)} images, such as {images[1]}; keep one "
-        "of them, or give the others an extension in front, such as 7.mask.png"
-    )
+    raise DataError(f"{where}: the sample {images[0]} has {len(images)} images; name all but one like 7.mask.png")
 
 
 def _label(extension: str, data: bytes, where: str) -> _Label | None:
@@ -344,24 +308,23 @@ def _label(extension: str, data: bytes, where: str) -> _Label | None:
             value = fields[keys[0]] if keys else None
             if value is None:
                 return None
-    except ValueError as error:
-        raise DataError(f"{where}: not readable as a label ({error}); correct or remove it") from error
+    except ValueError:
+        value = data[:100]
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return _INTEGER, str(value)
     if isinstance(value, str) and value:
         return _TEXT, value
-    raise DataError(f"{where}: the label {value!r} is neither an integer from 0 up nor a name; correct it")
+    raise DataError(f"{where}: the label {value!r} is neither an integer from 0 up nor a name; correct or remove it")
 
 
 def _listed_classes(files: Files) -> tuple[str, ...] | None:
     """Return the class names that lie beside the shards, if any."""
-    if (data := files.beside("classes.txt")) is not None:
-        try:
-            lines = data.decode("utf-8").splitlines()
-        except ValueError:
-            raise DataError(f"classes.txt beside {files.names[0]} is not UTF-8 text; write one name a line") from None
-        if names := tuple(line.strip() for line in lines if line.strip()):
-            return names
+    try:
+        lines = (files.beside("classes.txt") or b"").decode("utf-8").splitlines()
+    except ValueError:
+        raise DataError(f"classes.txt beside {files.names[0]} is not UTF-8 text; write one name a line") from None
+    if names := tuple(line.strip() for line in lines if line.strip()):
+        return names
     try:
         listed = json.loads(files.beside("dataset_info.json") or b"{}")["features"]["label"]["names"]
     except (ValueError, KeyError, TypeError):

@@ -16,8 +16,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from spheregen.data.dataset import OnError, check_reading, judge, part_fingerprint
-from spheregen.data.decoding import BadImage, DecodedChunk, decode_chunks
+from spheregen.data.decoding import (
+    BadImage,
+    DecodedChunk,
+    OnError,
+    check_reading,
+    decode_chunks,
+    judge,
+    part_fingerprint,
+)
 from spheregen.data.images import ImageOptions, to_model_range
 from spheregen.data.latent_cache import (
     INDEX,
@@ -76,24 +83,17 @@ def write_latent_cache(
     Args:
         tokenizer: on `device`.
         options: of the size and channels of the tokenizer's images.
-        out: the folder, which may not exist yet.
-        tokenizer_name, tokenizer_fingerprint: recorded; the fingerprint tells tokenizers apart.
         flips: encode the mirror image of each image, too.
         dtype: of the latents on disk.
-        batch_size: images that are decoded, and go through the tokenizer, together. It may change when a cache is
-            continued; the last bits of latents may depend on it.
-        workers: processes that decode, of each process; 0 = this one.
-        on_error: images that cannot be read stop everything ("fail") or are left out ("skip").
-        device: None = the CPU.
+        batch_size: of images that go through the tokenizer together. It may change when a cache is continued; the last
+            bits of latents may depend on it.
         precision: in which the tokenizer computes: float32, or bf16 by autocast.
         save_tokenizer: called with `out` in the first process, before anything is encoded, to put the tokenizer beside
             its latents.
         world: the processes that share the work; all must call this together.
-        reporter: told of images that are done, in the first process.
 
     Raises:
-        ConfigError: an argument is impossible, the source's images must not be flipped, or `out` holds something else
-            or the cache of other settings, which are named.
+        ConfigError: an argument is impossible, or `out` holds something else or the cache of other settings.
         DataError: an image cannot be read, or its latent is not finite.
         SphereGenError: the disk or the device's memory is full.
     """
@@ -102,11 +102,8 @@ def write_latent_cache(
         raise ConfigError(f"batch_size is {batch_size}; give a number of images from 1 up")
     if flips and not source.flips_allowed:
         raise ConfigError(f"flips is on, but mirror images of {source.name} are no {source.name}; leave --flips out")
-    if tuple(tokenizer.image_shape) != options.shape:
-        raise ConfigError(
-            f"the tokenizer {tokenizer_name} takes images of (channels, height, width) {tuple(tokenizer.image_shape)}, "
-            f"not {options.shape}; give it those"
-        )
+    if (shape := tuple(tokenizer.image_shape)) != options.shape:
+        raise ConfigError(f"{tokenizer_name} takes images of (channels, height, width) {shape}, not {options.shape}")
     tokens, channels = tokenizer.latent_shape
     views = 2 if flips else 1
     image_bytes = views * tokens * channels * (4 if dtype == "float32" else 2)
@@ -178,10 +175,7 @@ def _begin(out: Path, plan: CachePlan) -> CacheIndex:
         there = CacheIndex(plan=plan)
         write_index(out, there)
     if differences := there.plan.differences(dataclasses.replace(plan, shard_images=there.plan.shard_images)):
-        raise ConfigError(
-            f"{out} holds a latent cache of other settings ({'; '.join(differences)}); give another --out, or delete "
-            "that folder"
-        )
+        raise ConfigError(f"{out} holds a cache of other settings ({'; '.join(differences)}); give another --out")
     return there
 
 
@@ -201,7 +195,6 @@ def _present(out: Path, begun: CacheIndex, shards: Iterable[int]) -> dict[int, _
 
 
 def _joined(world: World, shards: Mapping[int, _Shard]) -> dict[int, _Shard]:
-    """Join what all processes know of shards."""
     return {shard: known for part in world.gather_objects(dict(shards)) for shard, known in part.items()}
 
 
@@ -213,30 +206,24 @@ def _encode(
 
     Each view goes through the tokenizer by itself.
     """
-    good = ~np.isin(chunk.indices, [image.index for image in chunk.bad])
-    indices: Integers = chunk.indices[good]
+    indices, pixels = chunk.good()
     wanted, dtype = (len(indices), plan.views, *plan.latent_shape), TORCH_DTYPES[plan.dtype]
     if not len(indices):
         return indices, torch.empty(wanted, dtype=dtype)
     try:
-        images = to_model_range(to_device(torch.from_numpy(chunk.images[good]), device))
+        images = to_model_range(to_device(torch.from_numpy(pixels), device))
         with autocast(device, plan.precision):
             views = [tokenizer.encode(x) for x in (images, images.flip(-1))[: plan.views]]
         latents = torch.stack([view.to(dtype) for view in views], dim=1).cpu()
     except torch.OutOfMemoryError as error:
-        raise SphereGenError(
-            f"a batch of {len(indices)} images does not fit into the memory of {device}; use a smaller --batch-size"
-        ) from error
+        raise SphereGenError(f"{len(indices)} images do not fit into {device}; use a smaller --batch-size") from error
     if latents.shape != wanted:
         found = tuple(latents.shape[2:])
         raise SphereGenError(f"the tokenizer gives latents {found}, not {plan.latent_shape} as it says; correct it")
     finite = torch.isfinite(latents).flatten(1).all(dim=1)
     if not finite.all():
-        raise DataError(
-            f"the tokenizer {plan.tokenizer_name} gives NaN, infinite or huge latents for image "
-            f"{indices[int(finite.int().argmin())]} of {plan.source_name}; look at that image, or encode in "
-            "--precision float32"
-        )
+        bad = f"image {indices[int(finite.int().argmin())]} of {plan.source_name}"
+        raise DataError(f"{plan.tokenizer_name} gives infinite latents for {bad}; look at it, or use --dtype float32")
     return indices, latents
 
 
@@ -247,7 +234,6 @@ def _save(
     skipped: list[BadImage],
     labels: Tensor | None,
 ) -> _Shard:
-    """Write a shard; it appears when it is whole."""
     indices = torch.from_numpy(np.concatenate([numbers for numbers, _ in parts]))
     tensors = {"latents": torch.cat([latents for _, latents in parts]), "indices": indices}
     if labels is not None:
@@ -263,7 +249,6 @@ def _save(
 
 
 def _finish(out: Path, source: ImageSource, plan: CachePlan, shards: Sequence[_Shard]) -> CacheIndex:
-    """Write the whole index and return it."""
     skipped = [image for _, lacking in shards for image in lacking]
     judge(skipped, len(source), "skip")
     kept = np.setdiff1d(np.arange(len(source), dtype=np.int64), [image.index for image in skipped])

@@ -6,10 +6,12 @@ times.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -26,25 +28,18 @@ _MOST = 1_000_000  # files that one pattern may stand for
 
 
 class Files:
-    """A numbered list of files of one file system. Nothing stays open, so processes and threads may share it.
-
-    Args:
-        system: the fsspec file system.
-        paths: as it names them.
-        names: paths or URLs, for people.
-    """
+    """A numbered list of files of one file system. Nothing stays open, so processes and threads may share it."""
 
     def __init__(self, system: Any, paths: Sequence[str], names: Sequence[str] | None = None) -> None:
         from fsspec.implementations.local import LocalFileSystem
 
-        self.system = system
-        self.paths = list(paths)
-        self.names = list(names or paths)
+        self.system = system  # of fsspec
+        self.paths = list(paths)  # as it names them
+        self.names = list(names or paths)  # paths or URLs, for people
         self.remote = not isinstance(system, LocalFileSystem)
 
     @classmethod
     def local(cls, paths: Sequence[Path]) -> Files:
-        """Return files of this machine."""
         import fsspec
 
         return cls(fsspec.filesystem("file"), [str(path) for path in paths])
@@ -71,11 +66,7 @@ class Files:
         return "\0".join([self.names[file], str(self.size(file)), *(str(info[key]) for key in keys if key in info)])
 
     def read(self, file: int, offset: int, length: int) -> bytes:
-        """Read exactly `length` bytes from `offset` on.
-
-        Raises:
-            DataError: the file is gone, shorter than that, or cannot be read.
-        """
+        """Read exactly `length` bytes from `offset` on."""
 
         def fetch() -> bytes:
             if self.remote:
@@ -94,12 +85,8 @@ class Files:
 
     def open(self, file: int, block: int = 1 << 15) -> BinaryIO:
         """Open a file that can seek; reading ahead by `block` bytes over a network."""
-        return cast(BinaryIO, self.retried(lambda: self._open(file, block), file))
-
-    def _open(self, file: int, block: int) -> Any:
-        if self.remote:
-            return self.system.open(self.paths[file], "rb", block_size=block)
-        return Path(self.paths[file]).open("rb", buffering=block)
+        options = {"block_size": block} if self.remote else {}
+        return cast(BinaryIO, self.retried(lambda: self.system.open(self.paths[file], "rb", **options), file))
 
     def only(self, chosen: Sequence[int]) -> Files:
         """Return some of the files."""
@@ -107,11 +94,9 @@ class Files:
 
     def beside(self, name: str) -> bytes | None:
         """Return the contents of a small file in the folder of the first file; None if there is none."""
-        try:
-            folder = re.sub(r"[^/\\]*$", "", self.paths[0])
-            return bytes(self.system.cat_file(folder + name))
-        except Exception:  # stores answer a missing file each in their own way
-            return None
+        with contextlib.suppress(Exception):  # stores answer a missing file each in their own way
+            return bytes(self.system.cat_file(re.sub(r"[^/\\]*$", "", self.paths[0]) + name))
+        return None
 
     def retried(self, action: Callable[[], Answer], file: int) -> Answer:
         """Return the answer to a request about a file; see the function `retried`."""
@@ -122,11 +107,7 @@ class Files:
 
 
 def retried(action: Callable[[], Answer], where: str, *, remote: bool = True) -> Answer:
-    """Return what a request answers, tried again after a pause where a network fails.
-
-    Raises:
-        DataError: it failed for good. Names `where`.
-    """
+    """Return what a request answers, tried again after a pause where a network fails; at last `where` is named."""
     for pause in (*_PAUSES, None) if remote else (None,):
         try:
             return action()
@@ -151,47 +132,35 @@ def cause_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
-def is_pattern(name: str) -> bool:
-    """True if a name stands for several files."""
-    return any(sign in name for sign in "*?[{")
-
-
 def expand_braces(pattern: str) -> list[str]:
-    """Write out `{000..146}` and `{a,b}`, in order; numbers keep their zeros.
-
-    Raises:
-        DataError: braces do not match, a range runs backwards, or there are more than a million names.
-    """
+    """Write out `{000..146}` and `{a,b}`, in order; numbers keep their zeros."""
     match = _BRACES.search(pattern)
-    if match is None:
-        if "{" in pattern or "}" in pattern:
-            raise DataError(f"{pattern}: a brace has no partner; write ranges like {{000..146}}")
+    if match is None and not set("{}") & set(pattern):
         return [pattern]
-    span = _RANGE.fullmatch(match[1])
-    if span:
-        first, last = int(span[1]), int(span[2])
-        if not first <= last < first + _MOST:
-            raise DataError(f"{pattern}: the range {{{match[1]}}} is empty or too long; the smaller number comes first")
-        choices = [str(number).zfill(len(span[1])) for number in range(first, last + 1)]
-    else:
-        choices = match[1].split(",")
-    rest = expand_braces(pattern[match.end() :])
-    if len(choices) * len(rest) > _MOST:
-        raise DataError(f"{pattern} stands for more than {_MOST} files; use fewer braces")
+    choices: Sequence[str] = ()
+    rest: Sequence[str] = ()
+    if match is not None:
+        choices, rest = match[1].split(","), expand_braces(pattern[match.end() :])
+        if span := _RANGE.fullmatch(match[1]):
+            numbers = range(int(span[1]), int(span[2]) + 1)[: _MOST + 1]
+            choices = [str(number).zfill(len(span[1])) for number in numbers]
+    if match is None or not 0 < len(choices) * len(rest) <= _MOST:
+        raise DataError(
+            f"{pattern} stands for no files, or for more than {_MOST}: close each brace, and write ranges like "
+            "{000..146}, the smaller number first"
+        )
     return [pattern[: match.start()] + choice + end for choice, end in itertools.product(choices, rest)]
 
 
 def find_files(location: str) -> Files:
-    """Return the files that a URL, a pattern of paths or URLs, or the URL of a folder stands for, in order.
+    """Return the files that a URL, a pattern of paths or URLs, or the URL of a folder stands for, in order."""
+    from fsspec.core import url_to_fs
 
-    Raises:
-        DataError: nothing is there, a package for the protocol is missing, or the network fails.
-    """
     system: Any = None
     paths: list[str] = []
     for name in expand_braces(location):
-        system, path = _system_of(name)
-        paths += _matches(system, path, name)
+        system, path = retried(partial(url_to_fs, name), name, remote=False)
+        paths += _matches(system, str(path), name)
     paths = list(dict.fromkeys(paths))
     protocol = location.partition("://")[0] if "://" in location else ""
     return Files(system, paths, [p if not protocol or "://" in p else f"{protocol}://{p.lstrip('/')}" for p in paths])
@@ -212,11 +181,3 @@ def _matches(system: Any, path: str, name: str) -> list[str]:
             if chosen := [match for match in listed if match.lower().endswith(suffix)]:
                 return chosen
     raise DataError(f"nothing to read at {name}: give .tar, .zip or .parquet files, a pattern, or a folder of them")
-
-
-def _system_of(name: str) -> tuple[Any, str]:
-    """Return the fsspec file system and the path in it that a path or URL names."""
-    from fsspec.core import url_to_fs
-
-    system, path = retried(lambda: url_to_fs(name), name, remote=False)
-    return system, str(path)

@@ -27,17 +27,12 @@ class FolderSource(ImageSource):
     def __init__(self, folder: Path, split: str = "train") -> None:
         found = sorted(image_files(folder), key=lambda path: path.split("/"))
         if not found:
-            raise DataError(
-                f"no images in {folder}: looked for files that end in {' '.join(SUFFIXES)}, also in sub-folders"
-            )
+            raise DataError(f"no images in {folder} or below: looked for files that end in {' '.join(SUFFIXES)}")
         chosen = sort_names(found, split, folder)
         files = [found[row] for row in chosen.rows.tolist()]
-        self.name = folder.resolve().name
-        self.split = chosen.split
-        self.class_names = chosen.class_names
-        self.labels = chosen.labels
-        self._folder = folder
-        self._files = pack(files)
+        self.name, self.split = folder.resolve().name, chosen.split
+        self.class_names, self.labels = chosen.class_names, chosen.labels
+        self._folder, self._files = folder, pack(files)
         sizes = np.array([_size(folder / path) for path in files], dtype="<i8")
         self.encoded_bytes = int(sizes.clip(0).sum())
         names = [*map(os.fsencode, chosen.names), sizes.tobytes(), label_bytes(self.labels)]
@@ -60,11 +55,7 @@ class FolderSource(ImageSource):
 
 
 def image_files(folder: Path) -> Iterator[str]:
-    """Yield the relative paths, with "/", of all image files under a folder, in no particular order.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
+    """Yield the relative paths, with "/", of all image files under a folder, in no particular order."""
     pending = [(folder, "", frozenset({folder.resolve()}))]
     while pending:
         current, prefix, above = pending.pop()
@@ -72,9 +63,8 @@ def image_files(folder: Path) -> Iterator[str]:
             with os.scandir(current) as listing:
                 entries = [entry for entry in listing if not is_hidden(entry.name)]
         except OSError as error:
-            raise DataError(
-                f"the folder {current} cannot be read ({error.strerror or error}); check its permissions"
-            ) from error
+            reason = error.strerror or error
+            raise DataError(f"the folder {current} cannot be read ({reason}); check its permissions") from error
         for entry in entries:
             if entry.is_dir():
                 inner = current / entry.name

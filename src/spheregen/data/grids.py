@@ -1,16 +1,21 @@
-"""Images out: tensors to PIL, grids and labelled sheets, PNG files that say where they come from."""
+"""Images out: tensors to PIL, grids and labelled sheets, PNG files that say where they come from, and animations.
+
+Animations are GIF and WebP by Pillow, MP4 by ffmpeg, or all frames in a row on a still PNG.
+"""
 
 from __future__ import annotations
 
 import io
 import itertools
 import math
+import shutil
 import statistics
+import subprocess
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +23,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from spheregen.data.images import read_image
-from spheregen.errors import ConfigError
+from spheregen.errors import ConfigError, SphereGenError
 from spheregen.files import atomic_path
 
 Rounding = Literal["round", "floor"]
+
+_GIF_MOST = 50  # frames a second; players slow down what is shown for less than 2/100 s
 
 
 def to_uint8(images: torch.Tensor, *, rounding: Rounding = "round") -> torch.Tensor:
@@ -78,10 +85,7 @@ def image_grid(
     if columns is None:
         columns = math.ceil(math.sqrt(count))
     if count < 1 or columns < 1 or scale < 1 or pad < 0:
-        raise ConfigError(
-            f"a grid of {count} images with columns {columns}, scale {scale} and pad {pad} is impossible; "
-            "pad is 0 or more, the others 1 or more"
-        )
+        raise ConfigError(f"no grid has {count} images, columns {columns}, scale {scale} and pad {pad}; give 1 or more")
     columns = min(columns, count)
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = pixels.shape[1] + pad, pixels.shape[2] + pad
@@ -95,8 +99,6 @@ def image_grid(
 
 
 class _Text(NamedTuple):
-    """Lines that are ready to be drawn."""
-
     lines: str
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont
     width: int
@@ -137,10 +139,7 @@ def labelled_sheet(
     notes = [[""] * len(column_labels)] * len(rows) if notes is None else notes
     shape = [len(column_labels)] * len(row_labels)
     if not shape or not column_labels or not [len(row) for row in rows] == shape == [len(row) for row in notes]:
-        raise ConfigError(
-            f"a sheet of {len(row_labels)} x {len(column_labels)} labels does not fit its {len(rows)} rows of cells or "
-            "of notes; give one label for each row and column, and for each cell images or None, and a note or none"
-        )
+        raise ConfigError("a sheet needs one label for each row and column, and as many notes as cells, if any")
     grids = [[None if cell is None else image_grid(cell, scale=scale, pad=pad) for cell in row] for row in rows]
     sides = [math.sqrt(grid.width * grid.height) for row in grids for grid in row if grid]
     size = gap = round(min(max(statistics.median(sides or [0]) / 16, 12), 20))  # letters, beside small and large cells
@@ -196,13 +195,9 @@ def encode_png(image: Image.Image, metadata: Mapping[str, str] | None = None) ->
 def save_png(
     image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None, *, durable: bool = True
 ) -> None:
-    """Write what `encode_png` makes to a file, atomically.
+    """Write what `encode_png` makes to a file, atomically; a SphereGenError tells that it cannot be written.
 
     `durable=False` leaves the flush to the system: for thousands of images that can be made again.
-
-    Raises:
-        ConfigError: a key is no PNG keyword (1 to 79 Latin-1 characters).
-        SphereGenError: the file cannot be written; nothing is left behind.
     """
     data = encode_png(image, metadata)
     with atomic_path(path, durable=durable) as temporary:
@@ -210,15 +205,9 @@ def save_png(
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the text that `save_png` put into a PNG file.
-
-    Raises:
-        DataError: the file is missing or no image.
-    """
+    """Read the text that `save_png` put into a PNG file; a DataError tells that it is missing or no image."""
     image = read_image(path)
-    if not isinstance(image, PngImagePlugin.PngImageFile):
-        return {}
-    return {str(key): str(value) for key, value in image.text.items()}
+    return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
 
 
 def _text(text: str, size: int, limit: int) -> _Text:
@@ -243,3 +232,71 @@ def _draw(
     """Draw lines whose upper left corner, middle or right corner (the anchor) is at a place."""
     align = {"la": "left", "ma": "center", "ra": "right"}[anchor]
     draw.multiline_text(place, text.lines, fill=colour, font=text.font, anchor=anchor, align=align)
+
+
+def save_animation(frames: torch.Tensor, path: Path, *, fps: float = 12, bounce: bool = False, scale: int = 1) -> None:
+    """Write frames in the format that the name tells: .gif, .webp, .mp4, or .png for a strip.
+
+    Grey frames are exact in a GIF; each frame in colour has its own best 256 colours, undithered, which is better in
+    motion than one palette for all. WebP is lossless. MP4 is H.264 in yuv420p, which all players know, by the `ffmpeg`
+    on PATH; it wants even sides: of an odd one the last row or column is repeated.
+
+    Args:
+        frames: (T, C, H, W), uint8 or float in [0, 1], C = 1 or 3, T at least 1.
+        path: the file, replaced if it is there.
+        fps: frames a second, more than 0; of a GIF at most 50. GIF counts time in 1/100 s: frames differ by that much,
+            so that the whole is as long as it should be.
+        bounce: play forwards and then backwards; first and last frame are shown once.
+        scale: each pixel becomes scale x scale pixels.
+
+    Raises:
+        ConfigError: the suffix is another one, or frames, fps or scale are impossible.
+        SphereGenError: the file cannot be written; nothing is left behind. For .mp4 also: there is no ffmpeg.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".gif", ".webp", ".mp4", ".png"):
+        raise ConfigError(f"{path} has no suffix of an animation; use .gif, .webp, .mp4, or .png for frames in a row")
+    pixels = to_array(frames)
+    if not pixels.size or scale < 1:
+        raise ConfigError(f"frames of shape {tuple(frames.shape)} at scale {scale} are impossible; give 1 at least")
+    if suffix == ".png":
+        save_png(image_grid(frames, columns=len(frames), scale=scale), path)
+        return
+    if not (fps > 0 and math.isfinite(fps)):
+        raise ConfigError(f"{fps:g} frames a second are impossible; give fps above 0")
+    if suffix == ".gif" and fps > _GIF_MOST:
+        raise ConfigError(f"a GIF shows at most {_GIF_MOST} frames a second, not {fps:g}; use fewer, or write an .mp4")
+    if bounce:
+        pixels = np.concatenate([pixels, pixels[-2:0:-1]])
+    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    if suffix == ".mp4":
+        _save_mp4(pixels, path, fps)
+        return
+    images = [Image.fromarray(frame) for frame in pixels]
+    if suffix == ".gif" and pixels.ndim == 4:
+        images = [image.quantize(256) for image in images]
+    ends = [10 * round(100 * i / fps) for i in range(len(images) + 1)]
+    options: dict[str, Any] = {"duration": [end - start for start, end in itertools.pairwise(ends)]}  # milliseconds
+    options |= {"lossless": True} if suffix == ".webp" else {}
+    with atomic_path(path) as temporary:
+        images[0].save(temporary, format=suffix[1:], save_all=True, append_images=images[1:], loop=0, **options)
+
+
+def _save_mp4(pixels: npt.NDArray[np.uint8], path: Path, fps: float) -> None:
+    """Write frames (T, H, W) or (T, H, W, 3) as a video."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        raise SphereGenError("ffmpeg, which writes .mp4, is not on PATH; install it (apt, brew, conda) or write a .gif")
+    if pixels.ndim == 3:
+        pixels = pixels[..., None].repeat(3, axis=3)
+    pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
+    size = f"{pixels.shape[2]}x{pixels.shape[1]}"
+    command = [ffmpeg, "-y", "-loglevel", "error", "-f", "rawvideo", "-pixel_format", "rgb24"]
+    command += ["-video_size", size, "-framerate", f"{fps}", "-i", "pipe:0", "-c:v", "libx264", "-crf", "16"]
+    command += ["-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]
+    with atomic_path(path) as temporary:  # an absolute path, since "a:b/c.mp4" would be a protocol
+        done = subprocess.run([*command, str(temporary.absolute())], input=pixels.tobytes(), capture_output=True)
+        if done.returncode:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            reason = lines[-1].strip() if lines else f"exit status {done.returncode}"
+            raise SphereGenError(f"ffmpeg cannot write {path}: {reason}; install a complete ffmpeg, or write a .gif")

@@ -28,11 +28,7 @@ _LONGEST_STRIP = 16  # aspect ratio beyond which the ends are cut before, not af
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """The way in which images are brought to one size and one number of channels.
-
-    Raises:
-        ConfigError: a value is outside the range given below.
-    """
+    """The way in which images are brought to one size and one number of channels."""
 
     image_size: int  # S in pixels, >= 1; images become S x S
     channels: int = 3  # 3 = RGB, 1 = grey (ITU-R 601 luma)
@@ -56,7 +52,6 @@ class ImageOptions:
 
     @property
     def bytes_per_image(self) -> int:
-        """Size of one decoded image in bytes."""
         return self.channels * self.image_size**2
 
 
@@ -92,11 +87,7 @@ def to_model_range(images: torch.Tensor) -> torch.Tensor:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read and decode an image file completely.
-
-    Raises:
-        DataError: the file is missing or no image that Pillow can read. Names the path.
-    """
+    """Read and decode an image file completely; a DataError names the path if that fails."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -152,14 +143,15 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_channels(image: Image.Image, options: ImageOptions) -> Image.Image:
     """Convert any mode to "RGB" or "L"."""
-    mode = image.mode
     target = "RGB" if options.channels == 3 else "L"
-    if mode == target and "transparency" not in image.info:
+    if image.mode == target and "transparency" not in image.info:
         return image
-    if mode == "F" or mode.startswith("I"):
+    if image.mode == "F" or image.mode.startswith("I"):
         image = _to_eight_bits(image)
     if image.has_transparency_data:
-        image = _on_background(image, options.background)
+        # an alpha channel, palette entry or marked colour; premultiplied grey has no direct way
+        drawn = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*options.background, 255)), drawn).convert("RGB")
     if image.mode == target:
         return image
     if image.mode not in ("1", "L", "RGB"):
@@ -179,23 +171,12 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         kind, unit, known = "float", 1.0 if high <= 1.0 else 255.0, "[0, 1] or [0, 255]"
     if not (low >= 0.0 and high <= unit):  # also true for NaN
-        raise DataError(
-            f"a {kind} image has values from {low:g} to {high:g}, not in {known}; save it with 8 or 16 bits per channel"
-        )
+        raise DataError(f"a {kind} image has values from {low:g} to {high:g}, not in {known}; save it with 8 bits")
     grey = Image.fromarray(np.rint(values.astype(np.float64) * (255.0 / unit)).astype(np.uint8))
     transparent: Any = image.info.get("transparency")
     if isinstance(transparent, int):
         return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
     return grey
-
-
-def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Lay an image with transparency (alpha channel, palette entry or marked colour) on one colour -> "RGB"."""
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode != "RGBA":
-        image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
 
 
 def _crop(image: Image.Image, options: ImageOptions) -> Image.Image:

@@ -47,10 +47,7 @@ def load_images(images: ImageInputs, options: ImageOptions) -> torch.Tensor:
     """Load images as one batch (B, C, S, S) float32 in [0, 1].
 
     A tensor or array that has the right shape already is taken as it is; everything else goes through 8 bits, as files
-    do, and is cropped or padded and resized by `options`.
-
-    Raises:
-        DataError, ConfigError: as `open_images`.
+    do, and is cropped or padded and resized by `options`. Raises what `open_images` raises.
     """
     return torch.stack([_load(image, options) for image in open_images(images)])
 
@@ -58,11 +55,8 @@ def load_images(images: ImageInputs, options: ImageOptions) -> torch.Tensor:
 def load_mask(mask: ImageInput, images: ImageInputs, options: ImageOptions) -> torch.Tensor:
     """Load a mask for images, (1, 1, S, S) float32 in [0, 1]: white is 1.
 
-    It has the size of the images and is cropped and resized as they are, or it has the model's size S.
-
-    Raises:
-        DataError: the file is missing or no image.
-        ConfigError: the mask has another size.
+    It has the size of the images and is cropped and resized as they are, or it has the model's size S; else a
+    ConfigError is raised.
     """
     opened, *others = open_images(mask)
     if others:
@@ -70,10 +64,9 @@ def load_mask(mask: ImageInput, images: ImageInputs, options: ImageOptions) -> t
     size = (options.image_size, options.image_size)
     for number, image in enumerate(open_images(images)):
         if _size(opened) not in (_size(image), size):
-            which = "its picture" if number == 0 else f"picture {number}"
+            drawn, picture, own = (f"{width} x {height}" for width, height in (_size(opened), _size(image), size))
             raise ConfigError(
-                "a mask of {} x {} pixels fits neither {} of {} x {} nor the model's {} x {}; draw it in one of "
-                "these sizes".format(*_size(opened), which, *_size(image), *size)
+                f"a mask of {drawn} pixels fits neither picture {number} of {picture} nor the model's {own}"
             )
     grey = dataclasses.replace(options, channels=1, background=(0, 0, 0))
     return _load(opened, grey)[None]

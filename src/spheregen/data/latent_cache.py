@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -45,11 +45,7 @@ FORMAT, VERSION = "spheregen latent cache", 1  # which an index begins with
 
 @dataclass(frozen=True, kw_only=True)
 class CachePlan:
-    """The future contents of a cache, known before the first image is encoded.
-
-    Raises:
-        ConfigError: a value is outside the range given below.
-    """
+    """The future contents of a cache, known before the first image is encoded."""
 
     tokenizer_name: str  # as it was asked for
     tokenizer_fingerprint: str
@@ -84,12 +80,9 @@ class CachePlan:
         return {
             "tokenizer": self.tokenizer_fingerprint,
             "data": self.source_fingerprint,
-            "image_size": self.image.image_size,
-            "channels": self.image.channels,
-            "fit": self.image.fit,
-            "resize": self.image.resize,
+            **dataclasses.asdict(self.image),
             "background": list(self.image.background),
-            "latent_shape": list(self.latent_shape),
+            "latent_shape": self.latent_shape,
             "dtype": self.dtype,
             "flips": self.views == 2,
             "precision": self.precision,
@@ -104,8 +97,8 @@ class CachePlan:
     def differences(self, other: CachePlan) -> list[str]:
         """Return one `name: this -> other` for each setting that differs."""
         mine, theirs = (
-            {
-                **plan.settings,
+            plan.settings
+            | {
                 "tokenizer": f"{plan.tokenizer_name} ({plan.tokenizer_fingerprint[:8]})",
                 "data": f"{plan.source_name}/{plan.split} ({plan.source_fingerprint[:8]})",
             }
@@ -152,7 +145,6 @@ class CacheIndex:
 
 
 def shard_name(shard: int) -> str:
-    """Return the file name of a shard."""
     return f"shard-{shard:05d}.safetensors"
 
 
@@ -166,24 +158,17 @@ def is_latent_cache(path: str | Path) -> bool:
 
 
 def read_index(folder: Path) -> CacheIndex | None:
-    """Read the index of a cache, finished or not; None where there is none.
-
-    Raises:
-        DataError: the index is broken or of another version.
-    """
+    """Read the index of a cache, finished or not; None where there is none."""
     path = folder / INDEX
+    if not path.exists():
+        return None
     try:
-        if not path.exists():
-            return None
         values = json.loads(path.read_text(encoding="utf-8"))
         if (values["format"], values["version"]) != (FORMAT, VERSION):
             raise ValueError(f"it is of format {values['version']}, and this spheregen reads {VERSION}")
         return TypeAdapter(CacheIndex).validate_python(values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
+        reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} is broken ({reason}); delete the folder and encode again") from error
 
 
@@ -233,11 +218,6 @@ class LatentCache:
 
     Opening reads labels, not latents; the system maps the latents into memory and lets go of them as it likes.
 
-    Attributes:
-        index: the contents of the cache.
-        indices: (count,) int64, the numbers of the images in the source, ascending.
-        labels: (count,) int64 class ids; None = unlabelled.
-
     Raises:
         DataError: there is no cache, it is unfinished, of another version, or broken: its index or a shard, by name.
     """
@@ -261,8 +241,8 @@ class LatentCache:
         if len(self.index.shards) != plan.shards:
             raise self._broken(f"its index lists {len(self.index.shards)} shards, not {plan.shards}")
         shards = [self._open(shard) for shard in range(plan.shards)]
-        self.indices = torch.cat([shard["indices"] for shard in shards])
-        self.labels = torch.cat([shard["labels"] for shard in shards]) if self.class_names else None
+        self.indices = torch.cat([shard["indices"] for shard in shards])  # (count,) int64, ascending, in the source
+        self.labels = torch.cat([shard["labels"] for shard in shards]) if self.class_names else None  # (count,) int64
         self._rows = [shard["latents"].flatten(0, 1).flatten(1) for shard in shards]  # each (n * views, N * d)
         self._starts = torch.tensor([0, *(len(rows) for rows in self._rows)]).cumsum(0)
 
@@ -303,19 +283,14 @@ class LatentCache:
     ) -> None:
         """Refuse with a DataError a cache that is not the one that is wanted; None = any will do."""
         plan = self.index.plan
-        problems = []
-        if tokenizer_fingerprint not in (None, plan.tokenizer_fingerprint):
-            known = f"{plan.tokenizer_name} ({plan.tokenizer_fingerprint[:8]})"
-            problems.append(f"latents of the tokenizer {known}, not of {str(tokenizer_fingerprint)[:8]}")
-        if latent_shape is not None and tuple(latent_shape) != plan.latent_shape:
-            problems.append(f"latents of (tokens, channels) {plan.latent_shape}, not {tuple(latent_shape)}")
-        if image_size not in (None, self.image_size):
-            problems.append(f"images of {self.image_size} px, not {image_size}")
+        known = (
+            (plan.tokenizer_fingerprint, tokenizer_fingerprint, f"latents of the tokenizer {plan.tokenizer_name}"),
+            (plan.latent_shape, latent_shape and tuple(latent_shape), "latents of (tokens, channels)"),
+            (self.image_size, image_size, "images of a size in pixels"),
+        )
+        problems = [f"{what}: {there}, not {wanted}" for there, wanted, what in known if wanted not in (None, there)]
         if problems:
-            raise DataError(
-                f"the latent cache {self.path} does not match: it holds {'; '.join(problems)}; use the one that "
-                "belongs to this tokenizer, or make it with `spheregen encode`"
-            )
+            raise DataError(f"the latent cache {self.path} holds {'; '.join(problems)}; make one by `spheregen encode`")
 
     def _open(self, shard: int) -> dict[str, Tensor]:
         path, record = self.path / shard_name(shard), self.index.shards[shard]
@@ -335,15 +310,8 @@ class LatentCache:
 class LatentBatches(Batches):
     """Batches of latents, in the order of `TrainingBatches` over the same images, fully shuffled, and with its flips.
 
-    A cache of up to `cache_bytes` is read into memory here; rows of a larger one are read from disk, ahead.
-
-    Args:
-        cache: the latents.
-        flips: take the latent of the mirror image with probability 0.5, drawn anew in each epoch.
-        cache_bytes: the most memory that latents may take in each process.
-        prefetch: batches that are read ahead.
-        device: as of `TrainingBatches`; latents in memory move to an accelerator as its images do.
-        batch_size, steps, seed, start_step, rank, world_size: as of `TrainingBatches`.
+    A cache of up to `cache_bytes` is read into memory here; rows of a larger one are read from disk, `prefetch` batches
+    ahead. The other arguments are those of `TrainingBatches`; flips take the latent of the mirror image.
 
     Raises:
         ConfigError: an argument is impossible, or flips is on and the cache has one view of each image.
@@ -366,10 +334,7 @@ class LatentBatches(Batches):
     ) -> None:
         super().__init__(seed, steps, start_step, prefetch, device, flips=flips)
         if flips and cache.views < 2:
-            raise ConfigError(
-                f"flips is on, but the latent cache {cache.path} holds no latents of mirror images; encode again with "
-                "--flips, or set data.flips=false"
-            )
+            raise ConfigError(f"flips is on: encode {cache.path} again with --flips, or set data.flips=false")
         self.cache = cache
         self.count, self.fingerprint = cache.count, cache.fingerprint
         self.skipped, self.class_names = cache.skipped, cache.class_names

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,16 +16,20 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from spheregen.data.dataset import (
+from spheregen.data.decoding import (
+    DecodedChunk,
     Gather,
     OnError,
     Progress,
+    Work,
     check_reading,
+    decode,
     find_bad,
     load_all,
+    ordered_map,
     part_fingerprint,
+    read_work,
 )
-from spheregen.data.decoding import DecodedChunk, Work, decode, ordered_map, read_work
 from spheregen.data.images import ImageOptions, to_model_range
 from spheregen.data.order import BlockOrder, OrderedBatch, SampleOrder, Window, flip_draws
 from spheregen.data.source import ImageSource
@@ -47,22 +52,12 @@ class Batch:
 
 
 class Batches(ABC):
-    """The batches of steps `start_step` .. `steps`-1 of a run; iterate, or ask for any one with `batch(step)`.
+    """The batches of steps `start_step` .. `steps`-1 of a run; iterate, or ask for any one with `batch(step)`."""
 
-    Attributes:
-        count: samples in an epoch.
-        fingerprint: of the data, without what was skipped.
-        skipped: one line for each image that was left out.
-        class_names: empty = unlabelled.
-
-    Raises:
-        ConfigError: an argument is impossible.
-    """
-
-    count: int
-    fingerprint: str
-    skipped: tuple[str, ...]
-    class_names: tuple[str, ...]
+    count: int  # samples in an epoch
+    fingerprint: str  # of the data, without what was skipped
+    skipped: tuple[str, ...]  # one line for each image that was left out
+    class_names: tuple[str, ...]  # empty = unlabelled
 
     def __init__(
         self, seed: int, steps: int, start_step: int, prefetch: int, device: torch.device | None, *, flips: bool
@@ -154,9 +149,7 @@ class TrainingBatches(Batches):
         super().__init__(seed, steps, start_step, prefetch, device, flips=flips)
         check_reading(on_error, workers)
         if flips and not source.flips_allowed:
-            raise ConfigError(
-                f"flips is on, but mirror images of {source.name} are no {source.name}; set data.flips=false"
-            )
+            raise ConfigError(f"mirror images of {source.name} are no {source.name}; set data.flips=false")
         if shuffle not in get_args(Shuffle):
             raise ConfigError(f"shuffle is {shuffle!r}; choose one of {', '.join(get_args(Shuffle))}")
         wanted = shuffle == "blocks" or (shuffle == "auto" and source.random_access_is_slow)
@@ -174,10 +167,7 @@ class TrainingBatches(Batches):
             if validate is None:
                 validate = not source.remote or on_error == "skip"
             if not validate and on_error == "skip":
-                raise ConfigError(
-                    "bad images can be skipped only if all are tried before the first step: leave data.check on, or "
-                    "use data.on_error=fail"
-                )
+                raise ConfigError("data.on_error=skip needs data.check on: all images are tried before the first step")
             bad = () if not validate else find_bad(
                 source, options, on_error=on_error, workers=workers, progress=progress,
                 rank=rank, world_size=world_size, gather=gather, remembered=remembered,
@@ -188,8 +178,7 @@ class TrainingBatches(Batches):
         self.order = (
             SampleOrder(usable, **share) if blocks is None else BlockOrder(usable, blocks.starts, blocks.sizes, **share)
         )
-        self.count = len(usable)  # images in an epoch
-        self.fingerprint = part_fingerprint(source, usable)  # of the data, without what was skipped
+        self.count, self.fingerprint = len(usable), part_fingerprint(source, usable)
         if self._cache is not None:
             self._places = torch.full((len(source),), -1, dtype=torch.int64)  # number in the source -> row of the cache
             self._places[torch.from_numpy(usable)] = torch.arange(self.count)
@@ -230,48 +219,55 @@ class TrainingBatches(Batches):
 
     def _finish(self, step: int, order: OrderedBatch, images: torch.Tensor) -> Batch:
         indices = torch.from_numpy(order.indices)
-        mirrored = torch.from_numpy(flip_draws(self.seed, order)) if self.flips else None
         labels = None if self.source.labels is None else to_device(self.source.labels[indices], self.device)
-        inputs = finish_images(to_device(images, self.device), mirrored)
-        return Batch(inputs=inputs, labels=labels, indices=indices, step=step)
+        images = to_device(images, self.device)
+        if self.flips:
+            mirrored = to_device(torch.from_numpy(flip_draws(self.seed, order)), self.device)
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+        return Batch(inputs=to_model_range(images), labels=labels, indices=indices, step=step)
 
 
 def _read_windows(source: ImageSource, order: BlockOrder, steps: range) -> Generator[list[bytes | str], None, None]:
     """Yield the encoded images of each step, window after window; no more than this and the next one are held."""
-    end = steps.stop * order.batch_size  # place in the sequence of epochs behind which nothing is needed
+    met = (window for step in steps for window, _ in order.parts(step))
+    windows = _load_windows(source, order, (next(same) for _, same in itertools.groupby(met, lambda w: w.start)))
+    here, held = -1, dict[int, Sequence[bytes]]()
+    with contextlib.closing(windows):
+        for step in steps:
+            encoded: list[bytes | str] = []
+            for window, part in order.parts(step):
+                if window.start != here:
+                    held = {}  # let go before more is read
+                    here, held = window.start, next(windows)
+                samples = window.samples[part]
+                blocks = np.searchsorted(order.starts, samples, side="right") - 1
+                rows = samples - order.starts[blocks]
+                encoded += [held[block][row] for block, row in zip(blocks.tolist(), rows.tolist(), strict=True)]
+            yield encoded
+
+
+def _load_windows(
+    source: ImageSource, order: BlockOrder, windows: Iterator[Window]
+) -> Generator[dict[int, Sequence[bytes]], None, None]:
+    """Yield the blocks of each window, by number; while one is used a thread reads the next if both are small."""
     stopped = False
-    ahead: tuple[int, Future[dict[int, Sequence[bytes]]]] | None = None
 
     def load(window: Window) -> dict[int, Sequence[bytes]]:
         return {block: source.read_block(block) for block in window.blocks.tolist() if not stopped}
 
-    def size(window: Window) -> int:
-        return int(order.sizes[window.blocks].sum())
-
-    here = -1  # start of the window that is held
-    held: dict[int, Sequence[bytes]] = {}
+    window, ahead = next(windows, None), None
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="spheregen-read") as thread:
         try:
-            for step in steps:
-                encoded: list[bytes | str] = []
-                for window, part in order.parts(step):
-                    if window.start != here:
-                        held = {}  # let go before more is read
-                        early = ahead[1].result() if ahead is not None else {}  # the source serves one reader at a time
-                        held = early if ahead is not None and ahead[0] == window.start else load(window)
-                        here, ahead, early = window.start, None, {}
-                        if window.end < end and len(steps) > 1:
-                            following = order.window_at(window.end)
-                            if size(window) + size(following) <= _AHEAD_BYTES:
-                                ahead = (following.start, thread.submit(load, following))
-                    samples = window.samples[part]
-                    blocks = np.searchsorted(order.starts, samples, side="right") - 1
-                    rows = samples - order.starts[blocks]
-                    encoded += [held[block][row] for block, row in zip(blocks.tolist(), rows.tolist(), strict=True)]
-                yield encoded
+            while window is not None:
+                held = ahead.result() if ahead is not None else load(window)
+                following = next(windows, None)
+                ahead = None
+                if following is not None and order.sizes[[*window.blocks, *following.blocks]].sum() <= _AHEAD_BYTES:
+                    ahead = thread.submit(load, following)
+                yield held
+                held, window = {}, following
         finally:
             stopped = True  # waits at most for the block in hand
-            held = {}
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -281,13 +277,6 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()  # its memory is not used again before the copy is done: torch sees to that
     return tensor.to(device, non_blocking=True)
-
-
-def finish_images(images: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
-    """Turn uint8 (B, C, S, S) into float32 in [-1, 1] on the same device, those with `mirrored` (B,) left to right."""
-    if mirrored is not None:
-        images = torch.where(to_device(mirrored, images.device).view(-1, 1, 1, 1), images.flip(-1), images)
-    return to_model_range(images)
 
 
 def _sound(chunk: DecodedChunk) -> torch.Tensor:

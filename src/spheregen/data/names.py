@@ -71,14 +71,10 @@ def sort_names(found: Sequence[str], split: str, where: str | Path) -> SortedNam
     else:
         require_unsplit(split, where)
         chosen, classes, names = split, _classes(found, where), list(found)
-    unlabelled = sum("/" not in name for name in names)
+    outside = [row for row, name in zip(rows, names, strict=True) if "/" not in name]
+    unlabelled, labels = len(outside), None
     if 0 < unlabelled < len(names):
-        first = next(found[row] for row, name in zip(rows, names, strict=True) if "/" not in name)
-        raise DataError(
-            f"{where} holds both classes (sub-folders) and {unlabelled} images outside of them, such as {first}; "
-            "move these into a sub-folder or away"
-        )
-    labels = None
+        raise DataError(f"{where} holds classes (sub-folders) and beside them {found[outside[0]]}; move it into one")
     if not unlabelled:
         numbers = {name: number for number, name in enumerate(classes)}
         labels = torch.tensor([numbers[_class_of(name)] for name in names], dtype=torch.int64)
@@ -92,11 +88,7 @@ def sort_names(found: Sequence[str], split: str, where: str | Path) -> SortedNam
 
 
 def choose_split(wanted: str, present: Sequence[str], where: str | Path) -> str:
-    """Return the one of `present` that `wanted` names; "val", "valid" and "validation" are the same.
-
-    Raises:
-        DataError: there is no such split.
-    """
+    """Return the one of `present` that `wanted` names; "val", "valid" and "validation" are the same."""
     meaning = _MEANINGS.get(wanted.lower())
     same = [name for name in present if meaning is not None and _MEANINGS.get(name.lower()) == meaning]
     if wanted in present or len(same) == 1:
@@ -106,23 +98,15 @@ def choose_split(wanted: str, present: Sequence[str], where: str | Path) -> str:
 
 
 def require_unsplit(wanted: str, where: str | Path) -> None:
-    """Let a source without splits answer to "train" and "all" alone.
-
-    Raises:
-        DataError: another split was asked for.
-    """
+    """Let a source without splits answer to "train" and "all" alone."""
     if wanted not in ("train", "all"):
-        raise DataError(
-            f"{where} has no split {wanted!r}: it is not divided into splits; use 'train' or 'all', or open the data "
-            "of that split by its own path"
-        )
+        raise DataError(f"{where} has no split {wanted!r}, nor any other; use 'train' or 'all', or another path")
 
 
 def split_of(name: str, *, numbered: bool) -> str | None:
     """Return the split that a file's name tells: "train-00000-of-00002.parquet" and "train.tar" are "train".
 
-    Args:
-        numbered: "cats-00001" is a split called cats; else only names that begin with a usual split count.
+    With `numbered`, "cats-00001" is a split called cats; else only names that begin with a usual split count.
     """
     stem = Path(name).stem
     match = _KNOWN.match(stem) or (_SHARD.fullmatch(stem) if numbered else None)
@@ -134,21 +118,14 @@ def choose_files(
 ) -> tuple[str, list[int]]:
     """Return the split's proper name and the places of its files in `names` (base names).
 
-    Args:
-        chosen: the user named these files, so "train", which is only the default, takes them if they are all of one
-            other split.
-        numbered: as for `split_of`.
-
-    Raises:
-        DataError: there is no such split.
+    If the user named these files (`chosen`), "train", which is only the default, takes them if they are all of one
+    other split.
     """
     everything = list(range(len(names)))
     splits = [split_of(name, numbered=numbered) for name in names]
     present = sorted({name for name in splits if name is not None})
-    if split == "all":
-        return split, everything
-    if not present:
-        require_unsplit(split, where)
+    if split == "all" or not present:
+        require_unsplit("all" if present else split, where)
         return split, everything
     if chosen and split == "train" and len(present) == 1 and None not in splits:
         return present[0], everything
@@ -164,7 +141,6 @@ def number_labels(values: Sequence[int | str], known: Sequence[int | str]) -> tu
 
 
 def is_image_name(name: str) -> bool:
-    """True if the name ends like an image's."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -209,8 +185,6 @@ def _class_of(name: str) -> str:
 def _classes(names: Iterable[str], where: str | Path) -> tuple[str, ...]:
     classes = tuple(sorted({_class_of(name) for name in names if "/" in name}))
     for name in classes:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{where}: the folder {name!a} has a name that is no UTF-8; rename it") from error
+        if any("\ud800" <= letter <= "\udfff" for letter in name):  # bytes that are no text
+            raise DataError(f"{where}: the folder {name!a} has a name that is no UTF-8; rename it")
     return classes

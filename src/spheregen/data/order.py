@@ -11,7 +11,7 @@ runs only. It permutes the runs (blocks), and then the samples of each window of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -43,7 +43,7 @@ class Window:
     epoch: int
     start: int  # place of the first sample in the endless sequence of epochs
     samples: Integers  # (n,) sample numbers in their order
-    blocks: Integers = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # those that hold them
+    blocks: Integers  # those that hold them; none where samples are taken from anywhere
 
     @property
     def end(self) -> int:
@@ -103,7 +103,7 @@ class SampleOrder:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank}; with {world_size} processes it is from 0 to {world_size - 1}")
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self._windows: dict[int, Window] = {}  # by place of the first sample, the latest last
+        self._window = lru_cache(maxsize=_KEPT)(self._make_window)
 
     def batch(self, step: int) -> OrderedBatch:
         """Return this rank's samples of batch `step` (>= 0)."""
@@ -129,18 +129,16 @@ class SampleOrder:
 
     def window_at(self, place: int) -> Window:
         """Return the window that holds a place of the endless sequence of epochs; it is found without those before."""
-        found = next((window for window in self._windows.values() if window.start <= place < window.end), None)
-        if found is None:
-            found = self._make_window(place)
-            self._windows[found.start] = found
-            if len(self._windows) > _KEPT:
-                self._windows.pop(next(iter(self._windows)))
-        return found
+        epoch, offset = divmod(place, len(self.indices))
+        return self._window(epoch, self._window_number(epoch, offset))
 
-    def _make_window(self, place: int) -> Window:
+    def _window_number(self, epoch: int, offset: int) -> int:
+        return 0
+
+    def _make_window(self, epoch: int, number: int) -> Window:
         count = len(self.indices)
-        epoch = place // count
-        return Window(epoch=epoch, start=epoch * count, samples=self.indices[permutation(self.seed, epoch, count)])
+        samples = self.indices[permutation(self.seed, epoch, count)]
+        return Window(epoch=epoch, start=epoch * count, samples=samples, blocks=np.empty(0, dtype=np.int64))
 
 
 class BlockOrder(SampleOrder):
@@ -174,28 +172,25 @@ class BlockOrder(SampleOrder):
     ) -> None:
         super().__init__(indices, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
         self.starts, self.sizes = starts, sizes
-        self.window_bytes = WINDOW_BYTES if window_bytes is None else window_bytes
+        self.window_bytes = window_bytes or WINDOW_BYTES
         bounds = np.searchsorted(self.indices, np.append(starts, np.iinfo(np.int64).max))
         self._lows, self._highs = bounds[:-1].astype(np.int64), bounds[1:].astype(np.int64)
-        self._blocks = np.flatnonzero(self._highs > self._lows).astype(np.int64)  # those with a sample to draw
         self._plan = lru_cache(maxsize=_KEPT)(self._make_plan)
 
-    def _make_window(self, place: int) -> Window:
-        epoch, offset = divmod(place, len(self.indices))
+    def _window_number(self, epoch: int, offset: int) -> int:
+        return int(np.searchsorted(self._plan(epoch)[2], offset, side="right")) - 1
+
+    def _make_window(self, epoch: int, number: int) -> Window:
         permuted, firsts, starts = self._plan(epoch)
-        number = int(np.searchsorted(starts, offset, side="right")) - 1
         blocks = permuted[firsts[number] : firsts[number + 1]]
         samples = np.concatenate([self.indices[self._lows[block] : self._highs[block]] for block in blocks.tolist()])
-        return Window(
-            epoch=epoch,
-            start=epoch * len(self.indices) + int(starts[number]),
-            samples=_shuffled(self.seed, _WINDOWS, epoch, samples),
-            blocks=blocks,
-        )
+        start = epoch * len(self.indices) + int(starts[number])
+        return Window(epoch=epoch, start=start, samples=_shuffled(self.seed, _WINDOWS, epoch, samples), blocks=blocks)
 
     def _make_plan(self, epoch: int) -> tuple[Integers, Integers, Integers]:
         """Return the permuted blocks of an epoch, and the first block and place of each window, and the end."""
-        blocks = _shuffled(self.seed, _BLOCKS, epoch, self._blocks)
+        drawn = np.flatnonzero(self._highs > self._lows).astype(np.int64)  # blocks with a sample to draw
+        blocks = _shuffled(self.seed, _BLOCKS, epoch, drawn)
         numbers = (np.cumsum(self.sizes[blocks]) - self.sizes[blocks]) // self.window_bytes
         firsts = np.append(np.flatnonzero(np.diff(numbers, prepend=-1)), len(blocks)).astype(np.int64)
         samples = np.concatenate([[0], np.cumsum(self._highs[blocks] - self._lows[blocks])])

@@ -6,6 +6,7 @@ pyarrow is imported where a file is opened, so that nobody else pays for it.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -34,10 +35,6 @@ class ParquetSource(BlockSource):
     - Splits are told by the file names; files without one belong to "all" only, unless no file has one.
 
     Blocks are row groups: the main process reads them, so that no image is in memory once for each worker.
-
-    Raises:
-        DataError: a file is corrupt, a column is missing or of another type, a label is null or out of range, the files
-            disagree, or there is no such split.
     """
 
     central = True
@@ -57,7 +54,7 @@ class ParquetSource(BlockSource):
         if len(self) == 0:
             raise DataError(f"no images in {name}: its parquet files have 0 rows")
         groups = [(file, *group) for file, head in enumerate(self._heads) for group in head.groups()]
-        self._group_places = [(file, group) for file, group, _, _ in groups]
+        self._groups = [(file, group) for file, group, _, _ in groups]
         rows, sizes = (np.array([group[column] for group in groups], dtype=np.int64) for column in (2, 3))
         self._blocks = Blocks(starts=np.cumsum(rows) - rows, sizes=sizes)
         self.encoded_bytes = int(sizes.sum())
@@ -79,9 +76,8 @@ class ParquetSource(BlockSource):
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        file, group = self._group_places[block]
-        head = self._heads[file]
-        column = _read_column(self._files, file, head.image_leaf, head.metadata, group)
+        file, group = self._groups[block]
+        column = _read_column(self._files, file, self._heads[file].image_leaf, self._heads[file].metadata, group)
         return _Values(pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column)
 
     def _read_labels(self, others: Files) -> tuple[tuple[str, ...], torch.Tensor | None]:
@@ -96,10 +92,8 @@ class ParquetSource(BlockSource):
             raise DataError(f"the parquet files of {self.name} name or type their classes differently; make them agree")
         column = pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
         if column.null_count:
-            raise DataError(
-                f"{self.describe(column.is_null().index(True).as_py())}: the label is null ({column.null_count} rows "
-                "in all); remove these rows or the label column"
-            )
+            where = self.describe(column.is_null().index(True).as_py())
+            raise DataError(f"{where}: the label is null ({column.null_count} rows in all); remove rows or column")
         values = column.to_pylist()
         known: Sequence[int | str]  # value of class i in the column, at place i
         if head.class_names is None:
@@ -109,10 +103,8 @@ class ParquetSource(BlockSource):
             known = range(len(head.class_names)) if pa.types.is_integer(column.type) else head.class_names
         labels, wrong = number_labels(values, known)
         if wrong is not None:
-            raise DataError(
-                f"{self.describe(wrong)}: the label {values[wrong]!r} is not one of the {len(known)} classes that the "
-                "file's metadata names (integers count them from 0); correct the label or the metadata"
-            )
+            label = values[wrong]
+            raise DataError(f"{self.describe(wrong)}: the label {label!r} is no class of {len(known)}; correct it")
         return head.class_names or tuple(map(str, known)), labels
 
 
@@ -157,24 +149,18 @@ def _read_head(files: Files, file: int) -> _Head:
 
     schema, metadata = _read(files, file, None, lambda opened: (opened.schema_arrow, opened.metadata))
     image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
-    if image is None:
-        names = ", ".join(schema.names)
-        raise DataError(f"{files.names[file]} has no image column; it has {names}: rename one to 'image'")
-    kind = schema.field(image).type
+    kind = schema.field(image).type if image else pa.null()
     nested = pa.types.is_struct(kind) and any(field.name == "bytes" and is_binary(field.type) for field in kind)
-    if not nested and not is_binary(kind):
-        raise DataError(
-            f"the column {image!r} of {files.names[file]} is {kind}; it must be binary or a struct with 'bytes'"
-        )
-    usual, others = LABEL_COLUMNS[:2], [name for name in LABEL_COLUMNS[2:] if name in schema.names]
-    others = [name for name in others if _is_label(schema.field(name).type)]  # "target" may be another image, say
-    label = next((name for name in (*usual, *others) if name in schema.names), None)
-    class_names = None
-    try:
+    if image is None or not (nested or is_binary(kind)):
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise DataError(f"{files.names[file]} has no 'image', binary or a struct with 'bytes'; it has {columns}")
+    there = [name for name in LABEL_COLUMNS if name in schema.names]
+    # "target" may be another image, say
+    there = [name for name in there if name in LABEL_COLUMNS[:2] or _is_label(schema.field(name).type)]
+    label, class_names = there[0] if there else None, None
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
         class_names = tuple(map(str, names)) if isinstance(names, list) and names else None
-    except (KeyError, TypeError, ValueError):
-        pass
     leaf = f"{image}.bytes" if nested else image
     return _Head(metadata=metadata, image_leaf=leaf, label_column=label, class_names=class_names)
 
@@ -188,7 +174,7 @@ def _label_column(files: Files, file: int, head: _Head) -> Any:
         column = column.cast(column.type.value_type)
     if not _is_label(column.type):
         raise DataError(
-            f"the column {head.label_column!r} of {files.names[file]} is {column.type}; labels are integers or strings"
+            f"{files.names[file]}: labels are integers or strings, not {column.type} as {head.label_column!r} is"
         )
     return column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.large_string())
 
@@ -202,19 +188,20 @@ def _is_label(kind: Any) -> bool:
 
 def _labels_or_none(files: Files, file: int) -> Any | None:
     """Return the labels of a file of another split; if that file is broken, this split can do without."""
-    try:
+    with contextlib.suppress(DataError):
         head = _read_head(files, file)
         return None if head.label_column is None else _label_column(files, file, head).drop_null()
-    except DataError:
-        return None
+    return None
 
 
 def _read_column(files: Files, file: int, leaf: str, metadata: Any, group: int | None = None) -> Any:
     """Read a column of one row group, or of all."""
     groups = range(metadata.num_row_groups) if group is None else [group]
-    return _read(
-        files, file, metadata, lambda opened: opened.read_row_groups(groups, columns=[leaf], use_threads=False)
-    ).column(0)
+
+    def read(opened: Any) -> Any:
+        return opened.read_row_groups(groups, columns=[leaf], use_threads=False).column(0)
+
+    return _read(files, file, metadata, read)
 
 
 def _read(files: Files, file: int, metadata: Any, action: Callable[[Any], Any]) -> Any:
@@ -230,8 +217,6 @@ def _read(files: Files, file: int, metadata: Any, action: Callable[[Any], Any]) 
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and (files.remote or error.errno):
                 raise  # the network, or the file system
-            raise DataError(
-                f"{files.names[file]}: not a readable parquet file ({cause_of(error)}); fetch or write it again"
-            ) from error
+            raise DataError(f"{files.names[file]}: not a readable parquet file ({cause_of(error)})") from error
 
     return files.retried(attempt, file)

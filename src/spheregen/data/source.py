@@ -72,22 +72,18 @@ class ImageSource(ABC):
     @property
     def random_access_is_slow(self) -> bool:
         """True if training should read whole blocks: a property of the data alone, never of the machine."""
-        return False
+        return self.blocks() is not None and self.central and self.encoded_bytes > FITS_IN_MEMORY
 
     def blocks(self) -> Blocks | None:
         """Return the runs of samples that are fast to read together; None = the source has no such structure."""
         return None
 
     def read_block(self, block: int) -> Sequence[bytes]:
-        """Return the encoded images of a block, in order; safe to call from several threads.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """Return the encoded images of a block, in order; safe to call from several threads."""
         raise NotImplementedError(f"{type(self).__name__} has no blocks")
 
     def release(self) -> None:
-        """Give back memory held for reading; what is needed again is read again. Sources that hold none do nothing."""
+        """Give back memory held for reading; what is needed again is read again."""
         return
 
     def check_index(self, index: int) -> None:
@@ -108,10 +104,6 @@ class BlockSource(ImageSource):
 
     @abstractmethod
     def blocks(self) -> Blocks: ...
-
-    @property
-    def random_access_is_slow(self) -> bool:
-        return self.central and self.encoded_bytes > FITS_IN_MEMORY
 
     def read_bytes(self, index: int) -> bytes:
         self.check_index(index)
@@ -147,12 +139,7 @@ def label_bytes(labels: torch.Tensor | None) -> bytes:
 
 
 def renumbered(source: ImageSource, class_names: Sequence[str]) -> ImageSource:
-    """Return the source with its classes numbered as in `class_names`, which may hold more of them.
-
-    Raises:
-        ConfigError: `class_names` holds a name twice.
-        DataError: the source has a class that is not among them.
-    """
+    """Return the source with its classes numbered as in `class_names`, which may hold more of them."""
     class_names = tuple(class_names)
     if source.labels is None or source.class_names == class_names:
         return source
@@ -160,10 +147,8 @@ def renumbered(source: ImageSource, class_names: Sequence[str]) -> ImageSource:
         raise ConfigError("class_names holds a name twice; names of classes must differ")
     missing = [name for name in source.class_names if name not in class_names]
     if missing:
-        raise DataError(
-            f"{source.name} has the class {missing[0]!r}, which is not among the {len(class_names)} classes asked for"
-            f"{did_you_mean(missing[0], class_names) or '; rename or remove it'}"
-        )
+        hint = did_you_mean(missing[0], class_names) or "; rename or remove it"
+        raise DataError(f"{source.name} has the class {missing[0]!r}, none of the {len(class_names)} asked for{hint}")
     table = torch.tensor([class_names.index(name) for name in source.class_names], dtype=torch.int64)
     result = copy.copy(source)
     result.class_names = class_names

@@ -9,15 +9,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
-from spheregen.data.dataset import Progress, check_reading, spread_indices
-from spheregen.data.decoding import BadImage, ordered_map
+from spheregen.data.decoding import BadImage, Progress, check_reading, ordered_map, spread_indices
 from spheregen.data.grids import image_grid
 from spheregen.data.images import ImageOptions, decode_bytes, load_array, load_image
 from spheregen.data.order import Integers
@@ -39,7 +38,7 @@ _SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 _FEW_CLASSES = 40  # up to so many, each class has its own row of the sheet
 _SHEET = 96  # images on a sheet, about
 _TOGETHER = 64  # images that a worker looks at before it tells of them
-_FACTS = np.dtype([("index", "<i8"), ("width", "<i4"), ("height", "<i4"), ("hash", "S16")])
+_FACTS = np.dtype([("index", "<i8"), ("width", "<i4"), ("height", "<i4"), ("hash", "S16")])  # S16: blake2b of the file
 _SIDE = 64  # pixels; colours are looked at in squares of this size, whatever the image's shape
 
 
@@ -101,19 +100,14 @@ def source_statistics(
     indices = spread_indices(len(source), limit)
     chunks = (indices[start : start + _TOGETHER] for start in range(0, len(indices), _TOGETHER))
     facts = [np.zeros(0, dtype=_FACTS)]
-    formats: Counter[str] = Counter()
-    modes: Counter[str] = Counter()
+    counts: Counter[tuple[str, object]] = Counter()
     bad: list[BadImage] = []
-    grey = transparent = done = 0
-    for part in ordered_map(partial(_inspect, source), chunks, workers=0 if source.remote else workers):
-        seen = [image for image in part if isinstance(image, _Seen)]
-        bad += [image for image in part if isinstance(image, BadImage)]
-        formats.update(image.format for image in seen)
-        modes.update(image.mode for image in seen)
-        grey += sum(image.grey for image in seen)
-        transparent += sum(image.transparent for image in seen)
-        facts.append(np.array([image.facts for image in seen], dtype=_FACTS))
-        done += len(part)
+    done = 0
+    for seen, traits, broken in ordered_map(partial(_inspect, source), chunks, workers=0 if source.remote else workers):
+        facts.append(seen)
+        counts.update(traits)
+        bad += broken
+        done += len(seen) + len(broken)
         if progress is not None:
             progress(done, len(indices))
     source.release()
@@ -122,9 +116,14 @@ def source_statistics(
     _, firsts, which = np.unique(good["hash"], return_index=True, return_inverse=True)
     originals = firsts[which]
     copies = np.flatnonzero(originals != np.arange(len(originals)))
-    counts: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
     if source.labels is not None:
-        counts = tuple(torch.bincount(source.labels, minlength=len(source.class_names)).tolist())
+        classes = tuple(torch.bincount(source.labels, minlength=len(source.class_names)).tolist())
+    formats, modes = (
+        {str(value): number for (kind, value), number in counts.most_common() if kind == wanted}
+        for wanted in ("format", "mode")
+    )
+    grey = counts["grey", True]
     return SourceStatistics(
         name=source.name,
         split=source.split,
@@ -136,13 +135,13 @@ def source_statistics(
         width=_spread(width),
         height=_spread(height),
         aspect=_spread(width / height.clip(1)),
-        formats=dict(formats.most_common()),
-        modes=dict(modes.most_common()),
+        formats=formats,
+        modes=modes,
         grey=grey,
-        transparent=transparent,
+        transparent=counts["transparent", True],
         class_names=source.class_names,
-        class_counts=counts,
-        balance=min(counts) / max(counts) if any(counts) else None,
+        class_counts=classes,
+        balance=min(classes) / max(classes) if any(classes) else None,
         duplicates=len(copies),
         duplicate_pairs=tuple(
             (source.describe(int(good["index"][originals[copy]])), source.describe(int(good["index"][copy])))
@@ -164,7 +163,7 @@ def contact_sheet(source: ImageSource, *, tile: int = 64, bad: tuple[BadImage, .
         DataError: none can be read.
     """
     unusable = {image.index for image in bad}
-    groups, share, columns = [np.arange(len(source), dtype=np.int64)], _SHEET, None
+    groups, share, columns = [np.arange(len(source))], _SHEET, None
     if source.labels is not None and (classes := len(source.class_names)) <= _FEW_CLASSES:
         labels = source.labels.numpy()
         groups = [group for number in range(classes) if len(group := np.flatnonzero(labels == number))]
@@ -172,7 +171,6 @@ def contact_sheet(source: ImageSource, *, tile: int = 64, bad: tuple[BadImage, .
     options = ImageOptions(image_size=tile, fit="pad")
     empty = torch.full(options.shape, 255, dtype=torch.uint8)
     tiles: list[torch.Tensor] = []
-    found = 0
     for group in groups:
         row: list[torch.Tensor] = []
         for part in np.array_split(group, min(share, len(group))):  # of each the first that can be read is shown
@@ -180,39 +178,33 @@ def contact_sheet(source: ImageSource, *, tile: int = 64, bad: tuple[BadImage, .
                 with contextlib.suppress(DataError):
                     row.append(load_image(source.read(index), options))
                     break
-        found += len(row)
         tiles += row + [empty] * (share - len(row) if columns else 0)
     source.release()
-    if not found:
+    if all(tile is empty for tile in tiles):
         raise DataError(f"none of the images of {source.name} that were tried can be read; see the list of bad files")
     return image_grid(torch.stack(tiles), columns=columns)
 
 
-class _Seen(NamedTuple):
-    """The facts of one image that can be read."""
-
-    facts: tuple[int, int, int, bytes]  # number in the source, width, height, blake2b of the file
-    format: str
-    mode: str
-    grey: bool
-    transparent: bool
+_Trait = tuple[str, object]
 
 
-def _inspect(source: ImageSource, indices: Integers) -> list[_Seen | BadImage]:
-    """Look at images; in a worker process."""
-    found: list[_Seen | BadImage] = []
+def _inspect(source: ImageSource, indices: Integers) -> tuple[npt.NDArray[np.void], list[_Trait], list[BadImage]]:
+    """Look at images, in a worker process; return facts of those that can be read, their traits, and the others."""
+    facts: list[tuple[int, int, int, bytes]] = []
+    traits: list[_Trait] = []
+    bad: list[BadImage] = []
     for index in indices.tolist():
         where = source.describe(index)
         try:
             data = source.read_bytes(index)
             image = decode_bytes(data, where)
         except DataError as error:
-            found.append(BadImage(index=index, where=where, reason=str(error)))
+            bad.append(BadImage(index=index, where=where, reason=str(error)))
             continue
-        facts = (index, *image.size, hashlib.blake2b(data, digest_size=16).digest())
-        grey, transparent = _is_grey(image), _is_transparent(image)
-        found.append(_Seen(facts, image.format or "unknown", image.mode, grey, transparent))
-    return found
+        facts.append((index, *image.size, hashlib.blake2b(data, digest_size=16).digest()))
+        traits += [("format", image.format or "unknown"), ("mode", image.mode)]
+        traits += [("grey", _is_grey(image)), ("transparent", _is_transparent(image))]
+    return np.array(facts, dtype=_FACTS), traits, bad
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -226,10 +218,8 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    if not image.has_transparency_data:
-        return False
     with contextlib.suppress(ValueError, OSError):
-        return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
+        return image.has_transparency_data and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
     return False
 
 
@@ -287,12 +277,7 @@ class Look:
 
 
 def look_at(source: ImageSource, limit: int = 200) -> Look:
-    """Look at the pixels of some images, evenly spread; those that cannot be read are passed over.
-
-    Raises:
-        DataError: none can be read.
-        ConfigError: limit is below 1.
-    """
+    """Look at the pixels of some images, evenly spread; those that cannot be read are passed over."""
     seen: list[npt.NDArray[np.uint8]] = []
     losses: list[float] = []
     for index in spread_indices(len(source), limit).tolist():

@@ -95,9 +95,10 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         """
         if self._closed:
             raise SphereGenError(f"the writer of {self.out} is closed; open a new one")
-        if not key.isprintable() or not key or key.startswith(".") or "/" in key or "\\" in key:
+        if not key.isprintable() or not key or re.search(r"^\.|[/\\]", key) or ("." in key and self._kind == ".tar"):
             raise ConfigError(
-                f"{key!r} cannot name an image; use printable characters without / and \\, and no dot in front"
+                f"{key!r} cannot name an image; use printable characters without / and \\, no dot in front, and none "
+                "in a WebDataset shard"
             )
         if label is not None and not 0 <= label < (len(self.class_names) or label + 1):
             known = f"from 0 to {len(self.class_names) - 1}" if self.class_names else "from 0"
@@ -105,14 +106,10 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         if self._kind == "folder":
             save_png(image, self.out / f"{key}.png", metadata, durable=False)
             return
-        labelled = label is not None
-        if self._labelled not in (None, labelled):
-            raise ConfigError(
-                f"{key} has {'a' if labelled else 'no'} label, unlike those before it in {self.out}; "
-                "label all images or none"
-            )
+        if self._labelled not in (None, label is not None):
+            raise ConfigError(f"{key} and those before it do not all have labels; label all images or none")
         members = self._members(key, encode_png(image, metadata), metadata, label)
-        self._labelled = labelled
+        self._labelled = label is not None
         self._closed = True  # if writing fails, a member may be cut off: nothing can follow it
         try:
             if self._append is None:
@@ -135,17 +132,15 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         self._closed = True
         if complete:
             self._open.close()
-        else:  # a mark, not the error itself: that may be an OSError which has nothing to do with this file
-            with contextlib.suppress(_AbandonedError, SphereGenError):
-                self._open.__exit__(_AbandonedError, _AbandonedError(), None)
+        else:  # not the error itself: that may be an OSError which has nothing to do with this file
+            with contextlib.suppress(SphereGenError):
+                self._open.__exit__(SphereGenError, SphereGenError("given up"), None)
 
     def _members(self, key: str, png: bytes, metadata: Mapping[str, str], label: int | None) -> dict[str, bytes]:
         """Return what an archive stores for one image."""
         if self._kind == ".zip":
             folder = "" if label is None else f"{self._folders[label] if self._folders else label}/"
             return {f"{folder}{key}.png": png}
-        if "." in key:
-            raise ConfigError(f"{key!r} cannot name a sample of a WebDataset shard, which ends at a dot; use no dots")
         text = json.dumps(dict(metadata), ensure_ascii=False)
         members = {f"{key}.png": png, f"{key}.json": text.encode("utf-8", "replace")}
         return members if label is None else {**members, f"{key}.cls": str(label).encode()}  # the last one counts
@@ -178,22 +173,12 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
                 write_text(self.out.with_name("classes.txt"), self._classes)
 
 
-class _AbandonedError(Exception):
-    """The mark of an archive that will not be completed."""
-
-
 def _check_place(out: Path) -> None:
-    """Complain of a name that is no folder, zip, shard or pattern, and of a file where a folder is needed."""
     suffix = out.suffix.lower()
-    field = _FIELD.search(out.name)
-    if suffix in _NO_FOLDERS and not out.is_dir():
-        raise ConfigError(f"{out} names neither a folder nor a .zip nor a .tar; images can be written to these")
-    if field and suffix != ".tar":
-        raise ConfigError(
-            f"{out} is numbered, which only shards are; use a name like samples-%06d.tar, or no {field[0]}"
-        )
-    if suffix == ".tar" and set("%{}*?[") & set(_FIELD.sub("", out.name, count=1)):
-        raise ConfigError(f"{out} is no pattern for shards; use one field like %06d and no other sign of a pattern")
+    patterned = suffix == ".tar" and set("%{}*?[") & set(_FIELD.sub("", out.name, count=1))
+    numbered = suffix != ".tar" and _FIELD.search(out.name)
+    if patterned or numbered or (suffix in _NO_FOLDERS and not out.is_dir()):
+        raise ConfigError(f"{out} cannot take images; name a folder, a .zip, a .tar, or shards like samples-%06d.tar")
     above = next((part for part in out.parents if part.exists()), out)
     if above != out and not above.is_dir():
         raise ConfigError(f"{above} is a file, so that {out} cannot be made; choose another place")
@@ -210,10 +195,7 @@ def _check_shards(out: Path, class_names: Sequence[str]) -> str:
         raise ConfigError(f"{listed} names other classes than those given; choose another folder")
     shard = re.compile(r"\d+".join(map(re.escape, _FIELD.split(out.name))))
     if "%" in out.name and (there := [path for path in out.parent.glob("*") if shard.fullmatch(path.name)]):
-        raise ConfigError(
-            f"{min(there)} is there already, and old and new shards would mix; remove the old ones or choose "
-            "another name"
-        )
+        raise ConfigError(f"{min(there)} is there already, and old and new shards would mix; choose another name")
     return classes
 
 

@@ -19,29 +19,23 @@ from torch import Tensor
 
 from spheregen.errors import DataError
 from spheregen.evaluation.images import spread
-from spheregen.evaluation.report.parts import Plot, Section, Series, Table
+from spheregen.evaluation.report.parts import Section, Table
 
 RIDGE = 1e-2
 """Of the probe, relative to features of variance 1 and the mean over images."""
 MOST_OF_A_CLASS = 1000
 """Images of a class whose diversity is looked at: the Vendi score takes the cube of their number."""
 FEWEST = 2  # images of a class
+Labelled = tuple[Tensor, Tensor]
 
 
 def class_figures(
-    samples: Tensor,
-    sample_labels: Tensor,
-    train: Tensor,
-    train_labels: Tensor,
-    held_out: Tensor,
-    held_out_labels: Tensor,
-    class_names: Sequence[str] = (),
+    samples: Labelled, train: Labelled, held_out: Labelled, class_names: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the class accuracy and diversity of samples.
 
     Args:
-        samples, train, held_out: features (n, D) of each.
-        sample_labels, train_labels, held_out_labels: (n,) int64 class ids; of samples those that were asked for.
+        samples, train, held_out: features (n, D) of each, and (n,) int64 class ids; of samples those asked for.
         class_names: of the K classes; numbers where there are none.
 
     Returns:
@@ -54,7 +48,8 @@ def class_figures(
     Raises:
         DataError: a class of the samples has fewer than two training images or samples, or there is only one class.
     """
-    classes = int(max(sample_labels.max(), train_labels.max(), held_out_labels.max())) + 1
+    (features, sample_labels), (known, train_labels), (unseen, held_out_labels) = samples, train, held_out
+    classes = int(max(labels.max() for _, labels in (samples, train, held_out))) + 1
     names = tuple(class_names) if class_names else tuple(map(str, range(classes)))
     if len(names) < classes:
         raise DataError(f"labels go up to {classes - 1}, but there are {len(names)} class names; give data of the same")
@@ -65,14 +60,14 @@ def class_figures(
         for label, count in enumerate(torch.bincount(labels, minlength=classes).tolist()):
             if count < FEWEST:
                 raise DataError(f"class {names[label]} has {count} {what}, the study of the classes needs {FEWEST}")
-    probe = _Probe(train, train_labels, classes)
-    seen, right = probe(samples), (probe(held_out) == held_out_labels).double()
+    probe = _Probe(known, train_labels, classes)
+    seen, right = probe(features), (probe(unseen) == held_out_labels).double()
     confusion = torch.zeros(classes, classes, dtype=torch.float64)
     confusion.index_put_((sample_labels, seen), torch.ones(len(seen), dtype=torch.float64), accumulate=True)
     confusion /= confusion.sum(dim=1, keepdim=True)
     real = [right[held_out_labels == label] for label in range(classes)]
     diversity = [
-        _diversity(probe.scaled(samples[sample_labels == label]), probe.scaled(train[train_labels == label]))
+        _diversity(probe.scaled(features[sample_labels == label]), probe.scaled(known[train_labels == label]))
         for label in range(classes)
     ]
     return {
@@ -101,33 +96,33 @@ def class_section(found: dict[str, Any]) -> Section:
             "samples of a class are less than half as varied as real images of it: modes collapse, or samples are "
             "blurred towards their mean"
         )
-    names, mean = found["names"], found["mean_diversity"].values()
-    by_class = zip(names, found["counts"], found["per_class"], found["real_per_class"], strict=True)
-    rows = [("all", sum(found["counts"]), found["accuracy"], found["real_accuracy"], *mean)]
-    rows += [(*row, *each.values()) for row, each in zip(by_class, found["diversity"], strict=True)]
+    names, counts, right, real = (found[key] for key in ("names", "counts", "per_class", "real_per_class"))
+    mean = {
+        "counts": sum(counts),
+        "right": found["accuracy"],
+        "real": found["real_accuracy"],
+        **found["mean_diversity"],
+    }
+    diversity = (each.values() for each in found["diversity"])
+    rows = [("all", *mean.values())]
+    rows += [(*row, *each) for *row, each in zip(names, counts, right, real, diversity, strict=True)]
     header = ("class", "samples", "right class", "of real images", "variance", "nearest", "different")
     tables = [Table(title="By class", header=header, rows=tuple(rows))]
     if len(names) <= 20:
         title = "Asked for (rows), seen by the probe (columns)"
         seen = tuple((name, *row) for name, row in zip(names, found["confusion"], strict=True))
         tables.append(Table(title=title, header=("class", *names), rows=seen))
-    places = tuple(map(float, range(len(names))))
-    bars = {"samples": found["per_class"], "held-out real images": [share or 0.0 for share in found["real_per_class"]]}
-    series = (Series(name=name, x=places, y=tuple(y), kind="bars", labels=tuple(names)) for name, y in bars.items())
-    plot = Plot(title="Right class", x_label="class", y_label="share of images", series=tuple(series))
     return Section(
         key="classes",
         title="Classes",
         text=(
             "A linear probe on the features learnt the classes from training images. Its accuracy on held-out real "
-            "images is the yardstick for that on samples.",
-            "Diversity within a class is relative to as many real images of it: the variance of the features, the mean "
-            "distance to the nearest other image of the class, and the effective number of different images. 1 is as "
-            "varied as real images, near 0 is collapse.",
+            "images is the yardstick for that on samples. Diversity within a class is relative to as many real images "
+            "of it: the variance of the features, the mean distance to the nearest other image of the class, and the "
+            "effective number of different images. 1 is as varied as real images, near 0 is collapse.",
         ),
         warnings=tuple(warnings),
         tables=tuple(tables),
-        plots=(plot,) if len(names) <= 40 else (),
     )
 
 

@@ -13,12 +13,43 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
 from spheregen.errors import ConfigError, DataError
-from spheregen.evaluation.report.figures import COST_FIGURES, RECONSTRUCTION_FIGURES, Better, Figure, figures_in
-from spheregen.evaluation.report.sections import FORMAT, RESULT, cost_row, figure_title, leaves, reference_facts, words
+from spheregen.evaluation.report.sections import (
+    COST_FIGURES,
+    FORMAT,
+    RECONSTRUCTION_FIGURES,
+    RESULT,
+    Better,
+    Figure,
+    cost_row,
+    figure_title,
+    figures_in,
+    leaves,
+    reference_facts,
+    words,
+)
 
 MOST_BYTES = 64 << 20
 """Larger files are refused before they are read."""
 _UNSAID = "not said"
+_MUST_AGREE: Mapping[str, tuple[str, ...]] = {
+    "protocol": ("count", "labels", "quantise", "dtype"),
+    "model": ("image_shape",),
+    "features": ("weights", "preprocessing", "dim"),
+    "reference": ("images", "count", "image_size", "channels", "fit", "resize", "background", "kept"),
+    "reconstruction": ("count", "source", "split"),
+    "cost": ("device", "dtype", "threads", "batch"),
+}
+"""Settings that must agree before figures may be compared, by the part of a result that says them."""
+_PARTS = {"protocol": "samples", "features": "feature network", "reconstruction": "reconstructions", "cost": "timing"}
+_OF_NETWORKS = ("features", "reference")  # parts that each network of a result has
+_SPOILT: Mapping[str, tuple[str, ...]] = {
+    "protocol.dtype": (),  # a warning alone
+    "model.image_shape": ("{}/", "reconstruction/"),
+    "reference.kept": ("{}/kid", "{}/precision", "{}/recall", "{}/density", "{}/coverage", "{}/cmmd"),
+    "reconstruction": ("reconstruction/",),
+    "cost": ("cost/images_per_second", "cost/latency", "cost/peak_memory"),
+}
+"""Beginnings of the keys of the figures that a setting, or a part, concerns; {} is the network, else all."""
 
 
 class _Network(BaseModel):
@@ -27,13 +58,9 @@ class _Network(BaseModel):
     figures: dict[str, Annotated[float, Strict()] | None]
 
 
-class _Reconstruction(BaseModel):
+class _Part(BaseModel):
     model_config = ConfigDict(extra="allow")
     frechet: dict[str, Any] = {}
-
-
-class _Cost(BaseModel):
-    model_config = ConfigDict(extra="allow")
     by_steps: list[dict[str, Any]] = []
 
 
@@ -44,8 +71,8 @@ class _Result(BaseModel):
     protocol: dict[str, Any]
     metrics: dict[str, _Network]
     data: dict[str, Any] = {}
-    reconstruction: _Reconstruction | None = None
-    cost: _Cost | None = None
+    reconstruction: _Part | None = None
+    cost: _Part | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,65 +158,21 @@ def read_result(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror or error}); check the path") from error
     except (ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{file} is no JSON ({reason}); {cure}") from error
-    if not isinstance(found, dict) or "format" not in found:
-        raise DataError(f"{file} is no result of an evaluation; {cure}")
-    if found["format"] != FORMAT:
-        shown = repr(found["format"])[:20]
-        raise DataError(f"{file} has the format {shown}, this version reads {FORMAT}; evaluate again")
+        raise DataError(f"{file} is no JSON; {cure}") from error
+    version = found.get("format", FORMAT) if isinstance(found, dict) else FORMAT
+    if version != FORMAT:
+        raise DataError(f"{file} has the format {version!r:.20}, this version reads {FORMAT}; evaluate again")
     try:
         return _Result.model_validate(found).model_dump()
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{file} is no result of an evaluation ({where}: {first['msg'].lower()}); {cure}") from error
-
-
-_RULES = {
-    "protocol.count": "counts of samples; the Fréchet distance (FID) falls with the count",
-    "protocol.labels": "classes of samples; another mixture of classes is another set of images",
-    "protocol.quantise": "ways to 8 bits; rounding down makes images darker by half a level",
-    "protocol.dtype": "number types; the same model gives slightly different images in another type",
-    "model.image_shape": "sizes of samples; images of another size look different to the network",
-    "features.weights": "weights of the feature network; other weights measure other distances",
-    "features.preprocessing": "preprocessing for the feature network; another input gives other features",
-    "features.dim": "numbers of features; other features measure other distances",
-    "reference.images": "references; a distance to other images is another figure",
-    "reference.count": "numbers of reference images; figures depend on the size of the reference",
-    "reference.image_size": "sizes of the reference images; images of another size look different to the network",
-    "reference.channels": "channels of the reference images; grey and colour images look different to the network",
-    "reference.fit": "crops of the reference images; another crop is another set of images",
-    "reference.resize": "filters that resized the reference images; they shift FID by whole points",
-    "reference.background": "backgrounds of transparent reference images; it is a part of the images",
-    "reference.kept": "numbers of reference images to compare one by one; precision, recall, KID and the like "
-    "depend on their number",
-    "reconstruction.count": "counts of reconstructed images; other images are harder or easier to bring back",
-    "reconstruction.source": "data of the reconstructed images; other images are harder or easier to bring back",
-    "reconstruction.split": "splits of the reconstructed images; images of the training are easier to bring back",
-    "cost.device": "devices; times are of another machine",
-    "cost.dtype": "number types of the timing; times are of other arithmetic",
-    "cost.threads": "numbers of threads; times are of another share of the machine",
-    "cost.batch": "batches of the timing; larger batches are faster by the image",
-}
-"""What must agree before figures may be compared, and what a difference does to them."""
-_OF_NETWORKS = ("features", "reference")  # parts that each network of a result has
-_SPOILT: Mapping[str, tuple[str, ...]] = {
-    "protocol.dtype": (),  # a warning alone
-    "model.image_shape": ("{}/", "reconstruction/"),
-    "reference.kept": ("{}/kid", "{}/precision", "{}/recall", "{}/density", "{}/coverage", "{}/cmmd"),
-    "reconstruction": ("reconstruction/",),
-    "cost": ("cost/images_per_second", "cost/latency", "cost/peak_memory"),
-}
-"""Beginnings of the keys of the figures that a rule, or a part of the rules, concerns; {} is the network, else all."""
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(f"{file} is no result of an evaluation ({where or 'no object'}); {cure}") from error
 
 
 def _warnings(results: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """All that speaks against comparing these results, with the beginnings of the keys of the figures concerned."""
     networks = list(dict.fromkeys(network for result in results for network in result["metrics"]))
-    for rule, text in _RULES.items():
-        part, _, key = rule.partition(".")
-        what, _, why = text.partition("; ")
+    for part, key in ((part, key) for part, keys in _MUST_AGREE.items() for key in keys):
         for network in networks if part in _OF_NETWORKS else [""]:
             told = []
             for result, name in zip(results, names, strict=True):
@@ -198,10 +181,11 @@ def _warnings(results: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[st
                 if table is not None and (said is not None or part != "reference"):  # published files say little
                     told.append((_UNSAID if said is None else words(said), name))
             if len({text for text, _ in told}) > 1:
+                what = f"{key.replace('_', ' ')} of the {_PARTS.get(part, part)}"
                 values = ", ".join(f"{text} ({name})" for text, name in told)
-                spoilt = _SPOILT.get(rule, _SPOILT.get(part, ("{}/",)))
+                spoilt = _SPOILT.get(f"{part}.{key}", _SPOILT.get(part, ("{}/",)))
                 covers = tuple(each.format(one) for each in spoilt for one in ([network] if network else networks))
-                yield f"{f'{network}: ' if network else ''}different {what}: {values}; {why}", covers
+                yield f"{f'{network}: ' if network else ''}different {what}: {values}", covers
 
 
 def _table(result: Mapping[str, Any], part: str, network: str) -> Mapping[str, Any] | None:
@@ -224,7 +208,7 @@ def _settings(results: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]
         tables = [dict(leaves(result[part])) for result in results]
         for name in dict.fromkeys(key for table in tables for key in table):
             values = [table.get(name, _UNSAID) for table in tables]
-            if any(value != values[0] for value in values) and (prefix or f"protocol.{name}" not in _RULES):
+            if any(value != values[0] for value in values) and (prefix or name not in _MUST_AGREE["protocol"]):
                 found[prefix + name] = tuple(map(words, values))
     return found
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.evaluation.protocol import CurveRequest
@@ -18,48 +19,21 @@ _GUIDANCE = (1.0, 1.2, 1.4, 1.8)
 _REFINEMENT_STEPS = (0, 1, 2, 4, 8)
 _BELOW_MAX = (30.0, 20.0, 10.0, 5.0, 0.0)  # degrees: angles of the steps' noise below that of the training
 _NOISE = ("shared", "fresh")
-
-
-def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"use {(' or ' if len(choices) == 2 else ', ').join(choices)}")
-        return text
-
-    return parse
-
-
-def _number(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError("give finite numbers")
-    return number
-
-
-def _angle(text: str) -> float:
-    if not 0 <= (angle := _number(text)) <= 90:
-        raise ValueError("an angle lies in [0, 90] degrees")
-    return angle
-
-
-_PARSERS: Mapping[str, Callable[[str], Any]] = {
+_KINDS: Mapping[str, Any] = {
     "steps": int,
-    "guidance": _number,
-    "schedule": _one_of(tuple(SCHEDULES)),
+    "guidance": FiniteFloat,
+    "schedule": Literal[tuple(SCHEDULES)],
     "refinement_steps": int,
-    "refinement_guidance": _number,
-    "solver": _one_of(tuple(SOLVERS)),
-    "noise": _one_of(_NOISE),
-    "angle": _angle,
+    "refinement_guidance": FiniteFloat,
+    "solver": Literal[tuple(SOLVERS)],
+    "noise": Literal[_NOISE],
+    "angle": Annotated[float, Field(ge=0, le=90)],  # degrees
 }
-NAMES = tuple(_PARSERS)
+NAMES = tuple(_KINDS)
 
 
 def parse_curve(text: str) -> CurveRequest:
-    """Return `steps=1,2,4` as a request.
-
-    Raises:
-        ConfigError: an unknown setting, or values that it cannot take.
-    """
+    """Return `steps=1,2,4` as a request."""
     name, equals, listed = text.partition("=")
     name = name.replace("-", "_")
     if name not in NAMES:
@@ -67,10 +41,11 @@ def parse_curve(text: str) -> CurveRequest:
     items = [item.strip() for item in listed.split(",")]
     if not equals or not all(items):
         raise ConfigError(f"a curve is written as {name}=VALUE,VALUE, not {text!r}")
+    kind: TypeAdapter[Any] = TypeAdapter(_KINDS[name])
     try:
-        return CurveRequest(name, tuple(map(_PARSERS[name], items)))
-    except ValueError as error:
-        raise ConfigError(f"{text!r}: {error}") from error
+        return CurveRequest(name, tuple(map(kind.validate_python, items)))
+    except ValidationError as error:
+        raise ConfigError(f"{text!r}: {error.errors()[0]['msg'].lower()}") from error
 
 
 def usual_curves(pipe: Pipeline, options: GenerationOptions) -> list[CurveRequest]:
@@ -94,11 +69,7 @@ def usual_curves(pipe: Pipeline, options: GenerationOptions) -> list[CurveReques
 
 
 def curve_options(pipe: Pipeline, options: GenerationOptions, name: str, value: Any) -> GenerationOptions:
-    """Return the sampler's options at a point of a curve.
-
-    Raises:
-        ConfigError: a value that is impossible for this model.
-    """
+    """Return the sampler's options at a point of a curve."""
     if name == "noise":
         changed = dataclasses.replace(options, share_noise=value == "shared")
     elif name == "angle":
@@ -113,11 +84,7 @@ def curve_options(pipe: Pipeline, options: GenerationOptions, name: str, value: 
 
 
 def check_curves(pipe: Pipeline, options: GenerationOptions, curves: Sequence[CurveRequest]) -> None:
-    """Refuse impossible curves before any work is done.
-
-    Raises:
-        ConfigError: a value that is impossible for this model, or a curve that would be flat.
-    """
+    """Refuse impossible curves before any work is done."""
     steps = pipe.settings(options)["steps"]
     for curve in curves:
         if curve.name in ("schedule", "noise", "angle") and steps < 2:

@@ -53,26 +53,14 @@ SPLITS = 10
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Named figures, and why others are missing."""
-
-    values: dict[str, float]
-    notes: tuple[str, ...]
-    neighbours: int
-    """Images of each side in the metrics that compare all with all."""
-
-
-@dataclass(frozen=True)
 class Scores:
-    """A set of images with its figures under each extractor; the figures are empty on all processes but the first."""
+    """A set of images with its figures; these and the notes are empty on all processes but the first."""
 
     measured: FeatureSet
-    figures: Mapping[str, Figures]
-
-    @property
-    def values(self) -> dict[str, dict[str, float]]:
-        """The figures alone, by extractor."""
-        return {name: found.values for name, found in self.figures.items()}
+    values: dict[str, dict[str, float]]
+    """The figures by extractor."""
+    notes: tuple[str, ...]
+    """Why others are missing, or not to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -108,56 +96,34 @@ class Evaluator:
         for name, extractor in self.extractors.items():
             check_reference(self.references[name], extractor, images)
         measured = self.extract(images, thumbnails=thumbnails)
-        found: dict[str, Figures] = {}
+        values: dict[str, dict[str, float]] = {}
+        notes: list[str] = []
         for name, extractor in self.extractors.items() if self.world.is_first else ():
-            reference = self.references[name]
-            found[name] = compute_figures(measured, reference, extractor.info, metrics=metrics, device=self.device)
-        return Scores(measured, found)
+            values[name] = {}
+            for metric in choose_metrics(metrics, extractor.info):
+                try:
+                    values[name] |= _compute(metric, measured, self.references[name], extractor.info, self.device)
+                except (DataError, ConfigError) as error:
+                    if metrics is not None:
+                        raise
+                    notes.append(f"{name}: no {metric}: {error}")
+            dim, distance = extractor.info.dim, extractor.info.distance
+            if "frechet" in values[name] and len(images) <= dim:
+                notes.append(
+                    f"{name}: {len(images)} images for {dim} features: the covariance has not full rank, so "
+                    f"{distance} is far too large"
+                )
+        return Scores(measured, values, tuple(notes))
 
 
-def compute_figures(
-    measured: FeatureSet,
-    reference: Reference,
-    info: FeatureInfo,
-    *,
-    metrics: Sequence[str] | None = None,
-    device: torch.device | str = "cpu",
-) -> Figures:
-    """Return the figures of measured images under one extractor.
-
-    Args:
-        metrics: those that are wanted; one that cannot be had is an error then. None: all that can be had.
-        device: computes.
-
-    Raises:
-        DataError: too few images for a metric that was asked for.
-        ConfigError: a metric that this extractor or this reference does not allow.
-    """
-    values: dict[str, float] = {}
-    notes: list[str] = []
+def _compute(
+    metric: str, measured: FeatureSet, reference: Reference, info: FeatureInfo, device: torch.device | str
+) -> dict[str, float]:
+    if metric == "class_score":
+        score = inception_score(measured.logits[info.name].to(device), splits=SPLITS)
+        name = "inception_score" if info.name == "inception" else "class_score"
+        return {name: score.value, f"{name}_deviation": score.deviation}
     features = measured.features[info.name].to(device)
-    for metric in choose_metrics(metrics, info):
-        try:
-            if metric == "class_score":
-                score = inception_score(measured.logits[info.name].to(device), splits=SPLITS)
-                name = "inception_score" if info.name == "inception" else "class_score"
-                values |= {name: score.value, f"{name}_deviation": score.deviation}
-            else:
-                values |= _compare(metric, features, reference)
-        except (DataError, ConfigError) as error:
-            if metrics is not None:
-                raise
-            notes.append(f"no {metric}: {error}")
-    count, dim = features.shape
-    if "frechet" in values and count <= dim:
-        notes.append(
-            f"{count} images for {dim} features: the covariance has not full rank, so {info.distance} is far too large"
-        )
-    neighbours = 0 if reference.features is None else min(count, len(reference.features), MOST_NEIGHBOURS)
-    return Figures(values, tuple(notes), neighbours)
-
-
-def _compare(metric: str, features: Tensor, reference: Reference) -> dict[str, float]:
     if metric == "frechet":
         return {"frechet": frechet_distance(gaussian(features), reference.gaussian)}
     if reference.features is None:
@@ -184,11 +150,7 @@ def make_references(
     world: World | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[dict[str, Reference], FeatureSet | None]:
-    """Return the reference of each extractor, the given one or else made of `data`; and the measured data.
-
-    Raises:
-        ConfigError: neither a reference nor data.
-    """
+    """Return the reference of each extractor, the given one or else made of `data`; and the measured data."""
     lacking = [name for name in extractors if name not in given]
     if lacking and data is None:
         raise ConfigError(
@@ -206,9 +168,6 @@ def evaluate(pipe: Pipeline, options: EvaluationOptions, evaluator: Evaluator) -
 
     Returns:
         The result, plain JSON values (metrics empty on all processes but the first), and the scored samples.
-
-    Raises:
-        ConfigError, DataError: see `Evaluator.score`.
     """
     samples = GeneratedImages(
         pipe, options.count, seed=options.seed, options=options.generation, rounding=options.rounding
@@ -233,16 +192,12 @@ def evaluate(pipe: Pipeline, options: EvaluationOptions, evaluator: Evaluator) -
 
 def evaluate_images(
     images: ImagesAsTheyAre, evaluator: Evaluator, metrics: Sequence[str] | None = None
-) -> tuple[dict[str, Any], Scores]:
+) -> dict[str, Any]:
     """Return the figures of samples that lie in a folder or archive, as a result like that of `evaluate`."""
     scores = evaluator.score(images, metrics=metrics)
-    model = {
-        "name": images.source.name,
-        "fingerprint": images.source.fingerprint[:12],
-        "class": "images",
-        "image_shape": [*images.shape],
-    }
-    return _result(model, images.describe(), evaluator, scores), scores
+    source, shape = images.source, list(images.shape)
+    model = {"name": source.name, "fingerprint": source.fingerprint[:12], "class": "images", "image_shape": shape}
+    return _result(model, images.describe(), evaluator, scores)
 
 
 def _result(model: dict[str, Any], protocol: dict[str, Any], evaluator: Evaluator, scores: Scores) -> dict[str, Any]:
@@ -255,17 +210,17 @@ def _result(model: dict[str, Any], protocol: dict[str, Any], evaluator: Evaluato
         "model": model,
         "protocol": {**protocol, "batch": batch, "torch": torch.__version__, "spheregen": version},
         "metrics": {},
-        "notes": [],
+        "notes": list(scores.notes),
     }
-    for name, found in scores.figures.items():
+    for name, figures in scores.values.items():
         reference = evaluator.references[name]
+        kept = 0 if reference.features is None else len(reference.features)
         result["metrics"][name] = {
             "features": evaluator.extractors[name].info.as_dict(),
             "reference": {**reference.record, "count": reference.gaussian.count},
-            "figures": found.values,
-            "neighbours": found.neighbours,
+            "figures": figures,
+            "neighbours": min(len(scores.measured.images), kept, MOST_NEIGHBOURS),
         }
-        result["notes"] += [f"{name}: {note}" for note in found.notes]
     result["line"] = line_of(result)
     return result
 
@@ -285,21 +240,23 @@ def reconstruction_figures(
     copies = evaluator.extract(made)
     if not evaluator.world.is_first:
         return {}
-    measures: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {"psnr": psnr, "ssim": ssim, "lpips": find_lpips()}
-    if images.shape[1] < SSIM_WINDOW:
-        measures["ssim"] = None
-    sums: dict[str, float | None] = {name: None if measure is None else 0.0 for name, measure in measures.items()}
+    measures: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
+        "psnr": psnr,
+        "ssim": ssim if images.shape[1] >= SSIM_WINDOW else None,
+        "lpips": find_lpips(),
+    }
+    sums = {name: 0.0 for name, measure in measures.items() if measure is not None}
     parts = parts_of(images)
     for real, copy in zip(images.stream(parts), made.stream(parts), strict=True):
         x, y = real.float() / 255, copy.float() / 255
         for name, measure in measures.items():
             if measure is not None:
-                sums[name] = (sums[name] or 0.0) + float(measure(y, x).sum())
+                sums[name] += float(measure(y, x).sum())
     return {
         "count": len(images),
         "source": images.source.name,
         "split": images.source.split,
-        **{name: None if total is None else total / len(images) for name, total in sums.items()},
+        **{name: sums[name] / len(images) if name in sums else None for name in measures},
         "frechet": {
             name: frechet_distance(gaussian(copies.features[name]), gaussian(originals.features[name]))
             for name in evaluator.extractors

@@ -43,18 +43,13 @@ class FeatureSet:
     """(N, D) float32 of each extractor."""
     logits: Mapping[str, Tensor]
     """(N, K) float32 of the extractors that classify."""
-    pixels: Tensor | None
-    """(n, C, s, s) uint8 thumbnails of the first images, at most 64 pixels wide."""
+    thumbnails: Tensor
+    """(n, C, s, s) uint8: the first images, at most 64 pixels wide; as many as were asked for."""
 
     @property
     def labels(self) -> Tensor | None:
         """(N,) class ids, or None."""
         return self.images.labels
-
-    def thumbnails(self) -> Tensor:
-        """Return the first images, uint8 (n, C, s, s), at most 64 pixels wide."""
-        assert self.pixels is not None
-        return self.pixels
 
 
 def extract_features(
@@ -119,19 +114,12 @@ def extract_features(
         images=images,
         features={name: cache.read(f"{name} features") for name in extractors},
         logits={name: cache.read(f"{name} logits") for name in extractors if f"{name} logits" in shapes},
-        pixels=cache.read(_PIXELS) if kept else None,
+        thumbnails=cache.read(_PIXELS) if kept else torch.empty(0),
     )
 
 
 class _Cache:
-    """Arrays of N rows that are written chunk by chunk; each plan has a folder of its own.
-
-    Args:
-        folder: holds caches.
-        plan: all that decides the numbers, as JSON values.
-        shapes: of the arrays, by name; those of fewer rows than N hold the first ones.
-        chunks: how many there are.
-    """
+    """Arrays of N rows, or of the first ones, that are written chunk by chunk; each plan has a folder of its own."""
 
     def __init__(self, folder: Path, plan: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], chunks: int):
         self.folder = folder / hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]

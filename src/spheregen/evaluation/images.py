@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from spheregen.data import ImageOptions, ImageSource, load_image, open_source, to_uint8
-from spheregen.data.dataset import judge
-from spheregen.data.decoding import decode_chunks
+from spheregen.data.decoding import decode_chunks, judge
 from spheregen.data.grids import Rounding
 from spheregen.errors import ConfigError, DataError
 from spheregen.pipeline import GenerationOptions, Pipeline
@@ -88,37 +87,24 @@ class RealImages:
         self.source.release()
 
 
-class ImagesAsTheyAre:
+class ImagesAsTheyAre(RealImages):
     """Samples that somebody else made: all of one size, which is not changed.
-
-    Args:
-        source: where they are.
 
     Raises:
         DataError: the first one cannot be read, or is not square.
     """
 
     def __init__(self, source: ImageSource) -> None:
-        self.source, self.labels = source, source.labels
         first = source.read(0)
         width, height = first.size
         if width != height:
             raise DataError(f"{source.describe(0)} is {width} x {height}; samples to be scored are square")
-        self.options = ImageOptions(image_size=width, channels=1 if first.mode in ("1", "L") else 3)
-        self.shape = self.options.shape
-
-    def __len__(self) -> int:
-        return len(self.source)
+        super().__init__(source, ImageOptions(image_size=width, channels=1 if first.mode in ("1", "L") else 3))
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "images": self.source.name,
-            "split": self.source.split,
-            "fingerprint": self.source.fingerprint,
-            "count": len(self),
-            "image_size": self.options.image_size,
-            "channels": self.options.channels,
-        }
+        full = super().describe()
+        kept = ("split", "fingerprint", "count", "image_size", "channels")
+        return {"images": full["source"], **{key: full[key] for key in kept}}
 
     def stream(self, parts: Sequence[slice]) -> Iterator[Tensor]:
         size = self.options.image_size
@@ -146,9 +132,6 @@ class GeneratedImages:
         options: steps, schedule, guidance ...; what is None takes the model's default.
         rounding: how [0, 1] becomes 8 bits: `round` as PNG files are written here, `floor` as the paper's figures were
             made (half a level darker on average).
-
-    Raises:
-        ConfigError: an impossible count or setting.
     """
 
     def __init__(
@@ -219,11 +202,7 @@ class Reconstructions:
 def open_real(
     name: str, split: str, options: ImageOptions, *, workers: int = 0, class_names: Sequence[str] = ()
 ) -> RealImages:
-    """Return the images of a split; their classes are numbered as `class_names` are, where these are the model's.
-
-    Raises:
-        DataError: there is no such data or split.
-    """
+    """Return the images of a split; their classes are numbered as `class_names` are, where these are the model's."""
     source = open_source(name, split=split)
     if class_names and source.class_names and set(source.class_names) <= set(class_names):
         source = open_source(name, split=split, class_names=tuple(class_names))
@@ -231,11 +210,7 @@ def open_real(
 
 
 def check_rounding(name: str) -> Rounding:
-    """Return the name of a rounding.
-
-    Raises:
-        ConfigError: there is no such rounding.
-    """
+    """Return the name of a rounding."""
     if name not in ("round", "floor"):
         raise ConfigError(f"samples become 8 bits by round or floor, not {name!r}")
     return "floor" if name == "floor" else "round"

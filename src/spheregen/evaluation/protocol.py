@@ -8,7 +8,7 @@ from typing import Any
 
 from spheregen.data.grids import Rounding
 from spheregen.errors import ConfigError, DataError, did_you_mean
-from spheregen.evaluation.report.figures import Figure, figures_in
+from spheregen.evaluation.report.sections import Figure, figures_in
 from spheregen.measure.features import FeatureInfo
 from spheregen.pipeline import GenerationOptions
 
@@ -54,11 +54,7 @@ class EvaluationOptions:
 
 
 def choose_metrics(names: Sequence[str] | None, info: FeatureInfo) -> tuple[str, ...]:
-    """Return the metrics that a feature extractor allows, or of them those that were asked for.
-
-    Raises:
-        ConfigError: an unknown metric, or one that this extractor has no use for.
-    """
+    """Return the metrics that a feature extractor allows, or of them those that were asked for."""
     needs = {
         **({} if info.classes else {"class_score": "class logits"}),
         **({} if info.normalised else {"cmmd": "features of unit norm (clip)"}),
@@ -72,12 +68,7 @@ def choose_metrics(names: Sequence[str] | None, info: FeatureInfo) -> tuple[str,
 
 
 def check_metrics(names: Sequence[str] | None, infos: Iterable[FeatureInfo], count: int) -> None:
-    """Refuse metrics that were asked for and cannot be had of `count` samples, before any work is done.
-
-    Raises:
-        ConfigError: see `choose_metrics`.
-        DataError: too few samples.
-    """
+    """Refuse metrics that were asked for and cannot be had of `count` samples, before any work is done."""
     for info in infos:
         choose_metrics(names, info)
     if names is not None and "kid" in names and count < KID_SUBSET:

@@ -19,7 +19,7 @@ import spheregen
 from spheregen.data import ImageOptions, ImageSource
 from spheregen.devices import choose_device
 from spheregen.distributed import joined_world, local_device
-from spheregen.errors import ConfigError, DataError, ModelFileError
+from spheregen.errors import ConfigError, ModelFileError
 from spheregen.evaluation.feature_cache import FeatureSet, extract_features
 from spheregen.evaluation.images import ImageSet, RealImages, spread
 from spheregen.measure.features import FeatureExtractor, FeatureInfo, load_extractors
@@ -94,15 +94,9 @@ def write_statistics(
         out: the file, .safetensors.
         keep: images whose features are kept for KID, precision and recall; evenly spread.
         limit: measure this many images at most, evenly spread.
-
-    Raises:
-        ConfigError: an impossible name of a file or an extractor.
-        DataError: an image cannot be read.
     """
-    if out.suffix.lower() != ".safetensors":
-        raise ConfigError(f"reference statistics are a .safetensors file, not {out}; give --out such a name")
-    if keep < 0:
-        raise ConfigError(f"--keep is a number of images from 0 up, not {keep}")
+    if out.suffix.lower() != ".safetensors" or keep < 0:
+        raise ConfigError(f"--out is a .safetensors file, not {out}, and --keep a number of images from 0, not {keep}")
     work = out.with_name(f".{out.name}.work")
     with joined_world(device) as world:
         extractors = load_extractors([features], choose_device(local_device(device, world)))
@@ -114,25 +108,26 @@ def write_statistics(
         del measured  # lets go of the files
         if world.is_first:
             save_reference(out, reference)
+        world.wait_for_all()  # all have read what they need
+        if world.is_first:
             shutil.rmtree(work, ignore_errors=True)
-        world.wait_for_all()
     return reference
 
 
 def save_reference(path: Path, reference: Reference) -> None:
-    """Write a reference as one safetensors file that says where it comes from.
-
-    Raises:
-        SphereGenError: the file cannot be written.
-    """
+    """Write a reference as one safetensors file that says where it comes from."""
     tensors = {"mean": reference.gaussian.mean, "covariance": reference.gaussian.covariance}
     if reference.features is not None:
         tensors["features"] = reference.features
     if reference.labels is not None:
         tensors["labels"] = reference.labels
-    network, data = None if reference.info is None else reference.info.as_dict(), dict(reference.data)
-    record: dict[str, Any] = {"format": FORMAT, "spheregen": spheregen.__version__, "count": reference.gaussian.count}
-    record |= {"network": network, "data": data}
+    record = {
+        "format": FORMAT,
+        "spheregen": spheregen.__version__,
+        "count": reference.gaussian.count,
+        "network": None if reference.info is None else reference.info.as_dict(),
+        "data": dict(reference.data),
+    }
     save_tensors(path, tensors, {"reference": json.dumps(record)})
 
 
@@ -144,12 +139,14 @@ def load_reference(path: str | Path) -> Reference:
     Raises:
         ModelFileError: a missing, broken or foreign file.
     """
-    place = Path(path)
-    if not place.is_file():
-        raise ModelFileError(f"there is no reference file {place}; make one with `spheregen stats SRC --features own`")
-    if place.stat().st_size > MOST_BYTES:
-        raise ModelFileError(f"{place} is larger than {MOST_BYTES >> 30} GiB: no reference statistics")
-    return _load_npz(place) if place.suffix.lower() == ".npz" else _load_ours(place)
+    place, cure = Path(path), "make one with `spheregen stats SRC --features own`"
+    if not place.is_file() or place.stat().st_size > MOST_BYTES:
+        raise ModelFileError(f"{place} is missing, or larger than {MOST_BYTES >> 30} GiB; {cure}")
+    try:
+        return _load_npz(place) if place.suffix.lower() == ".npz" else _load_ours(place)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(f"{place} is no reference file ({reason}); {cure}") from error
 
 
 def load_references(files: Sequence[str], names: Sequence[str]) -> dict[str, Reference]:
@@ -177,76 +174,50 @@ def load_references(files: Sequence[str], names: Sequence[str]) -> dict[str, Ref
 
 
 def check_reference(reference: Reference, extractor: FeatureExtractor, images: ImageSet) -> None:
-    """Refuse a reference that was made by another network or preprocessing than the samples will be.
-
-    Raises:
-        ConfigError: they cannot be compared; says in what they differ.
-    """
-    mine, where = extractor.info, reference.source or "the reference"
-    if reference.gaussian.dim != mine.dim:
-        raise ConfigError(
-            f"{where} holds features of {reference.gaussian.dim} numbers, the network {mine.name} gives {mine.dim}; "
-            "take the reference of that network"
-        )
-    for key in ("name", "weights", "preprocessing") if reference.info is not None else ():
-        ours, theirs = getattr(mine, key), getattr(reference.info, key)
-        if ours != theirs:
+    """Refuse a reference that was made by another network or preprocessing than the samples will be."""
+    mine, theirs, where = extractor.info, reference.info, reference.source or "the reference"
+    data, (channels, size, _) = reference.data, images.shape
+    pairs = {
+        "features of so many numbers": (reference.gaussian.dim, mine.dim),
+        **{key: (getattr(theirs, key), getattr(mine, key)) for key in ("name", "weights", "preprocessing") if theirs},
+        **({"channels and pixels": ((data.get("channels"), data.get("image_size")), (channels, size))} if data else {}),
+    }
+    for key, (one, other) in pairs.items():
+        if one != other:
             raise ConfigError(
-                f"{where} was made with {key} {theirs!r}, the samples with {ours!r}; make the reference again with "
-                "`spheregen stats`"
+                f"{where} was made with {key} {one}, the samples with {other}; make the reference again with "
+                f"`spheregen stats --features {mine.name} --image-size {size}`"
             )
-    shape = (reference.data.get("channels"), reference.data.get("image_size"))
-    if reference.data and shape != images.shape[:2]:
-        raise ConfigError(
-            f"{where} is of images with {shape[0]} channels and {shape[1]} px, the samples have {images.shape[0]} and "
-            f"{images.shape[1]} px; make a reference of that size with `spheregen stats --image-size {images.shape[1]}`"
-        )
 
 
 def _load_npz(path: Path) -> Reference:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not {"mu", "sigma"} <= set(file.files):
-                raise ModelFileError(f"{path} holds {', '.join(file.files[:5])}; a reference holds mu and sigma")
-            mean, covariance = (torch.from_numpy(np.asarray(file[name], np.float64)) for name in ("mu", "sigma"))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelFileError(f"cannot read {path} ({str(error).splitlines()[0]}); get the file again") from error
-    return Reference(gaussian=_gaussian(path, mean, covariance, None), source=str(path))
+    with np.load(path, allow_pickle=False) as file:
+        mean, covariance = (torch.from_numpy(np.asarray(file[name], np.float64)) for name in ("mu", "sigma"))
+    return Reference(gaussian=_gaussian(mean, covariance, None), source=str(path))
 
 
 def _load_ours(path: Path) -> Reference:
-    try:
-        with safe_open(path, "pt") as file:
-            record = json.loads((file.metadata() or {}).get("reference", "null"))
-            names = set(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names & {"mean", "covariance", "features", "labels"}}
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = (str(error).splitlines() or ["no text"])[0]
-        raise ModelFileError(f"cannot read {path} ({reason}); a reference is .safetensors or .npz") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not {"mean", "covariance"} <= names:
-        raise ModelFileError(f"{path} is no reference file; make one with `spheregen stats SRC --features own`")
+    with safe_open(path, "pt") as file:
+        record = json.loads((file.metadata() or {})["reference"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if record["format"] != FORMAT:
+        raise ValueError(f"its format is {record['format']}")
     features, network, count = tensors.get("features"), record.get("network"), record.get("count")
     if features is not None and (features.ndim != 2 or features.shape[1] != len(tensors["mean"])):
-        raise ModelFileError(f"{path} holds features of shape {tuple(features.shape)}; make it again")
-    try:
-        return Reference(
-            gaussian=_gaussian(path, tensors["mean"], tensors["covariance"], count if isinstance(count, int) else None),
-            features=features,
-            labels=tensors.get("labels"),
-            info=None if network is None else FeatureInfo(**network),
-            data=dict(record.get("data") or {}),
-            source=str(path),
-        )
-    except (TypeError, ValueError) as error:
-        raise ModelFileError(f"{path} describes its network in a way unknown to this version; make it again") from error
+        raise ValueError(f"its features have shape {tuple(features.shape)}")
+    return Reference(
+        gaussian=_gaussian(tensors["mean"], tensors["covariance"], count if isinstance(count, int) else None),
+        features=features,
+        labels=tensors.get("labels"),
+        info=None if network is None else FeatureInfo(**network),
+        data=dict(record.get("data") or {}),
+        source=str(path),
+    )
 
 
-def _gaussian(path: Path, mean: Tensor, covariance: Tensor, count: int | None) -> Gaussian:
+def _gaussian(mean: Tensor, covariance: Tensor, count: int | None) -> Gaussian:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ModelFileError(
-            f"{path} holds a mean of shape {tuple(mean.shape)} and a covariance of {tuple(covariance.shape)}; "
-            "get the file again"
-        )
-    if not bool(torch.isfinite(mean).all()) or not bool(torch.isfinite(covariance).all()):
-        raise DataError(f"{path} holds NaN or infinite numbers; make it again")
+        raise ValueError(f"mean of shape {tuple(mean.shape)}, covariance of {tuple(covariance.shape)}")
+    if not bool(mean.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError("it holds NaN or infinite numbers")
     return Gaussian(mean=mean.double(), covariance=covariance.double(), count=count)

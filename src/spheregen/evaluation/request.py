@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +20,11 @@ from spheregen.evaluation.curves import check_curves, usual_curves
 from spheregen.evaluation.evaluator import Evaluator, evaluate, evaluate_images, make_references
 from spheregen.evaluation.images import ImagesAsTheyAre, RealImages, open_real
 from spheregen.evaluation.protocol import EvaluationOptions, check_metrics
-from spheregen.evaluation.reference import Reference, load_references
+from spheregen.evaluation.reference import load_references
 from spheregen.evaluation.report.page import check_report, render, write_report
 from spheregen.evaluation.report.sections import report_sections
 from spheregen.evaluation.studies import COPY_SAMPLES, MOST_TRAIN, STUDIES, run_studies
-from spheregen.measure.features import FeatureExtractor, load_extractors
+from spheregen.measure.features import load_extractors
 from spheregen.pipeline import Pipeline
 from spheregen.progress import QuietReporter, Reporter
 
@@ -87,10 +89,17 @@ def run(request: Request, *, reporter: Reporter | None = None) -> dict[str, Any]
 def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict[str, Any]:
     extractors = load_extractors(request.features, choose_device(local_device(request.device, world)))
     given = load_references(request.references, list(extractors))
+    infos = [each.info for each in extractors.values()]
     if request.images is not None:
-        return _run_images(request, extractors, given, work, world, reporter)
+        samples = ImagesAsTheyAre(open_source(request.images, split="all"))
+        check_metrics(request.options.metrics, infos, len(samples))
+        geometry, name = samples.options, request.data
+        data = None if name is None else open_real(name, request.split, geometry, workers=request.workers)
+        references, _ = make_references(data, extractors, given, work, world=world, reporter=reporter)
+        evaluator = Evaluator(extractors, references, work, world, reporter)
+        return evaluate_images(samples, evaluator, request.options.metrics)
     assert request.model is not None
-    check_metrics(request.options.metrics, [each.info for each in extractors.values()], request.options.count)
+    check_metrics(request.options.metrics, infos, request.options.count)
     pipe = Pipeline.from_pretrained(
         request.model,
         device=local_device(request.device, world),
@@ -112,8 +121,11 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
                 f"{reference.source} is of images brought to size by {reference.data['fit']}, the model's were by "
                 f"{geometry.fit}; make it again with `spheregen stats --set fit={geometry.fit}`"
             )
-    name = request.data
-    if name is None and pipe.info.training.get("data") == "digits" and any(each not in given for each in extractors):
+    if (
+        (name := request.data) is None
+        and pipe.info.training.get("data") == "digits"
+        and any(each not in given for each in extractors)
+    ):
         name = "digits"  # which is embedded here
     names, data, held_out = pipe.info.class_names, None, None
     if name is not None:
@@ -130,27 +142,10 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
     sections = run_studies(pipe, options, evaluator, scores, result, studies=studies, train=train, held_out=held_out)
     if world.is_first:
         title = f"Evaluation of {Path(pipe.name).name or pipe.name}"
-        page = render(title, _subtitle(result), report_sections(result, sections), result)
+        size, params = result["model"]["image_shape"][1], result["model"]["params"] / 1e6
+        subtitle = f"{size} px, {params:.2f} M parameters, weights {result['model']['fingerprint']}"
+        page = render(title, subtitle, report_sections(result, sections), result)
         write_report(request.report, page, result)
-    return result
-
-
-def _run_images(
-    request: Request,
-    extractors: dict[str, FeatureExtractor],
-    given: dict[str, Reference],
-    work: Path,
-    world: World,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    assert request.images is not None
-    samples = ImagesAsTheyAre(open_source(request.images, split="all"))
-    check_metrics(request.options.metrics, [each.info for each in extractors.values()], len(samples))
-    geometry = ImageOptions(image_size=samples.shape[1], channels=samples.shape[0])
-    data = None if request.data is None else open_real(request.data, request.split, geometry, workers=request.workers)
-    references, _ = make_references(data, extractors, given, work, world=world, reporter=reporter)
-    evaluator = Evaluator(extractors, references, work, world, reporter)
-    result, _ = evaluate_images(samples, evaluator, request.options.metrics)
     return result
 
 
@@ -173,18 +168,14 @@ def _work_folder(report: Path | None, world: World) -> Iterator[Path]:
     if report is not None:
         yield report / WORK
         return
-    temporary = None
+    made = tempfile.mkdtemp(prefix="spheregen-") if world.is_first else ""
+    folder, everybody_left = Path(world.gather_objects(made)[0]), world.size == 1
     if world.is_first:
-        temporary = tempfile.TemporaryDirectory(prefix="spheregen-", ignore_cleanup_errors=True)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
-        yield Path(world.gather_objects(None if temporary is None else temporary.name)[0])
-    finally:
-        if temporary is not None:
-            temporary.cleanup()
-
-
-def _subtitle(result: dict[str, Any]) -> str:
-    model = result["model"]
-    channels, size, _ = model["image_shape"]
-    kind = "grey" if channels == 1 else "colour"
-    return f"{size} px, {kind}, {model['params'] / 1e6:.2f} M parameters, weights {model['fingerprint']}"
+        yield folder
+        world.wait_for_all()
+        everybody_left = True
+    finally:  # after an error others may still read here, and may never come: then it goes when this process ends
+        if everybody_left and world.is_first:
+            shutil.rmtree(folder, ignore_errors=True)

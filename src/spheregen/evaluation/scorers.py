@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,18 +67,6 @@ class FrechetScorer:
         return moments.gaussian
 
 
-@dataclass(frozen=True)
-class DigitScore:
-    """The score of one set of samples."""
-
-    accuracy: float
-    """Share of samples in which the classifier sees the digit that was asked for."""
-    deviation_ratio: float
-    """Pixel deviation within a class, relative to real digits: near 0 for class means, 1 for full variety."""
-    distance_ratio: float
-    """Median distance to the nearest training digit, relative to that of held-out real digits: near 0 for copies."""
-
-
 class DigitScorer:
     """Scores samples of digits by scikit-learn's support vector classifier on 8x8 grey digits in [0, 1].
 
@@ -103,19 +89,21 @@ class DigitScorer:
         self.real_deviation = _deviation(self.train, self.train_labels)
         self.real_distance = float(np.median(_nearest(held_out, self.train)))
 
-    def score(self, images: Tensor, labels: Tensor) -> DigitScore:
-        """Score images (B, 1, 8, 8) in [0, 1] that were asked to show `labels` (B,)."""
-        flat = _flat(images)
-        asked = labels.cpu().numpy()
-        return DigitScore(
-            accuracy=float(np.mean(self.classifier.predict(flat) == asked)),
-            deviation_ratio=_deviation(flat, asked) / self.real_deviation,
-            distance_ratio=float(np.median(_nearest(flat, self.train))) / self.real_distance,
-        )
-
     def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return the score as plain numbers."""
-        return dataclasses.asdict(self.score(images, labels))
+        """Score images (B, 1, 8, 8) in [0, 1] that were asked to show `labels` (B,).
+
+        Returns:
+            `accuracy`: the share of samples in which the classifier sees the digit that was asked for.
+            `deviation_ratio`: pixel deviation within a class, relative to real digits: near 0 for class means, 1 for
+            full variety. `distance_ratio`: median distance to the nearest training digit, relative to that of held-out
+            real digits: near 0 for copies.
+        """
+        flat, asked = _flat(images), labels.cpu().numpy()
+        return {
+            "accuracy": float(np.mean(self.classifier.predict(flat) == asked)),
+            "deviation_ratio": _deviation(flat, asked) / self.real_deviation,
+            "distance_ratio": float(np.median(_nearest(flat, self.train))) / self.real_distance,
+        }
 
 
 def _real(split: str) -> tuple[Array, npt.NDArray[np.int64]]:

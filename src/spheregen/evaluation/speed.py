@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,30 +18,19 @@ PERCENTILES = (50, 90, 99)
 SPEED_STEPS = (1, 2, 4, 6, 8)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingSpeed:
-    """Measured sampling under one setting."""
-
-    steps: int
-    batch: int
-    """Images of the calls that `images_per_second` comes from."""
-    images_per_second: float
-    """Of the median call."""
-    latency_ms: dict[str, float]
-    """Of one image alone: the percentiles p50, p90, p99 in milliseconds; empty if it was not measured."""
-    peak_memory_mb: float | None
-    """MiB at the peak of such a batch, see `peak_memory`."""
-
-
 def sampling_speed(
     pipe: Pipeline, settings: Sequence[GenerationOptions], *, batch: int = 64, repeats: int = 3, singles: int = 20
-) -> list[SamplingSpeed]:
+) -> list[dict[str, Any]]:
     """Time sampling under several settings, taking turns.
 
     Args:
         batch: images of one call for the throughput.
         repeats: calls of each setting; the median counts.
         singles: images that are made one by one for the latency; 0: no latency.
+
+    Returns:
+        Of each setting its `steps`, the `batch`, `images_per_second` of the median call, `latency_ms` of one image
+        alone (percentiles p50, p90, p99), and `peak_memory_mb` of such a batch, see `peak_memory`.
     """
     device = pipe.device
     calls = [functools.partial(_sample, pipe, options, batch) for options in settings]
@@ -53,13 +41,13 @@ def sampling_speed(
     seconds = seconds_in_turns(calls, repeats, device)
     latencies = seconds_in_turns(alone, singles, device)
     return [
-        SamplingSpeed(
-            steps=pipe.settings(options)["steps"],
-            batch=batch,
-            images_per_second=batch / statistics.median(seconds[place]),
-            latency_ms={f"p{p}": 1000 * percentile(latencies[place], p) for p in PERCENTILES if singles},
-            peak_memory_mb=memory[place],
-        )
+        {
+            "steps": pipe.settings(options)["steps"],
+            "batch": batch,
+            "images_per_second": batch / statistics.median(seconds[place]),
+            "latency_ms": {f"p{p}": 1000 * percentile(latencies[place], p) for p in PERCENTILES if singles},
+            "peak_memory_mb": memory[place],
+        }
         for place, options in enumerate(settings)
     ]
 
@@ -72,7 +60,7 @@ def cost_figures(pipe: Pipeline, options: GenerationOptions, *, batch: int = 64)
     for generation, speed in zip(settings, sampling_speed(pipe, settings, batch=batch), strict=True):
         chosen = pipe.settings(generation)
         counts = {"gflops": cost.sampling_gflops(chosen), "counted_gflops": cost.sampling_gflops(chosen, counted=True)}
-        by_steps.append({**vars(speed), **counts})
+        by_steps.append({**speed, **counts})
     return {
         **{
             key: {name: getattr(part, key) for name, part in cost.parts.items()}

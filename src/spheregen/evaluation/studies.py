@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from spheregen.evaluation.curves import curve_options
 from spheregen.evaluation.evaluator import Evaluator, Scores, reconstruction_figures
 from spheregen.evaluation.feature_cache import FeatureSet
 from spheregen.evaluation.images import GeneratedImages, RealImages, plain_settings, spread, take
-from spheregen.evaluation.originality import find_copies
+from spheregen.evaluation.originality import Originality, find_copies
 from spheregen.evaluation.protocol import EvaluationOptions
 from spheregen.evaluation.report.parts import Section, Sheet
 from spheregen.evaluation.speed import cost_figures, sampling_speed, with_steps
@@ -33,16 +33,8 @@ SPHERE_IMAGES = 2000
 GRID_ROWS, GRID_COLUMNS = 8, 10
 
 
-Findings = tuple[dict[str, Any], Section]
-"""Of a study: plain values for the result, and the part of the page."""
-
-
 def choose_studies(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the studies that were asked for, in their order; None: all; `none`: none.
-
-    Raises:
-        ConfigError: an unknown study.
-    """
+    """Return the studies that were asked for, in their order; None: all; `none`: none."""
     if names is None:
         return STUDIES
     for name in names:
@@ -88,18 +80,22 @@ def run_studies(
     if not evaluator.world.is_first:
         return []
     sections = [samples_section(pipe, options)]
-    runs: dict[str, Callable[[], Findings | None]] = {
-        "classes": lambda: _classes(pipe, evaluator, scores, train, unseen),
-        "originality": lambda: _originality(pipe, evaluator, scores, train, unseen),
-        "sphere": lambda: _sphere(pipe, evaluator, held_out if train is None else train.images),
-    }
+    images = held_out if train is None else train.images
     for study in studies:
         try:
             if study == "cost":
                 result["cost"] = cost_figures(pipe, options.generation)
-            elif study in runs and (found := runs[study]()) is not None:
-                result[study] = found[0]
-                sections.append(found[1])
+            elif study == "classes" and scores.measured.labels is not None:
+                result[study] = _classes(pipe, evaluator, scores.measured, train, unseen)
+                sections.append(class_section(result[study]))
+            elif study == "originality":
+                copies = _originality(pipe, evaluator, scores.measured, train, unseen)
+                result[study] = copies.figures
+                sections.append(copies.section())
+            elif study == "sphere":
+                found, strip = _sphere(pipe, evaluator, images)
+                sections.append(sphere_section(found, strip))
+                result[study] = {**found, "warnings": list(sections[-1].warnings)}
         except SphereGenError as error:
             result["notes"].append(f"{study} was left out: {error}")
     return sections
@@ -126,28 +122,19 @@ def score_curves(
     if not evaluator.world.is_first or not points:
         return []
     speeds = sampling_speed(pipe, [generation for generation, _ in points.values()], repeats=repeats, singles=0)
-    milliseconds = {key: 1000 / speed.images_per_second for key, speed in zip(points, speeds, strict=True)}
+    milliseconds = {key: 1000 / speed["images_per_second"] for key, speed in zip(points, speeds, strict=True)}
     cost = cost_of(pipe.model)
 
-    def point(name: str, value: Any) -> dict[str, Any]:
-        settings = pipe.settings(curve_options(pipe, options.generation, name, value))
-        return {
-            "value": value,
-            "settings": plain_settings(settings),
-            "figures": points[repr(settings)][1],
-            "ms_per_image": milliseconds[repr(settings)],
-            "gflops_per_image": cost.sampling_gflops(settings),
-        }
-
-    return [
-        {
-            "name": curve.name,
-            "setting": curve.name,
-            "count": options.curve_count,
-            "points": [point(curve.name, value) for value in curve.values],
-        }
-        for curve in options.curves
-    ]
+    curves = []
+    for curve in options.curves:
+        found = []
+        for value in curve.values:
+            settings = pipe.settings(curve_options(pipe, options.generation, curve.name, value))
+            point = {"value": value, "settings": plain_settings(settings), "figures": points[repr(settings)][1]}
+            costs = {"ms_per_image": milliseconds[repr(settings)], "gflops_per_image": cost.sampling_gflops(settings)}
+            found.append({**point, **costs})
+        curves.append({"name": curve.name, "setting": curve.name, "count": options.curve_count, "points": found})
+    return curves
 
 
 def samples_section(pipe: Pipeline, options: EvaluationOptions) -> Section:
@@ -169,47 +156,32 @@ def samples_section(pipe: Pipeline, options: EvaluationOptions) -> Section:
 
 
 def _classes(
-    pipe: Pipeline, evaluator: Evaluator, scores: Scores, train: FeatureSet | None, unseen: FeatureSet | None
-) -> Findings | None:
-    if scores.measured.labels is None:
-        return None
+    pipe: Pipeline, evaluator: Evaluator, samples: FeatureSet, train: FeatureSet | None, unseen: FeatureSet | None
+) -> dict[str, Any]:
     if train is None or train.labels is None or unseen is None or unseen.labels is None:
         raise ConfigError("it needs labelled training images (--data) and labelled held-out ones (--held-out)")
     name = next(iter(evaluator.extractors))
     parts: list[tuple[Tensor, Tensor]] = []
-    for of in (scores.measured, train, unseen):
+    for of in (samples, train, unseen):
         chosen = spread(PROBE_IMAGES, len(of.images))
         assert of.labels is not None
         parts.append((of.features[name][chosen], of.labels[chosen]))
-    found = class_figures(*parts[0], *parts[1], *parts[2], pipe.info.class_names)
-    return {"features": name, **found}, class_section(found)
+    return {"features": name, **class_figures(parts[0], parts[1], parts[2], pipe.info.class_names)}
 
 
 def _originality(
-    pipe: Pipeline, evaluator: Evaluator, scores: Scores, train: FeatureSet | None, unseen: FeatureSet | None
-) -> Findings:
+    pipe: Pipeline, evaluator: Evaluator, samples: FeatureSet, train: FeatureSet | None, unseen: FeatureSet | None
+) -> Originality:
     if train is None or unseen is None:
         raise ConfigError("it needs the training images (--data) and held-out ones (--held-out)")
-    found = find_copies(
-        scores.measured.thumbnails(),
-        train.thumbnails(),
-        unseen.thumbnails(),
-        extractor=next(iter(evaluator.extractors.values())),
-        device=pipe.device,
-    )
-    return found.figures, found.section()
+    images = (of.thumbnails for of in (samples, train, unseen))
+    return find_copies(*images, extractor=next(iter(evaluator.extractors.values())), device=pipe.device)
 
 
-def _sphere(pipe: Pipeline, evaluator: Evaluator, images: Any) -> Findings:
+def _sphere(pipe: Pipeline, evaluator: Evaluator, images: Any) -> tuple[dict[str, Any], Tensor]:
     if not isinstance(images, RealImages):
         raise ConfigError("it needs real images (--data)")
     some = RealImages(images.source, images.options, limit=SPHERE_IMAGES)
-    found, strip = study_sphere(
-        pipe.model,
-        take(some, SPHERE_IMAGES),
-        some.labels if pipe.classes.count else None,
-        device=pipe.device,
-        extractor=next(iter(evaluator.extractors.values())),
-    )
-    section = sphere_section(found, strip)
-    return {**found, "warnings": list(section.warnings)}, section
+    labels = some.labels if pipe.classes.count else None
+    extractor = next(iter(evaluator.extractors.values()))
+    return study_sphere(pipe.model, take(some, SPHERE_IMAGES), labels, device=pipe.device, extractor=extractor)

@@ -14,6 +14,7 @@ _HOMES = {
     "AutoencoderObjective": "sphere_encoder.loss",
     "FlowRefiner": "sphere_flow.network",
     "FlowRefinerConfig": "sphere_flow.network",
+    "ImageAutoencoder": "sphere_encoder.network",
     "LatentDenoiser": "sphere_latent_encoder.network",
     "LatentDenoiserConfig": "sphere_latent_encoder.network",
     "LatentGenerator": "sphere_latent_encoder.network",

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from spheregen.errors import ConfigError
-from spheregen.family.terms import check_shares, check_weights
+from spheregen.family.terms import LossConfig
+from spheregen.networks.perceptual import PerceptualLoss
 from spheregen.nn.critic import PatchCritic
 
 CRITIC = "critic"
@@ -24,12 +26,15 @@ CRITIC = "critic"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversarialConfig:
+class AdversarialConfig(LossConfig):
     """The settings of an adversarial term, which the configuration of a loss inherits.
 
     Raises:
         ConfigError: a value outside of its range.
     """
+
+    weighted: ClassVar[tuple[str, ...]] = ("adversarial",)
+    shares: ClassVar[tuple[str, ...]] = ("critic_lead",)
 
     adversarial: float = 0.0
     """Of minus the verdict of a patch critic, which learns beside what makes the images; 0.01 to 0.1 deceives it."""
@@ -44,62 +49,39 @@ class AdversarialConfig:
     wins by traces that nobody sees."""
 
     def __post_init__(self) -> None:
-        check_weights({"adversarial": self.adversarial})
-        check_shares(self, "critic_lead")
+        super().__post_init__()
         if not 0 <= self.adversarial_start < 1:
             raise ConfigError(f"loss.adversarial_start is a share of the run below 1, not {self.adversarial_start:g}")
         if self.critic_width < 1:
             raise ConfigError(f"loss.critic_width is at least 1, not {self.critic_width}")
+
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each term, by its name; that of the critic's own is 1."""
+        return {**super().weights(), CRITIC: 1.0}
 
     @property
     def judges_features(self) -> bool:
         """There is a critic that needs the perceptual network."""
         return self.critic_features and self.adversarial > 0
 
-    def new_critic(self, channels: int, size: int, widths: Sequence[int] = ()) -> PatchCritic | None:
+    def new_critic(self, channels: int, size: int, perceptual: PerceptualLoss | None = None) -> PatchCritic | None:
         """Return a fresh critic for images (B, channels, size, size); None where the adversarial term is off.
 
-        Args:
-            channels: of an image.
-            size: of an image, in pixels.
-            widths: those of the perceptual network, which count where the critic judges its features.
-        """
-        if not self.adversarial:
-            return None
-        return PatchCritic(channels, size, self.critic_width, widths if self.critic_features else ())
-
-    def adversarial_terms(self, critic: PatchCritic | None, *, perceptual: bool) -> AdversarialTerms | None:
-        """Return the terms of a critic; None where there is none.
-
-        Args:
-            perceptual: there is a perceptual network.
-
         Raises:
-            ConfigError: nothing is there for the critic to judge.
+            ConfigError: it shall judge the features of a perceptual network, and there is none.
         """
-        if self.judges_features and not perceptual:
+        if self.judges_features and perceptual is None:
             raise ConfigError(
                 "loss.critic_features needs a perceptual network; turn it off or choose a perceptual provider"
             )
-        if critic is None or not self.adversarial:
+        if not self.adversarial:
             return None
-        return AdversarialTerms(critic, start=self.adversarial_start, lead=self.critic_lead)
+        widths = perceptual.widths if self.critic_features and perceptual is not None else ()
+        return PatchCritic(channels, size, self.critic_width, widths)
 
-
-class AdversarialTerms:
-    """The two terms of a critic, by the share of the run that is done.
-
-    Args:
-        critic: learns.
-        start: from when on the decoder has its term.
-        lead: by how much earlier the critic begins to learn.
-    """
-
-    def __init__(self, critic: PatchCritic, *, start: float, lead: float) -> None:
-        self.critic, self.start, self.lead = critic, start, lead
-
-    def __call__(
+    def adversarial_terms(
         self,
+        critic: PatchCritic,
         real: Tensor,
         decoded: Tensor,
         progress: float,
@@ -110,16 +92,19 @@ class AdversarialTerms:
 
         Before the critic learns, it sees one image and its term is 0 times its verdict: its weights have gradients of
         0, as several processes need it that exchange the gradients of all weights.
+
+        Args:
+            progress: the share of the run that is done.
         """
         nothing = decoded.new_zeros(())
-        if progress < self.start - self.lead:
-            verdicts = self.critic(real[:1], [feature[:1] for feature in of_real])
+        if progress < self.adversarial_start - self.critic_lead:
+            verdicts = critic(real[:1], [feature[:1] for feature in of_real])
             return {"adversarial": nothing, CRITIC: 0 * mean(verdicts)}
-        on_real = self.critic(real, of_real)
-        on_decoded = self.critic(decoded.detach(), [feature.detach() for feature in of_decoded])
+        on_real = critic(real, of_real)
+        on_decoded = critic(decoded.detach(), [feature.detach() for feature in of_decoded])
         pull = nothing
-        if progress >= self.start:
-            pull = -mean(self.critic(decoded, of_decoded, learn=False))
+        if progress >= self.adversarial_start:
+            pull = -mean(critic(decoded, of_decoded, learn=False))
         return {"adversarial": pull, CRITIC: hinge(on_real, on_decoded)}
 
 

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from spheregen.errors import ConfigError
 from spheregen.family.terms import LossTerms
+from spheregen.networks.perceptual import PerceptualLoss, perceptual_name
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]
 """Inputs and their labels, of this process's part of the data."""
@@ -29,6 +31,25 @@ class Objective:
     """Networks that the loss needs and that do not learn."""
     facts: Mapping[str, Any] = MappingProxyType({})
     """Plain values that decide the run beside recipe and data, such as the names of frozen networks."""
+    perceptual: PerceptualLoss | None = None
+    """The perceptual distance of those that compare images; see `use_perceptual`."""
+
+    def use_perceptual(self, perceptual: PerceptualLoss | None, term: str, weight: float) -> None:
+        """Take over the perceptual distance; without one (None) its terms are left out.
+
+        Args:
+            term: the other one that ties outputs to images, and its weight.
+
+        Raises:
+            ConfigError: neither is there.
+        """
+        if perceptual is None and not weight:
+            raise ConfigError(
+                f"without a perceptual network {term} alone ties outputs to images; give loss.{term} a weight or "
+                "choose a perceptual provider"
+            )
+        self.perceptual, self.frozen = perceptual, [] if perceptual is None else [perceptual]
+        self.facts = {"perceptual": perceptual_name(perceptual)}
 
     def draw(self, batch: int, generator: torch.Generator, rows: slice | None = None, *, progress: float = 0.0) -> Any:
         """Draw the `BatchNoise` of a global batch, or of these rows of it, on the CPU.

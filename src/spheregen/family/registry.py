@@ -24,7 +24,11 @@ def register(member: Member) -> None:
         ConfigError: its kind, its configurations' class or its network's name is taken by another one.
     """
     for other in _MEMBERS.values():
-        if other.kind == member.kind or other.config is member.config or _name(other) == _name(member):
+        if (
+            other.kind == member.kind
+            or other.config is member.config
+            or other.network.__name__ == member.network.__name__
+        ):
             raise ConfigError(f"the family has a member {other.kind} already; choose another kind, config and network")
     _MEMBERS[member.kind] = member
 
@@ -71,12 +75,12 @@ def member_of_kind(kind: str) -> Member:
 
 def member_of_network(name: str) -> Member | None:
     """Return the member whose network class has this name, as `config.json` holds it; None if there is none."""
-    return next((member for member in members() if _name(member) == name), None)
+    return next((member for member in members() if member.network.__name__ == name), None)
 
 
 def network_names() -> tuple[str, ...]:
     """Return the names that `config.json` may hold."""
-    return tuple(map(_name, members()))
+    return tuple(member.network.__name__ for member in members())
 
 
 def inner_folders() -> list[str]:
@@ -103,10 +107,6 @@ def blank_model(config: Any, inner: Any = None) -> nn.Module:
     if inner is None and member.inner_stub is not None:
         inner = member.inner_stub(config)
     return member.assemble(member.build(member.complete(config, inner)), inner)
-
-
-def _name(member: Member) -> str:
-    return member.network.__name__
 
 
 for _member in (

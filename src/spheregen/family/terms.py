@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spheregen.errors import ConfigError
+from spheregen.errors import ConfigError, Settings, check_choices
 from spheregen.sphere import upcast
 
 
@@ -25,6 +26,33 @@ class LossTerms:
     one shape (images in [0, 1] for an autoencoder, latents for a denoiser)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(Settings):
+    """The settings of a loss; a member derives its own, whose fields are the weights of its terms, and more.
+
+    Raises:
+        ConfigError: a value outside of its range.
+    """
+
+    weighted: ClassVar[tuple[str, ...]] = ()
+    """The fields that are weights; a term of weight 0 is not computed."""
+    shares: ClassVar[tuple[str, ...]] = ()
+    """The fields that are probabilities or shares, from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "loss.")
+        for name in self.weighted:
+            if not 0 <= (weight := getattr(self, name)) < float("inf"):
+                raise ConfigError(f"loss.{name} is a weight, a finite number and not negative: {weight:g}")
+        for name in self.shares:
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ConfigError(f"loss.{name} is a probability or share from 0 to 1, not {share:g}")
+
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each term, by its name."""
+        return {name: getattr(self, name) for name in self.weighted}
+
+
 def weighted_total(
     terms: Mapping[str, Tensor], weights: Mapping[str, float], observed: Mapping[str, Tensor] | None = None
 ) -> LossTerms:
@@ -33,29 +61,6 @@ def weighted_total(
     return LossTerms(
         total=total, terms={name: value.detach() for name, value in terms.items()}, observed=observed or {}
     )
-
-
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Refuse weights of a loss that are negative or not finite.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    for name, weight in weights.items():
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(f"loss.{name} is a weight, a finite number and not negative: {weight:g}")
-
-
-def check_shares(config: object, *names: str) -> None:
-    """Refuse fields of a loss's configuration that are no probabilities or shares from 0 to 1.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not 0 <= value <= 1:
-            raise ConfigError(f"loss.{name} is a probability or share from 0 to 1, not {value:g}")
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -13,17 +13,13 @@ from spheregen.family.member import Member
 class ModelInfo:
     """The facts of a model folder beside its weights."""
 
-    class_names: tuple[str, ...] = ()
-    """Names of the classes, empty for an unconditional model."""
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    """Sampling defaults: steps, schedule, guidance, guidance_at, share_noise."""
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """The way images were brought to the model's size: `fit` and `background`, see `ImageOptions`."""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """Its training here: recipe, description, data, steps, batch_size, seed, perceptual."""
+    class_names: tuple[str, ...] = ()  # empty for an unconditional model
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # defaults: steps, schedule, guidance, guidance_at ...
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # `fit` and `background`, see `ImageOptions`
+    training: Mapping[str, Any] = field(default_factory=dict)  # recipe, description, data, steps, batch_size, seed ...
+    # of weights that were not trained from scratch here: `source` (the file or place they were converted from),
+    # `base_model` (the model they were fine-tuned from), `license` (an SPDX id or words)
     provenance: Mapping[str, str] = field(default_factory=dict)
-    """The origin of weights that were not trained from scratch here: `source` (the file or place they were converted
-    from), `base_model` (the model they were fine-tuned from), `license` (an SPDX id or words)."""
 
 
 def model_card(member: Member, config: Any, info: ModelInfo, *, title: str) -> str:
@@ -49,14 +45,10 @@ def model_card(member: Member, config: Any, info: ModelInfo, *, title: str) -> s
         'pipe = sg.Pipeline.from_pretrained("path/to/this/folder")\n'
         f"pipe.generate(16, steps={info.sampling.get('steps', 4)}, seed=0).images"
     )
-    terms = (
-        f"Licence: {licence}"
-        if licence
-        else (
-            "The licence of the weights follows from that of the training data: fill in `license` above before you "
-            "publish them."
-        )
-    )
+    terms = f"Licence: {licence}" if licence else (
+        "The licence of the weights follows from that of the training data: fill in `license` above before you "
+        "publish them."
+    )  # fmt: skip
     return (
         f"---\nlibrary_name: spheregen\ntags: [{', '.join([*member.tags, 'spheregen'])}]\nlicense: {tag}\n---\n\n"
         f"# {title}\n\n{member.title}, a SphereGen model.{description}\n\n| | |\n|---|---|\n{table}\n\n"

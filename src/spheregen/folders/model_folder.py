@@ -31,8 +31,7 @@ from spheregen.protocol import SphereGenerator, Tokenizer
 from spheregen.tensors import first_line, load_tensors, save_tensors, weights_hash
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-RECORD = "fingerprint.json"
-"""In a tokenizer's sub-folder, written last."""
+RECORD = "fingerprint.json"  # in a tokenizer's sub-folder, written last
 _FINGERPRINTED = 64 << 20  # bytes
 _SECTIONS = ("sampling", "preprocessing", "training", "provenance")
 
@@ -41,11 +40,9 @@ _SECTIONS = ("sampling", "preprocessing", "training", "provenance")
 class LoadedModel:
     """A model in evaluation mode, with what its folder says."""
 
-    model: SphereGenerator
-    """Of `load_any_model` it may be a tokenizer, which answers to `Tokenizer` instead."""
+    model: SphereGenerator  # of `load_any_model` it may be a tokenizer, which answers to `Tokenizer` instead
     info: ModelInfo
-    fingerprint: str = ""
-    """Tells its weights from others, see `model_fingerprint`."""
+    fingerprint: str = ""  # tells its weights from others, see `model_fingerprint`
 
 
 def save_model(
@@ -103,18 +100,14 @@ def load_model(folder: str | Path) -> LoadedModel:
     member, config = _read_config(path)
     if not member.generates:
         raise ModelFileError(
-            f"{path} holds a tokenizer ({config['model_class']}), not a generator: it has no images of its own to "
-            f"make; encode images with it (spheregen encode {path} IMAGES) and train a latent denoiser on them"
+            f"{path} holds a tokenizer ({config['model_class']}), not a generator: encode "
+            f"images with it (spheregen encode {path} IMAGES) and train a latent denoiser on them"
         )
     return load_any_model(path)
 
 
 def load_any_model(folder: str | Path) -> LoadedModel:
-    """Read the folder of a generator or of a tokenizer alike.
-
-    Raises:
-        ModelFileError: a missing, broken or foreign folder.
-    """
+    """Read the folder of a generator or of a tokenizer alike."""
     path = Path(folder)
     model, info = load_network(path)
     member = member_of(model)
@@ -129,11 +122,7 @@ def load_any_model(folder: str | Path) -> LoadedModel:
 
 
 def load_network(folder: str | Path) -> tuple[nn.Module, ModelInfo]:
-    """Read the network of any model folder, without an inner one, on the CPU, in the type it was saved in.
-
-    Raises:
-        ModelFileError: a missing, broken or foreign folder.
-    """
+    """Read the network of any model folder, without an inner one, on the CPU, in the type it was saved in."""
     path = Path(folder)
     member, config = _read_config(path)
     architecture = _architecture(path, member, config)
@@ -156,21 +145,14 @@ def load_network(folder: str | Path) -> tuple[nn.Module, ModelInfo]:
     if len(names) not in (0, classes):
         raise ModelFileError(f"{path / CONFIG} names {len(names)} classes for a model of {classes}; correct it")
     sections = {name: config.get(name) or {} for name in _SECTIONS}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise ModelFileError(f"{path / CONFIG}: {name} is not an object of settings; correct it")
+    if wrong := [name for name, section in sections.items() if not isinstance(section, dict)]:
+        raise ModelFileError(f"{path / CONFIG}: {wrong[0]} is not an object of settings; correct it")
     return network.eval(), ModelInfo(class_names=tuple(map(str, names)), **sections)
 
 
 def load_tokenizer(folder: Path, image_size: int | None = None, pack: int | None = None) -> Tokenizer:
-    """Read a tokenizer's folder: of a network of ours that is one or has one, or of an autoencoder of diffusers.
-
-    Args:
-        image_size, pack: for an autoencoder of diffusers alone, see `open_tokenizer`.
-
-    Raises:
-        ModelFileError: a missing, broken or foreign folder, or one of no tokenizer.
-    """
+    """Read a tokenizer's folder: of a network of ours that is one or has one, or of an autoencoder of diffusers, which
+    alone takes image size and packing; see `open_tokenizer`."""
     if is_diffusers(folder):
         return open_diffusers(folder, image_size, pack, None)
     if image_size is not None or pack is not None:
@@ -198,12 +180,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer as a folder that `load_tokenizer` reads and that needs nothing else.
 
     Nothing is written where the folder holds it already: checkpoints of a denoiser come again and again.
-
-    Args:
-        tokenizer: an `nn.Module` that answers to `Tokenizer`.
-
-    Raises:
-        SphereGenError: the folder cannot be written to.
     """
     fingerprint = tokenizer_fingerprint(tokenizer)
     with contextlib.suppress(OSError, ValueError):
@@ -267,21 +243,13 @@ def is_saved(folder: Path, model: nn.Module, state: Mapping[str, Tensor] | None 
 
 
 def read_architecture(folder: str | Path) -> Any:
-    """Read the architecture of a model folder, a member's configuration, without its weights.
-
-    Raises:
-        ModelFileError: a missing, broken or foreign folder.
-    """
+    """Read the architecture of a model folder, a member's configuration, without its weights."""
     path = Path(folder)
     return _architecture(path, *_read_config(path))
 
 
 def read_inner_architecture(folder: str | Path) -> Any:
-    """Read the architecture of the inner generator of a model folder; None where there is none.
-
-    Raises:
-        ModelFileError: a missing, broken or foreign folder.
-    """
+    """Read the architecture of the inner generator of a model folder; None where there is none."""
     inner = _read_config(Path(folder))[0].inner
     return None if inner is None or inner.is_tokenizer else read_architecture(Path(folder) / inner.folder)
 
@@ -293,14 +261,12 @@ def _below(tensors: Mapping[str, Tensor], attribute: str) -> dict[str, Tensor]:
 
 
 def _read_config(folder: Path) -> tuple[Member, dict[str, Any]]:
-    if not folder.is_dir():
-        raise ModelFileError(f"no model folder at {folder}: give a folder with {CONFIG} and {WEIGHTS}")
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ModelFileError(
-                f"{folder} is not a model folder: it has no {name} (a run gets it with its first checkpoint; published "
-                "checkpoints are read by `spheregen convert`)"
-            )
+    if lacking := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+        problem = f"{folder} is not a model folder" if folder.is_dir() else f"no model folder at {folder}"
+        raise ModelFileError(
+            f"{problem}: it has no {' and no '.join(lacking)} (a run gets them with its first "
+            "checkpoint; published checkpoints are read by `spheregen convert`)"
+        )
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -308,18 +274,16 @@ def _read_config(folder: Path) -> tuple[Member, dict[str, Any]]:
         raise ModelFileError(f"cannot read {path}: {first_line(error)}") from error
     member = member_of_network(str(config.get("model_class"))) if isinstance(config, dict) else None
     if member is None:
-        raise ModelFileError(
-            f"{path} names no model class that this version knows ({', '.join(network_names())}); "
-            "published checkpoints are read by `spheregen convert`"
-        )
+        known = ", ".join(network_names())
+        raise ModelFileError(f"{path} names no model class that this version knows ({known}); see `spheregen convert`")
     return member, config
 
 
 def _architecture(folder: Path, member: Member, config: Mapping[str, Any]) -> Any:
     try:
         return TypeAdapter(member.config).validate_python(config.get("architecture"))
-    except ValidationError as error:
-        reason = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'architecture'}: {e['msg']}" for e in error.errors())
+    except (ValidationError, ConfigError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            reason = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'architecture'}: {e['msg']}" for e in error.errors())
         raise ModelFileError(f"{folder / CONFIG} describes no possible model: {reason}") from error
-    except ConfigError as error:
-        raise ModelFileError(f"{folder / CONFIG} describes no possible model: {error}") from error

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +33,21 @@ _FILE_KINDS = (".safetensors", ".json", ".yaml", ".pth", ".pt", ".ckpt")  # a na
 class ModelSummary:
     """The content of a model folder, told without loading the weights."""
 
-    image_size: int
-    """Side of an image in pixels."""
-    num_classes: int
-    """0 for an unconditional model."""
-    parameters: int
-    """Numbers in the weight file."""
-    license: str | None
-    """An SPDX id or words."""
-    description: str | None
-    """The purpose of its training, or the name of its recipe."""
+    image_size: int  # side of an image in pixels
+    num_classes: int  # 0 for an unconditional model
+    parameters: int  # numbers in the weight file
+    license: str | None  # an SPDX id or words
+    description: str | None  # the purpose of its training, or the name of its recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubModel:
     """A model that somebody offers on the Hub."""
 
-    name: str
-    """user/name, as `find_model` takes it."""
-    downloads: int
-    """Of the last 30 days."""
+    name: str  # user/name, as `find_model` takes it
+    downloads: int  # of the last 30 days
     likes: int
-    updated: str | None
-    """The day of its last change, such as 2026-02-17."""
+    updated: str | None  # the day of its last change, such as 2026-02-17
 
 
 def bundled_models() -> Mapping[str, Path]:
@@ -78,14 +71,11 @@ def find_model(name: str | Path, *, revision: str | None = None) -> Path:
         its configuration and its weights.
 
     Raises:
-        ModelFileError: there is no such model; or it is on the Hub, and huggingface_hub is not installed, the Hub
-            cannot be reached, denies access, sent half of it, or holds something else under that name.
+        ModelFileError: there is no such model; or it is on the Hub and cannot be had.
     """
     text = name.as_posix() if isinstance(name, Path) else name
     if prefix := re.match(r"hf:/{1,2}", text):  # pathlib makes one slash of two
         return _from_hub(text[prefix.end() :], revision, path_too=False)
-    if not text.strip():
-        raise ModelFileError(f"the name of the model is empty; give {_choices()}")
     path = Path(text)
     try:
         path = path.expanduser()
@@ -96,25 +86,22 @@ def find_model(name: str | Path, *, revision: str | None = None) -> Path:
     bundled = bundled_models()
     if revision is not None and (is_there or text in bundled):
         raise ModelFileError(
-            f"{text} is {'a path here' if is_there else 'a bundled model'}, which has no revisions; leave {revision} "
-            "out, or write hf://user/name for a model of the Hub"
+            f"{text} is here and has no revisions; leave {revision} out, or write hf://user/name for a model of the Hub"
         )
-    if is_folder:
+    if is_folder and text:
         if text in bundled and not (path / CONFIG).is_file():
             raise ModelFileError(
-                f"the folder {text} here hides the bundled model of that name and is no model folder: it has no "
-                f"{CONFIG}; rename it, or work in another folder"
+                f"the folder {text}, without {CONFIG}, hides the bundled model of that name; rename it"
             )
         return path
-    if is_there:
-        raise ModelFileError(f"{path} is a file; give the model folder that holds {CONFIG} and {WEIGHTS}")
     if text in bundled:
         return bundled[text]
-    if REPO.fullmatch(text.partition("@")[0]) and path.suffix.lower() not in _FILE_KINDS:
+    if not is_there and REPO.fullmatch(text.partition("@")[0]) and path.suffix.lower() not in _FILE_KINDS:
         return _from_hub(text, revision, path_too=True)
-    if re.search(r"[/\\]|^[.~]", text):
-        raise ModelFileError(f"no model folder at {path}: check for a typo, or give {_choices()}")
-    raise ModelFileError(f"there is no model {text!r}{did_you_mean(text, bundled)}; give {_choices()}")
+    hint = did_you_mean(text, bundled)
+    problem = f"{path} is a file" if path.is_file() else f"there is no model folder at {text!r}{hint}"
+    names = ", ".join(bundled) or "none"
+    raise ModelFileError(f"{problem}; give a model folder, a bundled model ({names}) or one of the Hub (user/name)")
 
 
 def push_model(
@@ -138,8 +125,7 @@ def push_model(
 
     Raises:
         ConfigError: `repo` or `token` cannot be one.
-        ModelFileError: `folder` is no model folder; huggingface_hub is not installed; nobody is logged in, the account
-            may not write there, the Hub cannot be reached; or a private upload would go to a public repository.
+        ModelFileError: `folder` is no model folder, the Hub does not take it, or a private upload would be public.
     """
     if not REPO.fullmatch(repo):
         raise ConfigError(f"{repo!r} is no name for a Hub model; write user/name, of letters, digits, _ - and .")
@@ -147,44 +133,26 @@ def push_model(
         raise ConfigError("the token holds characters that no token has; copy it again, without spaces")
     read_architecture(folder)
     api = import_hub(repo, ModelFileError).HfApi(token=token)
+    upload = partial(api.upload_folder, repo_id=repo, folder_path=folder, allow_patterns=_patterns())
     try:
         url = request(lambda: api.create_repo(repo, private=private or None, exist_ok=True), "model")
         if private and not request(lambda: api.model_info(repo, timeout=_PATIENCE), "model").private:
-            raise ModelFileError(
-                f"{repo} is on the Hub already, and public: nothing was uploaded; make it private in its settings, or "
-                "choose another name"
-            )
-        request(
-            lambda: api.upload_folder(
-                repo_id=repo, folder_path=folder, allow_patterns=_patterns(), commit_message=message
-            ),
-            "model",
-        )
+            raise ModelFileError(f"{repo} is on the Hub already, and public; make it private, or use another name")
+        request(partial(upload, commit_message=message), "model")
     except HubError as error:
         raise ModelFileError(f"{repo} was not uploaded: {error}") from error
     return str(url)
 
 
 def list_hub_models(organisation: str, *, limit: int = 100) -> list[HubModel]:
-    """Return the SphereGen models of an organisation or user of the Hub, in the Hub's order; empty if there are none.
-
-    Args:
-        limit: at most this many, 1 or more.
-
-    Raises:
-        ConfigError: `organisation` cannot be a name, or `limit` is below 1.
-        ModelFileError: huggingface_hub is not installed, or the Hub cannot be reached.
-    """
-    if not USER.fullmatch(organisation):
-        raise ConfigError(f"{organisation!r} is no name of a user or organisation of the Hub; check for a typo")
-    if limit < 1:
-        raise ConfigError(f"limit is at least 1, not {limit}")
+    """Return up to `limit` (1 or more) SphereGen models of an organisation or user of the Hub, in the Hub's order."""
+    if not USER.fullmatch(organisation) or limit < 1:
+        raise ConfigError(f"no models of {organisation!r} with limit {limit}; name a user of the Hub, and 1 or more")
     api = import_hub(f"what {organisation} offers", ModelFileError).HfApi()
     fields = ["downloads", "lastModified", "likes"]
+    ask = partial(api.list_models, author=organisation, filter=_TAG, limit=limit, expand=fields)
     try:
-        found = request(
-            lambda: list(api.list_models(author=organisation, filter=_TAG, limit=limit, expand=fields)), "model"
-        )
+        found = request(lambda: list(ask()), "model")
     except HubError as error:
         raise ModelFileError(f"the models of {organisation} cannot be listed: {error}") from error
     return [
@@ -199,11 +167,7 @@ def list_hub_models(organisation: str, *, limit: int = 100) -> list[HubModel]:
 
 
 def summarise_model(folder: str | Path) -> ModelSummary:
-    """Return what a model folder holds, from its configuration and the header of its weights.
-
-    Raises:
-        ModelFileError: a missing, broken or foreign folder.
-    """
+    """Return what a model folder holds, from its configuration and the header of its weights."""
     path = Path(folder)
     architecture = read_architecture(path)
     config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
@@ -237,10 +201,8 @@ def _from_hub(reference: str, revision: str | None, *, path_too: bool) -> Path:
     repo, at, named = reference.partition("@")
     if not REPO.fullmatch(repo) or (at and not REVISION.fullmatch(named)):
         raise ModelFileError(f"{reference} is no model of the Hub; write user/name or user/name@revision")
-    if revision is not None and not REVISION.fullmatch(revision):
-        raise ModelFileError(f"{revision!r} is no revision; give a branch, a tag or a commit")
-    if named and revision is not None and named != revision:
-        raise ModelFileError(f"{reference} names a revision and {revision} is another; give one of them")
+    if revision is not None and (not REVISION.fullmatch(revision) or named not in ("", revision)):
+        raise ModelFileError(f"{revision!r} is no revision for {reference}; give one branch, tag or commit")
     typo = f"there is no folder {reference} here (a typo?); as a Hub model: " if path_too else ""
     try:
         folder = download(repo, named or revision, _patterns(), what=f"{typo}{repo}")
@@ -259,11 +221,4 @@ def _missing(folder: Path) -> list[str]:
 
 
 def _patterns() -> list[str]:
-    """Return the patterns of a model folder's files, inner networks included."""
     return [*_FILES, *(f"{folder}/{name}" for folder in inner_folders() for name in _INNER_FILES)]
-
-
-def _choices() -> str:
-    bundled = bundled_models()
-    names = f"the name of a bundled model ({', '.join(bundled)})" if bundled else "the name of a bundled model"
-    return f"a folder with {CONFIG} and {WEIGHTS}, {names} or a Hub model (user/name)"

@@ -29,29 +29,24 @@ from spheregen.folders.model_folder import CARD, CONFIG, WEIGHTS, save_model
 from spheregen.networks.backbones.state import listed, load_renamed, read_weights
 from spheregen.nn.sizes import SIZES, TransformerSize
 from spheregen.nn.uninitialised import Uninitialised
+from spheregen.tensors import first_line
 
 ORIGIN = "published Sphere Encoder checkpoint, arXiv 2602.15030"
-LICENCE = (
+LICENCE = (  # of a converted folder where nobody states one
     "that of the checkpoint's origin, which this conversion does not change; the published Sphere Encoder code is for "
     "non-commercial use, so read the terms of the weights before you use or pass them on"
 )
-"""The licence that a converted folder tells where nobody states one."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Sizes of the publication: their widths differ, so a width and a depth tell the heads and the in-context start.
 PUBLISHED_SIZES = ("small", "base", "large", "xlarge", "huge", "giant")
-"""Sizes of the publication: their widths differ, so a width and a depth tell the heads and the in-context start."""
-
+# Constructor's name and training option that determine the same thing.
 _SAME_MEANING = (
-    ("input_size", "image_size"),
-    ("patch_size", "latent_resolution"),
-    ("token_channels", "compression_ratio"),
-)
-"""Constructor's name and training option that determine the same thing."""
-_NEVER_WEIGHTS = re.compile(r"(encoder|decoder)\.(inctx_)?rope")
-"""Rotary tables that `ema_model` carries beside the weights; they follow from the configuration."""
+    ("input_size", "image_size"), ("patch_size", "latent_resolution"), ("token_channels", "compression_ratio"),
+)  # fmt: skip
+_NEVER_WEIGHTS = re.compile(r"(encoder|decoder)\.(inctx_)?rope")  # tables of `ema_model` that the configuration tells
 _WRAPPERS = re.compile(r"\b(_orig_mod|module)\.")
 _MIXER_NORMS = {"encoder.out.norm.weight", "decoder.x_embedder.1.norm.weight"}
-_CONV_1X1 = "encoder.x_embedder.1.weight"
-"""Published as a 1x1 convolution; a linear here."""
+_CONV_1X1 = "encoder.x_embedder.1.weight"  # published as a 1x1 convolution; a linear here
 
 # Our names -> the published ones: first where a part sits, then what is inside a block or a mixer.
 _RENAMES = (
@@ -86,43 +81,30 @@ _RENAMES = (
 )
 
 
-class _Size(BaseModel):
-    """An entry of `sizes`: a transformer that was not published."""
-
-    width: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    in_context_start: int | None = None
-
-
 class PublishedOptions(BaseModel):
     """The published options that are read, under the constructor's names or the training's; all others are ignored."""
 
     input_size: int | None = None
     image_size: int | None = None
     patch_size: int | None = None
-    latent_resolution: int | None = None
-    """Tokens along one side."""
+    latent_resolution: int | None = None  # tokens along one side
     token_channels: int | None = None
     compression_ratio: float | None = None
-    num_classes: int | None = None
-    """In training options that of the data, which means nothing where `cond_generator` is false."""
+    num_classes: int | None = None  # of the data in training options, and nothing where `cond_generator` is false
     cond_generator: bool | None = None
     pixel_head_type: str | None = None
     affine_latent_mlp_mixer: bool | None = None
     in_context_size: int | None = None
-    noise_sigma_max_angle: float | None = None
-    """Degrees."""
+    noise_sigma_max_angle: float | None = None  # degrees
     spherify_model: bool | None = None
     halve_model_size: bool | None = None
-    sizes: dict[str, _Size] = Field(default_factory=dict)
-    """Sizes by name, before the published ones."""
+    sizes: dict[str, dict[str, int | None]] = Field(default_factory=dict)
+    """Width, layers, heads and in_context_start by name, of transformers that were not published."""
     vit_enc_model_size: str | None = None
     vit_dec_model_size: str | None = None
     vit_enc_latent_mlp_mixer_depth: int | None = None
     vit_dec_latent_mlp_mixer_depth: int | None = None
-    vit_enc_heads: int | None = None
-    """A name of ours, for sizes that were not published; the following too."""
+    vit_enc_heads: int | None = None  # a name of ours, for sizes that were not published; the following too
     vit_dec_heads: int | None = None
     vit_enc_in_context_start: int | None = None
     vit_dec_in_context_start: int | None = None
@@ -132,21 +114,14 @@ class PublishedOptions(BaseModel):
 class ConvertedModel:
     """The result of a conversion."""
 
-    folder: Path
-    """The model folder."""
-    file: str
-    """Name of the weight file that was read."""
+    folder: Path  # the model folder
+    file: str  # name of the weight file that was read
     config: AutoencoderConfig
-    weights: str
-    """`model`, `ema_model`, or `bare` for a file that is a state dictionary itself."""
-    epoch: int | None
-    """The epoch that the training checkpoint tells."""
-    parameters: int
-    """Numbers in the weights, the fixed position tables counted, as in `spheregen info`."""
-    inferred: tuple[str, ...]
-    """Published options that were not given and were read off the shapes."""
-    assumed: Mapping[str, Any]
-    """Published options that were not given, that shapes cannot tell, and the value that was taken."""
+    weights: str  # `model`, `ema_model`, or `bare` for a file that is a state dictionary itself
+    epoch: int | None  # that the training checkpoint tells
+    parameters: int  # numbers in the weights, the fixed position tables counted, as in `spheregen info`
+    inferred: tuple[str, ...]  # published options that were not given and were read off the shapes
+    assumed: Mapping[str, Any]  # those that shapes cannot tell either, and the value that was taken
 
 
 def load_sphere_encoder(
@@ -207,17 +182,11 @@ def convert_sphere_encoder(
     folder = Path(out)
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use {' or '.join(DTYPES)}")
-    taken = next((name for name in (CONFIG, WEIGHTS, CARD) if (folder / name).exists()), None)
-    if taken is not None:
-        raise ConfigError(f"{folder} holds a {taken} already, which would be lost; choose another folder (--out)")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"the output path {folder} is a file; choose a folder with --out")
+    if folder.is_file() or any((folder / name).exists() for name in (CONFIG, WEIGHTS, CARD)):
+        raise ConfigError(f"{folder} is a file or holds a model, which would be lost; choose another folder (--out)")
     model, found = _read(source, config, ema, options)
     if len(class_names) not in (0, model.num_classes):
-        raise ConfigError(
-            f"{len(class_names)} class names for a model of {model.num_classes} classes; give one for each, in the "
-            "order of the ids, or none"
-        )
+        raise ConfigError(f"{len(class_names)} class names for {model.num_classes} classes; give all in order, or none")
     kind = {"model": ", raw weights", "ema_model": ", EMA weights", "bare": ""}[found.weights]
     epoch = "" if found.epoch is None else f", epoch {found.epoch}"
     info = ModelInfo(
@@ -251,15 +220,10 @@ def _read(
     with Uninitialised():
         model = SphereAutoencoder(model_config)
     load_renamed(model, state, names, f"{file} with these options")
-    broken = [names[name] for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ModelFileError(
-            f"{file} holds NaN or infinite numbers in {listed(broken)}: its training diverged or the file is damaged; "
-            "take another checkpoint"
-        )
+    if broken := [names[name] for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
+        raise ModelFileError(f"{file} holds NaN or infinite numbers in {listed(broken)}; take another checkpoint")
     told = {name for name, value in given if value is not None}
     told |= {name for name, other in _SAME_MEANING if other in told}
-    assumed = {} if "spherify_model" in told else {"spherify_model": False}
     return model.eval(), ConvertedModel(
         folder=file.parent,
         file=file.name,
@@ -268,7 +232,7 @@ def _read(
         epoch=epoch,
         parameters=sum(tensor.numel() for tensor in expected.values()),
         inferred=tuple(name for name in revealed if name not in told),
-        assumed=assumed,
+        assumed={} if "spherify_model" in told else {"spherify_model": False},
     )
 
 
@@ -281,8 +245,7 @@ def _find_weights(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise ModelFileError(f"no checkpoint at {path}: give a folder or a .safetensors or .pth file")
-    found = sorted([*path.glob("*.safetensors"), *path.glob("*.pth")])
-    found = [file for file in found if file.name != "io.safetensors"]  # golden folders keep inputs and outputs there
+    found = sorted({*path.glob("*.safetensors"), *path.glob("*.pth")} - {path / "io.safetensors"})  # of golden folders
     if len(found) != 1:
         names = listed(file.name for file in found) or "none"
         raise ModelFileError(f"{path} must hold one weight file (.safetensors or .pth), found {names}; name the file")
@@ -300,8 +263,7 @@ def _read_options(config: str | Path | Mapping[str, Any] | None, folder: Path) -
     try:
         options = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFileError(f"cannot read the configuration {path}: {first}; correct the file") from error
+        raise ModelFileError(f"cannot read the configuration {path}: {first_line(error)}; correct the file") from error
     if not isinstance(options, dict):
         raise ModelFileError(f"{path} is not a JSON object of options; give the training's cfg.json")
     return options
@@ -360,10 +322,7 @@ def _override(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Publishe
 
 def _options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[str, Any]:
     """Return the options that the shapes of the weights tell: all but the noise angle, whether the decoder spherifies
-    its tokens, and the heads and in-context start of a size that was not published.
-
-    The two sizes are pairs of a width and a number of blocks.
-    """
+    its tokens, and the heads and in-context start of a size that was not published. Sizes are (width, blocks)."""
     if any(name.startswith(("encoder.trunk.", "decoder.trunk.")) for name in shapes):
         raise ModelFileError(f"{file} is a SphereGen model already; load its folder as it is, no conversion is needed")
 
@@ -375,7 +334,6 @@ def _options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dic
         patch = shapes["encoder.x_embedder.0.weight"][2]
         classes = shapes.get("encoder.y_embedder.embedding_table.weight", (1,))[0] - 1  # the last row is the null class
         mixers = blocks("encoder.out.blocks."), blocks("decoder.x_embedder.1.blocks.")
-        depths = {part: blocks(f"{part}.blocks.") for part in ("encoder", "decoder")}
         return {
             "input_size": math.isqrt(tokens) * patch,
             "patch_size": patch,
@@ -386,14 +344,13 @@ def _options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dic
             "vit_enc_latent_mlp_mixer_depth": mixers[0],
             "vit_dec_latent_mlp_mixer_depth": mixers[1],
             "affine_latent_mlp_mixer": bool(shapes.keys() & _MIXER_NORMS) or not any(mixers),
-            "vit_enc_model_size": (shapes["encoder.pos_embed"][2], depths["encoder"]),
-            "vit_dec_model_size": (shapes["decoder.pos_embed"][2], depths["decoder"]),
+            "vit_enc_model_size": (shapes["encoder.pos_embed"][2], blocks("encoder.blocks.")),
+            "vit_dec_model_size": (shapes["decoder.pos_embed"][2], blocks("decoder.blocks.")),
         }
     except (KeyError, IndexError, ValueError) as error:
-        lacking = f"lacks {error.args[0]}" if isinstance(error, KeyError) else "has tensors of other shapes"
+        lacking = error.args[0] if isinstance(error, KeyError) else "shapes that fit"
         raise ModelFileError(
-            f"{file} holds no whole Sphere Encoder: it {lacking}; its first keys are {listed(shapes) or 'none'}; give "
-            "another checkpoint"
+            f"{file} holds no whole Sphere Encoder: it lacks {lacking}; its keys are {listed(shapes) or 'none'}"
         ) from error
 
 
@@ -459,24 +416,24 @@ def _transformer(
         name = next((each for each in fits if depth in (SIZES[each].depth, SIZES[each].depth // 2)), "")
     spec, size = given.sizes.get(name), SIZES.get(name)
     if spec is None and size is not None and (name in PUBLISHED_SIZES or (size.width, size.depth) == (width, depth)):
-        spec = _Size(width=size.width, layers=size.depth, heads=size.heads, in_context_start=size.in_context_start)
-    spec = spec or _Size()
-    layers = depth if spec.layers is None else spec.layers
-    halved = depth == layers // 2 if given.halve_model_size is None else given.halve_model_size
-    if halved and spec.layers is not None:
-        layers //= 2
-    values = {key: getattr(given, f"{prefix}_{key}") for key in ("heads", "in_context_start")}
-    values = {key: getattr(spec, key) if value is None else value for key, value in values.items()}
-    unknown = [key for key, value in values.items() if value is None and (key == "heads" or in_context)]
+        spec = {**dataclasses.asdict(size), "layers": size.depth}
+    told = {key: value for key, value in (spec or {}).items() if value is not None}
+    for key in ("heads", "in_context_start"):
+        if (value := getattr(given, f"{prefix}_{key}")) is not None:
+            told[key] = value
+    unknown = [key for key in ("heads", "in_context_start")[: 1 + in_context] if key not in told]
     if unknown:
         lacking += [f"{prefix}_{key}" for key in unknown]
         lacking[-1] += f" (width {width}, {depth} blocks)"
         return None
+    layers = told.get("layers", depth)
+    if "layers" in told and (depth == layers // 2 if given.halve_model_size is None else given.halve_model_size):
+        layers //= 2
     size = TransformerSize(
-        width=width if spec.width is None else spec.width,
+        width=told.get("width", width),
         depth=layers,
-        heads=values["heads"],
-        in_context_start=values["in_context_start"] or 0,
+        heads=told["heads"],
+        in_context_start=told.get("in_context_start", 0),
     )
     return name if size == SIZES.get(name) else size
 

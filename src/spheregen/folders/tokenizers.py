@@ -34,12 +34,9 @@ __all__ = ["TOKENIZER", "OpenedTokenizer", "blank_tokenizer", "open_tokenizer", 
 class OpenedTokenizer:
     """A tokenizer with what tells it from others."""
 
-    tokenizer: Tokenizer
-    """A frozen `nn.Module`."""
-    name: str
-    """As it was asked for."""
-    fingerprint: str
-    """Of its weights and of the shapes of its images and latents."""
+    tokenizer: Tokenizer  # a frozen `nn.Module`
+    name: str  # as it was asked for
+    fingerprint: str  # of its weights and of the shapes of its images and latents
 
 
 def open_tokenizer(
@@ -62,7 +59,6 @@ def open_tokenizer(
     Raises:
         ModelFileError: there is none, or it is broken, or no tokenizer.
         ConfigError: image size or packing are missing, or mean nothing to it.
-        SphereGenError: a package that it needs is not installed.
     """
     tokenizer = _open(str(name), image_size, pack)
     fingerprint = tokenizer_fingerprint(tokenizer)
@@ -101,12 +97,7 @@ def _open(name: str, image_size: int | None, pack: int | None) -> Tokenizer:
 def blank_tokenizer(name: str | Path) -> Tokenizer:
     """Return a tokenizer on the meta device: its shapes and its operations, no weights.
 
-    Args:
-        name: in `PUBLISHED`, or whatever `open_tokenizer` opens; of our own folders the configuration alone is read.
-
-    Raises:
-        ModelFileError: there is none of that name, or it is no tokenizer.
-        SphereGenError: a package that it needs is not installed.
+    It is named in `PUBLISHED`, or as for `open_tokenizer`; of our own folders the configuration alone is read.
     """
     config: Any = PUBLISHED.get(str(name))
     path = find_model(str(name)) if str(name) in bundled_models() else Path(name)

@@ -133,13 +133,8 @@ def find_lpips(weights: Path | str | None = None) -> Lpips | None:
 
 
 def _check_shapes(images: Tensor, reference: Tensor, least: int, metric: str) -> None:
-    if images.shape != reference.shape or images.ndim != 4:
+    if images.shape != reference.shape or images.ndim != 4 or min(images.shape[2:]) < least:
         raise ConfigError(
-            f"images of shape {tuple(images.shape)} cannot be compared with references of shape "
-            f"{tuple(reference.shape)}; give two batches of one shape (B, C, H, W)"
-        )
-    if min(images.shape[2:]) < least:
-        raise ConfigError(
-            f"{metric} takes images of at least {least} px, not of shape {tuple(images.shape)}; leave {metric} out, or "
-            "compare larger images"
+            f"{metric} compares two batches of one shape (B, C, H, W), of at least {least} px, not "
+            f"{tuple(images.shape)} with {tuple(reference.shape)}"
         )

@@ -99,8 +99,7 @@ class Moments:
             return
         if mean.shape != self._mean.shape:
             raise DataError(
-                f"features of width {mean.shape[0]} follow features of width {self._mean.shape[0]}; "
-                "compute all with the same feature extractor"
+                f"features of width {len(mean)} follow others of width {len(self._mean)}; use one extractor"
             )
         device, total = self._mean.device, self.count + count
         step = mean.to(device) - self._mean
@@ -137,9 +136,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
         DataError: they differ in width, or one holds NaN, or a matrix that is no covariance.
     """
     if a.dim != b.dim:
-        raise DataError(
-            f"one distribution has {a.dim} features and the other {b.dim}; compute both with the same feature extractor"
-        )
+        raise DataError(f"one distribution has {a.dim} features and the other {b.dim}; use one extractor for both")
     factor_a, factor_b = _factor(a), _factor(b)
     device = factor_a.device
     apart = (exact(a.mean).to(device) - exact(b.mean).to(device)).square().sum()
@@ -151,13 +148,12 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 def _factor(of: Gaussian) -> Tensor:
     """Return F (D, R) with F F^T the covariance; R is D, or N-1 where fewer images can have filled no more."""
     mean, covariance = exact(of.mean), exact(of.covariance)
-    if covariance.shape != (of.dim, of.dim):
+    finite = bool(mean.isfinite().all() and covariance.isfinite().all())
+    if covariance.shape != (of.dim, of.dim) or not finite:
         raise DataError(
-            f"a mean of {of.dim} features came with a covariance of shape {tuple(covariance.shape)}; "
-            "take both from one file"
+            f"a mean of {of.dim} features came with a covariance of shape {tuple(covariance.shape)}, or one of them "
+            "holds NaN or infinite numbers; compute both afresh"
         )
-    if not bool(mean.isfinite().all() and covariance.isfinite().all()):
-        raise DataError("the mean or covariance of the features holds NaN or infinite numbers; compute it afresh")
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)  # ascending
     if float(values[0]) < -_NEGATIVE * float(values[-1].clamp_min(0)):
         raise DataError(
@@ -275,10 +271,7 @@ def cmmd(samples: Tensor, reference: Tensor) -> float:
         norms = torch.linalg.vector_norm(rows, dim=1)
         if len(wrong := ((norms - 1).abs() > _NORM_SLACK).nonzero()):
             first = int(wrong[0, 0])
-            raise DataError(
-                f"CMMD needs embeddings of unit norm, but that of image {first} of the {name} has norm "
-                f"{float(norms[first]):.4g}; use the CLIP features"
-            )
+            raise DataError(f"CMMD takes CLIP's features of unit norm; that of image {first} of the {name} is another")
     return CMMD_SCALE * max(0.0, _mean_kernel(x, x) + _mean_kernel(y, y) - 2 * _mean_kernel(x, y))
 
 
@@ -395,8 +388,7 @@ def _check_pair(
     """Check that two sets have one width and enough rows, all finite."""
     if samples.shape[1] != reference.shape[1]:
         raise DataError(
-            f"the samples have {samples.shape[1]} features each and the reference {reference.shape[1]}; "
-            "compute both with the same feature extractor"
+            f"samples have {samples.shape[1]} features, the reference {reference.shape[1]}; use one extractor for both"
         )
     _check(samples, least, metric, "samples", cure)
     _check(reference, least_real, metric, "reference images", cure)
@@ -406,10 +398,8 @@ def _check(rows: Tensor, least: int, metric: str, name: str = "images", cure: st
     if len(rows) < least:
         raise DataError(f"{metric} needs at least {least} {name}, not {len(rows)}; {cure}")
     for number, block in enumerate(rows.split(BLOCK)):
-        finite = torch.isfinite(block).all(dim=1)
-        if not bool(finite.all()):
-            row = number * BLOCK + int((~finite).nonzero()[0, 0])
+        if len(bad := (~torch.isfinite(block).all(dim=1)).nonzero()):
             raise DataError(
-                f"the features of image {row} hold NaN or infinite numbers; look at that image, and at whether the "
-                "feature extractor overflows in its type"
+                f"the features of image {number * BLOCK + int(bad[0, 0])} hold NaN or infinite numbers; look at that "
+                "image, and at whether the feature extractor overflows in its type"
             )

@@ -21,7 +21,7 @@ from spheregen.errors import ConfigError, ModelFileError, SphereGenError
 from spheregen.external import import_package, locate, quiet, read_json, reason
 from spheregen.files import atomic_path, write_json
 from spheregen.networks.encoders import published_name
-from spheregen.networks.frozen import Frozen, check_shape
+from spheregen.networks.frozen import FrozenTokenizer
 from spheregen.networks.normaliser import Normaliser
 from spheregen.sphere import upcast
 
@@ -31,7 +31,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _RAE_ENCODERS = {"dinov2": "dinov2_with_registers", "mae": "vit", "siglip2": "siglip"}
 
 
-class DiffusersTokenizer(Frozen):
+class DiffusersTokenizer(FrozenTokenizer):
     """An autoencoder of diffusers, frozen; a `Tokenizer`.
 
     Its latents are normalised by the statistics that its configuration tells, see the sub-classes.
@@ -60,6 +60,8 @@ class DiffusersTokenizer(Frozen):
                 f"{type(model).__name__} with pack {pack} takes images of a multiple of {unit} px, not {image_size}; "
                 "choose another size or packing"
             )
+        self.image_shape = self.image_channels, image_size, image_size
+        self.latent_shape = self._grid**2, self.latent_channels * pack**2
         mean, std, scale = [0.0] * self.latent_channels, [1.0] * self.latent_channels, 1.0
         if self.normalises:
             scale = config.scaling_factor
@@ -86,30 +88,14 @@ class DiffusersTokenizer(Frozen):
         """Return images (B, C, S, S) about [-1, 1] of the model's own latents (B, c, h, w)."""
         return upcast(self.model.decode(latents.to(self.dtype)).sample)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.image_channels, self.image_size, self.image_size
-
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        return self._grid**2, self.latent_channels * self.pack**2
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Encode images (B, C, S, S) in [-1, 1] to normalised latents (B, N, d)."""
-        check_shape(images, self.image_shape, "images")
+    def to_latents(self, images: Tensor) -> Tensor:
         latents = self.normaliser(self.raw_latents(images).movedim(1, -1)).movedim(-1, 1)
         return functional.pixel_unshuffle(latents, self.pack).flatten(2).transpose(1, 2)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode normalised latents (B, N, d) to images (B, C, S, S), clamped to [-1, 1]."""
-        check_shape(latents, self.latent_shape, "latents")
+    def to_images(self, latents: Tensor) -> Tensor:
         packed = latents.transpose(1, 2).unflatten(2, (self._grid, self._grid))
         z = self.normaliser.inverse(functional.pixel_shuffle(packed, self.pack).movedim(1, -1)).movedim(-1, 1)
-        return self.raw_images(z).clamp(-1, 1)
+        return self.raw_images(z)
 
     def save(self, folder: Path) -> None:
         """Write the model into a folder that `open_diffusers` reads again, and diffusers too; files of the same names

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spheregen.errors import ConfigError, ModelFileError, check_choices
+from spheregen.errors import ConfigError, ModelFileError, Settings, check_choices
 from spheregen.external import import_package, locate, quiet, read_json, reason
 from spheregen.networks.backbones.feature_net import MIN_SIZE, WIDTHS, FeatureNet, load_feature_net
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
@@ -30,14 +30,12 @@ _HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(Settings):
     """The network that sees the images, and the way that they are brought to it.
 
     Raises:
         ConfigError: an impossible combination, with the reason.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
 
     kind: Literal["feature_net", "transformers"]
     """Our own small network, or one of the package transformers."""
@@ -65,19 +63,15 @@ class EncoderConfig:
         check_choices(self, prefix="encoder ")
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"input_size is a number of pixels, not {self.input_size}")
-        if (self.mean is None) != (self.std is None):
-            raise ConfigError("mean and std belong together; give both or neither")
-        if self.std is not None and min(self.std) <= 0:
-            raise ConfigError(f"std is positive, not {self.std}")
+        if (self.mean is None) != (self.std is None) or (self.std is not None and min(self.std) <= 0):
+            raise ConfigError(f"mean and std belong together, and std is positive, not {self.mean} and {self.std}")
         if self.kind == "feature_net":
             if self.stage not in range(1, len(WIDTHS) + 1):
                 raise ConfigError(f"stage of a feature_net is 1 to {len(WIDTHS)}, not {self.stage}; 3 suits 32 px")
             if self.config is not None or self.mean is not None:
                 raise ConfigError("a feature_net has its own architecture, mean and std; leave config, mean, std out")
-        elif self.stage is not None:
-            raise ConfigError("stage is of a feature_net; leave it out for transformers")
-        elif self.source is None and self.config is None:
-            raise ConfigError("an encoder of transformers needs a source: a folder or user/name on the Hub")
+        elif self.stage is not None or (self.source is None and self.config is None):
+            raise ConfigError("an encoder of transformers has a source, a folder or user/name on the Hub, and no stage")
 
 
 class FrozenEncoder(Frozen):
@@ -96,11 +90,6 @@ class FrozenEncoder(Frozen):
     def channels(self) -> int:
         """Channels d of a token."""
         return self.network.channels
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the weights, in which the network computes."""
-        return next(self.network.parameters()).dtype
 
     def grid_of(self, image_size: int) -> int:
         """Tokens along one side for images of this size.

@@ -10,27 +10,16 @@ from functools import reduce
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spheregen.errors import ConfigError, DataError
-from spheregen.nn.norm import Moments
+from spheregen.nn.norm import Moments, Wide
 from spheregen.sphere import upcast
 
 EPS = 1e-5
 """Added to a variance before its root; the value of the published RAE."""
 
 Per = Literal["channel", "position"]
-
-
-class Wide(nn.Module):
-    """A module whose tensors stay at least float32 when the model around it is cast to a half type."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def keep_wide(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
-
-        return super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class Normaliser(Wide):

@@ -120,13 +120,6 @@ class PublishedPerceptual(PerceptualLoss):
             self.register_buffer(f"{prefix}_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.freeze()
 
-    @classmethod
-    def from_files(cls, files: Mapping[WeightFile, Path]) -> PublishedPerceptual:
-        """Build it from the three published files."""
-        return cls(
-            load_vgg16(files[VGG16]), lpips_weights(files[LPIPS_VGG]), load_convnext_small(files[CONVNEXT_SMALL])
-        )
-
     def features(self, images: torch.Tensor) -> Features:
         images = as_colour(images)
         maps = self.vgg16((images - self.vgg16_mean) / self.vgg16_std)
@@ -208,10 +201,16 @@ def load_perceptual(provider: str = "auto", weights: Path | str | None = None) -
     if provider == "published":
         user, other_way = "the published perceptual loss", "choose perceptual 'builtin'"
         files = download_files(PUBLISHED_FILES, weight_folders(weights), user=user, other_way=other_way)
-        return PublishedPerceptual.from_files(files)
+        return _published(files)
     if provider == "auto" and available_provider(weights) == "published":
-        return PublishedPerceptual.from_files(find_weights(weights))
+        return _published(find_weights(weights))
     return BuiltinPerceptual()
+
+
+def _published(files: Mapping[WeightFile, Path]) -> PublishedPerceptual:
+    return PublishedPerceptual(
+        load_vgg16(files[VGG16]), lpips_weights(files[LPIPS_VGG]), load_convnext_small(files[CONVNEXT_SMALL])
+    )
 
 
 def random_perceptual(provider: str = "published") -> PerceptualLoss:

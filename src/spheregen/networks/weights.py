@@ -8,12 +8,12 @@ called.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
-import urllib.error
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 import torch
 
@@ -44,22 +44,19 @@ def weight_folders(folder: Path | str | None = None) -> list[Path]:
     Raises:
         ConfigError: `folder` is a file.
     """
-    folders = []
-    if folder is not None:
-        named = Path(folder).expanduser()
-        if named.is_file():
-            raise ConfigError(f"the weights {named} are a file; give the folder that holds the files")
-        folders.append(named)
-    if variable := os.environ.get(FOLDER_VARIABLE):
-        folders.append(Path(variable).expanduser())
-    folders.append(Path(torch.hub.get_dir()) / "checkpoints")
-    return folders
+    named = [] if folder is None else [Path(folder).expanduser()]
+    if any(each.is_file() for each in named):
+        raise ConfigError(f"the weights {named[0]} are a file; give the folder that holds the files")
+    variable = os.environ.get(FOLDER_VARIABLE)
+    return [*named, *([Path(variable).expanduser()] if variable else []), Path(torch.hub.get_dir()) / "checkpoints"]
 
 
 def find_files(files: Sequence[WeightFile], folders: Sequence[Path]) -> dict[WeightFile, Path]:
     """Return where each file lies, the first folder that has it; a file that is nowhere is left out."""
-    places = {file: [path for folder in folders if (path := folder / file.name).is_file()] for file in files}
-    return {file: paths[0] for file, paths in places.items() if paths}
+    places = {
+        file: folder / file.name for folder in reversed(folders) for file in files if (folder / file.name).is_file()
+    }
+    return {file: places[file] for file in files if file in places}
 
 
 def download_files(
@@ -85,13 +82,7 @@ def download_files(
         with atomic_path(target) as temporary:
             try:
                 torch.hub.download_url_to_file(file.url, str(temporary), file.sha256_start or None, progress=False)
-            except (
-                urllib.error.URLError,
-                http.client.HTTPException,
-                TimeoutError,
-                ConnectionError,
-                RuntimeError,
-            ) as error:
+            except (URLError, HTTPException, TimeoutError, ConnectionError, RuntimeError) as error:
                 cause = " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
                 listed = ", ".join(f"{other.name} from {other.url}" for other in missing if other not in found)
                 raise ModelFileError(

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from spheregen.conditioning import Condition, Labels, Modulated, NetworkCondition, embeddings_for, make_condition
-from spheregen.errors import ConfigError, check_choices
+from spheregen.errors import ConfigError, Settings, check_choices
 from spheregen.nn.linear import HIDDEN, NO_DECAY, PaddedLinear, linear, prepared, tag
 from spheregen.nn.norm import LayerNorm, RMSNorm
 from spheregen.nn.positions import AxialRotary, sincos_table
@@ -152,14 +152,12 @@ def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockOptions:
+class BlockOptions(Settings):
     """The choices that such backbones differ in; the defaults are those of the Sphere Encoder.
 
     Raises:
         ConfigError: a value that is none of the choices.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
 
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm with a gain, or a layer norm without gain and shift, as in SiT and DiT."""
@@ -199,7 +197,7 @@ class Block(nn.Module):
         """Keep no activations for the backward pass but compute them again: less memory, a third more time."""
 
     def vectors(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        """Return the six vectors (B, 1, W) that embeddings (B, W) modulate the block by; a `conditioning.Layer`."""
+        """Return the six vectors (B, 1, W) that embeddings (B, W) modulate the block by."""
         assert self.modulation is not None
         return self.modulation(embedding)  # type: ignore[no-any-return]
 
@@ -316,7 +314,7 @@ class Trunk(nn.Module):
         for index, block in enumerate(self.blocks):
             if self.context_tokens and index == self.context_start:
                 x = torch.cat([self._context(told, x), x], dim=1)
-            x = block(x, self.rotary, told.of(block) if isinstance(told, NetworkCondition) else told)  # type: ignore[arg-type]
+            x = block(x, self.rotary, told.of(block) if isinstance(told, NetworkCondition) else told)
             if self.spherify_blocks and index < len(self.blocks) - 1:
                 x = spherify(x)
         return x[:, -tokens.shape[1] :] if x.shape[1] > tokens.shape[1] else x
@@ -336,7 +334,7 @@ class Output(nn.Module):
         self.modulation = Modulation(width, 2)
 
     def vectors(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        """Return shift and scale (B, 1, W) for embeddings (B, W); a `conditioning.Layer`."""
+        """Return shift and scale (B, 1, W) for embeddings (B, W)."""
         return self.modulation(embedding)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, told: NetworkCondition | Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,17 @@ from torch.nn import functional
 
 from spheregen.nn.linear import NO_DECAY, tag
 from spheregen.sphere import upcast
+
+
+class Wide(nn.Module):
+    """A module whose tensors stay at least float32 when the model around it is cast to a half type."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep_wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
+
+        return super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class RMSNorm(nn.Module):
@@ -40,18 +51,19 @@ class RMSNorm(nn.Module):
         return functional.rms_norm(wide, (self.width,), gain, self.eps).to(x.dtype)
 
 
-class LayerNorm(nn.Module):
-    """Mean 0 and variance 1 over the last axis, without gain and shift: for blocks whose condition brings them.
+class LayerNorm(nn.LayerNorm):
+    """Mean 0 and variance 1 over the last axis, in float32 or wider; the result has the type of `x`.
 
-    Computed in float32 or wider; the result has the type of `x`.
+    By default without gain and shift: for blocks whose condition brings them.
     """
 
-    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.width, self.eps = width, eps
+    def __init__(self, width: int, *, eps: float = 1e-6, affine: bool = False) -> None:
+        super().__init__(width, eps=eps, elementwise_affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(upcast(x), (self.width,), eps=self.eps).to(x.dtype)
+        wide = upcast(x)
+        gain, shift = (each if each is None else each.to(wide.dtype) for each in (self.weight, self.bias))
+        return functional.layer_norm(wide, self.normalized_shape, gain, shift, self.eps).to(x.dtype)
 
 
 Batch = TypeVar("Batch")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spheregen.nn.linear import linear
+from spheregen.nn.norm import Wide
 from spheregen.sphere import upcast
 
 BASE = 10000.0
@@ -31,7 +31,7 @@ def sincos_table(grid: int, width: int) -> Tensor:
     return torch.cat([x, y], dim=-1).reshape(1, grid * grid, width).float()
 
 
-class AxialRotary(nn.Module):
+class AxialRotary(Wide):
     """Axial 2-D rotary positions for queries and keys on a square grid.
 
     The first half of a head's channels rotates by the row, the second half by the column; channels turn in
@@ -64,14 +64,6 @@ class AxialRotary(nn.Module):
         turn = _turn_real if torch.compiler.is_compiling() else _turn_complex
         turned = turn(pairs, turns).flatten(-2).to(x.dtype)
         return torch.cat([x[:, :front], turned], dim=1) if front else turned
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AxialRotary:
-        # .to(bfloat16) must not round the angles: move the tables, but keep at least float32
-        before = self.turns
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.turns.dtype in (torch.bfloat16, torch.float16):
-            self.turns = before.to(self.turns.device)
-        return self
 
 
 def _rotary_angles(side: int, grid: int, frequencies: Tensor) -> Tensor:

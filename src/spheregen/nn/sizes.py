@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from spheregen.errors import ConfigError, did_you_mean
+from spheregen.errors import ConfigError, Settings, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerSize:
+class TransformerSize(Settings):
     """The shape of a vision transformer.
 
     Raises:
         ConfigError: heads do not divide the width, or leave head channels that 2-D rotary positions cannot use.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
 
     width: int
     """Channels W of a token."""
@@ -34,12 +32,10 @@ class TransformerSize:
         for name in ("width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"a transformer's {name} is at least 1, not {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ConfigError(f"{self.heads} heads do not divide a width of {self.width}; choose a divisor")
-        if (self.width // self.heads) % 4:
+        if self.width % (4 * self.heads):
             raise ConfigError(
-                f"width {self.width} / {self.heads} heads = {self.width // self.heads} channels a head; "
-                "2-D rotary positions need a multiple of 4, so change heads or width"
+                f"{self.heads} heads do not divide a width of {self.width} into a multiple of 4 channels each, as 2-D "
+                "rotary positions need it; change heads or width"
             )
         if self.in_context_start < 0:
             raise ConfigError(f"in_context_start counts blocks from 0 and is not negative: {self.in_context_start}")
@@ -70,21 +66,20 @@ def resolve_size(size: str | TransformerSize) -> TransformerSize:
     return SIZES[size]
 
 
-class OneTransformer:
-    """A configuration, a frozen dataclass, with one transformer."""
+class TransformerConfig(Settings):
+    """A configuration, a frozen dataclass, of a model made of transformers."""
 
-    transformer: ClassVar[str] = "size"
-    """Its field."""
+    transformer_fields: ClassVar[tuple[str, ...]] = ("size",)
+    """The fields that hold their sizes."""
 
     @property
     def transformers(self) -> tuple[TransformerSize, ...]:
-        """The sizes of its transformers: one."""
-        return (resolve_size(getattr(self, self.transformer)),)
+        """The sizes of its transformers."""
+        return tuple(resolve_size(getattr(self, name)) for name in self.transformer_fields)
 
     def with_transformers(self, sizes: Sequence[TransformerSize]) -> Self:
-        """Return the same architecture with another size of `transformers`."""
-        (size,) = sizes
-        return dataclasses.replace(self, **{self.transformer: size})  # type: ignore[type-var]
+        """Return the same architecture with other sizes of `transformers`."""
+        return dataclasses.replace(self, **dict(zip(self.transformer_fields, sizes, strict=True)))  # type: ignore[type-var]
 
 
 def check_images(size: int, channels: int, patch: int | None = None) -> None:

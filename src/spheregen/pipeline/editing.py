@@ -16,13 +16,11 @@ from spheregen.classes import Labels
 from spheregen.conditioning import Condition, mixture
 from spheregen.data.inputs import ImageInput, ImageInputs, deciding_side, load_images, load_mask, open_images
 from spheregen.errors import ConfigError
-from spheregen.pipeline.core import check_seeds, rows, seed_range
 from spheregen.pipeline.generation import Generation
-from spheregen.pipeline.options import EditOptions, named
+from spheregen.pipeline.options import EditOptions, check_seeds, named, seed_range
 from spheregen.pipeline.output import PipelineOutput
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling.loop import Samples, StepNoise
-from spheregen.sampling.schedules import edit_angles, generation_angles
 
 EDIT_STRENGTH = 0.25  # the published one
 
@@ -96,11 +94,8 @@ class Editing(Generation):
         Source: SP3 (arXiv 2606.16396).
         """
         missing = self._here(load_mask(mask, images, self.image_options))
-
-        def restore(model: SphereGenerator, part: Tensor, labels: Condition, **how: Any) -> Samples:
-            return sampling.restore(model, sampling.Masked(part, missing), labels, **how)
-
-        return self._edited("inpaint", self._to_tensor(images), labels, restore, {"schedule": "decay", **options})
+        x = self._to_tensor(images)
+        return self._restored("inpaint", x, labels, lambda part: sampling.Masked(part, missing), options)
 
     @named
     def upscale(
@@ -133,13 +128,11 @@ class Editing(Generation):
         if factor < 1 or size % factor:
             raise ConfigError(f"the factor must divide the model's {size} px, and {factor} does not")
         blocks = factor
-        small = load_images(opened, dataclasses.replace(self.image_options, image_size=size // blocks))
-
-        def restore(model: SphereGenerator, part: Tensor, labels: Condition, **how: Any) -> Samples:
-            return sampling.restore(model, sampling.Reduced(part, blocks), labels, **how)
-
-        x = self._here(small * 2 - 1)
-        return self._edited("upscale", x, labels, restore, {"schedule": "decay", **options}, factor=factor)
+        x = load_images(opened, dataclasses.replace(self.image_options, image_size=size // blocks)) * 2 - 1
+        small = self._here(x)
+        return self._restored(
+            "upscale", small, labels, lambda part: sampling.Reduced(part, blocks), options, factor=factor
+        )
 
     @named
     def vary(
@@ -162,14 +155,12 @@ class Editing(Generation):
         """
         if len(open_images(image)) != 1:
             raise ConfigError("variations are made of one image at a time")
-        if count < 1:
-            raise ConfigError(f"the number of images is at least 1, not {count}")
         seeds = seed_range(options.get("seed", 0), count)
         v = self.encode(image, labels)
-        settings = self._decode_settings("vary", options, guided=labels is not None) | {"angle": angle}
+        settings = self._edit_settings("vary", options, guided=labels is not None, decodes=True) | {"angle": angle}
         drawn = self._drawn(seeds, settings)
         start = sampling.vary(v.expand(count, *v.shape[1:]), self._here(drawn.initial), angle)
-        return self._decoded(start, self._label_tensor(labels, count), drawn.steps, seeds, settings, options)
+        return self._run(sampling.sample, start, self._ids(labels, count), drawn.steps, seeds, settings, options)
 
     @named
     def interpolate(
@@ -210,7 +201,8 @@ class Editing(Generation):
             given.setdefault("strength", 1.0)
             if given.get("steps", 1) != 1:  # as `generate` goes; a single step has no schedule
                 given.setdefault("schedule", self._settings({})["schedule"])
-        settings = self._decode_settings("interpolate", given, guided=guided) | {"path": path, "frames": frames}
+        settings = self._edit_settings("interpolate", given, guided=guided, decodes=True)
+        settings |= {"path": path, "frames": frames}
         drawn = self._drawn(seeds, settings)
         points = self.model.prior.project(self._here(drawn.initial))
         photos = [number for number, seeded in enumerate(is_seed) if not seeded]
@@ -233,7 +225,8 @@ class Editing(Generation):
         flow_noise = None
         if self.refines:  # the same way between the noises of the ends, so that a seed's end is its own image
             flow_noise = sampling.interpolate(sampling.refinement_noise(seeds, self.model.image_shape), frames)
-        return self._decoded(start, mixed, noise, [seeds[0]] * len(start), settings, options, flow_noise=flow_noise)
+        own_seeds = [seeds[0]] * len(start)
+        return self._run(sampling.sample, start, mixed, noise, own_seeds, settings, options, flow_noise)
 
     # the ways that edits share ----------------------------------------------------------------------------------------
 
@@ -252,45 +245,52 @@ class Editing(Generation):
             call: a loop of `spheregen.sampling`: takes the model, a part of `x`, its labels and the options.
             own: further settings that tell how the images were made.
         """
-        count = len(x)
         settings = self._edit_settings(name, options, guided=labels is not None) | own
-        edit_angles(settings["schedule"], settings["steps"], settings["strength"])  # complains before any work is done
-        seeds = seed_range(options.get("seed", 0), count)
-        ids = self._label_tensor(labels, count)
-        how = self._loop_options(settings, "strength", "schedule", callback=options.get("callback"))
+        seeds = seed_range(options.get("seed", 0), len(x))
+        ids = self._ids(labels, len(x))
+        drawn = self._drawn(seeds, settings, settings["steps"])
+        return self._run(call, x, ids, drawn.steps, seeds, settings, options)
 
-        def loop(model: SphereGenerator, part: slice, of: Condition) -> Samples:
-            drawn = self._drawn(seeds[part], settings, settings["steps"])
-            noise = self._step_noise(options.get("step_noise"), drawn.steps, part, count)
-            return call(model, x[part], of, step_noise=noise, **how)
-
-        return self._joined(self._batches(seeds, rows(ids), settings, loop), count)
-
-    def _decoded(
+    def _restored(
         self,
-        start: Tensor,
+        name: str,
+        x: Tensor,
+        labels: Labels,
+        observed: Callable[[Tensor], sampling.Observation],
+        options: Mapping[str, Any],
+        **own: Any,
+    ) -> PipelineOutput:
+        """A restoration of images of which we know what `observed` makes of a part of `x`; its noise decays."""
+
+        def restore(model: SphereGenerator, part: Tensor, labels: Condition, **how: Any) -> Samples:
+            return sampling.restore(model, observed(part), labels, **how)
+
+        return self._edited(name, x, labels, restore, {"schedule": "decay", **options}, **own)
+
+    def _run(
+        self,
+        call: Callable[..., Samples],
+        x: Tensor,
         ids: Tensor | None,
-        step_noise: StepNoise,
+        drawn: StepNoise,
         seeds: Sequence[int],
         settings: Mapping[str, Any],
-        options: EditOptions,
-        *,
+        options: Mapping[str, Any],
         flow_noise: Tensor | None = None,
     ) -> PipelineOutput:
-        """Decode points (B, N, d) under ids or mixtures, and refine them.
+        """Run a loop from images or points (B, ...) under ids or mixtures, with this noise unless one is given.
 
         Args:
             flow_noise: (B, C, S, S) of the flow of a model that refines; by default that of the seeds.
         """
-        given = options.get("step_noise", step_noise)
-        how = self._loop_options(settings, "strength", "schedule", callback=options.get("callback"))
+        how = self._loop_options(settings, options.get("callback"))
+        given = options.get("step_noise")
+        noise = drawn if given is None else given
 
-        def loop(model: SphereGenerator, part: slice, of: Condition) -> Samples:
-            noise = self._step_noise(given, (), part, len(start))
-            return sampling.sample(model, start[part], of, step_noise=noise, **how)
+        def loop(part: slice, of: Condition) -> Samples:
+            return call(self.model, x[part], of, step_noise=self._step_noise(noise, part, len(x)), **how)
 
-        outputs = self._batches(seeds, rows(ids), settings, loop, flow_noise=flow_noise)
-        return self._joined(outputs, len(start))
+        return self._joined(self._batches(seeds, ids, settings, loop, flow_noise=flow_noise), len(x))
 
     def _end_labels(self, labels: Labels, seeds: Sequence[int], is_seed: Sequence[bool]) -> list[int] | None:
         """The class of each end of an interpolation; a photo without one has the null class."""
@@ -300,16 +300,20 @@ class Editing(Generation):
             return chosen
         return [seed % null if seeded else null for seed, seeded in zip(seeds, is_seed, strict=True)]
 
-    def _edit_settings(self, name: str, options: Mapping[str, Any], *, guided: bool, steps: int = 4) -> dict[str, Any]:
-        """The options of an edit. The model's default schedule is meant for generation; guidance wants a class."""
-        own = {"edit": name, "schedule": "fixed", "steps": steps, **({} if guided else {"guidance": 1.0})}
+    def _edit_settings(
+        self, name: str, options: Mapping[str, Any], *, guided: bool, decodes: bool = False
+    ) -> dict[str, Any]:
+        """The options of an edit, checked. The model's schedule is meant for generation; guidance wants a class.
+
+        Args:
+            decodes: the first step decodes a point, by default the only one.
+        """
+        own = {"edit": name, "schedule": "fixed", "steps": 1 if decodes else 4, **({} if guided else {"guidance": 1.0})}
         given = {key: value for key, value in options.items() if value is not None}
         strength = given.pop("strength", EDIT_STRENGTH)
         for key in ("seed", "step_noise", "callback"):
             given.pop(key, None)
-        return {**self._settings({**own, **given}), "strength": strength}
-
-    def _decode_settings(self, name: str, options: Mapping[str, Any], *, guided: bool) -> dict[str, Any]:
-        settings = self._edit_settings(name, options, guided=guided, steps=1)
-        generation_angles(settings["schedule"], settings["steps"], strength=settings["strength"])  # complains at once
+        settings = {**self._settings({**own, **given}), "strength": strength}
+        check = sampling.generation_angles if decodes else sampling.edit_angles
+        check(settings["schedule"], settings["steps"], strength=strength)  # complains before any work is done
         return settings

@@ -1,29 +1,149 @@
-"""Images from seeds and classes, and images there and back."""
+"""A generator on a device: images from seeds and classes, points on the sphere, and the way of every call through it:
+settings, noise, labels, batches, outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Unpack
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spheregen import sampling
-from spheregen.batching import in_batches
-from spheregen.classes import Labels
+from spheregen.batching import images_at_once, in_batches
+from spheregen.classes import Classes, Labels
 from spheregen.conditioning import Condition
-from spheregen.data.inputs import ImageInputs
-from spheregen.errors import ConfigError
-from spheregen.pipeline.core import PipelineCore, check_batch_size, check_seeds, rows, seed_range
-from spheregen.pipeline.options import DEFAULTS, GenerationOptions, SamplerOptions, StepCallback, named
-from spheregen.pipeline.output import PipelineOutput
+from spheregen.data import ImageOptions
+from spheregen.data.inputs import ImageInputs, load_images
+from spheregen.devices import choose_device
+from spheregen.errors import ConfigError, did_you_mean
+from spheregen.family.terms import to_unit
+from spheregen.folders.card import ModelInfo
+from spheregen.pipeline.options import (
+    DEFAULTS,
+    FLOW_DEFAULTS,
+    GenerationOptions,
+    SamplerOptions,
+    StepCallback,
+    check_batch_size,
+    check_seeds,
+    complete,
+    named,
+    refinement_of,
+    seed_range,
+)
+from spheregen.pipeline.output import PipelineOutput, Steps, join_outputs
+from spheregen.progress import default_reporter, watched
 from spheregen.protocol import SphereGenerator
-from spheregen.sampling.loop import Samples, StepNoise
+from spheregen.sampling import Samples, SeededNoise
+from spheregen.sampling.loop import StepNoise
+from spheregen.tensors import weights_hash
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+LOOP_SETTINGS = ("steps", "schedule", "guidance", "guidance_at", "strength")
+
+Ids = Tensor | Callable[[slice], Tensor | None] | None
+"""Class ids (B,) or mixtures (B, K+1), or what gives those of a part of the images; None is the null class."""
+Loop = Callable[[slice, Condition], Samples]
+"""Makes a part of the images of a call, under their condition."""
 
 
-class Generation(PipelineCore):
+class Generation:
     """The ways of a pipeline from seeds to images, from images to points on the sphere, and back."""
+
+    def __init__(
+        self,
+        model: SphereGenerator,
+        info: ModelInfo | None = None,
+        *,
+        device: str | torch.device = "auto",
+        name: str = "",
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.to(device)
+        self.info = info or ModelInfo()
+        self.name = name
+        self.fingerprint = ""
+        """Of the model folder that the pipeline was loaded from."""
+        self.classes = Classes(model.num_classes, self.info.class_names)
+        self.progress = sys.stderr.isatty() if progress is None else progress
+        self.batch_size = check_batch_size(batch_size)
+        channels, size, _ = model.image_shape
+        geometry = {key: value for key, value in self.info.preprocessing.items() if key in ("fit", "background")}
+        try:
+            if "background" in geometry:
+                geometry["background"] = tuple(geometry["background"])
+            self.image_options = ImageOptions(image_size=size, channels=channels, **geometry)
+        except TypeError as error:
+            raise ConfigError(f"the model's preprocessing is broken: {geometry}") from error
+        """How images that come in are cropped or padded as in training, and resized; may be replaced."""
+
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: str | torch.dtype | None = None
+    ) -> Self:
+        """Move the model to a device, into another type, or both, in place, and return the pipeline.
+
+        Args:
+            device: a torch device, its name or `auto`; a dtype is understood here, too, as torch's own `to` does.
+            dtype: `float32`, `bfloat16` or `float64`, as text or torch type.
+
+        Raises:
+            ConfigError: an unknown device or dtype.
+        """
+        if isinstance(device, torch.dtype) or device in DTYPES:
+            device, dtype = None, device
+        if dtype is not None:
+            wanted = str(dtype).removeprefix("torch.")
+            if wanted not in DTYPES:
+                raise ConfigError(f"unknown dtype {wanted!r}{did_you_mean(wanted, DTYPES)}; use {', '.join(DTYPES)}")
+            self.model.to(DTYPES[wanted])
+        if device is not None:
+            self.device = choose_device(device)
+            self.model.to(self.device)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.model.dtype
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint of the model's folder, else a hash of its weights: tells them from others."""
+        return self.fingerprint or weights_hash(self.model.state_dict(), 12)
+
+    @property
+    def place(self) -> str:
+        """Device and type of the model, in words."""
+        return f"{self.device} in {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def refines(self) -> bool:
+        """Whether a flow refines the model's images."""
+        return self.model.refiner is not None
+
+    def settings(self, options: GenerationOptions | None = None) -> dict[str, Any]:
+        """Return the settings that `generate` uses under these options: as given, else the model's, else the paper's.
+
+        Raises:
+            ConfigError: an impossible schedule or number of steps.
+        """
+        settings = self._settings(vars(options or GenerationOptions()))
+        sampling.generation_angles(settings["schedule"], settings["steps"])
+        return settings
+
+    def refinement_settings(self) -> dict[str, Any]:
+        """Return the options of the flow of a model that refines, without guidance; empty for the others."""
+        if not self.refines:
+            return {}
+        settings = self._settings({"edit": "reconstruct", "guidance": 1.0})
+        return {name: settings[name] for name in FLOW_DEFAULTS}
+
+    # images from seeds ------------------------------------------------------------------------------------------------
 
     @named
     def generate(
@@ -64,10 +184,7 @@ class Generation(PipelineCore):
             count = len(noise)
         if seeds is None:
             many = isinstance(labels, Sequence | np.ndarray | Tensor) and not isinstance(labels, str)
-            total = count if count is not None else len(labels) if many else 1  # type: ignore[arg-type]
-            if total < 1:
-                raise ConfigError(f"the number of images is at least 1, not {total}")
-            seeds = seed_range(seed, total)
+            seeds = seed_range(seed, count if count is not None else len(labels) if many else 1)  # type: ignore[arg-type]
         elif count not in (None, len(seeds)):
             raise ConfigError(f"{len(seeds)} seeds for {count} images; leave one of them out")
         parts = self.stream(
@@ -103,6 +220,7 @@ class Generation(PipelineCore):
         check_seeds(seeds)
         classes, count = self.classes.count, len(seeds)
         chosen = self.classes.one_or_each(labels, count)
+        how = self._loop_options(settings, callback)
 
         def ids(part: slice) -> Tensor | None:
             if isinstance(chosen, int):
@@ -113,30 +231,29 @@ class Generation(PipelineCore):
                 of = [seed % classes for seed in seeds[part]] if classes else []
             return torch.tensor(of, device=self.device) if of else None
 
-        def loop(model: SphereGenerator, part: slice, condition: Condition) -> Samples:
+        def loop(part: slice, condition: Condition) -> Samples:
             drawn = self._drawn(seeds[part], settings)
             start = self._here(drawn.initial) if noise is None else self._rows(noise, part, count)
-            each = self._step_noise(step_noise, drawn.steps, part, count)
-            how = self._loop_options(settings, "schedule", callback=callback)
-            return sampling.sample(model, start, condition, step_noise=each, **how)
+            if step_noise is None:
+                each = self._step_noise(drawn.steps, slice(None), len(start))
+            else:
+                each = self._step_noise(step_noise, part, count)
+            return sampling.sample(self.model, start, condition, step_noise=each, **how)
 
-        return self._batches(
-            seeds,
-            ids,
-            # noise that the seeds did not make is not in the record of an image
-            settings if noise is None and step_noise is None else settings | {"noise": "given"},
-            loop,
-            trajectory=trajectory,
-            batch_size=batch_size,
-        )
+        if noise is not None or step_noise is not None:
+            settings["noise"] = "given"  # noise that the seeds did not make is not in the record of an image
+        return self._batches(seeds, ids, settings, loop, trajectory=trajectory, batch_size=batch_size)
+
+    # images there and back --------------------------------------------------------------------------------------------
 
     @named
     @torch.no_grad()
     def encode(self, images: ImageInputs, labels: Labels = None) -> Tensor:
         """Return the points on the sphere (B, N, d) of images; `labels=None` is the null class."""
         x = self._to_tensor(images)
-        ids = rows(self._label_tensor(labels, len(x)))
-        parts = in_batches(len(x), self._at_once(), lambda part: self.model.encode(x[part], ids(part)))
+        ids = self._ids(labels, len(x))
+        size = self.batch_size or images_at_once(self.model, self.device)
+        parts = in_batches(len(x), size, lambda part: self.model.encode(x[part], None if ids is None else ids[part]))
         return torch.cat([points for _, points in parts])
 
     @named
@@ -165,12 +282,11 @@ class Generation(PipelineCore):
 
         `seed` and `options` are those of a model that refines, as in `decode`.
         """
-        x = self._to_tensor(images)
 
         def there_and_back(model: SphereGenerator, x: Tensor, condition: Condition) -> Samples:
             return sampling.decode(model, model.encode(x, condition), condition)
 
-        return self._unlooped("reconstruct", x, labels, there_and_back, seed, options).tensor
+        return self._unlooped("reconstruct", self._to_tensor(images), labels, there_and_back, seed, options).tensor
 
     @named
     def refine(
@@ -193,19 +309,124 @@ class Generation(PipelineCore):
         return self._unlooped("refine", x, labels, lambda _model, x, _condition: Samples(x, (x,)), seed, options)
 
     def _unlooped(
-        self, name: str, x: Tensor, labels: Labels, call: Call, seed: int, options: SamplerOptions
+        self,
+        name: str,
+        x: Tensor,
+        labels: Labels,
+        call: Callable[[SphereGenerator, Tensor, Condition], Samples],
+        seed: int,
+        options: SamplerOptions,
     ) -> PipelineOutput:
         """A call without a few-step loop, behind which a flow may refine; without a class unguided."""
         given: dict[str, Any] = {**({} if labels is not None else {"guidance": 1.0}), **options}
         settings = self._settings({"edit": name, **given})
         settings = {key: value for key, value in settings.items() if key in ("edit", "guidance") or key not in DEFAULTS}
+        ids = self._ids(labels, len(x))
+        seeds = seed_range(seed, len(x))
+        outputs = self._batches(seeds, ids, settings, lambda part, condition: call(self.model, x[part], condition))
+        return self._joined(outputs, len(x))
 
-        def loop(model: SphereGenerator, part: slice, condition: Condition) -> Samples:
-            return call(model, x[part], condition)
+    # the way of every call --------------------------------------------------------------------------------------------
 
-        ids = rows(self._label_tensor(labels, len(x)))
-        return self._joined(self._batches(seed_range(seed, len(x)), ids, settings, loop), len(x))
+    def _settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return complete(options, self.info.sampling, refines=self.refines, classes=self.classes.count)
+
+    def _loop_options(self, settings: Mapping[str, Any], callback: StepCallback | None) -> dict[str, Any]:
+        """The settings as the loops of `sampling` take them."""
+        how = {name: settings[name] for name in LOOP_SETTINGS if name in settings}
+        if callback is not None:
+            how["callback"] = lambda step, steps, made: callback(step, steps, _to_unit(self.model.to_image(made)))
+        return how
+
+    def _batches(
+        self,
+        seeds: Sequence[int],
+        ids: Ids,
+        settings: Mapping[str, Any],
+        loop: Loop,
+        *,
+        flow_noise: Tensor | None = None,
+        trajectory: bool = True,
+        batch_size: int | None = None,
+    ) -> Iterator[PipelineOutput]:
+        """Run a loop on all images batch by batch, and the flow of a model that refines behind it.
+
+        Args:
+            flow_noise: (B, C, S, S), the noise that the flow starts from; by default that of the seeds.
+        """
+
+        @torch.no_grad()
+        def make(part: slice) -> PipelineOutput:
+            of, labels = seeds[part], ids(part) if callable(ids) else ids if ids is None else ids[part]
+            condition = self.model.condition(labels)
+            samples = loop(part, condition)
+            if self.refines:
+                shape = self.model.image_shape
+                noise = sampling.refinement_noise(of, shape) if flow_noise is None else flow_noise[part]
+                flow = refinement_of(settings)
+                samples = sampling.refine_samples(self.model, samples, condition, flow, self._here(noise))
+            named = None if labels is None or labels.is_floating_point() else tuple(labels.tolist())
+            return PipelineOutput(
+                tensor=_to_unit(samples.images),
+                seeds=tuple(of),
+                labels=None if named and self.classes.count in named else named,  # the null class has no name
+                settings=settings,
+                steps=self._steps(samples) if trajectory else (),
+                origin={"model": self.name, "fingerprint": self.fingerprint},
+                class_names=self.info.class_names,
+            )
+
+        guided = settings["guidance"] != 1
+        size = batch_size or self.batch_size or images_at_once(self.model, self.device, guided=guided)
+        return (output for _, output in in_batches(len(seeds), size, make))
+
+    def _joined(self, outputs: Iterator[PipelineOutput], count: int) -> PipelineOutput:
+        """All batches of a call as one output; progress is shown if there are several."""
+        return join_outputs(watched(outputs, count, len, default_reporter) if self.progress else outputs)
+
+    def _steps(self, samples: Samples) -> Steps:
+        """The images after every step; where they are not decoded yet, what decodes them once they are asked for."""
+        if samples.decoded:
+            return tuple(_to_unit(images) for images in samples.trajectory)
+        *before, _ = samples.predictions
+        waiting, to_image = [each.cpu() for each in before], samples.to_image
+        last = tuple(map(_to_unit, samples.last))
+
+        def decode() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (*(_to_unit(to_image(self._here(each))) for each in waiting), *last)
+
+        return decode
+
+    def _to_tensor(self, images: ImageInputs) -> Tensor:
+        """Images as (B, C, S, S) in [-1, 1] on the model's device."""
+        return self._here(load_images(images, self.image_options) * 2 - 1)
+
+    def _ids(self, labels: Labels, count: int) -> Tensor | None:
+        ids = self.classes.of_each(labels, count)
+        return None if ids is None else torch.tensor(ids, device=self.device)
+
+    def _drawn(self, seeds: Sequence[int], settings: Mapping[str, Any], noisy_steps: int | None = None) -> SeededNoise:
+        """The noise of the start and the noisy steps of these seeds; by default all steps but the first are noisy."""
+        steps = settings["steps"] - 1 if noisy_steps is None else noisy_steps
+        return sampling.seeded_noise(seeds, self.model.latent_shape, steps, share=settings["share_noise"])
+
+    def _step_noise(self, noise: StepNoise, part: slice, count: int) -> Tensor | list[Tensor]:
+        """The noise of the steps for a part of `count` samples."""
+        if isinstance(noise, Tensor):
+            return self._rows(noise, part, count)
+        return [self._rows(each, part, count) for each in noise]
+
+    def _rows(self, noise: Tensor, part: slice, count: int) -> Tensor:
+        if tuple(noise.shape) != (count, *self.model.latent_shape):
+            shape = ", ".join(map(str, (count, *self.model.latent_shape)))
+            raise ConfigError(f"noise has shape {tuple(noise.shape)} instead of ({shape})")
+        return self._here(noise[part])
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        """On the model's device; between the networks all is float32, also where they compute in bfloat16."""
+        return tensor.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
 
 
-Call = Callable[[SphereGenerator, Tensor, Condition], Samples]
-"""Makes images of inputs (B, ...) under a condition."""
+def _to_unit(images: Tensor) -> Tensor:
+    return to_unit(images).float().cpu()

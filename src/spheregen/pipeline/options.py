@@ -1,4 +1,4 @@
-"""The options of sampling: names, types, defaults, and what is said to somebody who writes another name."""
+"""The options of sampling: names, types, defaults, and a hint for who writes another name."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.sampling.guidance import Guidance
-from spheregen.sampling.loop import StepNoise
+from spheregen.sampling.flow import Refinement
+from spheregen.sampling.loop import Guidance, StepNoise
 from spheregen.sampling.schedules import Angles, Schedule
+
+SEED_LIMIT = 2**63
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,29 +69,25 @@ class GenerationOptions:
     refinement_guidance: float | None = None
 
 
-DEFAULTS: Mapping[str, Any] = {
-    "steps": 4,
-    "schedule": "fixed",
-    "guidance": 1.0,
-    "guidance_at": "both",
-    "share_noise": True,
-}
-"""The paper's settings, for models that bring none."""
-FLOW_DEFAULTS: Mapping[str, Any] = {"refinement_steps": 4, "solver": "heun", "refinement_guidance": None}
-"""The same for the flow of models that refine; without a guidance of its own it has the loop's."""
-
 _INTEGER, _NAME = ("a whole number", Integral), ("a name", str)
-_KINDS: Mapping[str, tuple[Any, ...]] = {
-    "steps": _INTEGER,
-    "schedule": ("a name, a list of numbers, a function or Angles", str, Sequence, np.ndarray, Callable, Angles),
-    "guidance": ("a number", Real, Callable),
-    "guidance_at": _NAME,
-    "share_noise": ("true or false", bool),
-    "refinement_steps": _INTEGER,
-    "solver": _NAME,
-    "refinement_guidance": ("a number", Real, type(None)),
+_SCHEDULE = ("a name, a list of numbers, a function or Angles", str, Sequence, np.ndarray, Callable, Angles)
+_LOOP: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
+    "steps": (4, _INTEGER),
+    "schedule": ("fixed", _SCHEDULE),
+    "guidance": (1.0, ("a number", Real, Callable)),
+    "guidance_at": ("both", _NAME),
+    "share_noise": (True, ("true or false", bool)),
 }
-"""The type of each option, for people and for Python."""
+_FLOW: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
+    "refinement_steps": (4, _INTEGER),
+    "solver": ("heun", _NAME),
+    "refinement_guidance": (None, ("a number", Real, type(None))),
+}
+"""The default of each option, and its type for people and for Python."""
+DEFAULTS = {name: default for name, (default, _) in _LOOP.items()}
+"""The paper's settings, for models that bring none."""
+FLOW_DEFAULTS = {name: default for name, (default, _) in _FLOW.items()}
+"""The same for the flow of models that refine; without a guidance of its own it has the loop's."""
 _OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("label", "class_label", "class_labels", "classes", "class_id", "prompt", "y"), "labels"),
     **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg"), "guidance"),
@@ -116,11 +114,7 @@ class UnknownArgumentError(ConfigError, TypeError):
 
 
 def named(method: Callable[P, R]) -> Callable[P, R]:
-    """Refuse arguments of other names before the call, with the name that was probably meant.
-
-    Raises:
-        UnknownArgumentError: from the method that is returned.
-    """
+    """Let a method refuse arguments of other names, by an UnknownArgumentError with the name that was meant."""
     known = list(inspect.signature(method).parameters)
     if "options" in known and known[-1] == "options" and "Unpack" in str(method.__annotations__["options"]):
         (options,) = get_args(get_type_hints(method)[known.pop()])
@@ -139,12 +133,69 @@ def named(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_types(settings: Mapping[str, Any]) -> None:
-    """Check the type of each option of sampling among `settings`.
+    """Raise a ConfigError for an option of sampling among `settings` that is of another type."""
+    for name, (_, (words, *kinds)) in (*_LOOP.items(), *_FLOW.items()):
+        value = settings.get(name)
+        fits = isinstance(value, tuple(kinds)) and (not isinstance(value, bool) or bool in kinds)
+        if name in settings and not fits:
+            raise ConfigError(f"{name} is {words}, not {value!r}")
+
+
+def complete(options: Mapping[str, Any], own: Mapping[str, Any], *, refines: bool, classes: int) -> dict[str, Any]:
+    """Return the settings of a call: what is given, else the model's `own` defaults, else the paper's.
 
     Raises:
-        ConfigError: a value of another type.
+        ConfigError: a value of another type, an option of a flow where none refines, or an impossible one.
     """
-    for name in _KINDS.keys() & settings.keys():
-        (words, *kinds), value = _KINDS[name], settings[name]
-        if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
-            raise ConfigError(f"{name} is {words}, not {value!r}")
+    given = {name: value for name, value in options.items() if value is not None}
+    check_types(given)
+    defaults = {**DEFAULTS, **FLOW_DEFAULTS, "steps": 1} if refines else DEFAULTS
+    for name in FLOW_DEFAULTS.keys() & given.keys() - defaults.keys():
+        raise ConfigError(f"this model has no refiner; leave {name} out, or take a model of kind sphere-flow")
+    known = {name: value for name, value in own.items() if name in defaults}
+    if not classes:
+        known["guidance"] = 1.0  # a recipe's guidance says nothing about a model without classes
+        known.pop("refinement_guidance", None)
+    settings = {**defaults, **known, **given}
+    if refines:
+        guidance = settings["guidance"]
+        unguided = "edit" in given and given.get("guidance") == 1
+        if settings["refinement_guidance"] is None or (unguided and "refinement_guidance" not in given):
+            settings["refinement_guidance"] = guidance if isinstance(guidance, int | float) else 1.0
+        refinement_of(settings)  # complains before any work is done
+    return settings
+
+
+def refinement_of(settings: Mapping[str, Any]) -> Refinement:
+    """Return the flow that settings describe."""
+    return Refinement(settings["refinement_steps"], settings["solver"], settings["refinement_guidance"])
+
+
+def seed_range(seed: int, count: int) -> range:
+    """Return the seeds of `count` images from `seed` on.
+
+    Raises:
+        ConfigError: there is none, or one that cannot be.
+    """
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed is a whole number, not {seed!r}")
+    if count < 1:
+        raise ConfigError(f"the number of images is at least 1, not {count}")
+    check_seeds(seeds := range(seed, seed + count))
+    return seeds
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Check that there is a seed, and that all are between 0 and 2^63 - 1."""
+    if not len(seeds):
+        raise ConfigError("no seeds: the number of images is at least 1, not 0")
+    for edge in (seeds[0], seeds[-1]) if isinstance(seeds, range) else seeds:
+        if not 0 <= edge < SEED_LIMIT:
+            raise ConfigError(f"a seed lies between 0 and 2^63 - 1, not {edge}")
+
+
+def check_batch_size(batch_size: int | None) -> int | None:
+    """Return it, if it can be one."""
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size is at least 1, not {batch_size}")
+    return batch_size

@@ -1,11 +1,9 @@
-"""What a pipeline gives back: images with the seeds, classes and settings that make them again."""
+"""What a pipeline gives back: images with the seeds, classes and settings that make them again; the record in a PNG."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
-import html
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +15,23 @@ from PIL import Image
 from torch import Tensor
 
 import spheregen
-from spheregen.data import ImageWriter, encode_png, image_grid, open_writer, save_png, to_pil
+from spheregen.data import (
+    ImageWriter,
+    encode_png,
+    image_grid,
+    open_writer,
+    read_metadata,
+    save_png,
+    to_pil,
+)
+from spheregen.errors import DataError
+from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, check_types
 
 Steps = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
 """The images after every step, or what makes them."""
 _SHOWN = 64  # images in the view of a notebook
 _SMALL = 96  # pixels to which images of that view and of grids are enlarged
+_LARGEST_RECORD = 100_000  # characters of settings that are read
 
 
 @dataclass(frozen=True)
@@ -123,24 +132,8 @@ class PipelineOutput:
         return None
 
     def _repr_png_(self) -> bytes:
-        """A sheet of the images, for notebooks that show no HTML."""
+        """A sheet of the first images, for notebooks."""
         return encode_png(self[:_SHOWN].grid())
-
-    def _repr_html_(self) -> str:
-        """The images with their seeds and classes, for notebooks."""
-        figures = []
-        for number, image in enumerate(self[:_SHOWN]):
-            data = base64.b64encode(encode_png(image)).decode()
-            figures.append(
-                f'<figure style="margin:2px;text-align:center"><img src="data:image/png;base64,{data}" '
-                f'style="width:{max(_SMALL, image.width)}px;image-rendering:pixelated">'
-                f"<figcaption>{self.seeds[number]}<br>{html.escape(self._class_name(number))}</figcaption></figure>"
-            )
-        told = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        more = f"{len(self) - _SHOWN} more; " if len(self) > _SHOWN else ""
-        return (
-            f'<div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div><small>{more}{html.escape(told)}</small>'
-        )
 
 
 def join_outputs(parts: Iterable[PipelineOutput]) -> PipelineOutput:
@@ -164,3 +157,46 @@ def join_outputs(parts: Iterable[PipelineOutput]) -> PipelineOutput:
 
 def _made(steps: Steps) -> tuple[Tensor, ...]:
     return steps() if callable(steps) else steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """How a generated image was made, as its PNG says."""
+
+    model: str
+    """The name or folder of the model, as its user wrote it."""
+    fingerprint: str
+    """Of the model's weights; empty if it is not known."""
+    seed: int
+    label: int | None
+    settings: Mapping[str, Any]
+    """The fields of `GenerationOptions`; those of a flow only where one refined the image."""
+
+
+def read_record(path: Path) -> ImageRecord:
+    """Read how an image was made that `Pipeline.generate` and `PipelineOutput.save` wrote.
+
+    Raises:
+        DataError: the file is missing or no image, or it does not say how a plain sample was made.
+    """
+    text = read_metadata(path)
+    if "seed" not in text or "settings" not in text:
+        raise DataError(
+            f"{path} does not say how it was made; only single PNGs that `spheregen sample` or PipelineOutput.save "
+            "wrote do, as long as no other program saved them again"
+        )
+    try:
+        settings = json.loads(text["settings"][:_LARGEST_RECORD])
+        label = int(text["label"]) if "label" in text else None
+        seed = int(text["seed"])
+        if "edit" in settings or "noise" in settings:
+            raise DataError(f"{path} was made of other images or of given noise, which it does not hold")
+        if isinstance(settings["schedule"], list):
+            settings["schedule"] = [float(r) for r in settings["schedule"]]
+        names = DEFAULTS if "refinement_steps" not in settings else {**DEFAULTS, **FLOW_DEFAULTS}
+        settings = {name: settings[name] for name in names}
+        check_types(settings)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"{path} has a damaged record of how it was made ({error}); it cannot be repeated") from error
+    origin = {name: text.get(name, "") for name in ("model", "fingerprint")}
+    return ImageRecord(**origin, seed=seed, label=label, settings=settings)

@@ -2,9 +2,20 @@
 
 from spheregen.sampling.editing import MASKS, Joined, crossover_mask, edit, vary
 from spheregen.sampling.flow import SOLVERS, Refinement, integrate, refine_images, refine_samples, refinement_noise
-from spheregen.sampling.guidance import ClassifierFreeGuidance, Guidance, Guided, GuidedModel, guide
 from spheregen.sampling.interpolation import blend, interpolate, lerp
-from spheregen.sampling.loop import Callback, Samples, decode, reconstruct, refine, sample
+from spheregen.sampling.loop import (
+    Callback,
+    ClassifierFreeGuidance,
+    Guidance,
+    Guided,
+    GuidedModel,
+    Samples,
+    decode,
+    guide,
+    reconstruct,
+    refine,
+    sample,
+)
 from spheregen.sampling.restoration import Masked, Observation, Reduced, restore
 from spheregen.sampling.schedules import SCHEDULES, Angles, Schedule, edit_angles, generation_angles
 from spheregen.sampling.seeds import SeededNoise, seeded_noise

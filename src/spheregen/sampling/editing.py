@@ -16,20 +16,20 @@ from torch import Tensor
 from spheregen.conditioning import Labels
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.protocol import SphereGenerator
-from spheregen.sampling.guidance import Guidance, guide
-from spheregen.sampling.loop import Callback, Samples, StepNoise, run, step_noises
+from spheregen.sampling.loop import Callback, Guidance, Samples, StepNoise, guide, run, step_noises
 from spheregen.sampling.schedules import Schedule, edit_angles
 from spheregen.sphere import rotate
 
-MASKS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+MASKS: Mapping[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = MappingProxyType(
     {
-        "left-right": lambda row, column: column < 0,
-        "top-bottom": lambda row, column: row < 0,
-        "diagonal": lambda row, column: column > row,
-        "antidiagonal": lambda row, column: column < -row,
+        "left-right": (lambda row, column: -column, 0),
+        "top-bottom": (lambda row, column: -row, 0),
+        "diagonal": (lambda row, column: column - row, 0.5),
+        "antidiagonal": (lambda row, column: -column - row, 0.5),
     }
 )
-"""The places of a crossover's first image: rows grow downwards and columns to the right, both 0 in the middle.
+"""The places of a crossover's first image: where this is positive, and its share where this is 0. Rows grow downwards
+and columns to the right, both 0 in the middle.
 `diagonal` runs from the upper left to the lower right with the first image above it, `antidiagonal` from the lower left
 to the upper right with the first image above it."""
 
@@ -97,13 +97,10 @@ def crossover_mask(name: str, size: int) -> Tensor:
     """
     if name not in MASKS:
         raise ConfigError(f"unknown mask {name!r}{did_you_mean(name, MASKS)}; use {', '.join(MASKS)}, or an image")
+    inside, share = MASKS[name]
     place = torch.arange(size) - (size - 1) / 2
-    row, column = place[:, None].expand(size, size), place[None, :].expand(size, size)
-    first = MASKS[name](row, column).float()
-    if name in ("diagonal", "antidiagonal"):
-        on_it = (row == column) if name == "diagonal" else (row == -column)
-        first = torch.where(on_it, 0.5, first)
-    return first[None, None]
+    row, column = torch.meshgrid(place, place, indexing="ij")
+    return torch.heaviside(inside(row, column), torch.tensor(float(share)))[None, None]
 
 
 def vary(v: Tensor, noise: Tensor, angle: float) -> Tensor:

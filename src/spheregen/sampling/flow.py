@@ -23,7 +23,7 @@ from torch import Tensor
 from spheregen.conditioning import Labels
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.protocol import Context, SphereGenerator
-from spheregen.sampling.loop import Samples
+from spheregen.sampling.loop import Samples, draw_noise
 from spheregen.sampling.schedules import MOST_STEPS
 from spheregen.sampling.seeds import derived_seed
 
@@ -38,9 +38,8 @@ Solver = Callable[[End, Tensor, float, float], Tensor]
 
 def velocity(end: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
     """Return the velocity at x (B, ...), at one time or (B, 1, ...) times, of a flow that ends at `end`."""
-    if isinstance(t, Tensor):
-        return (end - x) / (1 - t).clamp_min(LEAST_REMAINDER)
-    return (end - x) / max(1 - t, LEAST_REMAINDER)
+    left = (1 - t).clamp_min(LEAST_REMAINDER) if isinstance(t, Tensor) else max(1 - t, LEAST_REMAINDER)
+    return (end - x) / left
 
 
 def euler(end: End, x: Tensor, t: float, to: float) -> Tensor:
@@ -63,7 +62,6 @@ def midpoint(end: End, x: Tensor, t: float, to: float) -> Tensor:
 
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType({"euler": euler, "heun": heun, "midpoint": midpoint})
-"""The solvers by their names."""
 
 
 def evaluations(steps: int, solver: str) -> int:
@@ -72,11 +70,7 @@ def evaluations(steps: int, solver: str) -> int:
 
 
 def check_flow(steps: int, solver: str) -> None:
-    """Refuse a number of steps or a solver that there is not.
-
-    Raises:
-        ConfigError: there is not.
-    """
+    """Raise a ConfigError for a number of steps or a solver that there is not."""
     if not 0 <= steps <= MOST_STEPS:
         raise ConfigError(
             f"refinement_steps is not negative, 0 leaves images rough, and at most {MOST_STEPS}: not {steps}"
@@ -150,8 +144,7 @@ def refine_images(
         raise ConfigError("this model has no refiner; take a model of kind sphere-flow")
     rho, condition = network.config.rho, network.condition(labels)
     if noise is None:
-        device = images.device if generator is None else generator.device
-        noise = torch.randn(images.shape, generator=generator, device=device).to(images.device, images.dtype)
+        noise = draw_noise(images, generator)
     elif noise.shape != images.shape:
         raise ConfigError(f"noise has shape {tuple(noise.shape)} for images of shape {tuple(images.shape)}")
     if context is None and network.config.context_tokens:

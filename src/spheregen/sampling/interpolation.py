@@ -50,23 +50,16 @@ def interpolate(ends: Tensor, frames: int, path: str = "slerp", *, prior: Prior 
     if path not in PATHS:
         raise ConfigError(f"unknown path {path!r}{did_you_mean(path, PATHS)}; use {', '.join(PATHS)}")
     join = slerp if path == "slerp" else functools.partial(lerp, prior=prior)
-
-    def repeated(end: Tensor) -> Tensor:
-        return end.expand(len(across), *end.shape)
-
-    upper = join(repeated(ends[0]), repeated(ends[1]), across)
-    if len(ends) == 2:
-        return upper
-    return join(upper, join(repeated(ends[2]), repeated(ends[3]), across), down)
+    corners = [end.expand(len(across), *end.shape) for end in ends]
+    upper = join(corners[0], corners[1], across)
+    return upper if len(ends) == 2 else join(upper, join(corners[2], corners[3], across), down)
 
 
 def blend(ends: Tensor, frames: int) -> Tensor:
     """Return class mixtures of the ends (2 or 4, K) mixed linearly, as `interpolate` goes: (F, K) or (F*F, K)."""
     across, down = (t[:, None] for t in positions(len(ends), frames))
-    upper = (1 - across) * ends[0] + across * ends[1]
-    if len(ends) == 2:
-        return upper
-    return (1 - down) * upper + down * ((1 - across) * ends[2] + across * ends[3])
+    upper, *lower = [(1 - across) * ends[i] + across * ends[i + 1] for i in range(0, len(ends), 2)]
+    return (1 - down) * upper + down * lower[0] if lower else upper
 
 
 def positions(ends: int, frames: int) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,13 @@
-"""The few-step loop: generation, editing and restoration are one loop with different starts.
+"""The few-step loop and its guidance: generation, editing and restoration are one loop with different starts.
 
-What goes from step to step is the model's prediction: an image, or a clean latent that is decoded at the end.
+What goes from step to step is the model's prediction: an image, or a clean latent that is decoded at the end. Guidance
+wraps the model before the loop: it is called with a generator and a condition and returns the `GuidedModel` that the
+loop runs. The one that the papers use is `ClassifierFreeGuidance`; a researcher's own takes its place wherever a
+guidance scale is accepted.
 
-Source: Yue et al. 2026 (arXiv 2602.15030), generation (method.md, section 1.3); Do et al. 2026 (arXiv 2605.15592),
-sampling (method.md, section 2). Legend: T steps, B samples, latents (B, N, d), images (B, C, S, S) in [-1, 1],
-predictions one or the other.
+Source: Yue et al. 2026 (arXiv 2602.15030), generation and its guidance at the decoder, the encoder, or both (method.md,
+section 1.3); Do et al. 2026 (arXiv 2605.15592), sampling and guidance of the clean latents (method.md, section 2).
+Legend: T steps, B samples, latents (B, N, d), images (B, C, S, S) in [-1, 1], predictions one or the other.
 """
 
 from __future__ import annotations
@@ -13,24 +16,153 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from spheregen.conditioning import Labels
-from spheregen.errors import ConfigError
+from spheregen.conditioning import Condition, Labels
+from spheregen.errors import ConfigError, did_you_mean
+from spheregen.prior import Angle, Prior
 from spheregen.protocol import Context, SphereGenerator
-from spheregen.sampling.guidance import Guidance, GuidedModel, guide
 from spheregen.sampling.schedules import Schedule, generation_angles
 
 StepNoise = Tensor | Sequence[Tensor]
 """Gaussian noise of the noisy steps: one (B, N, d) tensor shared by all, or one for each step."""
 Callback = Callable[[int, int, Tensor], object]
 """Called after each step with its number t = 1 .. T, T and the prediction."""
+PLACES = ("pixel", "latent", "both")
+
+# guidance -------------------------------------------------------------------------------------------------------------
 
 
-def _same(images: Tensor) -> Tensor:
-    return images
+class GuidedModel(Protocol):
+    """A generator under a condition: all that a sampling loop calls."""
+
+    @property
+    def prior(self) -> Prior:
+        """The latent space."""
+
+    def predict(self, v: Tensor, angle: Angle) -> tuple[Tensor, Context | None]:
+        """Return predictions, images (B, C, S, S) in [-1, 1] or clean latents (B, N, d), and what a refiner is told.
+
+        Args:
+            v: points (B, N, d).
+            angle: radians: how far noise moved them.
+        """
+
+    def to_latent(self, prediction: Tensor) -> Tensor:
+        """Return predictions as latents (B, N, d) before the sphere."""
+
+
+Guidance = Callable[[SphereGenerator, Condition], GuidedModel]
+"""Makes a generator follow its condition."""
+
+
+@dataclass(frozen=True)
+class ClassifierFreeGuidance:
+    """out = uncond + s * (cond - uncond): s = 1 is no guidance, s = 0 the null class.
+
+    `place` says what is combined: decoded images (`pixel`, clamped to [-1, 1]), raw latents (`latent`), or `both` with
+    sqrt(s) each. A model that predicts latents is guided there alone, so `both` is `latent` for it. Condition and null
+    class go through the network as one batch.
+
+    Raises:
+        ConfigError: an unknown place, or a scale that is negative or not finite.
+    """
+
+    scale: float = 1.0
+    place: str = "both"
+
+    def __post_init__(self) -> None:
+        if self.place not in PLACES:
+            hint = did_you_mean(self.place, PLACES)
+            raise ConfigError(f"unknown guidance place {self.place!r}{hint}; use {', '.join(PLACES)}")
+        if not 0 <= self.scale < math.inf:
+            raise ConfigError(f"guidance is not negative, and finite: {self.scale:g}")
+
+    def __call__(self, model: SphereGenerator, condition: Condition) -> Guided:
+        """Return `model` under `condition`.
+
+        Raises:
+            ConfigError: a scale other than 1 without labels to guide towards, or a place that the model has not.
+        """
+        places = model.guidance_places if self.place == "both" else (self.place,)
+        _check_places(model, places)
+        if self.scale != 1 and condition.index is None:
+            raise ConfigError("guidance steers towards a class: give labels, or guidance 1 for an unconditional sample")
+        each = self.scale if len(places) == 1 else math.sqrt(self.scale)
+        return Guided(model, condition, *(each if place in places else 1 for place in ("pixel", "latent")))
+
+
+class Guided:
+    """A generator under classifier-free guidance.
+
+    Args:
+        model: the generator.
+        condition: of the B samples.
+        pixel_scale: of predictions, where they are images.
+        latent_scale: of raw latents, or of predictions where they are latents.
+
+    Raises:
+        ConfigError: a scale other than 1 at a place that the model has not.
+    """
+
+    def __init__(
+        self, model: SphereGenerator, condition: Condition, pixel_scale: float = 1.0, latent_scale: float = 1.0
+    ) -> None:
+        scales = {"pixel": pixel_scale, "latent": latent_scale}
+        _check_places(model, [place for place, scale in scales.items() if scale != 1])
+        self.model, self.prior, self.condition = model, model.prior, condition
+        self.both = condition.with_null()
+        """Of 2 B samples: under their labels, then under the null class."""
+        self.pixel_scale, self.latent_scale = pixel_scale, latent_scale
+
+    def predict(self, v: Tensor, angle: Angle) -> tuple[Tensor, Context | None]:
+        model, images = self.model, self.model.predicts_images
+        scale = self.pixel_scale if images else self.latent_scale
+        run = model.predict_with_context if model.refiner is not None else lambda *of: (model.predict(*of), None)
+        if scale == 1:
+            return run(v, self.condition, angle)
+        twice = torch.cat([angle, angle]) if isinstance(angle, Tensor) and angle.ndim else angle
+        pair, context = run(torch.cat([v, v]), self.both, twice)
+        prediction = _guide(pair, scale).clamp(-1, 1) if images else _guide(pair, scale)
+        return prediction, None if context is None else context[slice(0, len(v))]
+
+    def to_latent(self, prediction: Tensor) -> Tensor:
+        scale = self.latent_scale if self.model.predicts_images else 1.0
+        if scale == 1:
+            return self.model.to_latent(prediction, self.condition)
+        return _guide(self.model.to_latent(torch.cat([prediction, prediction]), self.both), scale)
+
+
+def _guide(pair: Tensor, scale: float) -> Tensor:
+    conditional, unconditional = pair.chunk(2)
+    return unconditional + scale * (conditional - unconditional)  # method.md 1.3
+
+
+def _check_places(model: SphereGenerator, asked: Iterable[str]) -> None:
+    for place in asked:
+        if place not in model.guidance_places:
+            raise ConfigError(
+                f"this model has no {place} guidance, it is guided at {' and '.join(model.guidance_places)}; set "
+                f"guidance_at to {model.guidance_places[0]} or both"
+            )
+
+
+def guide(model: SphereGenerator, labels: Labels, guidance: float | Guidance = 1.0, place: str = "both") -> GuidedModel:
+    """Return `model` under labels, guided by a scale at a place (pixel, latent or both), or by a guidance of yours."""
+    if isinstance(guidance, int | float):
+        guidance = ClassifierFreeGuidance(guidance, place)
+    return guidance(model, model.condition(labels))
+
+
+# the loop -------------------------------------------------------------------------------------------------------------
+
+
+def same(prediction: Tensor) -> Tensor:
+    """Return the prediction as it is."""
+    return prediction
 
 
 @dataclass(frozen=True)
@@ -41,13 +173,13 @@ class Samples:
     """(B, C, S, S) in [-1, 1], of the last step."""
     predictions: tuple[Tensor, ...]
     """The results of the T steps: images, or latents."""
-    to_image: Callable[[Tensor], Tensor] = field(default=_same, repr=False)
+    to_image: Callable[[Tensor], Tensor] = field(default=same, repr=False)
     """Makes images of these."""
     context: Context | None = None
     """The context of the images for a refiner; None where they came from none of the loop's steps."""
     rough: Tensor | None = None
     """(B, C, S, S), the images of the last step as they were before a flow refined them; None where none did."""
-    agree: Callable[[Tensor], Tensor] = field(default=_same, repr=False)
+    agree: Callable[[Tensor], Tensor] = field(default=same, repr=False)
     """Brings images that were changed behind the loop back to what is known of them, as a restoration does."""
 
     @property
@@ -83,8 +215,8 @@ def run(
     *,
     made: bool = False,
     context: Context | None = None,
-    before: Callable[[Tensor], Tensor] = _same,
-    after: Callable[[Tensor], Tensor] = _same,
+    before: Callable[[Tensor], Tensor] = same,
+    after: Callable[[Tensor], Tensor] = same,
     callback: Callback | None = None,
 ) -> Samples:
     """Run the loop: from a prediction through a step for each angle.
@@ -180,8 +312,8 @@ def step_noises(
     """
     if given is None:
         if share:
-            return [_draw(like, generator)] * count if count else []
-        return (_draw(like, generator) for _ in range(count))
+            return [draw_noise(like, generator)] * count if count else []
+        return (draw_noise(like, generator) for _ in range(count))
     noises = [given] * max(count, 1) if isinstance(given, Tensor) else given
     if not isinstance(given, Tensor) and len(noises) != count:
         raise ConfigError(f"{len(noises)} step noises for {count} noisy steps; give one for each, or one tensor")
@@ -191,6 +323,7 @@ def step_noises(
     return noises[:count]
 
 
-def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw Gaussian noise of the shape, type and device of a tensor, on the device of the generator."""
     device = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like.device, like.dtype)

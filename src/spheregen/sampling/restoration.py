@@ -9,6 +9,7 @@ Source: SP3 (arXiv 2606.16396). Legend: T steps, B samples, images (B, C, S, S) 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +20,7 @@ from torch.nn import functional
 from spheregen.conditioning import Labels
 from spheregen.errors import ConfigError
 from spheregen.protocol import SphereGenerator
-from spheregen.sampling.guidance import Guidance, guide
-from spheregen.sampling.loop import Callback, Samples, StepNoise, run, step_noises
+from spheregen.sampling.loop import Callback, Guidance, Samples, StepNoise, guide, run, same, step_noises
 from spheregen.sampling.schedules import Schedule, edit_angles
 
 
@@ -157,18 +157,10 @@ def restore(
         return agree(model.to_image(prediction))
 
     if isinstance(observation, Masked) and not model.predicts_images:
-        known = model.from_image(start)
-        samples = run(
-            guided,
-            known,
-            angles,
-            noises,
-            agreed,
-            after=lambda prediction: model.mix(prediction, known, observation.missing),
-            callback=callback,
-        )
+        known, missing = model.from_image(start), observation.missing
+        after = functools.partial(model.mix, second=known, mask=missing)
+        samples = run(guided, known, angles, noises, agreed, after=after, callback=callback)
     else:
-        samples = run(
-            guided, start, angles, noises, lambda same: same, before=model.from_image, after=agreed, callback=callback
-        )
+        before = model.from_image
+        samples = run(guided, start, angles, noises, same, before=before, after=agreed, callback=callback)
     return dataclasses.replace(samples, agree=agree)

@@ -35,26 +35,14 @@ Schedule = str | Sequence[float] | Callable[[int, int], float] | Angles
 `Angles`."""
 
 
-def fixed(t: int, steps: int, largest: float) -> float:
-    """Return r_t = 1 as an angle: every step is as noisy as training was; the paper's best."""
-    return largest
-
-
-def decay(t: int, steps: int, largest: float) -> float:
-    """Return r_t = 1 - t/steps as an angle."""
-    return scale_noise(largest, 1 - t / steps).item()
-
-
-def angle(t: int, steps: int, largest: float) -> float:
-    """Return alpha_max * (1 - t/steps): the angle falls evenly, so late steps have far less noise.
-
-    Ours; for few-step denoisers of latents, whose noise angles are near 90 degrees for most magnitudes.
-    """
-    return largest * (1 - t / steps)
-
-
 SCHEDULES: Mapping[str, Callable[[int, int, float], float]] = MappingProxyType(
-    {"fixed": fixed, "decay": decay, "angle": angle}
+    {
+        "fixed": lambda t, steps, largest: largest,  # r_t = 1, as noisy as training was: the paper's best
+        "decay": lambda t, steps, largest: scale_noise(largest, 1 - t / steps).item(),  # r_t = 1 - t/steps
+        # ours: late steps have far less noise, for few-step denoisers of latents, whose angles are near 90 degrees for
+        # most magnitudes
+        "angle": lambda t, steps, largest: largest * (1 - t / steps),
+    }
 )
 """The schedules that have a name: step t = 1 .. steps-1, steps and alpha_max in radians to an angle in radians."""
 
@@ -73,9 +61,7 @@ def generation_angles(
     Raises:
         ConfigError: fewer than 1 step, an unknown schedule, a sequence of another length, or impossible numbers.
     """
-    if not 1 <= steps <= MOST_STEPS:
-        raise ConfigError(f"steps is at least 1, not {steps}: one step decodes a random point; {MOST_STEPS} at most")
-    return _angles(schedule, steps - 1, "steps after the first", alpha_max, strength)
+    return _angles(schedule, steps, 1, alpha_max, strength)
 
 
 def edit_angles(schedule: Schedule, steps: int, strength: float, alpha_max: float = 85.0) -> tuple[float, ...]:
@@ -86,13 +72,14 @@ def edit_angles(schedule: Schedule, steps: int, strength: float, alpha_max: floa
     Raises:
         ConfigError: as for `generation_angles`, or an impossible strength.
     """
+    return _angles(schedule, steps, 0, alpha_max, strength)
+
+
+def _angles(schedule: Schedule, steps: int, clean: int, alpha_max: float, strength: float) -> tuple[float, ...]:
+    """Return the angles of the noisy steps, all but the `clean` first ones."""
     if not 1 <= steps <= MOST_STEPS:
-        raise ConfigError(f"steps is at least 1, not {steps}: a step encodes and decodes once; {MOST_STEPS} at most")
-    return _angles(schedule, steps, "edit steps", alpha_max, strength)
-
-
-def _angles(schedule: Schedule, count: int, what: str, alpha_max: float, strength: float) -> tuple[float, ...]:
-    """Return the angles of `count` noisy steps."""
+        raise ConfigError(f"steps is at least 1, and at most {MOST_STEPS}, not {steps}")
+    count = steps - clean
     if not 0 <= strength < math.inf:
         raise ConfigError(f"strength is a fraction of the training noise from 0 up, not {strength:g}")
     largest = math.radians(alpha_max)
@@ -108,11 +95,10 @@ def _angles(schedule: Schedule, count: int, what: str, alpha_max: float, strengt
             raise ConfigError("a schedule of angles holds degrees from 0 to 90")
         found = [math.radians(degrees) for degrees in schedule.degrees]
     else:
-        given = schedule
-        numbers = [given(t, count + 1) for t in range(1, count + 1)] if callable(given) else [float(r) for r in given]
+        numbers = [schedule(t, count + 1) for t in range(1, count + 1)] if callable(schedule) else list(schedule)
         if not all(0 <= r < math.inf for r in numbers):
             raise ConfigError("a schedule holds finite numbers from 0 up")
-        found = [scale_noise(largest, r).item() for r in numbers]
+        found = [scale_noise(largest, float(r)).item() for r in numbers]
     if len(found) != count:
-        raise ConfigError(f"a schedule of {len(found)} numbers does not fit {count} {what}")
+        raise ConfigError(f"a schedule of {len(found)} numbers does not fit {count} noisy steps")
     return tuple(each if strength == 1 else scale_noise(each, strength).item() for each in found)

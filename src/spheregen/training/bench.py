@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity
@@ -42,20 +43,6 @@ SLOW_BF16 = 0.1
 _LONG = 10**6  # steps of a run that counts epochs
 _ENOUGH = 0.05  # seconds of work between two looks at an accelerator's clock
 _OPERATORS = 15  # rows of a profile
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where it was measured."""
-
-    device: str
-    """The name of the GPU or of the processor."""
-    kind: str
-    """The device's type: `cpu`, `cuda`, `mps`."""
-    threads: int
-    torch: str
-    python: str
-    system: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,8 @@ class BenchResult:
     """All that was measured."""
 
     recipe: str
-    machine: Machine
+    machine: Mapping[str, Any]
+    """Where it was measured: `device`, its name, and `kind`, its type, `threads`, and versions of the software."""
     peaks: Mapping[str, Peak]
     """By precision."""
     rows: Sequence[BenchRow]
@@ -143,25 +131,20 @@ def bench(
             raise ConfigError(f"unknown {option} {unknown[0]!r}; use {' or '.join(known)}")
     if perceptual not in (None, "random"):
         raise ConfigError(f"perceptual is random or left out, not {perceptual!r}")
-    if not what or min((*steps, repeats, batch_size or 1), default=0) < 1 or not steps or batch_size == 0:
+    batch_size = recipe.train.batch_size if batch_size is None else batch_size
+    if not what or min((*steps, repeats, batch_size)) < 1 or not steps:
         raise ConfigError("give at least one kind of work; steps, repeats and the batch size are at least 1")
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": batch_size})})
     notes: list[str] = []
-    if precisions is None:
-        precisions, notes = _sensible_precisions(device)
-    if batch_size is not None:
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": batch_size})})
     peaks: dict[str, Peak] = {}
     rows: list[BenchRow] = []
     profiles: dict[str, str] = {}
     with keep_random_state():
-        for precision in precisions:
-            progress(f"{precision}: measuring matrix products")
+        for precision in _sensible_precisions(device, notes) if precisions is None else precisions:
+            progress(f"{precision}: warming up")
             meter = PeakMeter(device, precision, sizes=peak_sizes)
             works = _sampling(recipe, device, precision, steps) if "sample" in what else []
             works += [_training(recipe, device, precision, perceptual, notes)] if "train" in what else []
-            for work in works:
-                progress(f"{precision}: warming up {work.name}")
-                work.warm_up()
             for turn in range(repeats):
                 progress(f"{precision}: turn {turn + 1} of {repeats}")
                 meter.sample()
@@ -174,18 +157,16 @@ def bench(
                 notes.append(f"{precision}: products of side {left_out} take too long here and do not count")
             for work in works if profile else ():
                 progress(f"{precision}: profiling {work.name}")
-                profiles[f"{work.name} {precision}"] = work.profile()
-                if device.type == "cuda":
-                    notes.append(f"{work.name} {precision}: {work.waits()}")
+                profiles[f"{work.name} {precision}"] = work.profile(notes)
             del works
-    machine = Machine(
-        device=device_name(device) if device.type == "cuda" else _processor(),
-        kind=device.type,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        python=platform.python_version(),
-        system=platform.system(),
-    )
+    machine = {
+        "device": device_name(device) if device.type == "cuda" else _processor(),
+        "kind": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
     return BenchResult(recipe.name, machine, peaks, rows, notes, profiles)
 
 
@@ -199,25 +180,18 @@ class _Work:
         self._what, self._steps, self._batch, self._flops = what, steps, batch, flops
         self._device, self._run = device, run
         self._timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-        self._count = 1
         self._times: list[float] = []
-        self._peak: float | None = None
-
-    def warm_up(self) -> None:
-        """Run it until it is fast, and see how many runs its clock needs."""
-        on_cpu = self._device.type == "cpu"
-        self._peak = peak_memory(lambda: self._timer.timeit(1 if on_cpu else 2), self._device)
-        if not on_cpu:
+        # run until it is fast, and see how many runs the clock of an accelerator needs
+        self._count, runs = 1, 1 if device.type == "cpu" else 2
+        self._peak = peak_memory(lambda: self._timer.timeit(runs), device)
+        if device.type != "cpu":
             self._count = max(1, min(1000, int(_ENOUGH / self._timer.timeit(1).median)))
 
     def measure(self) -> None:
-        """Time it once."""
         self._times.append(self._timer.timeit(self._count).median)
 
     def row(self, precision: str, peak: Peak) -> BenchRow:
-        """Return the figures of the measured times."""
-        shares = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
-        low, seconds, high = torch.tensor(self._times, dtype=torch.float64).quantile(shares).tolist()
+        low, seconds, high = np.quantile(self._times, (0.05, 0.5, 0.95)).tolist()
         rate = self._batch / seconds
         return BenchRow(
             what=self._what,
@@ -233,25 +207,23 @@ class _Work:
             peak_bytes=None if self._peak is None else int(self._peak * 2**20),
         )
 
-    def profile(self) -> str:
-        """Return torch's table of where the time goes."""
+    def profile(self, notes: list[str]) -> str:
+        """Return torch's table of where the time goes; note whether the host waits for the GPU inside."""
         on_gpu = self._device.type == "cuda"
         with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as trace:
             self._run()
             synchronize(self._device)
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                self._run()
+                notes.append(f"{self.name}: the host never waits for the GPU inside")
+            except RuntimeError as error:
+                notes.append(f"{self.name}: the host waits for the GPU inside ({str(error).splitlines()[0]})")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         return str(trace.key_averages().table(sort_by=order, row_limit=_OPERATORS, max_name_column_width=50))
-
-    def waits(self) -> str:
-        """Return in words whether the host waits for the GPU inside."""
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            self._run()
-        except RuntimeError as error:
-            return f"the host waits for the GPU inside ({str(error).splitlines()[0]})"
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return "the host never waits for the GPU inside"
 
 
 def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Sequence[int]) -> list[_Work]:
@@ -307,14 +279,15 @@ def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: 
     return _Work("train", 1, recipe.train.batch_size, flops, device, lambda: step(batch, noise, 1e-6))
 
 
-def _sensible_precisions(device: torch.device) -> tuple[Sequence[str], list[str]]:
+def _sensible_precisions(device: torch.device, notes: list[str]) -> Sequence[str]:
+    """Return both, but bf16 only where it is not absurdly slow."""
     if device.type == "cuda":
-        return (PRECISIONS, []) if torch.cuda.is_bf16_supported() else (("float32",), ["no bf16 on this GPU"])
+        return PRECISIONS if torch.cuda.is_bf16_supported() else ("float32",)
     full, half = (matmul_peak(device, precision, sizes=(256,), repeats=9) for precision in PRECISIONS)
-    if half < SLOW_BF16 * full:
-        ratio = full / half
-        return ("float32",), [f"bf16 is left out: {ratio:.0f} times slower than float32 here; ask for it to measure it"]
-    return PRECISIONS, []
+    if half >= SLOW_BF16 * full:
+        return PRECISIONS
+    notes.append(f"bf16 is left out: {full / half:.0f} times slower than float32 here; ask for it to measure it")
+    return ("float32",)
 
 
 def _processor() -> str:

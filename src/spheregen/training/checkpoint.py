@@ -8,10 +8,8 @@ any number of them can go on from it.
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from spheregen.tensors import load_tensors, save_tensors
 from spheregen.training.optimizer import Optimizer
 
 FOLDER = "state"
-_NAME = re.compile(r"^step-(\d{9})\.safetensors$")
 
 
 @dataclass(frozen=True)
@@ -40,21 +37,18 @@ class Checkpoint:
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """Return where the checkpoint after `step` steps lies."""
     return run / FOLDER / f"step-{step:09d}.safetensors"
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a run folder with their steps, the oldest first."""
-    folder = run / FOLDER
-    if not folder.is_dir():
-        return []
-    matches = ((_NAME.match(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in matches if match)
+    """Return the checkpoints of a run folder with their steps, the oldest first."""
+    paths = sorted((run / FOLDER).glob("step-" + "[0-9]" * 9 + ".safetensors"))
+    return [(int(path.stem.removeprefix("step-")), path) for path in paths]
 
 
 def latest_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run folder, None if there is none.
+    """Return the newest checkpoint of a run folder, None if there is none.
 
     Raises:
         ModelFileError: its header cannot be read.
@@ -65,30 +59,30 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
     step, path = found[-1]
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return Checkpoint(path, step, json.loads(metadata["run"]))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            return Checkpoint(path, step, json.loads(file.metadata()["run"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"cannot read {path}: it is broken; remove it to continue from the one before") from error
 
 
 def training_state(
     model: nn.Module, average: nn.Module, optimizer: Optimizer, meters: Mapping[str, Tensor], world: World
 ) -> dict[str, Tensor]:
-    """All tensors of a run, whole and on the CPU, by name: what a checkpoint holds.
+    """Return all tensors of a run, whole and on the CPU, by name: what a checkpoint holds.
 
     Every process must call it together; only the first gets anything. Sharded tensors are put together one by one.
     """
-    tensors: Iterable[tuple[str, Tensor]] = itertools.chain(
-        ((f"model.{name}", tensor) for name, tensor in model.state_dict().items()),
-        ((f"average.{name}", tensor) for name, tensor in average.state_dict().items()),
-        ((f"meter.{name}", tensor) for name, tensor in meters.items()),
-        ((f"optimizer.{name}", tensor) for name, tensor in optimizer.state().items()),
-    )
+    parts = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "meter": meters,
+        "optimizer": optimizer.state(),
+    }
     state = {}
-    for name, tensor in tensors:
-        complete = full_tensor(tensor)
-        if world.is_first:
-            state[name] = complete.detach().cpu()
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            complete = full_tensor(tensor)
+            if world.is_first:
+                state[f"{part}.{name}"] = complete.detach().cpu()
     return state
 
 
@@ -111,32 +105,28 @@ def load_checkpoint(
     for name, tensor in load_tensors(checkpoint.path).items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
-    for network, part in ((model, "model"), (average, "average")):
+    for network, theirs in ((model, parts["model"]), (average, parts["average"])):
         ours = network.state_dict()
-        wrong = sorted(
-            {name for name in ours.keys() & parts[part].keys() if ours[name].shape != parts[part][name].shape}
-            | (ours.keys() ^ parts[part].keys())
-        )
+        common = ours.keys() & theirs.keys()
+        wrong = {name for name in common if ours[name].shape != theirs[name].shape} | (ours.keys() ^ theirs.keys())
         if wrong:
             raise ModelFileError(
-                f"{checkpoint.path} belongs to another model: {len(wrong)} tensors differ, the first is {wrong[0]}"
+                f"{checkpoint.path} belongs to another model: {len(wrong)} tensors differ, the first is {min(wrong)}"
             )
         for name, tensor in ours.items():
-            assign(tensor, parts[part][name])
+            assign(tensor, theirs[name])
     parameters = dict(model.named_parameters())
     moments: dict[str, dict[str, Tensor]] = {}
     for name, value in parts["optimizer"].items():
         parameter, _, key = name.rpartition("|")
         if parameter in parameters:
             target = parameters[parameter]
-            is_moment = value.shape == target.shape and key != "step"
-            moments.setdefault(parameter, {})[key] = (
-                distribute_like(value, target) if is_moment else value.to(target.device)
-            )
+            sharded = value.shape == target.shape and key != "step"
+            placed = distribute_like(value, target) if sharded else value.to(target.device)
+            moments.setdefault(parameter, {})[key] = placed
     try:
         optimizer.load_state(moments)
     except KeyError as error:
-        parameter, _, key = str(error.args[0]).rpartition("|")
-        raise ModelFileError(f"{checkpoint.path} lacks the optimiser's {key} of {parameter}") from error
+        raise ModelFileError(f"{checkpoint.path} lacks {error.args[0]} of the optimiser") from error
     device = next(model.parameters()).device
     return {name: tensor.to(device) for name, tensor in parts["meter"].items()}

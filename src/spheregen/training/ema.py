@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from spheregen.distributed import local
 
-Model = TypeVar("Model", bound=nn.Module)
 
-
-class EMA(Generic[Model]):
+class EMA:
     """A float32 copy of a model whose parameters follow it: `average += (1 - decay) * (weights - average)`.
 
     `model` is the averaged model, in evaluation mode and without gradients. Where the trained model is sharded
     afterwards, shard this one in the same way.
     """
 
-    def __init__(self, model: Model, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.model: Model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        self.model: Any = copy.deepcopy(model).float().eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 One forward pass of a few images on the meta device, where nothing is allocated, counts the operations of a step and the
 activations that it keeps; weights, moments and EMA follow from the parameters. The rest are rules of thumb, named here;
-a run whose memory does not suffice all the same goes on with smaller micro-batches (`backoff`).
+a run whose memory does not suffice all the same goes on with smaller micro-batches (`step`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -64,30 +63,30 @@ def readable(size: float) -> str:
 
 
 def random_batch(
-    objective: Objective, config: Any, count: int, device: torch.device | str
+    objective: Objective, config: Any, count: int, device: torch.device | str, progress: float = 1.0
 ) -> tuple[Tensor, Tensor | None, BatchNoise]:
-    """Return `count` inputs that look like data, labels (None without classes) and random numbers of the run's end."""
+    """Return `count` inputs that look like data, labels (None without classes) and random numbers.
+
+    Inputs are images (C, S, S) of 256 levels in [-1, 1], or Gaussian latents (N, d).
+
+    Args:
+        progress: the share of the run that is done, 0 to 1.
+    """
     generator, shape = torch.Generator().manual_seed(0), member_of(config).input_shape(config)
-    inputs, labels = _random_inputs(shape, getattr(config, "num_classes", 0), count, generator)
-    noise: BatchNoise = objective.draw(count, generator, progress=1.0)
-    return inputs.to(device), None if labels is None else labels.to(device), noise.each(lambda each: each.to(device))
+    if len(shape) == 3:
+        inputs = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8).float() / 127.5 - 1
+    else:
+        inputs = torch.randn(count, *shape, generator=generator)
+    classes = getattr(config, "num_classes", 0)
+    labels = torch.randint(classes, (count,), generator=generator).to(device) if classes else None
+    noise: BatchNoise = objective.draw(count, generator, progress=progress)
+    return inputs.to(device), labels, noise.each(lambda each: each.to(device))
 
 
 def synthetic_batch(step: TrainingStep, count: int) -> tuple[Batch, BatchNoise]:
     """Return the same as a batch of a step, on its device."""
     inputs, labels, noise = random_batch(step.objective, step.recipe.model, count, step.device)
     return Batch(inputs=inputs, labels=labels, indices=torch.arange(count), step=0), noise
-
-
-def _random_inputs(
-    shape: Sequence[int], classes: int, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor | None]:
-    """Return images (C, S, S) of 256 levels in [-1, 1] or Gaussian latents (N, d), and their labels."""
-    if len(shape) == 3:
-        inputs = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8).float() / 127.5 - 1
-    else:
-        inputs = torch.randn(count, *shape, generator=generator)
-    return inputs, torch.randint(classes, (count,), generator=generator) if classes else None
 
 
 # what a step takes
@@ -100,7 +99,7 @@ class StepCost:
     flops_per_image: float
     """Operations in linears and convolutions, forward and backward, a mean over the phases of the run."""
     activations_per_image: int
-    """Kept for the backward pass at the end of the run, where every term of the loss counts."""
+    """Kept for the backward pass, in the phase that keeps most."""
     parameters: int
     stored: int
     """Parameters, fixed tables and statistics."""
@@ -112,20 +111,20 @@ class StepCost:
 
 @functools.lru_cache(maxsize=64)
 def step_cost(recipe: Recipe) -> StepCost:
-    """Count what a training step takes. Nothing is allocated, and no random state changes.
-
-    Deep models are inferred from shallow ones: operations and activations are affine in the depth.
-    """
-    depths = [size.depth for size in getattr(recipe.model, "transformers", ())]
-    shallow = [min(depth, 2) for depth in depths]
-    flops, kept = whole = _measured(recipe, shallow)
-    for place, depth in enumerate(depths):
-        if depth > 2:
-            less = _measured(recipe, [1 if other == place else each for other, each in enumerate(shallow)])
-            flops += (depth - 2) * (whole[0] - less[0])
-            kept += (depth - 2) * (whole[1] - less[1])
+    """Count what a training step takes. Nothing is allocated, and no random state changes."""
     objective = objective_on_meta(recipe)
+    objective.model.train()
+    for block in blocks_of(objective.model):
+        block.recompute = recipe.train.recompute
     groups = Optimizer(objective.model, tags_by_name(objective.model), recipe.parameter_groups).param_groups
+    bounds = sorted({0.0, 1.0, *(bound for part in recipe.parameter_groups for bound in (part.begin, part.end))})
+    flops, kept = 0.0, 0
+    for begin, end in itertools.pairwise(bounds):
+        batch = random_batch(objective, recipe.model, TRACED, "meta", progress=end - 1e-9)
+        with keep_random_state(), torch.device("meta"):
+            counted = _count(objective, *batch)
+        flops += (end - begin) * counted[0] / TRACED
+        kept = max(kept, counted[1] // TRACED)
     parameters = _bytes(objective.model.parameters())
     return StepCost(
         flops_per_image=flops,
@@ -141,37 +140,6 @@ def objective_on_meta(recipe: Recipe) -> Objective:
     """Return the objective of a recipe with random frozen networks on the meta device, where nothing is allocated."""
     with keep_random_state(), torch.device("meta"), Uninitialised():
         return estimate_objective(recipe)
-
-
-def _measured(recipe: Recipe, depths: Sequence[int]) -> tuple[float, int]:
-    """Return operations of a step for one image and bytes of the activations that it keeps, of a model of these depths.
-
-    In-context tokens, if any, are in all blocks but the first.
-    """
-    if not depths:
-        return _measure(recipe)
-    sizes = zip(recipe.model.transformers, depths, strict=True)
-    shallow = [size if size.depth == depth else dataclasses.replace(size, depth=depth, in_context_start=0)
-               for size, depth in sizes]  # fmt: skip
-    return _measure(recipe.model_copy(update={"model": recipe.model.with_transformers(shallow)}))
-
-
-@functools.lru_cache(maxsize=256)
-def _measure(recipe: Recipe) -> tuple[float, int]:
-    objective = objective_on_meta(recipe)
-    objective.model.train()
-    for block in blocks_of(objective.model):
-        block.recompute = recipe.train.recompute
-    bounds = sorted({0.0, 1.0, *(bound for part in recipe.parameter_groups for bound in (part.begin, part.end))})
-    flops, kept = 0.0, 0
-    for begin, end in itertools.pairwise(bounds):
-        inputs, labels, _ = random_batch(objective, recipe.model, TRACED, "meta")
-        noise = objective.draw(TRACED, torch.Generator().manual_seed(0), progress=end - 1e-9)
-        with keep_random_state(), torch.device("meta"):
-            counted = _count(objective, inputs, labels, noise.each(lambda tensor: tensor.to("meta")))
-        flops += (end - begin) * counted[0] / TRACED
-        kept = max(kept, counted[1] // TRACED)
-    return flops, kept
 
 
 def _count(objective: Objective, inputs: Tensor, labels: Tensor | None, noise: BatchNoise) -> tuple[float, int]:
@@ -265,7 +233,7 @@ def estimate_memory(
     """
     cost, share = step_cost(recipe), _share(recipe, world_size)
     asked = micro_batch if micro_batch is not None else recipe.train.micro_batch
-    count = min(asked, share) if isinstance(asked, int) else share
+    count = max(1, min(asked, share)) if isinstance(asked, int) else share
     shards = world_size if recipe.train.parallel == "fsdp" else 1
     decoded = (images or 0) * recipe.model.image_channels * recipe.model.image_size**2
     half = HALF if precision == "bf16" else 1.0
@@ -296,28 +264,25 @@ def estimate_sampling_memory(config: Any, tokens: int, batch: int, parameters: i
     return {"batch": batch, "weights": weights, "activations": activations, "total": weights + activations}
 
 
-def own_memory(device: torch.device, world: World) -> int | None:
-    """Return the bytes that this process can take, if its kin on the same CPU take as much; None where unknown."""
-    available = available_memory(device)
-    if available is not None and device.type == "cpu" and world.size > 1:
-        available //= int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    return available
-
-
 def largest_micro_batch(
     recipe: Recipe, *, precision: str, world_size: int = 1, device_type: str = "cpu", available: int
 ) -> int:
-    """Return the largest micro-batch whose estimate fits into 90 % of `available` bytes; 1 where none does.
+    """Return the largest micro-batch whose estimate fits into 90 % of `available` bytes; 0 where none does.
 
     Tried are a process's share of the batch, its half, its quarter and so on.
     """
     count, how = _share(recipe, world_size), {"world_size": world_size, "device_type": device_type}
-    while count > 1:
+    while count:
         needed = estimate_memory(recipe, precision=precision, micro_batch=count, **how).total  # type: ignore[arg-type]
         if needed <= SAFE_SHARE * available:
             break
-        count = -(-count // 2)
+        count = -(-count // 2) if count > 1 else 0
     return count
+
+
+def recomputing(recipe: Recipe) -> Recipe:
+    """Return the recipe with `train.recompute`."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"recompute": True})})
 
 
 def memory_warning(
@@ -325,19 +290,14 @@ def memory_warning(
 ) -> str | None:
     """Return a line if a run is not likely to fit into `available` bytes: the need, and the settings that help."""
     how: dict[str, Any] = {"precision": precision, "world_size": world_size, "device_type": device_type}
-    needed, room = estimate_memory(recipe, micro_batch=micro_batch, **how).total, SAFE_SHARE * available
-    if needed <= room:
+    needed = estimate_memory(recipe, micro_batch=micro_batch, **how).total
+    if needed <= SAFE_SHARE * available:
         return None
-    recomputing = recipe.model_copy(update={"train": recipe.train.model_copy(update={"recompute": True})})
-    smaller = largest_micro_batch(recipe, available=available, **how)
-    remedies = {
-        f"train.micro_batch={smaller}": (recipe, smaller),
-        "train.recompute=true": (recomputing, micro_batch),
-        f"both with train.micro_batch={smaller}": (recomputing, smaller),
-    }
-    sizes = {name: estimate_memory(each, micro_batch=count, **how).total for name, (each, count) in remedies.items()}
-    helping = [f"{name} (about {readable(size)})" for name, size in sizes.items() if size <= room]
-    cure = " or ".join(helping[:2]) or "a smaller model, or several processes with train.parallel=fsdp"
+    cure = "a smaller model, or several processes with train.parallel=fsdp"
+    if smaller := largest_micro_batch(recipe, available=available, **how):
+        cure = f"train.micro_batch={smaller}"
+    elif smaller := largest_micro_batch(recomputing(recipe), available=available, **how):
+        cure = f"train.recompute=true with train.micro_batch={smaller}"
     return (
         f"this run needs about {readable(needed)} of memory and {readable(available)} are available; it may fail or "
         f"swap. What helps: {cure}"
@@ -403,11 +363,18 @@ def estimate_time(
         count = max(1, min(share, int(budget / 8 / guess)))
         available = available_memory(device)
         needed = estimate_memory(recipe, precision=precision, micro_batch=count, device_type=device.type).total
+        seconds, method = share * guess, f"its operations, at {EFFICIENCY:.0%} of the speed of matrix products"
         if guess * count * 4 < budget and (available is None or needed <= SAFE_SHARE * available):
-            seconds = _time_step(recipe, device, precision, count, budget / 2, meter.sample) * share / count
             method = f"steps of {count} of {share} images"
-        else:
-            seconds, method = share * guess, f"its operations, at {EFFICIENCY:.0%} of the speed of matrix products"
+            train = recipe.train.model_copy(update={"micro_batch": count, "compile": False, "parallel": "ddp"})
+            small = recipe.model_copy(update={"train": train})
+            step = TrainingStep(estimate_objective(small), small, device=device, precision=precision, micro_batch=count)
+            batch, noise = synthetic_batch(step, count)
+            begun, times = time.perf_counter(), list[float]()
+            while len(times) < 3 or (len(times) < 8 and time.perf_counter() - begun < budget / 2):
+                meter.sample()
+                times.append(seconds_of(lambda: step(batch, noise, 0.0), device))
+            seconds = statistics.median(times[1:]) * share / count  # the first one warms up
         peak = meter.result().flops
     steps = recipe.train.steps if images is None else recipe.total_steps(images)
     return TimeEstimate(
@@ -419,18 +386,3 @@ def estimate_time(
         peak_flops=peak,
         method=method,
     )
-
-
-def _time_step(
-    recipe: Recipe, device: torch.device, precision: str, count: int, budget: float, between: Callable[[], object]
-) -> float:
-    """Return the median seconds of a step of `count` images."""
-    train = recipe.train.model_copy(update={"micro_batch": count, "compile": False, "parallel": "ddp"})
-    recipe = recipe.model_copy(update={"train": train})
-    step = TrainingStep(estimate_objective(recipe), recipe, device=device, precision=precision, micro_batch=count)
-    batch, noise = synthetic_batch(step, count)
-    begun, times = time.perf_counter(), list[float]()
-    while len(times) < 3 or (len(times) < 8 and time.perf_counter() - begun < budget):
-        between()
-        times.append(seconds_of(lambda: step(batch, noise, 0.0), device))
-    return statistics.median(times[1:])  # the first one warms up

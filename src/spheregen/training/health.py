@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from spheregen.errors import TrainingError
 from spheregen.training.hooks import Values
 
 GRACE = 300
@@ -32,18 +31,14 @@ SPIKE, SETTLED = 10.0, 3.0
 """Gradient norm by its usual value, a geometric running mean."""
 RISEN, FALLEN = 1.5, 1.2
 """Loss by its minimum."""
-RISING = 10
-"""Log entries in a row for which it must have risen."""
 NORM_MEMORY = 0.1
 """The weight of a new value in the usual gradient norm."""
 NORM_HISTORY = 5
 """Values that the usual gradient norm is made of before it is a yardstick."""
-SPREAD = {"latent_coverage": "coverage of the sphere", "latent_neighbour_angle": "angle to the nearest neighbour"}
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """The verdict of a check on one log entry."""
+class _Finding(NamedTuple):
+    """What a check says of one log entry."""
 
     kind: str
     bad: bool
@@ -77,13 +72,12 @@ class HealthMonitor:
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Go on from a remembered state."""
-        self._state = {name: float(value) for name, value in state.items()}
+        self._state = dict(state)
 
     def on_log(self, step: int, values: Values) -> None:
         """Warn of what an entry of the run's own log shows; those of other hooks have no loss."""
-        numbers = {name: value for name, value in values.items() if not isinstance(value, Path)}
-        if "loss" in numbers:
-            for warning in self.check(step, numbers):
+        if "loss" in values:
+            for warning in self.check(step, {k: v for k, v in values.items() if not isinstance(v, Path)}):
                 self._warn(f"warning: {warning}")
 
     def check(self, step: int, metrics: Mapping[str, float]) -> list[str]:
@@ -95,135 +89,89 @@ class HealthMonitor:
                 `latent_mean_angle`, `latent_coverage`, `image_deviation` and `data_deviation` (of images in [0, 1]);
                 checks whose numbers are missing or not finite are left out.
         """
+        state = self._state
+        learning = float(zlib.crc32(" ".join(name for name in metrics if name.startswith("lr")).encode()))
+        if state.setdefault("phase", learning) != learning:  # other parts learn: loss and gradient are others
+            for name in ("norm.log", "norm.count", "loss.least"):
+                state.pop(name, None)
+            state |= {"phase.begun": float(step), "phase": learning}
         values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        in_grace = step <= self._phase_begun(step, metrics) + self.warmup + GRACE
         findings = list(self._images(values))
-        if in_grace:
+        if step <= state.get("phase.begun", 0.0) + self.warmup + GRACE:
             findings = findings[:1]  # images that blow up
         else:
-            findings += [*self._latents(values), *self._gradient(values), *self._loss(values)]
-        self._note_norm(values)
+            findings += [*self._latents(values), *self._loss_and_gradient(values)]
+        self._note_norm(values.get("grad_norm", 0.0))
         warnings = []
-        for finding in findings:
-            bad, active = f"{finding.kind}.bad", f"{finding.kind}.active"
-            self._state[bad] = self._state.get(bad, 0.0) + 1 if finding.bad else 0.0
-            if self._state.get(active):
-                self._state[active] = 0.0 if finding.healthy else 1.0
-            elif self._state[bad] >= finding.patience:
-                self._state[active] = 1.0
-                warnings.append(f"step {step}: {finding.text}")
+        for kind, bad, healthy, text, patience in findings:
+            state[f"{kind}.bad"] = state.get(f"{kind}.bad", 0.0) + 1 if bad else 0.0
+            if state.get(f"{kind}.active"):
+                state[f"{kind}.active"] = 0.0 if healthy else 1.0
+            elif state[f"{kind}.bad"] >= patience:
+                state[f"{kind}.active"] = 1.0
+                warnings.append(f"step {step}: {text}")
         return warnings
-
-    def _phase_begun(self, step: int, metrics: Mapping[str, float]) -> float:
-        """Return the step from which the parts learn that learn now: with others, loss and gradient are others."""
-        learning = zlib.crc32(" ".join(name for name in metrics if name.startswith("lr")).encode())
-        if self._state.get("phase", learning) != learning:
-            for name in ("norm.log", "norm.count", "loss.least"):
-                self._state.pop(name, None)
-            self._state["phase.begun"] = float(step)
-        self._state["phase"] = float(learning)
-        return self._state.get("phase.begun", 0.0)
 
     def _images(self, values: Mapping[str, float]) -> Iterator[_Finding]:
         data = values.get("data_deviation", 0.0)
         if data <= 0 or "image_deviation" not in values:
             return
         ratio = values["image_deviation"] / data
-        yield _Finding(
-            "blown",
-            ratio > BLOWN,
-            ratio < BOUNDED,
+        text = (
             f"decoded images blow up: they vary {ratio:.3g} times as much as the data. Start again, or from an older "
-            "checkpoint, with a lower optimizer.lr, a longer warm-up or a lower optimizer.clip",
+            "checkpoint, with a lower optimizer.lr, a longer warm-up or a lower optimizer.clip"
         )
-        yield _Finding(
-            "constant",
-            ratio < CONSTANT,
-            ratio > VARIED,
+        yield _Finding("blown", ratio > BLOWN, ratio < BOUNDED, text)
+        text = (
             f"decoded images hardly differ from one another ({ratio:.1%} of the deviation of the data): the decoder "
             "ignores its latent. Lower optimizer.lr or lengthen its warm-up; set model.output_activation=none where "
-            "images have large black or white areas; lower the weights of the consistency terms",
+            "images have large black or white areas; lower the weights of the consistency terms"
         )
+        yield _Finding("constant", ratio < CONSTANT, ratio > VARIED, text)
 
     def _latents(self, values: Mapping[str, float]) -> Iterator[_Finding]:
         if self.max_angle is not None and "latent_mean_angle" in values:
             angle = values["latent_mean_angle"]
-            yield _Finding(
-                "merged",
-                angle < MERGED * self.max_angle,
-                angle > APART * self.max_angle,
+            text = (
                 f"latents collapse: two images are {angle:.1f} degrees apart on average, far less than the training "
                 f"noise of up to {self.max_angle:g} degrees (90 is a full sphere). Lower loss.latent_consistency and "
-                "the other consistency weights, or raise optimizer.encoder_lr",
+                "the other consistency weights, or raise optimizer.encoder_lr"
             )
-        known = [name for name in SPREAD if name in values]
-        for name in known:
-            self._state[f"{name}.best"] = max(values[name], self._state.get(f"{name}.best", 0.0))
-        shares = {name: values[name] / best for name in known if (best := self._state[f"{name}.best"])}
+            yield _Finding("merged", angle < MERGED * self.max_angle, angle > APART * self.max_angle, text)
+        shares: dict[str, float] = {}
+        for name in ("latent_coverage", "latent_neighbour_angle"):
+            if name in values:
+                best = self._state[f"{name}.best"] = max(values[name], self._state.get(f"{name}.best", 0.0))
+                shares |= {name: values[name] / best} if best else {}
         if shares:
             worst = min(shares, key=lambda name: shares[name])
-            yield _Finding(
-                "lost",
-                shares[worst] < LOST,
-                shares[worst] > REGAINED,
-                f"latents collapse: the {SPREAD[worst]} ({worst}) fell to {values[worst]:.3g} from "
-                f"{self._state[f'{worst}.best']:.3g}. Lower optimizer.lr and continue from the last good checkpoint, "
-                "or lower loss.latent_consistency",
+            text = (
+                f"latents collapse: {worst} fell to {values[worst]:.3g} from {self._state[f'{worst}.best']:.3g}. Lower "
+                "optimizer.lr and continue from the last good checkpoint, or lower loss.latent_consistency"
             )
+            yield _Finding("lost", shares[worst] < LOST, shares[worst] > REGAINED, text)
 
-    def _gradient(self, values: Mapping[str, float]) -> Iterator[_Finding]:
+    def _loss_and_gradient(self, values: Mapping[str, float]) -> Iterator[_Finding]:
         norm, usual = values.get("grad_norm", 0.0), math.exp(self._state.get("norm.log", 0.0))
         if norm > 0 and self._state.get("norm.count", 0.0) >= NORM_HISTORY:
-            yield _Finding(
-                "gradient",
-                norm > SPIKE * usual,
-                norm < SETTLED * usual,
+            text = (
                 f"the gradient norm jumped to {norm:.3g}, {norm / usual:.0f} times its usual {usual:.3g}. If it comes "
-                "again, lower optimizer.lr or optimizer.clip, and look for broken images in the data",
-                patience=1,
+                "again, lower optimizer.lr or optimizer.clip, and look for broken images in the data"
             )
-
-    def _loss(self, values: Mapping[str, float]) -> Iterator[_Finding]:
+            yield _Finding("gradient", norm > SPIKE * usual, norm < SETTLED * usual, text, patience=1)
         loss = values.get("loss", 0.0)
-        if loss <= 0 or "critic" in values:  # a game's loss falls and rises
-            return
-        least = self._state["loss.least"] = min(loss, self._state.get("loss.least", math.inf))
-        yield _Finding(
-            "loss",
-            loss > RISEN * least,
-            loss < FALLEN * least,
-            f"the loss is {loss:.3g} and has been {RISEN:g} times its minimum of {least:.3g} or more for {RISING} log "
-            "entries. Continue from an older checkpoint with a lower optimizer.lr",
-            patience=RISING,
-        )
+        if loss > 0 and "critic" not in values:  # a game's loss falls and rises
+            least = self._state["loss.least"] = min(loss, self._state.get("loss.least", math.inf))
+            text = (
+                f"the loss is {loss:.3g} and stays {RISEN:g} times above its minimum of {least:.3g}. Continue from an "
+                "older checkpoint with a lower optimizer.lr"
+            )
+            yield _Finding("loss", loss > RISEN * least, loss < FALLEN * least, text, patience=10)
 
-    def _note_norm(self, values: Mapping[str, float]) -> None:
+    def _note_norm(self, norm: float) -> None:
         """Let the usual gradient norm follow; a spike moves it no further than a norm at the limit would."""
-        norm = values.get("grad_norm", 0.0)
-        if norm <= 0:
-            return
-        count = self._state.get("norm.count", 0.0)
-        usual = self._state.get("norm.log", math.log(norm))
-        change = max(-math.log(SPIKE), min(math.log(SPIKE), math.log(norm) - usual))
-        weight = max(NORM_MEMORY, 1 / (count + 1))
-        self._state |= {"norm.log": usual + weight * change, "norm.count": count + 1}
-
-
-def check_finite(step: int, values: Mapping[str, float], last_checkpoint: int | None) -> None:
-    """Stop a run whose numbers are no longer finite.
-
-    Args:
-        last_checkpoint: its step, None where there is none.
-
-    Raises:
-        TrainingError: a value is not finite.
-    """
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        kept = "no checkpoint was written yet"
-        if last_checkpoint is not None:
-            kept = f"the checkpoint of step {last_checkpoint} is intact"
-        raise TrainingError(
-            f"{', '.join(broken)} is not finite at step {step}; {kept}. "
-            "Lower optimizer.lr (--set optimizer.lr=...), lengthen its warm-up, or use train.precision=float32"
-        )
+        if norm > 0:
+            count, usual = self._state.get("norm.count", 0.0), self._state.get("norm.log", math.log(norm))
+            change = max(-math.log(SPIKE), min(math.log(SPIKE), math.log(norm) - usual))
+            weight = max(NORM_MEMORY, 1 / (count + 1))
+            self._state |= {"norm.log": usual + weight * change, "norm.count": count + 1}

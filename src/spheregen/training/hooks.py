@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,27 +77,33 @@ class Hooks:
         self._hooks, self._total = tuple(hooks), total
 
     def start(self, run: RunView) -> None:
-        """Call `on_start`; if a hook fails, the others end."""
-        try:
-            for on_start in self._methods("on_start"):
-                on_start(run)
-        except BaseException:
-            self.end()
-            raise
+        """Call `on_start`."""
+        self._call("on_start", run)
 
     def log(self, step: int, values: Values) -> None:
         """Call `on_log` with an entry of the log."""
-        for on_log in self._methods("on_log"):
-            on_log(step, values)
+        self._call("on_log", step, values)
 
-    def due(self, step: int) -> bool:
-        """Return whether a hook wants to see the model after this step; the same on every process."""
-        return any(self._due(step))
+    def end(self) -> None:
+        """Call `on_end` of every hook, whatever the others do."""
+        with contextlib.ExitStack() as stack:
+            for hook in self._hooks:
+                if hasattr(hook, "on_end"):
+                    stack.callback(hook.on_end)
+
+    def due(self, step: int) -> list[Any]:
+        """Return the hooks that want to see the model after this step; the same on every process."""
+        due = []
+        for hook in self._hooks:
+            every = getattr(hook, "every", 0)
+            if every and (step % every == 0 or step == self._total):
+                due.append(hook)
+        return due
 
     @torch.no_grad()
     def after_step(self, run: RunView) -> None:
         """Call `after_step` of the hooks that are due, and log what they return."""
-        for hook in self._due(run.step):
+        for hook in self.due(run.step):
             if values := hook.after_step(run, run.step):
                 self.log(run.step, values)
 
@@ -111,17 +117,7 @@ class Hooks:
             if hasattr(hook, "state") and hook.name in saved:
                 hook.restore(saved[hook.name])
 
-    def end(self) -> None:
-        """Call `on_end` of every hook, whatever the others do."""
-        with contextlib.ExitStack() as stack:
-            for on_end in self._methods("on_end"):
-                stack.callback(on_end)
-
-    def _due(self, step: int) -> Iterator[Any]:
+    def _call(self, method: str, *arguments: object) -> None:
         for hook in self._hooks:
-            every = getattr(hook, "every", 0)
-            if every and (step % every == 0 or step == self._total):
-                yield hook
-
-    def _methods(self, name: str) -> Iterator[Callable[..., Any]]:
-        return (getattr(hook, name) for hook in self._hooks if hasattr(hook, name))
+            if hasattr(hook, method):
+                getattr(hook, method)(*arguments)

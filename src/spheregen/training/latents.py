@@ -19,7 +19,7 @@ from spheregen.distributed import World
 from spheregen.sphere import angle_between, full_precision
 
 LARGEST_BATCH = 1024
-"""Samples that are compared with one another; of a larger batch a part is measured."""
+"""Samples that are compared with one another."""
 
 
 def observe(observed: Mapping[str, Sequence[Tensor]], world: World) -> dict[str, float]:
@@ -33,25 +33,19 @@ def observe(observed: Mapping[str, Sequence[Tensor]], world: World) -> dict[str,
     if "latent" in parts:
         values |= latent_statistics(world.gather(parts["latent"][: -(-LARGEST_BATCH // world.size)]))
     for name, what in (("data_deviation", "data"), ("image_deviation", "output")):
-        if what in parts:
-            values[name] = _deviation(parts[what], world)
+        if what in parts:  # the standard deviation over the global batch, averaged over numbers
+            mean = world.mean(parts[what].mean(dim=0))
+            values[name] = world.mean((parts[what] - mean).square().mean(dim=0)).sqrt().mean()
     return {name: value.item() for name, value in values.items()}
 
 
-def _deviation(images: Tensor, world: World) -> Tensor:
-    """Return the standard deviation over the global batch (B, ...), averaged over numbers."""
-    mean = world.mean(images.mean(dim=0))
-    return world.mean((images - mean).square().mean(dim=0)).sqrt().mean()
-
-
 @torch.no_grad()
-def latent_statistics(z: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """Where the raw latents of a batch lie on the sphere.
+def latent_statistics(z: Tensor) -> dict[str, Tensor]:
+    """Return where the raw latents of a batch lie on the sphere.
 
     Args:
-        z: raw encoder latents (B, ...) of a global batch, before the sphere. Any float type.
-        generator: chooses which 1024 samples of a larger batch are measured; None takes the first ones, which are a
-            random choice already where the data are shuffled.
+        z: raw encoder latents (B, ...) of a global batch, before the sphere, in any float type; of more than 1024 the
+            first ones count.
 
     Returns:
         Scalar float32 tensors on the device of `z`:
@@ -70,33 +64,21 @@ def latent_statistics(z: Tensor, *, generator: torch.Generator | None = None) ->
     with full_precision(z.device.type):
         wide = z.detach().flatten(1).float()
         radius = wide.square().mean().sqrt()
-        if wide.shape[0] > LARGEST_BATCH:
-            wide = _some(wide, generator)
+        wide = wide[:LARGEST_BATCH]
         batch, numbers = wide.shape
-        if batch < 2:
-            right = 90 * torch.ones_like(radius)
-            return _named(right, right, torch.ones_like(radius), radius)
-        unit = wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-30)
-        gram = unit @ unit.T
-        itself = torch.eye(batch, dtype=torch.bool, device=z.device)
-        # the nearest by the Gram matrix, its angle by the vectors: acos of a cosine near 1 loses half its digits
-        nearest = gram.masked_fill(itself, -2.0).argmax(dim=1)
-        neighbour = angle_between(unit, unit[nearest]).mean()
-        angles = torch.rad2deg(torch.acos(gram.clamp(-1, 1))).masked_fill(itself, 0.0)
-        mean_angle = angles.sum() / (batch * (batch - 1))
-        uniform = batch * (1 + (batch - 1) / numbers)
-        coverage = (uniform / gram.masked_fill(itself, 1.0).square().sum()).clamp(max=1.0)
-        return _named(neighbour, mean_angle, coverage, radius)
-
-
-def _some(z: Tensor, generator: torch.Generator | None) -> Tensor:
-    if generator is None:
-        return z[:LARGEST_BATCH]
-    chosen = torch.randperm(z.shape[0], generator=generator, device=generator.device)[:LARGEST_BATCH]
-    return z[chosen.to(z.device)]
-
-
-def _named(neighbour: Tensor, mean_angle: Tensor, coverage: Tensor, radius: Tensor) -> dict[str, Tensor]:
+        neighbour = mean_angle = 90 * torch.ones_like(radius)
+        coverage = torch.ones_like(radius)
+        if batch > 1:
+            unit = wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-30)
+            gram = unit @ unit.T
+            itself = torch.eye(batch, dtype=torch.bool, device=z.device)
+            # the nearest by the Gram matrix, its angle by the vectors: acos of a cosine near 1 loses half its digits
+            nearest = gram.masked_fill(itself, -2.0).argmax(dim=1)
+            neighbour = angle_between(unit, unit[nearest]).mean()
+            angles = torch.rad2deg(torch.acos(gram.clamp(-1, 1))).masked_fill(itself, 0.0)
+            mean_angle = angles.sum() / (batch * (batch - 1))
+            uniform = batch * (1 + (batch - 1) / numbers)
+            coverage = (uniform / gram.masked_fill(itself, 1.0).square().sum()).clamp(max=1.0)
     return {
         "latent_neighbour_angle": neighbour,
         "latent_mean_angle": mean_angle,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,30 +34,30 @@ class Meters:
                 self.sums[key] = self.sums[key] + more if key in self.sums else more
 
     def read(self) -> dict[str, float]:
-        """The means since the last reset; this waits for the device."""
+        """Return the means since the last reset; this waits for the device."""
         if not self.sums:
             return {}
-        keys = list(self.sums)
-        values = dict(zip(keys, torch.stack([self.sums[key] for key in keys]).tolist(), strict=True))
-        return {name: values[name] / values[name + _COUNT] for name in keys if not name.endswith(_COUNT)}
+        values = dict(zip(self.sums, torch.stack([*self.sums.values()]).tolist(), strict=True))
+        return {name: values[name] / values[name + _COUNT] for name in values if not name.endswith(_COUNT)}
 
     def reset(self) -> None:
+        """Begin anew."""
         self.sums.clear()
 
 
 class RunLog:
-    """The hook that writes `log.jsonl` in a run folder.
-
-    Lines beyond the step that a run continues from are dropped first.
-    """
+    """The hook that writes `log.jsonl` in a run folder."""
 
     path: Path
 
     def on_start(self, run: RunView) -> None:
-        """Open the log of a run that starts or continues."""
-        self.path = run.folder / LOG
+        """Open the log of a run that starts or continues: lines beyond its step are dropped."""
+        self.path, kept = run.folder / LOG, ""
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # it was being written when the run was killed
+                kept += f"{line}\n" if json.loads(line)["step"] <= run.step else ""
         if self.path.exists():
-            write_text(self.path, "".join(line + "\n" for line in _lines_up_to(self.path, run.step)))
+            write_text(self.path, kept)
 
     def on_log(self, step: int, values: Values) -> None:
         """Append the numbers of an entry as one line.
@@ -65,24 +66,10 @@ class RunLog:
             SphereGenError: the file cannot be written.
         """
         numbers = {name: value for name, value in values.items() if not isinstance(value, Path)}
-        if not numbers:
-            return
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **numbers}) + "\n")
+            if numbers:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **numbers}) + "\n")
         except OSError as error:
-            raise SphereGenError(
-                f"cannot write {self.path}: {error.strerror or error}; free space and run again"
-            ) from error
-
-
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # a line that was being written when the run was killed
-            continue
-        if isinstance(entry, dict) and entry.get("step", 0) <= step:
-            kept.append(line)
-    return kept
+            problem = error.strerror or error
+            raise SphereGenError(f"cannot write {self.path}: {problem}; free space and run again") from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spheregen.distributed import full_tensor
-from spheregen.family.settings import OptimizerConfig, ParameterGroup
+from spheregen.family.recipe import OptimizerConfig, ParameterGroup
 from spheregen.nn.linear import DECAY, ENCODER, HIDDEN, NO_DECAY, tags_of
 
 THINNEST = 32
@@ -62,12 +62,12 @@ class Optimizer:
         """
         norms = []
         for name, rate in rates.items():
-            prefixes, clip = self.groups[name].prefixes, self.groups[name].optimizer.clip
-            own = [parameter for key, parameter in self._named.items() if key.startswith(prefixes)]
-            norms.append(nn.utils.clip_grad_norm_(own, clip))
+            group = self.groups[name]
+            own = [parameter for key, parameter in self._named.items() if key.startswith(group.prefixes)]
+            norms.append(nn.utils.clip_grad_norm_(own, group.optimizer.clip))
             for part in self._parts[name]:
-                for group in part.param_groups:
-                    group["lr"] = rate * group["lr_factor"]
+                for params in part.param_groups:
+                    params["lr"] = rate * params["lr_factor"]
                 part.step()
         self.zero_grad()
         return norms[0] if len(norms) == 1 else torch.stack([full_tensor(norm) for norm in norms]).norm()

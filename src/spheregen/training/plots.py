@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,24 +57,16 @@ def read_series(run: Path) -> dict[str, Series]:
     """
     path = run / LOG
     if not path.is_file():
-        what = "has no log.jsonl" if run.is_dir() else "is no run folder" if run.exists() else "does not exist"
-        raise ConfigError(f"{run} {what}; give the folder of a run of `spheregen train`")
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+        problem = "has no log.jsonl" if run.is_dir() else "does not exist"
+        raise ConfigError(f"{run} {problem}; give the folder of a run of `spheregen train`")
     points: dict[str, dict[int, float]] = {}
-    for line in text.splitlines():
-        try:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             entry = json.loads(line)
-        except ValueError:
-            continue
-        step = entry.get("step") if isinstance(entry, dict) else None
-        if not isinstance(step, int) or isinstance(step, bool):
-            continue
-        for name, value in entry.items():
-            if name not in _NOT_DRAWN and isinstance(value, (int, float)) and not isinstance(value, bool):
-                points.setdefault(name, {})[step] = float(value)
+            step = operator.index(entry["step"])
+            for name, value in entry.items():
+                if name not in _NOT_DRAWN and isinstance(value, (int, float)) and not isinstance(value, bool):
+                    points.setdefault(name, {})[step] = float(value)
     if not points:
         raise ConfigError(f"{path} has no entry yet; a run writes the first one after train.log_every steps")
     ordered = {name: sorted(values.items()) for name, values in points.items()}
@@ -98,9 +92,8 @@ def choose_metrics(runs: Mapping[str, Mapping[str, Series]], only: Sequence[str]
     known = list(dict.fromkeys(name for series in runs.values() for name in series))
     for name in only or ():
         if name not in known:
-            raise ConfigError(
-                f"no log has the metric {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
-            )
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"no log has the metric {name!r}{hint}; there are: {', '.join(known)}")
     return known if only is None else list(dict.fromkeys(only))
 
 
@@ -132,7 +125,7 @@ def smoothed(values: Sequence[float], count: int) -> list[float]:
     before, after = (count - 1) // 2, count // 2
     result = []
     for place, value in enumerate(values):
-        window = [v for v in values[max(0, place - before) : place + after + 1] if math.isfinite(v)]
+        window = [each for each in values[max(0, place - before) : place + after + 1] if math.isfinite(each)]
         result.append(math.fsum(window) / len(window) if math.isfinite(value) else math.nan)
     return result
 
@@ -171,13 +164,12 @@ def draw_curves(
             axes.set_title(title, fontsize=9.5, loc="left")
         for axes in places[len(panels) :]:
             axes.remove()
-        smoothing = f"means over {smooth} log entries" if smooth > 1 else ""
+        title = f"means over {smooth} log entries" if smooth > 1 else ""
         if len(runs) > 1:
-            figure.legend(
-                handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(runs)), title=smoothing
-            )
+            columns = min(4, len(runs))
+            figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, title=title)
         else:
-            figure.suptitle(next(iter(runs)) + (f" ({smoothing})" if smoothing else ""), fontsize=11)
+            figure.suptitle(next(iter(runs)) + (f" ({title})" if title else ""), fontsize=11)
         metadata = {"Software": "spheregen", "runs": ", ".join(runs)} if kind == ".png" else None
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format=kind[1:], dpi=120, metadata=metadata)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spheregen.data import image_grid, save_png
-from spheregen.family.settings import SamplingConfig
+from spheregen.family.recipe import SamplingConfig
 from spheregen.family.terms import to_unit
 from spheregen.sampling import reconstruct, sample, seeded_noise
 from spheregen.sampling.flow import Refinement, refine_samples, refinement_noise
@@ -48,8 +46,15 @@ class PreviewHook:
         rows = preview_rows(run.model, inputs, labels, sampling)
         if not run.is_first:
             return None
+        described, line = [], 1
+        for text, images in rows.items():
+            height = len(images) // len(inputs)
+            described.append(f"{line}: {text}" if height == 1 else f"{line}-{line + height - 1}: {text}")
+            line += height
+        sheet = to_unit(torch.cat([images.float() for images in rows.values()])).clamp(0, 1).cpu()
+        grid = image_grid(sheet, columns=len(inputs), scale=max(1, 48 // sheet.shape[-1]))
         path = run.folder / FOLDER / f"step-{step:09d}.png"
-        save_sheet(rows, inputs.shape[0], path, {"step": str(step), "recipe": run.recipe.name})
+        save_png(grid, path, {"step": str(step), "recipe": run.recipe.name, "rows": "; ".join(described)})
         return {"preview": path}
 
 
@@ -73,17 +78,21 @@ def preview_rows(model: Any, inputs: Tensor, labels: Tensor | None, sampling: Sa
         sampling: schedule, guidance and steps of the samples.
     """
     if not hasattr(model, "predict"):
-        return _tokenizer_rows(model, inputs)
+        z = model.encode(inputs)
+        noise = seeded_noise(range(len(z)), model.latent_shape, 0).initial.to(z.device)
+        rows = {"originals": inputs, "reconstructions": model.decode(z)}
+        for level in LATENT_NOISE:
+            rows[f"reconstructions under noise of {level:g} on the latents"] = model.decode(z + level * noise)
+        return rows
     originals = inputs if inputs.ndim == 4 else model.to_image(inputs)
     columns, device = originals.shape[0], originals.device
     labels = None if labels is None or not model.num_classes else labels.to(device)
     null = ", null class" if model.num_classes else ""
     rows = {"originals": originals, f"reconstructions{null}": reconstruct(model, originals)}
-
     v = model.encode(originals, labels)
     towards = seeded_noise(range(ROTATION_SEED, ROTATION_SEED + columns), model.latent_shape, 0).initial.to(device)
     under = null if labels is None else ", their classes"
-    for angle in shown_angles(ANGLES, model.alpha_max):
+    for angle in dict.fromkeys(round(min(float(angle), model.alpha_max), 3) for angle in ANGLES):
         if angle or labels is not None:
             rows[f"latents rotated by {angle:g} degrees{under}"] = model.decode(rotate(v, towards, angle), labels)
     for steps in dict.fromkeys((1, sampling.steps)):
@@ -120,16 +129,6 @@ def _sample_rows(
     return rows
 
 
-def _tokenizer_rows(model: Any, originals: Tensor) -> dict[str, Tensor]:
-    """Return originals and reconstructions, without and with noise on the latents."""
-    z = model.encode(originals)
-    noise = seeded_noise(range(len(z)), model.latent_shape, 0).initial.to(z.device)
-    rows = {"originals": originals, "reconstructions": model.decode(z)}
-    for level in LATENT_NOISE:
-        rows[f"reconstructions under noise of {level:g} on the latents"] = model.decode(z + level * noise)
-    return rows
-
-
 def refinement_of(sampling: SamplingConfig, guidance: float) -> Refinement | None:
     """Return how a recipe refines its images, under the guidance of the rough ones by default; None if it does not."""
     steps = getattr(sampling, "refinement_steps", None)
@@ -137,28 +136,3 @@ def refinement_of(sampling: SamplingConfig, guidance: float) -> Refinement | Non
         return None
     own = getattr(sampling, "refinement_guidance", None)
     return Refinement(steps, sampling.solver, guidance if own is None else own)  # type: ignore[attr-defined]
-
-
-def save_sheet(rows: Mapping[str, Tensor], columns: int, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a sheet of images (B, C, S, S) in [-1, 1], B a multiple of `columns`, under words for them.
-
-    Args:
-        metadata: text for the PNG; `rows` is added and says what each row is.
-
-    Raises:
-        SphereGenError: the file cannot be written.
-    """
-    described = []
-    line = 1
-    for text, images in rows.items():
-        height = images.shape[0] // columns
-        described.append(f"{line}: {text}" if height == 1 else f"{line}-{line + height - 1}: {text}")
-        line += height
-    sheet = to_unit(torch.cat([images.float() for images in rows.values()])).clamp(0, 1).cpu()
-    grid = image_grid(sheet, columns=columns, scale=max(1, 48 // sheet.shape[-1]))
-    save_png(grid, path, {**metadata, "rows": "; ".join(described)})
-
-
-def shown_angles(angles: Sequence[float], alpha_max: float) -> tuple[float, ...]:
-    """Return the angles in degrees that a model of noise up to `alpha_max` is shown at: at most its own largest."""
-    return tuple(dict.fromkeys(round(min(float(angle), alpha_max), 3) for angle in angles))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import ValidationError
@@ -17,7 +18,7 @@ from spheregen.family.registry import member_of_kind
 
 
 def shipped_recipes() -> dict[str, str]:
-    """The recipes in the package: name to YAML text, by name."""
+    """Return the recipes in the package: name to YAML text, by name."""
     folder = resources.files("spheregen.recipes")
     files = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".yaml"))
     return {name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for name, file in files}
@@ -93,11 +94,13 @@ def recipe_class(values: Mapping[str, Any], origin: str = "the recipe") -> type[
 
 
 def recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What of two dumped recipes differs and would change the weights, as `key: old -> new` lines.
+    """Return what of two dumped recipes differs and would change the weights, as `key: old -> new` lines.
 
     A setting that `old` lacks, because it is older than the setting, had its default.
     """
-    before, after = flatten(_with_defaults(old)), flatten(new)
+    with contextlib.suppress(ValidationError, ConfigError):  # it is of a later version: compared as it is
+        old = recipe_class(old).model_validate(old).model_dump(mode="json")
+    before, after = flatten(old), flatten(new)
     decides = recipe_class(new).decides_weights
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
@@ -106,16 +109,8 @@ def recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     ]
 
 
-def _with_defaults(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A dumped recipe with all settings of today; as it is where it cannot be read any more."""
-    try:
-        return recipe_class(values).model_validate(values).model_dump(mode="json")
-    except (ValidationError, ConfigError):
-        return values
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+    """Return nested mappings as one of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -172,13 +167,9 @@ def _explain(problem: Any, recipe: type[Recipe]) -> str:
 
 
 def _known_keys(path: Sequence[str], recipe: type[Recipe]) -> list[str]:
-    """The keys of the section at `path`."""
+    """Return the keys of the section at `path`."""
     section: Any = recipe
     for name in path:
-        fields = getattr(section, "model_fields", None)
-        annotation = fields[name].annotation if fields and name in fields else section.__annotations__.get(name)
-        nested = [option for option in get_args(annotation) if hasattr(option, "__dataclass_fields__")]
-        section = nested[0] if nested else annotation
-    if hasattr(section, "model_fields"):
-        return list(section.model_fields)
-    return list(getattr(section, "__dataclass_fields__", ()))
+        annotation = get_type_hints(section).get(name)
+        section = next((each for each in get_args(annotation) if hasattr(each, "__dataclass_fields__")), annotation)
+    return list(getattr(section, "model_fields", getattr(section, "__dataclass_fields__", ())))

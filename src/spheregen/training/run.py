@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from spheregen.data import Batch, Progress
-from spheregen.devices import choose_device, choose_precision
+from spheregen.data.loader import Batches
+from spheregen.devices import available_memory, choose_device, choose_precision
 from spheregen.distributed import World, full_tensor, local_device
-from spheregen.errors import TrainingError
+from spheregen.errors import ConfigError, TrainingError
 from spheregen.family.objective import Objective
 from spheregen.family.recipe import Recipe
 from spheregen.family.registry import member_of_kind
@@ -34,10 +35,10 @@ from spheregen.training.checkpoint import (
     save_checkpoint,
     training_state,
 )
-from spheregen.training.estimate import LONG_RUN, largest_micro_batch, memory_warning, own_memory
-from spheregen.training.feeding import Batches, Feed, TrainingData, open_data
-from spheregen.training.frozen import build_objective, check_base
-from spheregen.training.health import HealthMonitor, check_finite
+from spheregen.training.estimate import LONG_RUN, largest_micro_batch, memory_warning
+from spheregen.training.feeding import TrainingData, open_data
+from spheregen.training.frozen import build_objective
+from spheregen.training.health import HealthMonitor
 from spheregen.training.hooks import Hooks, RunView, TrainingHook
 from spheregen.training.log import Meters, RunLog
 from spheregen.training.optimizer import learning_rate
@@ -45,7 +46,7 @@ from spheregen.training.preview import FOLDER as PREVIEWS
 from spheregen.training.preview import PreviewHook
 from spheregen.training.recipe import recipe_differences
 from spheregen.training.step import TrainingStep, micro_batches
-from spheregen.training.trackers import make_trackers
+from spheregen.training.trackers import Tracker
 from spheregen.training.transfer import inherited_provenance, transfer
 
 PROGRESS_SECONDS = 10.0
@@ -81,25 +82,22 @@ class Run:
     """The step whose EMA weights the statistics of the data are of."""
 
     @property
-    def device(self) -> torch.device:
-        return self.step.device
-
-    @property
     def headline(self) -> str:
         """The first line of the run, for people."""
         recipe, step = self.recipe, self.step
         parameters = sum(p.numel() for p in step.ema.model.parameters())
-        facts = step.objective.facts
-        extras = [f"perceptual loss: {facts['perceptual']}"] if "perceptual" in facts else []
+        facts = [step.precision]
+        if "perceptual" in step.objective.facts:
+            facts.append(f"perceptual loss: {step.objective.facts['perceptual']}")
         if step.micro_batch < recipe.train.batch_size // self.world.size:
-            extras.append(f"micro-batches of {step.micro_batch}")
+            facts.append(f"micro-batches of {step.micro_batch}")
         if self.world.size > 1:
-            extras.append(f"{self.world.size} processes ({'fsdp' if step.sharded else 'ddp'})")
+            facts.append(f"{self.world.size} processes ({'fsdp' if step.sharded else 'ddp'})")
         if step.compiled:
-            extras.append("compiled")
+            facts.append("compiled")
         return (
             f"{recipe.name}: {self.images} images, {parameters / 1e6:.2f} M parameters, {self.total} steps of "
-            f"{recipe.train.batch_size} on {self.device.type} in {', '.join([step.precision, *extras])}"
+            f"{recipe.train.batch_size} on {step.device.type} in {', '.join(facts)}"
         )
 
     def rates(self, step: int) -> dict[str, float]:
@@ -147,14 +145,19 @@ class Run:
             TrainingError: one is not finite.
         """
         values = self.meters.read()
-        last = latest_checkpoint(self.folder) if not all(map(math.isfinite, values.values())) else None
-        check_finite(done, values, last.step if last else None)
+        if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+            last = latest_checkpoint(self.folder)
+            kept = f"the checkpoint of step {last.step} is intact" if last else "no checkpoint was written yet"
+            raise TrainingError(
+                f"{', '.join(broken)} is not finite at step {done}; {kept}. "
+                "Lower optimizer.lr (--set optimizer.lr=...), lengthen its warm-up, or use train.precision=float32"
+            )
         return values
 
     def calibrate(self, done: int) -> None:
         """Give the EMA model the statistics that its weights of this step have of the data, if it needs any."""
         if self._calibrated != done:
-            self.step.calibrate(first_batches(self.batches, self.recipe))
+            self.step.calibrate(_first_batches(self.batches, self.recipe))
             self._calibrated = done
 
     def save(self, done: int) -> None:
@@ -171,29 +174,22 @@ class Run:
             about = {**self.about, **self.hooks.state()}
             save_checkpoint(self.folder, done, state, about=about, keep=self.recipe.train.keep)
         del state
-        self._save_model(done)
+        self.save_model(done)
 
-    def complete(self) -> None:
-        """Write the model folder of a run that is done, unless it holds the EMA weights: a run may have died after its
-        last checkpoint and before its model."""
-        model, tensors = self._generator()
-        if self.world.is_first and not is_saved(self.folder, model, tensors):
-            self._save_model(self.total)
+    def save_model(self, done: int) -> None:
+        """Write the model folder, unless a complete run has these EMA weights in it already.
 
-    def _save_model(self, done: int) -> None:
-        model, tensors = self._generator()
-        if self.world.is_first:
+        A run may have died after its last checkpoint and before its model.
+        """
+        model = self.step.objective.generator(self.step.ema.model)
+        tensors = {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
+        if self.world.is_first and not (done == self.start and is_saved(self.folder, model, tensors)):
             info = dataclasses.replace(self.info, training={**self.info.training, "steps": done})
             save_model(self.folder, model, info, title=self.recipe.name, state=tensors)
 
-    def _generator(self) -> tuple[torch.nn.Module, Mapping[str, Tensor]]:
-        """Return the EMA model as users get it, with its tensors put together from all processes."""
-        model = self.step.objective.generator(self.step.ema.model)
-        return model, {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
-
     def _first_batch(self) -> Batch:
         first = self.batches.batch(0)
-        return dataclasses.replace(first, inputs=first.inputs.to(self.device))
+        return dataclasses.replace(first, inputs=first.inputs.to(self.step.device))
 
 
 def set_up(
@@ -208,17 +204,14 @@ def set_up(
     total = recipe.total_steps(data.count)
     checkpoint = _find_checkpoint(folder, world)
     start = checkpoint.step if checkpoint else 0
-    class_names = data.class_names if recipe.model.num_classes else ()
     base = _load_base(recipe, world) if recipe.init is not None and checkpoint is None else None
     batches = data.batches(
-        Feed(
-            device=place,
-            world=world,
-            start=start,
-            steps=total,
-            remembered=folder / STATE / DATA_CHECK,
-            progress=_now_and_then(reporter),
-        )
+        world,
+        place,
+        start=start,
+        steps=total,
+        remembered=folder / STATE / DATA_CHECK,
+        progress=_now_and_then(reporter),
     )
     for reason in batches.skipped:
         reporter.message(f"skipped: {reason}")
@@ -232,10 +225,14 @@ def set_up(
     elif (folder / WEIGHTS).exists():
         raise TrainingError(f"{folder} holds a model without training state; choose another folder with --out")
     if base is not None:
-        about["init"] = _start_from(base, objective, recipe, class_names, reporter, world)
+        about["init"] = _start_from(base, objective, recipe, data, reporter, world)
     micro_batch = _micro_batch(recipe, place, precision, world, total, reporter)
     if checkpoint is None:
-        _measure_data(objective, batches, recipe, place, world, micro_batch)
+        share = world.share(recipe.train.batch_size)
+        for network in objective.frozen:
+            network.to(place)
+        first = _first_batches(batches, recipe)
+        objective.prepare(micro_batches(first, micro_batch or share.stop - share.start, place), world.gather_objects)
     step = TrainingStep(
         objective,
         recipe,
@@ -256,7 +253,7 @@ def set_up(
         total=total,
         start=start,
         about=about,
-        info=_info(recipe, data, objective, class_names, total, about),
+        info=_info(recipe, data, objective, total, about),
         step=step,
     )
     run.hooks = Hooks(_watchers(run, hooks), total)
@@ -267,12 +264,11 @@ def set_up(
     return run
 
 
-def first_batches(batches: Batches, recipe: Recipe) -> Iterator[Batch]:
+def _first_batches(batches: Batches, recipe: Recipe) -> Iterator[Batch]:
     """Give the images that statistics are measured of: the first ones in the order of the run, shared among the
     processes, so that a run that was interrupted gets the same ones."""
     images = min(CALIBRATION_IMAGES, batches.count)
-    for step in range(-(-images // recipe.train.batch_size)):
-        yield batches.batch(step)
+    return map(batches.batch, range(-(-images // recipe.train.batch_size)))
 
 
 def _find_checkpoint(folder: Path, world: World) -> Checkpoint | None:
@@ -285,28 +281,27 @@ def _find_checkpoint(folder: Path, world: World) -> Checkpoint | None:
 
 
 def _load_base(recipe: Recipe, world: World) -> LoadedModel:
-    """Load the model that a run starts from; refused before the data is read if nothing of it can fit."""
+    """Load the model that a run starts from; refused before the data is read if it is of another kind."""
     assert recipe.init is not None
     with _first_alone(world):  # it may have to download it
         folder = find_model(recipe.init)
-    check_base(recipe, read_architecture(folder))
+    if type(read_architecture(folder)) is not type(recipe.model):
+        raise ConfigError(
+            f"the model to start from is of another kind than the recipe {recipe.name} ({recipe.kind}); give one of "
+            "this kind, or train without --init"
+        )
     return load_any_model(folder)
 
 
 def _start_from(
-    base: LoadedModel,
-    objective: Objective,
-    recipe: Recipe,
-    class_names: Sequence[str],
-    reporter: Reporter,
-    world: World,
+    base: LoadedModel, objective: Objective, recipe: Recipe, data: TrainingData, reporter: Reporter, world: World
 ) -> dict[str, Any]:
     """Begin with the weights of a trained model; returns what the run must know of it when it continues."""
     assert recipe.init is not None
     found = transfer(
         objective.generator(objective.model),
         base.model,
-        target_classes=class_names,
+        target_classes=data.class_names if recipe.model.num_classes else (),
         source_classes=base.info.class_names,
         learned=objective.model,
     )
@@ -325,9 +320,11 @@ def _micro_batch(
     The user is warned where memory is not likely to suffice; runs of few steps fail soon enough.
     """
     asked = recipe.train.micro_batch
-    available = own_memory(place, world) if total >= LONG_RUN or asked == "auto" else None
+    available = available_memory(place) if total >= LONG_RUN or asked == "auto" else None
     if available is None:
         return None if asked == "auto" else asked
+    if place.type == "cpu":  # which its processes share
+        available //= int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     how: dict[str, Any] = {
         "precision": precision,
         "world_size": world.size,
@@ -335,41 +332,25 @@ def _micro_batch(
         "available": available,
     }
     if asked == "auto":
-        asked = int(min(world.gather_objects(largest_micro_batch(recipe, **how))))
+        asked = max(1, min(world.gather_objects(largest_micro_batch(recipe, **how))))
     if warning := memory_warning(recipe, micro_batch=asked, **how):
         reporter.message(f"warning: {warning}")
     return asked
 
 
-def _measure_data(
-    objective: Objective, batches: Batches, recipe: Recipe, place: torch.device, world: World, micro_batch: int | None
-) -> None:
-    for network in objective.frozen:
-        network.to(place)
-    share = world.share(recipe.train.batch_size)
-    parts = micro_batches(first_batches(batches, recipe), micro_batch or share.stop - share.start, place)
-    objective.prepare(parts, world.gather_objects)
-
-
 def _watchers(run: Run, own: Sequence[TrainingHook]) -> list[Any]:
     """Return everything that watches a run; what is due after a step is the same in every process."""
     recipe, tell = run.recipe, run.reporter.message
-    only_first = [RunLog(), *make_trackers(recipe.train.trackers, tell)] if run.world.is_first else []
+    trackers = (Tracker(name, tell) for name in dict.fromkeys(recipe.train.trackers))
+    only_first = [RunLog(), *trackers] if run.world.is_first else []
     health = HealthMonitor(max_angle=recipe.max_angle, warmup=recipe.warmup_steps(run.images), warn=tell)
     preview = PreviewHook(recipe.train.preview_every, computes=run.world.is_first or run.step.sharded)
     return [health, *only_first, preview, *own]
 
 
-def _info(
-    recipe: Recipe,
-    data: TrainingData,
-    objective: Objective,
-    class_names: Sequence[str],
-    total: int,
-    about: Mapping[str, Any],
-) -> ModelInfo:
+def _info(recipe: Recipe, data: TrainingData, objective: Objective, total: int, about: Mapping[str, Any]) -> ModelInfo:
     return ModelInfo(
-        class_names=tuple(class_names),
+        class_names=data.class_names if recipe.model.num_classes else (),
         sampling=recipe.sampling.model_dump(mode="json") if member_of_kind(recipe.kind).generates else {},
         preprocessing=data.preprocessing,
         training={

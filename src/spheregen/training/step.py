@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from spheregen.family.terms import LossTerms
 from spheregen.nn.block import blocks_of, compile_blocks
 from spheregen.noise import BatchNoise
 from spheregen.sampling.seeds import derived_seed
-from spheregen.training.backoff import back_off, is_out_of_memory
 from spheregen.training.ema import EMA
 from spheregen.training.optimizer import Optimizer, tags_by_name
 
@@ -38,6 +37,9 @@ _NO_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
 }
 COMPILE_FROM_STEPS = 200  # shorter runs do not win back the minute that compiling takes
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,25 +129,23 @@ class TrainingStep:
             lr: the learning rate of all parameter groups, or of each one that learns in this step.
         """
 
-        def attempt(micro_batch: int) -> StepResult:
-            self.micro_batch = micro_batch
+        def attempt() -> StepResult:
             torch.manual_seed(derived_seed(self.recipe.train.seed, batch.step, "network"))
             return self.backward(batch, noise)
 
         if self.world.size == 1:
-            result, _ = back_off(attempt, self.micro_batch, reset=self.optimizer.zero_grad, tell=self._tell)
+            result = self._back_off(attempt)
         else:
             try:
-                result = attempt(self.micro_batch)
+                result = attempt()
             except RuntimeError as error:  # the others wait for this process's gradients: nobody can go on
-                if not is_out_of_memory(error):
+                if not _is_out_of_memory(error):
                     raise
                 raise TrainingError(
                     f"memory does not suffice for micro-batches of {self.micro_batch}; the same command with --set "
                     f"train.micro_batch={-(-self.micro_batch // 2)} continues from the last checkpoint"
                 ) from error
-        rates = dict.fromkeys(self.optimizer.groups, lr) if isinstance(lr, float) else lr
-        norm = self.optimizer.step(rates)
+        norm = self.optimizer.step(dict.fromkeys(self.optimizer.groups, lr) if isinstance(lr, float) else lr)
         self.ema.update(self.model)
         return StepResult(values={**result.values, "grad_norm": full_tensor(norm)}, observed=result.observed)
 
@@ -160,7 +160,7 @@ class TrainingStep:
             inputs = batch.inputs[part].to(self.device, non_blocking=True)
             labels = None if batch.labels is None else batch.labels[part].to(self.device, non_blocking=True)
             share = (part.stop - part.start) / count
-            with self._talking(part.stop == count):
+            with self._no_sync(part.stop < count):
                 with autocast(self.device, self.precision):
                     loss: LossTerms = self._loss(inputs, labels, noise[part])
                 (loss.total * share).backward()
@@ -179,8 +179,8 @@ class TrainingStep:
         micro-batch that any of them needs. All processes must call this; not for sharded models.
         """
 
-        def attempt(micro_batch: int) -> None:
-            part = slice(0, micro_batch)
+        def attempt() -> None:
+            part = slice(0, self.micro_batch)
             labels = None if batch.labels is None else batch.labels[part].to(self.device)
             room = torch.empty(2 * sum(p.numel() for p in self.model.parameters()), device=self.device)
             with autocast(self.device, self.precision):
@@ -189,14 +189,38 @@ class TrainingStep:
             del room
 
         with self._buffers_kept(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            _, self.micro_batch = back_off(
-                attempt,
-                self.micro_batch,
-                reset=self.optimizer.zero_grad,
-                tell=self._tell,
-                agree=lambda failed: any(self.world.gather_objects(failed)),
-            )
+            self._back_off(attempt, agree=lambda failed: any(self.world.gather_objects(failed)))
         self.optimizer.zero_grad()
+
+    def _back_off(self, attempt: Callable[[], T], agree: Callable[[bool], bool] = bool) -> T:
+        """Run `attempt`; where memory does not suffice, halve the micro-batch and run it again.
+
+        Args:
+            agree: turns "it failed here" into "it failed somewhere", for processes that go on alike; then `attempt`
+                may not wait for the others.
+        """
+        while True:
+            result: T | None = None
+            failed = False
+            try:
+                result = attempt()
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                failed = True
+            if not agree(failed):
+                return result  # type: ignore[return-value]
+            del result
+            self.optimizer.zero_grad()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            if self.micro_batch == 1:
+                raise TrainingError(
+                    "not even one image at a time fits into memory; set train.recompute=true, start more processes "
+                    "with train.parallel=fsdp, or choose a smaller model"
+                )
+            self.micro_batch = -(-self.micro_batch // 2)
+            self._tell(f"memory does not suffice; going on with micro-batches of {self.micro_batch}: the same result")
 
     def settle(self, batch: Batch, noise: BatchNoise) -> None:
         """Bring the exchange of gradients into its final order, so that a continued run sums as an uninterrupted one.
@@ -226,12 +250,12 @@ class TrainingStep:
         for name, buffer in self.model.named_buffers():
             buffer.copy_(running[name])
 
-    def _talking(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
-        """Exchange gradients in the last micro-batch only."""
-        if isinstance(self._loss, DistributedDataParallel) and not is_last:
+    def _no_sync(self, more: bool) -> contextlib.AbstractContextManager[object]:
+        """Exchange gradients in the last micro-batch alone."""
+        if isinstance(self._loss, DistributedDataParallel) and more:
             return self._loss.no_sync()
         if self.sharded:
-            self._loss.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+            self._loss.set_requires_gradient_sync(not more)  # type: ignore[operator]
         return contextlib.nullcontext()
 
 
@@ -245,14 +269,18 @@ def sharding_units(model: nn.Module) -> list[nn.Module]:
 
 
 def compiles(recipe: Recipe, device: torch.device, total: int) -> bool:
-    """Whether a run of `total` steps compiles its blocks."""
+    """Return whether a run of `total` steps compiles its blocks."""
     if recipe.train.compile != "auto":
         return recipe.train.compile
     return device.type == "cuda" and total >= COMPILE_FROM_STEPS and has_triton()
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def micro_batches(batches: Iterable[Batch], size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Inputs and labels of batches on the device, at most `size` samples at a time."""
+    """Yield inputs and labels of batches on the device, at most `size` samples at a time."""
     for batch in batches:
         for start in range(0, batch.inputs.shape[0], size):
             part = slice(start, start + size)

@@ -6,11 +6,15 @@ functions of (seed, step) too; so a step depends on nothing but the weights, the
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +23,13 @@ from spheregen.data import Batch
 from spheregen.distributed import joined_world
 from spheregen.errors import TrainingError
 from spheregen.family.recipe import Recipe
+from spheregen.measure.timing import matmul_peak
 from spheregen.noise import BatchNoise
 from spheregen.progress import QuietReporter, Reporter
+from spheregen.training.estimate import LONG_RUN, step_cost
 from spheregen.training.hooks import TrainingHook
 from spheregen.training.latents import observe
 from spheregen.training.run import Run, set_up
-from spheregen.training.signals import StopRequest, end_as_by
-from spheregen.training.speed import Speed
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def train(
         run = set_up(recipe, Path(out), device, reporter, world, hooks)
         reporter.message(run.headline)
         if run.start >= run.total:
-            run.complete()
+            run.save_model(run.total)
             reporter.message(f"the run in {run.folder} is complete; nothing to do")
             return TrainingResult(run.folder, run.total, 0, 0.0, {})
         run.prepare_folder()
@@ -87,8 +91,8 @@ def train(
         try:
             run.hooks.start(run.view(run.start))
             reporter.start(run.total, run.start, recipe.train.batch_size)
-            with StopRequest() as stop:
-                metrics = _loop(run, stop)
+            with _heard_signals() as heard:
+                metrics = _loop(run, heard)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
@@ -102,46 +106,50 @@ def train(
         return TrainingResult(run.folder, run.total, run.total - run.start, time.monotonic() - begun, metrics)
 
 
-def _loop(run: Run, stop: StopRequest) -> Mapping[str, float]:
+def _loop(run: Run, heard: Sequence[int]) -> Mapping[str, float]:
     """Take the steps that are left; returns the means of the last log interval."""
-    settings, total, speed = run.recipe.train, run.total, Speed(run)
+    settings, total, device, speed = run.recipe.train, run.total, run.step.device, _Speed(run)
     values: dict[str, float] = {}
     for batch, noise in _batches(run):
         if batch.step == run.start:
-            if run.device.type == "cuda" and not run.step.sharded:
+            if device.type == "cuda" and not run.step.sharded:
                 run.step.fit(batch, noise)
             run.step.settle(batch, noise)
-        result = run.step(batch, noise, run.rates(batch.step))
+        rates = run.rates(batch.step)
+        result = run.step(batch, noise, rates)
         done = batch.step + 1
         run.meters.add(result.values)
         logs = done % settings.log_every == 0 or done == total
         # reading costs nothing on a CPU; elsewhere it waits for the device, so only at the log interval
-        reads = logs or run.device.type == "cpu"
+        reads = logs or device.type == "cpu"
         if reads:
             values = run.check_finite(done)
         if logs:
             values |= observe(result.observed, run.world)
-            rates = {f"lr_{name}" if name else "lr": rate for name, rate in run.rates(batch.step).items()}
+            named = {f"lr_{name}" if name else "lr": rate for name, rate in rates.items()}
             epoch = done * settings.batch_size / run.batches.count
-            run.values = {"epoch": epoch, **values, **rates, **speed.since_last(done)}
+            run.values = {"epoch": epoch, **values, **named, **speed.since_last(done)}
             run.hooks.log(done, run.values)
             run.meters.reset()
         if run.hooks.due(done):
             run.calibrate(done)
             run.hooks.after_step(run.view(done))
-        stopping = _asked_to_stop(run, stop) if reads else 0
+        stopping = heard[0] if reads and heard else 0
+        if reads and run.world.size > 1:  # any process may have been asked
+            stopping = int(run.world.largest(torch.tensor(stopping, device=device)).item())
         if done % settings.checkpoint_every == 0 or done == total or stopping:
             run.save(done)
         run.reporter.step(done, values if logs else None)
         if stopping and done < total:
             run.reporter.message(f"stopped after step {done}, which is saved; the same command continues")
-            end_as_by(stopping)
+            raise KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(128 + stopping)
     return values
 
 
 def _batches(run: Run) -> Iterator[tuple[Batch, BatchNoise]]:
     """Give each step's batch and random numbers; a GPU gets the latter from a thread that is one step ahead."""
-    if run.device.type != "cuda":
+    device = run.step.device
+    if device.type != "cuda":
         for batch in run.batches:
             yield batch, run.step.draw(batch.step)
         return
@@ -154,11 +162,45 @@ def _batches(run: Run) -> Iterator[tuple[Batch, BatchNoise]]:
         for batch in run.batches:
             noise = ahead.result()
             ahead = thread.submit(drawn, batch.step + 1)
-            yield batch, noise.each(lambda tensor: tensor.to(run.device, non_blocking=True))
+            yield batch, noise.each(lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def _asked_to_stop(run: Run, stop: StopRequest) -> int:
-    """Return the signal by which any process was asked to stop, 0 for none."""
-    if run.world.size == 1:
-        return stop.signal
-    return int(run.world.largest(torch.tensor(stop.signal, device=run.device)).item())
+@contextlib.contextmanager
+def _heard_signals() -> Iterator[Sequence[int]]:
+    """Hear SIGTERM and SIGINT, so that a run can finish its step and save; a second signal acts at once."""
+    heard: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        while before:
+            signal.signal(*before.popitem())
+
+    def hear(number: int, _: object) -> None:
+        heard.append(number)
+        restore()
+
+    if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, hear)
+    try:
+        yield heard
+    finally:
+        restore()
+
+
+class _Speed:
+    """Measures a run between the entries of its log."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._time, self._step = run, time.monotonic(), run.start
+        self._peak = 0.0  # images a second that the machine's matrix peak would allow, in long runs
+        if run.total >= LONG_RUN:
+            peak = matmul_peak(run.step.device, run.step.precision) * run.world.size
+            self._peak = peak / step_cost(run.recipe).flops_per_image
+
+    def since_last(self, done: int) -> dict[str, float]:
+        """Return `images_per_second` since the last call, and `mfu` of long runs."""
+        now = time.monotonic()
+        speed = (done - self._step) * self._run.recipe.train.batch_size / max(now - self._time, 1e-9)
+        self._time, self._step = now, done
+        return {"images_per_second": speed, **({"mfu": speed / self._peak} if self._peak else {})}

@@ -7,7 +7,6 @@ are computed for the target's own image size.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from spheregen.nn.block import Block
 from spheregen.nn.mixer import MixerBlock
 
 Fate = Literal["kept", "adapted", "fresh", "dropped"]
+"""Copied; made from the source's; as the target was built; of the source, without a place in the target."""
 CLASS_TABLE = "labels.table.weight"
 """Ends the name of a table of class embeddings (K + 1, W), whose null class is the last row."""
-BY_NUMBER = "classes are matched by number: names are not known on both sides"
 _SHOWN = 4  # parts that a line names
 
 
@@ -37,8 +36,6 @@ class Part:
     parameters: int
     """Numbers in it."""
     fate: Fate
-    """`kept`: copied. `adapted`: made from the source's. `fresh`: nothing of the source is in it. `dropped`: a
-    parameter of the source that has no place in the target."""
     reason: str = ""
     """Why it is not kept, or how it was adapted; empty for a kept one."""
 
@@ -56,32 +53,21 @@ class Transfer:
         """Return the names of the parameters of this fate."""
         return tuple(part.name for part in self.parts if part.fate == fate)
 
-    def count(self, *fates: Fate) -> int:
-        """Return how many numbers have one of these fates."""
-        return sum(part.parameters for part in self.parts if part.fate in fates)
-
     def summary(self) -> tuple[str, ...]:
-        """Return a few lines for people."""
-        total, tensors = self.count("kept", "adapted", "fresh"), len(self.parts) - len(self.names("dropped"))
-        kept = f"kept {_readable(self.count('kept'))} of {_readable(total)} parameters"
-        fates: tuple[Fate, ...] = ("adapted", "fresh", "dropped")
-        lines = [f"{fate} {_readable(self.count(fate))}: {self._describe(fate)}" for fate in fates if self.names(fate)]
-        return (f"{kept} ({len(self.names('kept'))} of {tensors} tensors)", *lines, *self.notes)
-
-    def _describe(self, fate: Fate) -> str:
-        """Name the parts by reason: `encoder.trunk.blocks, decoder.head (new); ...`."""
-        found: dict[str, list[str]] = {}
-        for part in self.parts:
-            if part.fate == fate:
-                names = found.setdefault(part.reason, [])
-                place = ".".join(re.sub(r"\.\d+", "", part.name).split(".")[:3]).removesuffix(".weight")
-                if place not in names:
-                    names.append(place)
-        return "; ".join(
-            ", ".join([*names[:_SHOWN], *([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])])
-            + f" ({reason})"
-            for reason, names in found.items()
-        )
+        """Return a line for each fate, which names some of its parts and why, and the notes."""
+        lines = []
+        for fate in ("kept", "adapted", "fresh", "dropped"):
+            parts = [part for part in self.parts if part.fate == fate]
+            line = f"{fate} {sum(part.parameters for part in parts):,} parameters"
+            if fate == "kept":
+                lines.append(f"{line} ({len(parts)} of {len(self.parts) - len(self.names('dropped'))} tensors)")
+            elif parts:
+                places = [".".join(re.sub(r"\.\d+", "", part.name).split(".")[:3]) for part in parts]
+                shown = list(dict.fromkeys(place.removesuffix(".weight") for place in places))
+                more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+                reasons = ", ".join(dict.fromkeys(part.reason for part in parts))
+                lines.append(f"{line}: {', '.join(shown[:_SHOWN])}{more} ({reasons})")
+        return (*lines, *self.notes)
 
 
 @torch.no_grad()
@@ -112,7 +98,12 @@ def transfer(
         ConfigError: not one transformer block fits.
         ModelFileError: a weight of the source is not finite.
     """
-    check_fits(target.config, source.config)
+    old, new = ([size.width for size in getattr(each.config, "transformers", ())] for each in (source, target))
+    if new and all(a != b for a, b in zip(old, new, strict=True)):
+        raise ConfigError(
+            f"nothing of the model fits: its transformers are {' and '.join(map(str, old))} wide, the recipe's "
+            f"{' and '.join(map(str, new))}; give the recipe the model's sizes, or train without --init"
+        )
     theirs = {name: tensor.detach() for name, tensor in (*source.named_parameters(), *source.named_buffers())}
     for name, tensor in theirs.items():
         if not bool(tensor.isfinite().all()):
@@ -122,54 +113,38 @@ def transfer(
     for name, buffer in target.named_buffers():
         if id(buffer) in own and name in theirs and theirs[name].shape == buffer.shape:
             buffer.copy_(theirs[name])
-    frozen = {name for name, parameter in target.named_parameters() if id(parameter) not in own}
-    parts: list[Part] = []
+    found: dict[str, tuple[Fate, str]] = {}
+    ours = dict(target.named_parameters())
+    learning = {name: parameter for name, parameter in ours.items() if id(parameter) in own}
     notes: list[str] = []
-    for name, parameter in target.named_parameters():
-        if name in frozen:
-            continue
+    for name, parameter in learning.items():
         value, reason = (theirs[name].float(), "") if name in theirs else (None, "new")
         if value is not None and name.endswith(CLASS_TABLE) and value.shape[1:] == parameter.shape[1:]:
-            rows, how = _class_rows(target_classes, source_classes, len(parameter) - 1, len(value) - 1)
-            value, reason = _class_table(value, parameter, rows, how)
-            notes = [BY_NUMBER] if how == "number" else []
+            named = (len(target_classes), len(source_classes)) == (len(parameter) - 1, len(value) - 1)
+            value, reason = _class_table(value, parameter, *((target_classes, source_classes) if named else ()))
+            notes = [] if named else ["classes are matched by number: names are not known on both sides"]
         if value is not None and value.shape == parameter.shape:
             parameter.copy_(value)
-            parts.append(Part(name, parameter.numel(), "adapted" if reason else "kept", reason))
+            found[name] = ("adapted" if reason else "kept", reason)
         else:
-            reason = reason if value is None else f"{_shape(value)} -> {_shape(parameter)}"
-            parts.append(Part(name, parameter.numel(), "fresh", reason))
-    ours = {part.name for part in parts} | frozen
+            found[name] = ("fresh", reason if value is None else f"{_shape(value)} -> {_shape(parameter)}")
+    for name in _start_without_effect(target, {name for name, (fate, _) in found.items() if fate == "fresh"}):
+        if found[name][0] == "kept":
+            found[name] = ("adapted", "0, for what it scales is new")
+    parts = [Part(name, learning[name].numel(), *fate) for name, fate in found.items()]
     parts += [
         Part(name, parameter.numel(), "dropped", "not in the recipe")
         for name, parameter in source.named_parameters()
         if name not in ours
     ]
-    closed = _start_without_effect(target, {part.name for part in parts if part.fate == "fresh"})
-    parts = [
-        dataclasses.replace(part, fate="adapted", reason="0, for what it scales is new")
-        if part.name in closed and part.fate == "kept"
-        else part
-        for part in parts
+    changes = [
+        f"{name} {before} -> {now}"
+        for name, now in vars(target.config).items()
+        if isinstance(now, str | int | float) and (before := getattr(source.config, name, now)) != now
     ]
-    return Transfer(tuple(parts), (*notes, *_changed_settings(target.config, source.config)))
-
-
-def check_fits(target: Any, source: Any) -> None:
-    """Refuse a model of which not one transformer block fits, by its architecture alone.
-
-    Args:
-        target, source: architectures of one class, with `transformers`.
-
-    Raises:
-        ConfigError: no transformer has the width of its counterpart.
-    """
-    theirs, ours = ([size.width for size in getattr(config, "transformers", ())] for config in (source, target))
-    if ours and all(a != b for a, b in zip(theirs, ours, strict=True)):
-        raise ConfigError(
-            f"nothing of the model fits: its transformers are {' and '.join(map(str, theirs))} wide, the recipe's "
-            f"{' and '.join(map(str, ours))}; give the recipe the model's sizes, or train without --init"
-        )
+    if changes:
+        notes.append(f"other settings, which the weights that are kept must learn: {', '.join(changes)}")
+    return Transfer(tuple(parts), tuple(notes))
 
 
 def inherited_provenance(name: str, base: ModelInfo) -> dict[str, str]:
@@ -186,33 +161,25 @@ def inherited_provenance(name: str, base: ModelInfo) -> dict[str, str]:
     return {**inherited, "base_model": f"{name} ({', '.join(known)})" if known else name}
 
 
-def _class_rows(ours: Sequence[str], theirs: Sequence[str], new: int, old: int) -> tuple[list[int | None], str]:
-    """Return the source's class for each of the target's `new` ones, None where there is none, and `name` or `number`.
-
-    They are matched by name where the names of all are known.
-    """
-    if (len(ours), len(theirs)) != (new, old):
-        return [place if place < old else None for place in range(new)], "number"
-    places = {name: place for place, name in reversed(list(enumerate(theirs)))}
-    return [places.get(name) for name in ours], "name"
-
-
-def _class_table(table: Tensor, fresh: Tensor, rows: Sequence[int | None], how: str) -> tuple[Tensor, str]:
+def _class_table(
+    table: Tensor, fresh: Tensor, ours: Sequence[Any] = (), theirs: Sequence[Any] = ()
+) -> tuple[Tensor, str]:
     """Return a class table (K' + 1, W) in the order of the target's classes, and how it was adapted, if it was.
 
-    New classes are the null class and what the target was built with, `fresh` (K + 1, W).
+    Classes are matched by name, or by number where no names are given. New ones are the null class and what the target
+    was built with, `fresh` (K + 1, W).
     """
-    left = len(table) - 1
-    if rows == list(range(left)):
+    how = "name" if ours else "number"
+    ours, theirs = ours or range(len(fresh) - 1), theirs or range(len(table) - 1)
+    if list(ours) == list(theirs):
         return table, ""
-    known = {place: row for place, row in enumerate(rows) if row is not None}
-    reason = f"{len(known)} of {len(rows)} classes by {how}, {len(rows) - len(known)} new"
-    if left := left - len(set(known.values())):
-        reason += f", {left} of the model's left out"
+    places = {name: place for place, name in reversed(list(enumerate(theirs)))}
+    known = {place: places[name] for place, name in enumerate(ours) if name in places}
     new = table[-1] + fresh
     new[list(known)] = table[list(known.values())]
     new[-1] = table[-1]
-    return new, reason
+    left = len(theirs) - len(set(known.values()))
+    return new, f"{len(known)} of {len(ours)} classes by {how}, {len(ours) - len(known)} new, {left} left out"
 
 
 def _start_without_effect(target: nn.Module, fresh: set[str]) -> set[str]:
@@ -240,21 +207,5 @@ def _start_without_effect(target: nn.Module, fresh: set[str]) -> set[str]:
     return closed
 
 
-def _changed_settings(ours: Any, theirs: Any) -> tuple[str, ...]:
-    """Tell in a line which plain settings of two architectures differ; nothing where none does."""
-    changes = [
-        f"{name} {before} -> {now}"
-        for name, now in vars(ours).items()
-        if isinstance(now, str | int | float) and (before := getattr(theirs, name, now)) != now
-    ]
-    return (f"other settings, which the weights that are kept must learn: {', '.join(changes)}",) if changes else ()
-
-
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape))
-
-
-def _readable(count: int) -> str:
-    if count >= 1_000_000:
-        return f"{count / 1e6:.2f} M"
-    return f"{count / 1e3:.1f} k" if count >= 1000 else str(count)

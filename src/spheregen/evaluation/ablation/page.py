@@ -9,13 +9,13 @@ from typing import Any
 from PIL import Image
 
 from spheregen.evaluation.report.page import render
-from spheregen.evaluation.report.parts import Cell, Plot, Section, Series, Sheet, Table, is_number, table_of
+from spheregen.evaluation.report.parts import Cell, Plot, Section, Series, Sheet, is_number, table_of
+from spheregen.evaluation.report.sections import settings_table
 
 FRECHET = "frechet_"
 """Begins the name of a Frechet distance; the network follows."""
 FEW = 6
 """Lines in one plot; of more, and of values that are no numbers, points are drawn."""
-_WIDE_RANGE = 50.0  # from this ratio of the largest to the smallest value on, an axis is logarithmic
 
 Row = Mapping[str, Any]
 
@@ -26,37 +26,37 @@ def study_page(study: Mapping[str, Any], samples: Sequence[Path | None]) -> str:
     Args:
         study: what `run_study` returns.
         samples: image files of each row, if it has some.
-
-    Raises:
-        SphereGenError: a package of the extra `report` is missing.
     """
     keys = [axis["key"] for axis in study["over"]]
     runs = [run["status"] for row in study["rows"] for run in row["runs"]]
     subtitle = f"{', '.join(keys)}; {len(study['rows'])} combinations, {runs.count('done')} of {len(runs)} results"
-    plots = tuple(plot for key in keys for plot in _plots(study, key))
-    sheets = tuple(_sheets(study, samples))
-    sections = [_results(study), _protocol(study)]
-    if sheets:
-        text = "The same seeds and classes under every combination, of the first training of each; nothing is chosen."
-        sections.insert(1, Section(key="samples", title="Samples", text=(text,), sheets=sheets))
-    if plots:
-        sections.insert(1, Section(key="settings", title="Quality against each setting", plots=plots))
+    text = "The same seeds and classes under every combination, of the first training of each; nothing is chosen."
+    sections = [
+        _results(study),
+        Section(
+            key="settings",
+            title="Quality against each setting",
+            plots=tuple(plot for key in keys for plot in _plots(study, key)),
+        ),
+        Section(key="samples", title="Samples", text=(text,), sheets=tuple(_sheets(study, samples))),
+        _protocol(study),
+    ]
     return render(f"Ablation of {study['recipe']['name']}", subtitle, sections, study, file="ablation.json")
 
 
 def note_of(row: Row) -> str:
     """Return which of a row's runs did not end well, in a few words."""
-    failed = [run for run in row["runs"] if run["status"] == "failed"]
+    failed = [run["error"] for run in row["runs"] if run["status"] == "failed"]
     waiting = [run for run in row["runs"] if run["status"] == "waiting"]
-    of = f" of {len(row['runs'])}"
-    parts = [f"failed {len(failed)}{of}: {failed[0]['error']}"] if failed else []
-    return "; ".join([*parts, *([f"waiting {len(waiting)}{of}"] if waiting else [])])
+    parts = [f"failed {len(failed)} of {len(row['runs'])}: {failed[0]}"] if failed else []
+    parts += [f"waiting {len(waiting)} of {len(row['runs'])}"] if waiting else []
+    return "; ".join(parts)
 
 
 def _results(study: Mapping[str, Any]) -> Section:
     rows = study["rows"]
     columns: list[tuple[str, Sequence[Cell]]] = [
-        (axis["key"], [_cell(row, axis["key"]) for row in rows]) for axis in study["over"]
+        (axis["key"], [row["texts"][axis["key"]] for row in rows]) for axis in study["over"]
     ]
     for column in study["columns"]:
         key, best = column["key"], study["best"].get(column["key"], ())
@@ -65,19 +65,14 @@ def _results(study: Mapping[str, Any]) -> Section:
         columns.append(("", ["best" if number in best else None for number in range(len(rows))]))
     columns.append(("M parameters", [row["parameters"] / 1e6 for row in rows]))
     columns.append(("remark", [note_of(row) or None for row in rows]))
-    trainings = (
-        f"Means over {study['seeds']} trainings of each combination; ± is their standard deviation."
-        if study["seeds"] > 1
-        else "Each combination was trained once, so small differences may be chance: --seeds 3 tells how much alike "
-        "trainings differ."
-    )
     return Section(
         key="results",
         title="Results",
         text=(
             "A lower Fréchet distance (FD) of samples and a higher PSNR of reconstructions are better. Final losses "
-            "compare only where nothing of the loss was varied. Times are of the machine that this ran on.",
-            trainings,
+            "compare only where nothing of the loss was varied. Times are of the machine that this ran on. Figures are "
+            f"means over the trainings of a combination ({study['seeds']}), ± is their standard deviation; differences "
+            "below that may be chance.",
         ),
         warnings=tuple(dict.fromkeys(note for row in rows for run in row["runs"] for note in run.get("notes", ()))),
         tables=table_of("", columns),
@@ -101,65 +96,44 @@ def _plots(study: Mapping[str, Any], key: str) -> list[Plot]:
         groups.setdefault(others or key, []).append(row)
     if many := len(groups) > FEW:
         groups = {"all combinations": rows}
-    low, high = min(places.values()), max(places.values())
     series = tuple(
         Series(
             name=name,
             x=tuple(places[row["texts"][key]] for row in group),
             y=tuple(row["mean"][column["key"]] for row in group),
             error=tuple(row["deviation"].get(column["key"], 0.0) for row in group) if study["seeds"] > 1 else None,
-            kind="points" if many else "line" if numeric else "bars",
+            kind="line" if numeric and not many else "points",
             labels=None if numeric else tuple(row["texts"][key] for row in group),
         )
         for name, group in groups.items()
     )
-    title, log_x = f"{column['title']} against {key}", numeric and low > 0 and high / low >= _WIDE_RANGE
-    return [Plot(title=title, x_label=key, y_label=column["title"], series=series, log_x=log_x)]
+    return [Plot(title=f"{column['title']} against {key}", x_label=key, y_label=column["title"], series=series)]
 
 
 def _sheets(study: Mapping[str, Any], samples: Sequence[Path | None]) -> list[Sheet]:
     sheets, quality = [], study["columns"][0]
     for row, path in zip(study["rows"], samples, strict=True):
-        if path is not None:
+        if path is not None and quality["key"] in row["mean"]:
             with Image.open(path) as image:
                 image.load()
             caption = f"{quality['title']} {row['mean'][quality['key']]:.3g}"
-            title = row["label"] if row["varies"] is None else f"{row['varies']}={row['texts'][row['varies']]}"
-            sheets.append(Sheet(image=image, title=title, caption=caption))
+            sheets.append(Sheet(image=image, title=row["label"], caption=caption))
     return sheets
 
 
 def _protocol(study: Mapping[str, Any]) -> Section:
-    protocol = study["protocol"]
-    made = {tuple(run["made_with"].items()) for row in study["rows"] for run in row["runs"] if "made_with" in run}
-    rows: list[tuple[Cell, ...]] = [
-        ("samples of each combination", protocol["count"]),
-        ("seeds of samples", f"{protocol['seed']} and on, the classes in turn"),
-        ("trainings of each combination", study["seeds"]),
-        *(("compared with", _images(reference)) for reference in protocol["references"]),
-        ("reconstructed", _images(protocol["reconstruction"])),
-        *((f"network {name}", f"{of['title']}, {of['weights'][:8]}") for name, of in protocol["features"].items()),
-        *(("made with", ", ".join(f"{key} {value}" for key, value in each)) for each in sorted(made)),
-    ]
-    warning = (
-        "The combinations were compared with different real images (another source, size or crop), so their distances "
-        "are of different things."
-    )
+    protocol = {key: value for key, value in study["protocol"].items() if key != "references"}
+    made = {
+        str(run["made_with"]): run["made_with"] for row in study["rows"] for run in row["runs"] if "made_with" in run
+    }
+    warning = "The combinations were compared with different real images, so their distances are of different things."
     return Section(
         key="protocol",
         title="How it was measured",
         text=("The Fréchet distance rests on few samples, so it compares rows of this table and nothing else.",),
-        warnings=(warning,) if len(protocol["references"]) > 1 else (),
-        tables=(Table(header=("", ""), rows=tuple(rows)),),
+        warnings=(warning,) if len(study["protocol"]["references"]) > 1 else (),
+        tables=(
+            *settings_table("", protocol),
+            *(table for each in made.values() for table in settings_table("", each)),
+        ),
     )
-
-
-def _images(reference: Mapping[str, Any]) -> str:
-    """Real images in a few words."""
-    return f"{reference['count']} images of {reference['source']}/{reference['split']}, {reference['image_size']} px"
-
-
-def _cell(row: Row, key: str) -> Cell:
-    """A number, or in words what is none."""
-    value = row["settings"][key]
-    return value if is_number(value) else str(row["texts"][key])

@@ -17,9 +17,8 @@ from typing import Any
 import yaml
 
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.family.recipe import Recipe
+from spheregen.family.recipe import DataConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from spheregen.family.registry import member_of_kind
-from spheregen.family.settings import DataConfig, OptimizerConfig, SamplingConfig, TrainConfig
 from spheregen.measure.cost import count_parameters
 from spheregen.pipeline import GenerationOptions
 from spheregen.sampling.schedules import generation_angles
@@ -82,14 +81,10 @@ class Training:
         """Numbers that are trained."""
         return _work(_as_for_cost(self.recipe))[0]
 
-    @property
-    def flops_per_image(self) -> float:
-        """Operations of a training step for one image, as the trainer counts them."""
-        return _work(_as_for_cost(self.recipe))[1]
-
     def pflops(self, images: int) -> float:
         """Return the work of the whole training on a data set of `images`, in 10^15 operations."""
-        return self.flops_per_image * self.recipe.train.batch_size * self.recipe.total_steps(images) / 1e15
+        each = _work(_as_for_cost(self.recipe))[1]
+        return each * self.recipe.train.batch_size * self.recipe.total_steps(images) / 1e15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +163,16 @@ def make_plan(
     if seeds > 1 and any("train.seed" in axis.settings for axis in axes):
         raise ConfigError("--over train.seed and --seeds set the same thing; leave one of them out")
     counts = [len(axis.texts) for axis in axes]
-    count = sum(counts) if one_by_one else math.prod(counts)
-    if count > LARGEST:
-        advice = "vary fewer values" if one_by_one else "vary fewer values, or one key at a time with --one-by-one"
-        raise ConfigError(f"{count} combinations are too many for a study (at most {LARGEST}); {advice}")
-    common = [f"{key}{equals}{value}" for text in settings for key, equals, value in _resolved(text)]
+    limit = (
+        f"are too many for a study (at most {LARGEST}): vary fewer values, or one key at a time with --one-by-one, or "
+        "lower --seeds"
+    )
+    if (count := sum(counts) if one_by_one else math.prod(counts)) > LARGEST:
+        raise ConfigError(f"{count} combinations {limit}")
+    common = []
+    for text in settings:
+        key, equals, value = text.partition("=")
+        common += [f"{setting}{equals}{value}" for setting in ALIASES.get(key.strip(), (key,))]
     base = load_recipe(recipe, common, data=data)
     build = functools.partial(_combination, recipe, common, data, axes, seeds)
     if one_by_one:
@@ -188,14 +188,14 @@ def make_plan(
             told = f"{seen[_identity(one)]} and {one.label}"
             raise ConfigError(f"{told} come to the same settings; leave one of them out")
         seen[_identity(one)] = one.label
-    plan = Plan(base=base, axes=axes, combinations=tuple(combinations), one_by_one=one_by_one, seeds=seeds)
-    if len(plan.trainings) > LARGEST:
-        raise ConfigError(f"{len(plan.trainings)} trainings are too many (at most {LARGEST}); lower --seeds")
     for one in combinations:
         try:
             _check(one)
         except ConfigError as error:
             raise ConfigError(f"{one.label}: {error}") from error
+    plan = Plan(base=base, axes=axes, combinations=tuple(combinations), one_by_one=one_by_one, seeds=seeds)
+    if len(plan.trainings) > LARGEST:
+        raise ConfigError(f"{len(plan.trainings)} trainings {limit}")
     return plan
 
 
@@ -212,40 +212,23 @@ def parse_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
         key, _, listed = (part.strip() for part in text.partition("="))
         try:
             values = yaml.safe_load(f"[{listed}]")
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--over {text}: the values are no YAML; write KEY=VALUE,VALUE, {_EXAMPLE}") from error
+        except yaml.YAMLError:
+            values = None
         if not key or not values or None in values:
-            raise ConfigError(f"--over takes KEY=VALUE,VALUE,..., {_EXAMPLE}, not {text!r}")
+            raise ConfigError(f"--over takes KEY=VALUE,VALUE,... with values in YAML, {_EXAMPLE}, not {text!r}")
         settings = ALIASES.get(key, (key,))
-        for setting in settings:
-            # the path of the data may change when a run continues, but other data are another model
-            if setting in Recipe.free_to_change - {"data.source"}:
-                raise ConfigError(f"--over {key}: this setting does not change the model: there is nothing to compare")
-            for other in axes:
-                if other.key == key:
-                    raise ConfigError(f"--over {key} is given twice; name all its values in one list")
-                inside = (
-                    f"{one}.".startswith(f"{setting}.") or f"{setting}.".startswith(f"{one}.") for one in other.settings
-                )
-                if any(inside):
-                    raise ConfigError(f"--over {other.key} and --over {key} set the same thing; leave one of them out")
+        # the path of the data may change when a run continues, but other data are another model
+        if set(settings) & (Recipe.free_to_change - {"data.source"}):
+            raise ConfigError(f"--over {key}: this setting does not change the model: there is nothing to compare")
+        for other, ours, theirs in ((o, x, y) for o in axes for x in settings for y in o.settings):
+            if f"{theirs}.".startswith(f"{ours}.") or f"{ours}.".startswith(f"{theirs}."):
+                raise ConfigError(f"--over {other.key} and --over {key} set the same thing, or it is given twice")
         axes.append(Axis(key, settings, tuple(json.dumps(value, default=str) for value in values)))
     return tuple(axes)
 
 
-def _resolved(text: str) -> list[tuple[str, str, str]]:
-    """`key=value` with the paper's name replaced by keys of the recipe; others stay as they are."""
-    key, equals, value = text.partition("=")
-    return [(setting, equals, value) for setting in ALIASES.get(key.strip(), (key,))]
-
-
 def _combination(
-    recipe: str,
-    common: Sequence[str],
-    data: str | None,
-    axes: Sequence[Axis],
-    seeds: int,
-    chosen: Mapping[str, str],
+    recipe: str, common: Sequence[str], data: str | None, axes: Sequence[Axis], seeds: int, chosen: Mapping[str, str]
 ) -> Combination:
     """The combination of the chosen texts by key; keys that are not chosen keep the recipe's own values."""
     varied = [axis for axis in axes if axis.key in chosen]
@@ -255,9 +238,8 @@ def _combination(
     except ConfigError as error:
         label = ", ".join(f"{key}={told(json.loads(text))}" for key, text in chosen.items())
         reason = re.sub(r"^--set .*?: ", "", str(error))  # which nobody wrote here
-        known = "unknown key" not in reason or "did you mean" in reason
-        hint = "" if known else next(filter(None, (did_you_mean(key, ALIASES) for key in chosen)), "")
-        raise ConfigError(f"--over {label}: {reason}{hint}") from error
+        hints = [did_you_mean(key, ALIASES) for key in chosen if "unknown key" in reason and "did you" not in reason]
+        raise ConfigError(f"--over {label}: {reason}{''.join(hints)}") from error
     nested = built.model_dump(mode="json")
     values: dict[str, Any] = {}
     for axis in axes:
@@ -299,26 +281,17 @@ def _check(combination: Combination) -> None:
     _work(_as_for_cost(recipe))
 
 
-def _lookup(values: Mapping[str, Any], setting: str) -> Any:
-    """The plain value of a dotted key; None where it is absent."""
+def _lookup(values: Any, setting: str) -> Any:
     for part in setting.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None  # type: ignore[assignment]
+        values = values.get(part) if isinstance(values, Mapping) else None
     return values
 
 
 def told(value: Any) -> str:
     """Return a plain value for people."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
+    if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {told(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(told, value)) + "]"
-    return str(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _as_for_cost(recipe: Recipe) -> Recipe:

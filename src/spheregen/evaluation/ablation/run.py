@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -31,7 +32,7 @@ from spheregen.evaluation.images import RealImages
 from spheregen.evaluation.protocol import EvaluationOptions
 from spheregen.evaluation.report.page import PAGE, to_json
 from spheregen.evaluation.request import HELD_OUT, WORK
-from spheregen.evaluation.speed import SamplingSpeed, sampling_speed
+from spheregen.evaluation.speed import sampling_speed
 from spheregen.family.recipe import Recipe
 from spheregen.files import write_text
 from spheregen.measure.features import load_extractors
@@ -111,7 +112,7 @@ def count_images(plan: Plan) -> dict[str, int]:
 class _Study:
     def __init__(self, plan: Plan, options: StudyOptions, world: World, reporter: Callable[[], Reporter]) -> None:
         self.plan, self.options, self.world, self.reporter, self.out = plan, options, world, reporter, options.out
-        self._sources: dict[tuple[str, str, bool], ImageSource] = {}
+        self._open = functools.cache(open_source)
         self._results: dict[str, dict[str, Any]] = {}
         count_images(plan)  # complain before any work is done
         for training in plan.trainings:
@@ -147,7 +148,7 @@ class _Study:
     def _train_and_score(self, training: Training) -> None:
         missing, reporter, work, world = self._missing(training), self.reporter(), self.out / WORK, self.world
         figures: dict[str, float] = {}  # that do not depend on sampling
-        speeds: list[SamplingSpeed] = []
+        speeds: list[dict[str, Any]] = []
         evaluator = None
         with self._noting_failures(training, missing):
             folder = self.out / RUNS / self.names[training.digest]
@@ -171,7 +172,7 @@ class _Study:
             with self._noting_failures(training, [combination]):
                 result = self._score(training, combination, pipe, evaluator)
                 if world.is_first:
-                    result["figures"] |= {**figures, "ms_per_image": 1000 / speeds[place].images_per_second}
+                    result["figures"] |= {**figures, "ms_per_image": 1000 / speeds[place]["images_per_second"]}
                     self._keep(training, combination, result)
 
     @contextlib.contextmanager
@@ -192,17 +193,14 @@ class _Study:
         self, training: Training, combination: Combination, pipe: Pipeline, evaluator: Evaluator
     ) -> dict[str, Any]:
         """Score samples of one combination and keep some of them as an image."""
+        count, generation = self.options.count, combination.generation
         options = EvaluationOptions(
-            count=self.options.count,
-            seed=SEED,
-            generation=combination.generation,
-            metrics=("frechet",),
-            thumbnails=SHOWN,
+            count=count, seed=SEED, generation=generation, metrics=("frechet",), thumbnails=SHOWN
         )
         result, scores = evaluate(pipe, options, evaluator)
         if self.world.is_first:
             about = {"recipe": training.recipe.name, "combination": combination.label, "seed": str(SEED)}
-            image = image_grid(scores.measured.thumbnails(), pad=1)
+            image = image_grid(scores.measured.thumbnails, pad=1)
             save_png(image, self.out / SAMPLES / f"{self._key(training, combination)}.png", about)
         return {
             "status": "done",
@@ -231,10 +229,7 @@ class _Study:
         assert source is not None  # the plan refuses others
         if is_latent_cache(source):
             raise ConfigError(f"{source} holds latents: name the images that samples are compared with, by --images")
-        key = (source, split, recipe.data.stream)
-        if key not in self._sources:
-            self._sources[key] = open_source(source, split=split, stream=recipe.data.stream)
-        return self._sources[key]
+        return self._open(source, split=split, stream=recipe.data.stream)
 
     def _protocol(self, recipe: Recipe) -> dict[str, Any]:
         """How a combination is scored: figures of another protocol are other figures."""
@@ -263,12 +258,10 @@ class _Study:
         """A result of this call or of an earlier one. A file that cannot be read counts as none: it is made again."""
         key = self._key(training, combination)
         if key not in self._results:
-            try:
+            with contextlib.suppress(OSError, ValueError, TypeError):
                 found = json.loads((self.out / RESULTS / f"{key}.json").read_text("utf-8"))
                 if "figures" in found or "error" in found:
                     self._results[key] = {"status": "failed" if found.get("error") else "done", **found}
-            except (OSError, ValueError, TypeError):
-                return None
         return self._results.get(key)
 
     def _missing(self, training: Training) -> list[Combination]:
@@ -279,18 +272,14 @@ class _Study:
         """The samples of each row's first training that succeeded."""
         found: list[Path | None] = []
         for one in self.plan.combinations:
-            results = [(each, self._result(each, one)) for each in one.trainings]
-            done = [self._key(each, one) for each, result in results if result and result["status"] == "done"]
-            path = self.out / SAMPLES / f"{done[0]}.png" if done else None
-            found.append(path if path is not None and path.is_file() else None)
+            paths = [self.out / SAMPLES / f"{self._key(each, one)}.png" for each in one.trainings]
+            found.append(next(filter(Path.is_file, paths), None))
         return found
 
     def _study(self) -> dict[str, Any]:
         """The whole study as plain JSON values, with all that is needed to repeat it."""
         rows = [self._row(combination) for combination in self.plan.combinations]
-        protocol = {**next(iter(self.protocols.values())), "processes": self.world.size}
         references = {repr(each["reference"]): each["reference"] for each in self.protocols.values()}
-        protocol["references"] = list(references.values())
         columns = [
             *((FRECHET + name, each.info.distance, "lower") for name, each in self.extractors.items()),
             ("psnr", "PSNR, dB", "higher"),
@@ -304,15 +293,19 @@ class _Study:
             "recipe": self.plan.base.model_dump(mode="json"),
             "over": [
                 {
-                    "key": axis.key,
-                    "settings": list(axis.settings),
-                    "values": list(map(told, map(json.loads, axis.texts))),
+                    "key": one.key,
+                    "settings": list(one.settings),
+                    "values": [told(json.loads(each)) for each in one.texts],
                 }
-                for axis in self.plan.axes
+                for one in self.plan.axes
             ],
             "one_by_one": self.plan.one_by_one,
             "seeds": self.plan.seeds,
-            "protocol": protocol,
+            "protocol": {
+                **next(iter(self.protocols.values())),
+                "processes": self.world.size,
+                "references": list(references.values()),
+            },
             "columns": [{"key": key, "title": title, "better": better} for key, title, better in columns],
             "best": {key: found for key, _, better in columns if better and (found := best_rows(rows, key, better))},
             "rows": rows,

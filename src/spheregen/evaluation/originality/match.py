@@ -152,9 +152,8 @@ def _luma(images: Tensor) -> Tensor:
     """Brightness (B, 1, H, W) float32 (ITU-R 601) of images (B, C, H, W), C = 1 or 3."""
     if images.shape[1] == 1:
         return images.float()
-    return torch.einsum("bchw,c->bhw", images.float(), torch.tensor([0.299, 0.587, 0.114], device=images.device))[
-        :, None
-    ]
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
+    return torch.einsum("bchw,c->bhw", images.float(), weights)[:, None]
 
 
 def _blurred(images: Tensor, *, taps: tuple[float, ...] = (1.0, 4.0, 6.0, 4.0, 1.0)) -> Tensor:
@@ -165,10 +164,7 @@ def _blurred(images: Tensor, *, taps: tuple[float, ...] = (1.0, 4.0, 6.0, 4.0, 1
 
 
 def _thumbnails(images: Tensor) -> Tensor:
-    """Brightness at 16 pixels, softened, without mean and of norm 1, (B, D) float32.
-
-    Their distances hardly change under a shift by a pixel, a change of colours or compression.
-    """
+    """Brightness at 16 pixels, softened, without mean and of norm 1, (B, D) float32: shifts hardly count."""
     made = []
     for part in images.split(_ROWS):
         grey = _luma(part)

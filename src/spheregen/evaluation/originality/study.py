@@ -7,7 +7,7 @@ Real images that the generator never saw are the yardstick: the memorisation stu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -56,28 +56,25 @@ class Originality:
     sheets: tuple[Image.Image, Image.Image]
     """Samples beside their nearest training images: the most suspicious ones, and some evenly spread over all."""
 
-    def warnings(self) -> Iterator[str]:
-        """Yield what speaks against the model or the figures, in plain words."""
+    def warnings(self) -> tuple[str, ...]:
+        """Return what speaks against the model or the figures."""
         found = self.figures
-        count, total, real, others = (found[key] for key in ("flagged", "samples", "held_out_flagged", "held_out"))
-        pooled = (count + real) / (total + others)
-        deviation = math.sqrt(pooled * (1 - pooled) * (1 / total + 1 / others))
-        if count / total - real / others > NormalDist().inv_cdf(0.99) * deviation:  # beyond chance at 1 %
-            yield (
-                f"{count} of {total} samples look like copies of training images, and {real} of {others} held-out "
-                "images do: look at them below"
-            )
-        most = _LEAKED * others
-        if real > most + 2.33 * math.sqrt(most):  # more than one in a hundred, beyond chance at 1 %
-            yield (
-                f"{real} of {others} held-out images are copies of training images themselves: the splits share "
-                "images, so figures on held-out images flatter"
-            )
-        if (typical := found["score"]["held_out"]["50%"]) > _FAMILIAR:
-            yield (
-                f"these images are so small or simple that training images explain {typical:.0%} of an ordinary "
-                "held-out one: only near-perfect copies can be told from new images"
-            )
+        samples, others, typical = found["share"], found["held_out_share"], found["score"]["held_out"]["50%"]
+        pooled = (found["flagged"] + found["held_out_flagged"]) / (found["samples"] + found["held_out"])
+        error = math.sqrt(pooled * (1 - pooled) * (1 / found["samples"] + 1 / found["held_out"]))
+        slack = 2.33 * math.sqrt(_LEAKED / found["held_out"])
+        checks = {
+            f"{samples:.1%} of the samples look like copies of training images, {others:.1%} of held-out images do": (
+                samples - others > 2.33 * error  # beyond chance at 1 %, and so below
+            ),
+            f"{others:.1%} of the held-out images are copies of training images: the splits share images": (
+                others > _LEAKED + slack
+            ),
+            f"training images explain {typical:.0%} of an ordinary held-out image: only near-perfect copies are told": (
+                typical > _FAMILIAR
+            ),
+        }
+        return tuple(text for text, holds in checks.items() if holds)
 
     def section(self) -> Section:
         """Return the findings as a part of a page."""
@@ -96,13 +93,11 @@ class Originality:
             title="Originality",
             text=(
                 f"Each sample was compared with its likeliest originals among {found['training_images']} training "
-                "images, found by thumbnails, pixels and features. The score is the share of the steps in brightness "
-                "from pixel to pixel that the original explains, mirrored or not, under the best shift, change of "
-                "colours and softening: 1 is a copy.",
-                f"Images of a score of {found['threshold']:.3f} or more are flagged. Held-out real images, which "
-                "nobody copied, are the yardstick: samples that are as far from the training set as these are new.",
+                "images. The score is the share of the steps in brightness from pixel to pixel that the original "
+                "explains, mirrored or not, under the best shift, change of colours and softening: 1 is a copy, and "
+                f"from {found['threshold']:.3f} on an image is flagged. Held-out real images are the yardstick.",
             ),
-            warnings=tuple(self.warnings()),
+            warnings=self.warnings(),
             tables=(
                 Table(title="Copies of training images", header=("", *whose.values()), rows=tuple(counts)),
                 Table(title="How near the training set comes: quantiles", header=quantiles, rows=tuple(rows)),
@@ -155,10 +150,7 @@ def find_copies(
         "share": float(flagged.double().mean()),
         "held_out_flagged": int(held_out_flagged.sum()),
         "held_out_share": float(held_out_flagged.double().mean()),
-        **{
-            name: {"samples": _quantiles(own), "held_out": _quantiles(others)}
-            for name, (own, others) in measures.items()
-        },
+        **{name: {"samples": _quantiles(a), "held_out": _quantiles(b)} for name, (a, b) in measures.items()},
         "copies": [
             {
                 "sample": place,
@@ -205,33 +197,25 @@ def _histogram(name: str, samples: Tensor, held_out: Tensor) -> Plot:
 def _sheet(samples: Tensor, train: Tensor, found: Matches, places: Tensor) -> Image.Image:
     """Samples at places (p,), each beside its match, the nearest in pixels and, if there, in features."""
     columns = ["sample", "match", "nearest in pixels", *(["in features"] if found.feature_index is not None else [])]
-    across = min(3, len(places))
-    cells: list[Tensor | None] = []
-    notes: list[str] = []
+    rows: list[list[Tensor | None]] = []
+    notes: list[list[str]] = []
     for place in places.tolist():
-        match = train[found.index[place]]
-        near = [int(of[place]) for of in (found.pixel_index, found.feature_index) if of is not None]
-        cells += [samples[place][None], (match.flip(-1) if found.mirrored[place] else match)[None]]
-        cells += [train[one][None] for one in near]
-        notes += [f"{place}: {float(found.score[place]):.3f}", str(int(found.index[place])), *map(str, near)]
-    width = across * len(columns)
-    padding = -len(cells) % width
-    rows = list(zip(*[iter([*cells, *[None] * padding])] * width, strict=True))
-    below = list(zip(*[iter([*notes, *[""] * padding])] * width, strict=True))
+        match, near = train[found.index[place]], [found.pixel_index[place]]
+        near += [] if found.feature_index is None else [found.feature_index[place]]
+        shown = [samples[place], match.flip(-1) if found.mirrored[place] else match, *(train[one] for one in near)]
+        rows.append([image[None] for image in shown])
+        notes.append(
+            [f"{place}: {float(found.score[place]):.3f}", *(str(int(of)) for of in (found.index[place], *near))]
+        )
     scale = max(1, round(96 / samples.shape[-1]))
-    return labelled_sheet(rows, [""] * len(rows), columns * across, notes=below, scale=scale, pad=0)
+    return labelled_sheet(rows, [""] * len(rows), columns, notes=notes, scale=scale, pad=0)
 
 
 def _check(samples: Tensor, train: Tensor, held_out: Tensor) -> None:
-    for images, fewest in ((samples, 1), (train, 1), (held_out, FEWEST)):
-        if images.dtype != torch.uint8 or images.shape[1:] != train.shape[1:]:
-            kinds = ", ".join(
-                f"{of.dtype} {tuple(of.shape)}".removeprefix("torch.") for of in (samples, train, held_out)
-            )
-            raise DataError(f"images cannot be compared ({kinds}); bring all to uint8 of one size and channels")
-        if len(images) < fewest:
-            raise DataError(
-                f"there are {len(images)} images; the search for copies needs {FEWEST} or more held-out ones"
-            )
-    if min(train.shape[-2:]) < 6:
-        raise DataError(f"images of {tuple(train.shape[-2:])} pixels are too small to compare; 6 are needed")
+    kinds = [f"{of.dtype} {tuple(of.shape)}".removeprefix("torch.") for of in (samples, train, held_out)]
+    alike = all(of.dtype == torch.uint8 and of.shape[1:] == train.shape[1:] for of in (samples, train, held_out))
+    if not alike or min(train.shape[-2:]) < 6 or not len(samples) or not len(train) or len(held_out) < FEWEST:
+        raise DataError(
+            f"samples, training and held-out images cannot be compared ({', '.join(kinds)}); bring all to uint8 of one "
+            f"size from 6 px on, and give {FEWEST} or more held-out ones"
+        )

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from spheregen.data.grids import encode_png
-from spheregen.evaluation.report.parts import Cell, Section, Series, Table, is_number, table_of
+from spheregen.evaluation.report.parts import Cell, Section, Table, is_number
 from spheregen.evaluation.report.plots import draw
 from spheregen.evaluation.report.sections import RESULT
 from spheregen.external import import_package
@@ -21,16 +21,11 @@ from spheregen.files import write_text
 PAGE = "index.html"
 _SHOWN_WIDTH = 480  # small images are enlarged by whole factors up to about this
 _LARGEST_FACTOR = 8
-_MOST_NUMBERS = 300  # rows of a plot's numbers on the page
 _TURNING = str.maketrans(dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"))
 
 
 def check_report() -> None:
-    """Refuse to begin a report that could not be written in the end.
-
-    Raises:
-        SphereGenError: a package of the extra `report` is missing.
-    """
+    """Refuse to begin a report that could not be written in the end."""
     for name in ("jinja2", "matplotlib"):
         import_package(name, "report", "a report")
 
@@ -48,14 +43,7 @@ def render(
         sections: in their order; keys of letters and hyphens, each once.
         data: the whole result, shown as JSON at the end.
         file: the file beside the page that holds the same JSON.
-
-    Raises:
-        SphereGenError: a package of the extra `report` is missing.
-        ValueError: a section's key occurs twice, or a table's row is not as long as its header.
     """
-    keys = [section.key for section in sections]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"a key of the sections {', '.join(keys)} occurs twice")
     check_report()
     jinja2 = import_package("jinja2", "report", "a report")
     environment = jinja2.Environment(
@@ -66,7 +54,7 @@ def render(
         lstrip_blocks=True,
         finalize=_clean,
     )
-    tools = {"cells": table_texts, "draw": draw, "image": _image, "numbers": _numbers}
+    tools = {"cells": table_texts, "draw": draw, "image": _image}
     page: str = environment.get_template("page.html").render(
         tools, title=title, subtitle=subtitle, sections=sections, json=to_json(data), file=file
     )
@@ -74,11 +62,7 @@ def render(
 
 
 def write_report(folder: Path, html: str, result: Mapping[str, Any]) -> None:
-    """Write `evaluation.json` and `index.html` into `folder`, each as a whole or not at all.
-
-    Raises:
-        SphereGenError: the folder cannot be written to.
-    """
+    """Write `evaluation.json` and `index.html` into `folder`, each as a whole or not at all."""
     write_text(folder / RESULT, to_json(result) + "\n")
     write_text(folder / PAGE, html)
 
@@ -99,46 +83,17 @@ def cell_text(cell: Cell) -> str:
         return cell
     if isinstance(cell, float) and not math.isfinite(cell):
         return str(cell)
-    size = abs(cell)
-    if isinstance(cell, int) or 1000 <= size < 1e9:
-        text = f"{cell:,.0f}" if size >= 10_000 else f"{cell:.0f}"
-    else:
-        text = f"{cell:.3e}" if size >= 1e9 or 0 < size < 1e-4 else f"{cell:.4g}"
-    return text.replace(",", "\u202f")  # narrow space, which does not break
+    if isinstance(cell, int) or 1000 <= abs(cell) < 1e9:
+        return f"{cell:,.0f}"
+    return f"{cell:.4g}"
 
 
 def table_texts(table: Table) -> tuple[list[bool], list[list[str]]]:
-    """Return which columns hold numbers, and all rows as texts; decimal points stand below one another.
-
-    Raises:
-        ValueError: a row is not as long as the header.
-    """
+    """Return which columns hold numbers, and all rows as texts."""
     if any(len(row) != len(table.header) for row in table.rows):
         raise ValueError(f"a row of the table {table.title!r} is not as long as its header")
-    numeric, columns = [], []
-    for column in zip(*table.rows, strict=True):
-        texts = [cell_text(cell) for cell in column]
-        numeric.append(any(map(is_number, column)) and all(cell is None or is_number(cell) for cell in column))
-        if numeric[-1]:
-            decimals = [len(text.partition(".")[2]) for text in texts]
-            spaces = [max(decimals) - count for count in decimals]
-            texts = [
-                text + ("\u2007" * space if "." in text or not space else "\u2008" + "\u2007" * space)
-                for text, space in zip(texts, spaces, strict=True)
-            ]
-        columns.append(texts)
-    return numeric, [list(row) for row in zip(*columns, strict=True)]
-
-
-def _numbers(series: Sequence[Series], x_label: str, y_label: str) -> Table | None:
-    """The points of a plot as a table."""
-    rows: list[tuple[Cell, ...]] = []
-    for one in series:
-        labels, errors = one.labels or [None] * len(one.x), one.error or [None] * len(one.x)
-        rows += [(one.name, *point) for point in zip(labels, one.x, one.y, errors, strict=True)]
-    columns = zip(("series", "label", x_label, y_label, "±"), zip(*rows[:_MOST_NUMBERS], strict=True), strict=False)
-    title = f"The first {_MOST_NUMBERS} of {len(rows)} points" if len(rows) > _MOST_NUMBERS else ""
-    return next(iter(table_of(title, columns)), None)
+    numeric = [all(cell is None or is_number(cell) for cell in column) for column in zip(*table.rows, strict=True)]
+    return numeric, [list(map(cell_text, row)) for row in table.rows]
 
 
 def _image(image: Image.Image) -> dict[str, Any]:

@@ -21,10 +21,10 @@ class Series:
     y: tuple[float, ...]
     error: tuple[float, ...] | None = None
     """Half the height of each error bar."""
-    kind: Literal["line", "points", "bars", "step"] = "line"
+    kind: Literal["line", "points", "step"] = "line"
     """`step` holds the height y around x, as a histogram does over the middles of its bins."""
     labels: tuple[str, ...] | None = None
-    """Written beside the points; below the bars."""
+    """Written beside the points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,6 @@ class Plot:
     y_label: str
     series: tuple[Series, ...]
     log_x: bool = False
-    log_y: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from spheregen.evaluation.report.figures import COST_FIGURES, RECONSTRUCTION_FIGURES, Figure, figures_in
 from spheregen.evaluation.report.parts import Cell, Plot, Section, Series, Table, is_number, table_of
 
 FORMAT = 1
@@ -15,24 +15,62 @@ RESULT = "evaluation.json"
 """The file of a result in the folder of its report."""
 Result = Mapping[str, Any]
 """The contents of `evaluation.json`."""
+Better = Literal["lower", "higher"]
 
-_HEADLINE = ("frechet", "kid", "inception_score", "class_score", "cmmd")
 _COSTS = (("ms_per_image", "milliseconds per image"), ("gflops_per_image", "GFLOPs per image"))
 _MOST_NAMES = 24
 _HASH = re.compile("[0-9a-f]{32,}")
 
 
-def report_sections(result: Result, studies: Sequence[Section] = ()) -> tuple[Section, ...]:
-    """Return all sections of a report, those of other studies in the middle; what was not measured is left out."""
-    made = [_summary(result), _metrics(result), _reconstruction(result), _curves(result)]
-    made += [*studies, _cost(result), _protocol(result), _recipe(result)]
-    return tuple(section for section in made if section is not None)
+@dataclass(frozen=True)
+class Figure:
+    """One kind of figure."""
+
+    key: str
+    """Its name in `evaluation.json`."""
+    title: str
+    better: Better | None = None
+    """None where neither direction is a merit, or we do not know the figure."""
+    error: str = ""
+    """The key of its error in the same mapping."""
 
 
-def reference_facts(reference: Mapping[str, Any], data: Any) -> Mapping[str, Any]:
-    """Return what is said of a reference: by itself, and by the result's `data` where these are its images."""
-    same = isinstance(data, Mapping) and reference.get("fingerprint") == data.get("fingerprint")
-    return {**data, **reference} if same else reference
+SAMPLE_FIGURES = (
+    Figure("frechet", "Fréchet distance", "lower"),
+    Figure("kid", "KID", "lower", "kid_error"),
+    Figure("inception_score", "Inception Score", "higher", "inception_score_deviation"),
+    Figure("class_score", "class score", "higher", "class_score_deviation"),
+    Figure("precision", "precision", "higher"),
+    Figure("recall", "recall", "higher"),
+    Figure("density", "density", "higher"),
+    Figure("coverage", "coverage", "higher"),
+    Figure("cmmd", "CMMD", "lower"),
+)
+"""Of samples against a reference, by one feature network."""
+RECONSTRUCTION_FIGURES = (
+    Figure("psnr", "PSNR, dB", "higher"),
+    Figure("ssim", "SSIM", "higher"),
+    Figure("lpips", "LPIPS", "lower"),
+)
+"""Of images that were encoded and decoded, against the images."""
+COST_FIGURES = (
+    Figure("gflops", "GFLOPs per image", "lower"),
+    Figure("counted_gflops", "GFLOPs per image, attention counted", "lower"),
+    Figure("images_per_second", "images per second", "higher"),
+    Figure("latency_p50", "latency p50, ms", "lower"),
+    Figure("latency_p90", "latency p90, ms", "lower"),
+    Figure("latency_p99", "latency p99, ms", "lower"),
+    Figure("peak_memory_mb", "peak memory, MiB", "lower"),
+)
+"""Of generating in some number of steps."""
+
+
+def figures_in(keys: Iterable[str]) -> list[Figure]:
+    """Return the figures of samples in `keys`, the known ones first and in their order; errors are no figures."""
+    present = dict.fromkeys(keys)
+    known = {name for figure in SAMPLE_FIGURES for name in (figure.key, figure.error)}
+    others = [Figure(key, key.replace("_", " ")) for key in present if key not in known]
+    return [figure for figure in SAMPLE_FIGURES if figure.key in present] + others
 
 
 def figure_title(result: Result, network: str, figure: Figure) -> str:
@@ -41,13 +79,17 @@ def figure_title(result: Result, network: str, figure: Figure) -> str:
     return str(distance) if figure.key == "frechet" and distance else f"{figure.title} ({network})"
 
 
+def reference_facts(reference: Mapping[str, Any], data: Any) -> Mapping[str, Any]:
+    """Return what is said of a reference: by itself, and by the result's `data` where these are its images."""
+    same = isinstance(data, Mapping) and reference.get("fingerprint") == data.get("fingerprint")
+    return {**data, **reference} if same else reference
+
+
 def cost_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one number of steps by the keys of `COST_FIGURES`."""
     latency = row.get("latency_ms")
-    return {
-        **row,
-        **{f"latency_{key}": each for key, each in (latency if isinstance(latency, Mapping) else {}).items()},
-    }
+    percentiles = latency.items() if isinstance(latency, Mapping) else ()
+    return {**row, **{f"latency_{key}": value for key, value in percentiles}}
 
 
 def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -71,81 +113,51 @@ def words(value: Any) -> str:
     return f"{value[:16]}…" if isinstance(value, str) and _HASH.fullmatch(value) else str(value)
 
 
-def _summary(result: Result) -> Section:
-    """The line that says everything needed to repeat the figures, and the figures that people quote."""
-    rows: list[tuple[Cell, ...]] = []
-    for name, metric in result["metrics"].items():
-        values, held_out = metric["figures"], metric.get("held_out") or {}
-        for figure in figures_in(key for key in _HEADLINE if key in values):
-            title, error = figure_title(result, name, figure), values.get(figure.error)
-            rows.append((title, values[figure.key], error, held_out.get(figure.key), figure.better))
-    rebuilt = result.get("reconstruction") or {}
-    for figure in RECONSTRUCTION_FIGURES:
-        if figure.key in rebuilt:
-            rows.append((f"reconstruction, {figure.title}", rebuilt[figure.key], None, None, figure.better))
-    return Section(
-        key="summary",
-        title="Summary",
-        text=tuple(line for line in (result.get("line"), _sentence(result["model"])) if line),
-        warnings=tuple(result.get("notes") or ()),
-        tables=_table("", ("figure", "samples", "±", "held-out real images", "better is"), rows),
-    )
+def report_sections(result: Result, studies: Sequence[Section] = ()) -> tuple[Section, ...]:
+    """Return all sections of a report, those of other studies in the middle; what was not measured is left out."""
+    line, notes = result.get("line"), tuple(result.get("notes") or ())
+    made = [Section(key="summary", title="Summary", text=(line,) if line else (), warnings=notes)]
+    for key, section in (("metrics", _metrics), ("reconstruction", _reconstruction), ("curves", _curves)):
+        made += [section(result)] if result.get(key) else []
+    made += [*studies, *([_cost(result["cost"])] if result.get("cost") else []), _protocol(result)]
+    if training := result["model"].get("training"):
+        made.append(Section(key="recipe", title="Training recipe", tables=settings_table("", training)))
+    return tuple(made)
 
 
-def _metrics(result: Result) -> Section | None:
-    """Every figure by every feature network, with what the networks and references are."""
+def _metrics(result: Result) -> Section:
+    """Every figure by every feature network."""
     measured: Mapping[str, Any] = result["metrics"]
-    if not measured:
-        return None
     figures = figures_in(key for metric in measured.values() for key in metric["figures"])
     columns: list[tuple[str, Sequence[Cell]]] = [("figure", [figure.title for figure in figures])]
-    facts: list[tuple[str, Sequence[Cell]]] = []
     for name, metric in measured.items():
         values, held_out = metric["figures"], metric.get("held_out") or {}
         columns.append((name, [values.get(figure.key) for figure in figures]))
         columns.append((f"{name}, ±", [values.get(figure.error) for figure in figures]))
         columns.append((f"{name}, held-out real", [held_out.get(figure.key) for figure in figures]))
     columns.append(("better is", [figure.better for figure in figures]))
-    notes = [
-        "Each feature network turns images into vectors; a figure compares those of the samples with those of the "
-        "reference. The Fréchet distance (called FID with Inception features alone) and KID fall as the two sets "
-        "become alike; precision and density say how many samples look real, recall and coverage how much of the real "
-        "variety they reach. Figures of different networks, references, or sample counts cannot be compared."
-    ]
-    if any(metric.get("held_out") for metric in measured.values()):
-        notes.append(
-            "The held-out columns are a yardstick: real images that are not in the reference, measured in the same "
-            "way. Figures near theirs are as good as this network can tell."
-        )
-    references = [reference_facts(metric.get("reference") or {}, result.get("data")) for metric in measured.values()]
-    sources = [
-        said.get("file") or "/".join(str(said[k]) for k in ("source", "split") if said.get(k)) for said in references
-    ]
-    facts = [("name", list(measured))]
-    for key in ("title", "distance", "dim", "weights", "preprocessing"):
-        facts.append((key, [metric["features"].get(key) for metric in measured.values()]))
-    about: list[tuple[str, Sequence[Cell]]] = [("network", list(measured)), ("source", sources)]
-    for key in ("count", "image_size", "fit", "resize", "kept"):
-        about.append((key.replace("_", " "), [said.get(key) for said in references]))
-    about.append(("fingerprint", [words(said.get("fingerprint")) for said in references]))
     return Section(
         key="metrics",
         title="Quality of the samples",
-        text=tuple(notes),
-        tables=(*table_of("Figures", columns), *table_of("Feature networks", facts), *table_of("References", about)),
+        text=(
+            "Each feature network turns images into vectors; a figure compares those of the samples with those of the "
+            "reference. The Fréchet distance (called FID with Inception features alone) and KID fall as the two sets "
+            "become alike; precision and density say how many samples look real, recall and coverage how much of the "
+            "real variety they reach. Figures of different networks, references, or sample counts cannot be compared.",
+            "Held-out columns are of real images that are not in the reference: what a perfect generator would get.",
+        ),
+        tables=table_of("", columns),
     )
 
 
-def _reconstruction(result: Result) -> Section | None:
+def _reconstruction(result: Result) -> Section:
     """How well images survive encoding and decoding."""
-    found: Mapping[str, Any] = result.get("reconstruction") or {}
-    if not found:
-        return None
+    found: Mapping[str, Any] = result["reconstruction"]
     rows: list[tuple[Cell, ...]] = [
         (figure.title, found[figure.key], figure.better) for figure in RECONSTRUCTION_FIGURES if figure.key in found
     ]
     for name, value in (found.get("frechet") or {}).items():
-        rows.append((f"{figure_title(result, name, figures_in(['frechet'])[0])} of reconstructions", value, "lower"))
+        rows.append((f"{figure_title(result, name, SAMPLE_FIGURES[0])} of reconstructions", value, "lower"))
     images = " ".join(str(found[key]) for key in ("count", "split") if found.get(key))
     return Section(
         key="reconstruction",
@@ -154,18 +166,16 @@ def _reconstruction(result: Result) -> Section | None:
             f"{images} images were encoded, put on the sphere without noise, and decoded. It is the best that the "
             "decoder can do where it knows the image, and bounds what it can generate.",
         ),
-        tables=_table("", ("figure", "value", "better is"), rows),
+        tables=(Table(header=("figure", "value", "better is"), rows=tuple(rows)),),
     )
 
 
-def _curves(result: Result) -> Section | None:
+def _curves(result: Result) -> Section:
     """Plots of the Frechet distance over each swept setting, over time and over GFLOPs, and tables."""
-    found: Sequence[Mapping[str, Any]] = [curve for curve in result.get("curves") or () if curve.get("points")]
-    if not found:
-        return None
+    found: Sequence[Mapping[str, Any]] = [curve for curve in result["curves"] if curve["points"]]
     plots: list[Plot] = []
     for network in dict.fromkeys(name for curve in found for point in curve["points"] for name in point["figures"]):
-        title = figure_title(result, network, figures_in(["frechet"])[0])
+        title = figure_title(result, network, SAMPLE_FIGURES[0])
         for curve in found:
             if all(is_number(point["value"]) for point in curve["points"]):
                 name, series = _setting(curve), _over(curve, "value", network)
@@ -211,50 +221,37 @@ def _sweep(result: Result, curve: Mapping[str, Any]) -> tuple[Table, ...]:
     ]
     for network, figures in points[0]["figures"].items():
         for figure in figures_in(figures):
-            columns.append((figure_title(result, network, figure), [_of(one, network, figure.key) for one in points]))
-            columns.append(("±", [_of(one, network, figure.error) for one in points]))
+            for title, key in ((figure_title(result, network, figure), figure.key), ("±", figure.error)):
+                columns.append((title, [point["figures"].get(network, {}).get(key) for point in points]))
     columns += [(label, [point.get(cost) for point in points]) for cost, label in _COSTS]
     return table_of(f"Sweep of {curve['name']}, {curve['count']} samples each", columns)
 
 
-def _of(point: Mapping[str, Any], network: str, key: str | None) -> Cell:
-    value: Cell = point["figures"].get(network, {}).get(key)
-    return value
-
-
-def _cost(result: Result) -> Section | None:
+def _cost(found: Mapping[str, Any]) -> Section:
     """Parameters, operations, measured speed and memory."""
-    found: Mapping[str, Any] = result.get("cost") or {}
-    if not found:
-        return None
     kinds = {"parameters": "params", "GFLOPs for one image": "gflops", "with attention counted": "counted_gflops"}
     parts = list(found.get("params") or {})
-    networks: list[tuple[str, Sequence[Cell]]] = [("network", [*parts, "together"])]
-    for title, key in kinds.items():
-        values = [(found.get(key) or {}).get(part) for part in parts]
-        networks.append((title, [*values, sum(filter(None, values)) if key == "params" else None]))
+    networks: list[tuple[str, Sequence[Cell]]] = [("network", parts)]
+    networks += [(title, [(found.get(key) or {}).get(part) for part in parts]) for title, key in kinds.items()]
     steps = [cost_row(one) for one in found.get("by_steps") or ()]
     speeds: list[tuple[str, Sequence[Cell]]] = [(key, [one.get(key) for one in steps]) for key in ("steps", "batch")]
     speeds += [(figure.title, [one.get(figure.key) for one in steps]) for figure in COST_FIGURES]
-    facts = [f"{title} {words(found[key])}" for key, title in _MEASURED.items() if found.get(key) is not None]
-    text = [f"Measured on {', '.join(facts)}."] if facts else []
-    text.append("Speed is of whole batches; latency is that of one image made alone.")
-    text += [f"Convention: {found['convention']}."] if found.get("convention") else []
+    how = {key: found[key] for key in ("device", "threads", "dtype", "guidance", "convention") if key in found}
     return Section(
         key="cost",
         title="Cost",
-        text=tuple(text),
-        tables=(*(table_of("Networks", networks) if parts else ()), *table_of("Generation", speeds)),
+        text=("Speed is of whole batches; latency is that of one image made alone.",),
+        tables=(*table_of("Networks", networks), *table_of("Generation", speeds), *settings_table("Measured on", how)),
     )
 
 
-_MEASURED = {"device": "device", "threads": "threads", "dtype": "type", "guidance": "guidance"}
-
-
 def _protocol(result: Result) -> Section:
-    """The settings that the figures depend on."""
     about = {key: result[key] for key in ("spheregen", "created") if key in result}
     model = {key: value for key, value in result["model"].items() if key != "training"}
+    networks: list[Table] = []
+    for name, metric in result["metrics"].items():
+        reference = reference_facts(metric.get("reference") or {}, result.get("data"))
+        networks += settings_table(f"Network and reference: {name}", {**metric["features"], "reference": reference})
     return Section(
         key="protocol",
         title="Protocol",
@@ -262,41 +259,18 @@ def _protocol(result: Result) -> Section:
             "Everything that the figures depend on. The same settings give the same samples: image i has its own seed.",
         ),
         tables=(
-            *_settings("Sampling and measuring", {**result["protocol"], **about}),
-            *_settings("Model", model),
-            *_settings("Data", result.get("data") or {}),
+            *settings_table("Sampling and measuring", {**result["protocol"], **about}),
+            *settings_table("Model", model),
+            *settings_table("Data", result.get("data") or {}),
+            *networks,
         ),
     )
 
 
-def _recipe(result: Result) -> Section | None:
-    """How the model was trained, as far as it says."""
-    training = result["model"].get("training")
-    if not training:
-        return None
-    text = "What the model's folder says of its training."
-    return Section(key="recipe", title="Training recipe", text=(text,), tables=_settings("", training))
-
-
-def _table(title: str, header: tuple[str, ...], rows: Sequence[tuple[Cell, ...]]) -> tuple[Table, ...]:
-    """A table if there are rows."""
-    return (Table(title=title, header=header, rows=tuple(rows)),) if rows else ()
-
-
-def _settings(title: str, nested: Mapping[str, Any]) -> tuple[Table, ...]:
-    return _table(title, ("setting", "value"), [(path, words(value)) for path, value in leaves(nested)])
-
-
-def _sentence(model: Mapping[str, Any]) -> str:
-    """The model in a sentence."""
-    facts = [model.get("class"), f"fingerprint {model['fingerprint']}" if model.get("fingerprint") else None]
-    if model.get("params"):
-        facts.append(f"{model['params'] / 1e6:.3g} M parameters")
-    for key, title in (("image_shape", "images"), ("latent_shape", "a latent sphere")):
-        if model.get(key):
-            facts.append(f"{title} of {' x '.join(map(str, model[key]))}")
-    facts.append(f"{model['num_classes']} classes" if model.get("num_classes") else "no classes")
-    return f"Model: {model.get('name', 'unnamed')}; " + ", ".join(fact for fact in facts if fact) + "."
+def settings_table(title: str, nested: Mapping[str, Any]) -> tuple[Table, ...]:
+    """Return a table of nested settings by their dotted paths; none where there are none."""
+    rows = tuple((path, words(value)) for path, value in leaves(nested))
+    return (Table(title=title, header=("setting", "value"), rows=rows),) if rows else ()
 
 
 def _setting(curve: Mapping[str, Any]) -> str:

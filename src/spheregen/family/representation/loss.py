@@ -18,15 +18,14 @@ from torch.nn import functional
 
 from spheregen.conditioning import Labels
 from spheregen.errors import ConfigError
-from spheregen.family.adversarial import CRITIC, AdversarialConfig
+from spheregen.family.adversarial import AdversarialConfig
 from spheregen.family.objective import Batches, Gather, Objective
-from spheregen.family.representation.codec import TokenCodec
-from spheregen.family.representation.network import RepresentationAutoencoder
-from spheregen.family.terms import LossTerms, check_weights, to_unit, weighted_total
+from spheregen.family.representation.network import RepresentationAutoencoder, TokenCodec
+from spheregen.family.terms import LossTerms, to_unit, weighted_total
 from spheregen.measure.metrics import Moments
 from spheregen.networks.encoders import FrozenEncoder
 from spheregen.networks.normaliser import Normaliser, measure
-from spheregen.networks.perceptual import Features, PerceptualLoss, perceptual_name
+from spheregen.networks.perceptual import Features, PerceptualLoss
 from spheregen.nn.critic import PatchCritic
 from spheregen.noise import BatchNoise, gaussian
 from spheregen.sphere import per_sample, upcast
@@ -41,7 +40,7 @@ class RepresentationLossConfig(AdversarialConfig):
         ConfigError: a negative weight, no reconstruction, or another value outside of its range.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+    weighted = ("l1", "perceptual", "adversarial")
 
     l1: float = 1.0
     """Of the mean absolute difference of pixels in [0, 1]."""
@@ -52,13 +51,10 @@ class RepresentationLossConfig(AdversarialConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_weights({"l1": self.l1, "perceptual": self.perceptual, "noise": self.noise})
+        if not 0 <= self.noise < float("inf"):
+            raise ConfigError(f"loss.noise is a deviation, a finite number and not negative: {self.noise:g}")
         if self.l1 == self.perceptual == 0:
             raise ConfigError("without l1 and perceptual nothing ties decodes to images; give one of them a weight")
-
-    def weights(self) -> dict[str, float]:
-        """Return the weight of each term, by its name; that of the critic's own is 1."""
-        return {"l1": self.l1, "perceptual": self.perceptual, "adversarial": self.adversarial, CRITIC: 1.0}
 
     @property
     def needs_perceptual(self) -> bool:
@@ -108,18 +104,12 @@ class RepresentationObjective(Objective):
         loss: RepresentationLossConfig,
         perceptual: PerceptualLoss | None = None,
     ) -> None:
-        if perceptual is None and not loss.l1:
-            raise ConfigError(
-                "without a perceptual network the l1 term alone ties decodes to images; give loss.l1 a weight or "
-                "choose a perceptual provider"
-            )
-        self.encoder, self.model, self.config, self.perceptual = encoder, model, loss, perceptual
-        self.frozen = [encoder] if perceptual is None else [encoder, perceptual]
-        self.facts = {"perceptual": perceptual_name(perceptual)}
+        self.encoder, self.model, self.config = encoder, model, loss
+        self.use_perceptual(perceptual, "l1", loss.l1)
+        self.frozen = [encoder, *self.frozen]
         weights = encoder.state_dict()
         if not any(tensor.is_meta for tensor in weights.values()):  # as in estimates
-            self.facts["encoder"] = weights_hash(weights)
-        self._adversarial = loss.adversarial_terms(model.critic, perceptual=perceptual is not None)
+            self.facts = {**self.facts, "encoder": weights_hash(weights)}
         projection = model.codec.projection
         self._fresh = None if projection is None else projection.weight.detach().clone()
 
@@ -184,7 +174,7 @@ class RepresentationObjective(Objective):
             of_decodes = self.perceptual.features(y)
             if self.config.perceptual:
                 terms["perceptual"] = self.perceptual.distance(of_decodes, of_images).mean()
-        if self._adversarial is not None:
-            terms |= self._adversarial(x, y, noise.progress, of_images, of_decodes)
+        if self.model.critic is not None:
+            terms |= self.config.adversarial_terms(self.model.critic, x, y, noise.progress, of_images, of_decodes)
         observed = {"latent": z.detach(), "data": x, "output": y.detach()}
         return weighted_total(terms, self.config.weights(), observed=observed)

@@ -16,21 +16,25 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from spheregen.errors import ConfigError, check_choices
 from spheregen.external import locate, read_json
-from spheregen.family.representation.codec import TokenCodec
 from spheregen.networks.encoders import EncoderConfig, FrozenEncoder, build_encoder
-from spheregen.networks.frozen import Frozen, check_shape
-from spheregen.nn.block import BlockOptions
-from spheregen.nn.sizes import OneTransformer, TransformerSize, check_images, resolve_size
+from spheregen.networks.frozen import FrozenTokenizer
+from spheregen.networks.normaliser import EPS, Normaliser
+from spheregen.nn.block import BlockOptions, Trunk
+from spheregen.nn.linear import DECAY, ENCODER, initialise, linear, tag
+from spheregen.nn.norm import LayerNorm, RMSNorm, Wide
+from spheregen.nn.patches import ConvPixelHead, LinearPixelHead
+from spheregen.nn.sizes import TransformerConfig, TransformerSize, check_images, resolve_size
 from spheregen.nn.uninitialised import Uninitialised
-from spheregen.sphere import upcast
+from spheregen.sphere import full_precision, upcast
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepresentationConfig(OneTransformer):
+class RepresentationConfig(TransformerConfig):
     """Choices of a representation autoencoder's architecture.
 
     Sizes that depend on the encoder are properties. For an encoder of the package transformers they build it without
@@ -40,8 +44,7 @@ class RepresentationConfig(OneTransformer):
         ConfigError: an impossible combination, with the reason.
     """
 
-    transformer = "decoder"  # what is trained
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+    transformer_fields = ("decoder",)  # what is trained
 
     image_size: int
     """Height and width S in pixels."""
@@ -84,27 +87,20 @@ class RepresentationConfig(OneTransformer):
             ModelFileError: the encoder's architecture is not given and cannot be read.
             SphereGenError: its package is not installed.
         """
-        grid, channels = self.encoder_grid, self.encoder_channels
+        grid, decoder = self.encoder_grid, self.decoder_grid
         if grid % self.pack:
+            raise ConfigError(f"a pack of {self.pack} does not divide the encoder's {grid}x{grid} tokens")
+        if (self.latent_channels or 0) > self.encoder_channels:
             raise ConfigError(
-                f"a pack of {self.pack} does not divide the encoder's {grid}x{grid} tokens; choose a divisor of {grid}"
-            )
-        if self.latent_channels is not None and self.latent_channels > channels:
-            raise ConfigError(
-                f"latent_channels is at most {channels}, the channels of the encoder's tokens, not "
+                f"latent_channels is at most {self.encoder_channels}, as the encoder's tokens have, not "
                 f"{self.latent_channels}; leave it out to keep all"
             )
-        if self.patch_size is None and self.image_size % grid:
+        if (self.patch_size is None and self.image_size % grid) or (decoder % grid and grid % decoder):
             raise ConfigError(
-                f"{grid}x{grid} tokens of the encoder do not divide an image of {self.image_size} px; set patch_size, "
-                "or another input_size of the encoder"
+                f"the decoder's {decoder}x{decoder} tokens do not divide an image of {self.image_size} px, or are "
+                f"neither a multiple nor a part of the encoder's {grid}x{grid}; set patch_size or another input_size"
             )
-        if self.decoder_grid % grid and grid % self.decoder_grid:
-            raise ConfigError(
-                f"the decoder's {self.decoder_grid}x{self.decoder_grid} tokens are neither a multiple nor a part of "
-                f"the encoder's {grid}x{grid}; change patch_size"
-            )
-        if self.pixel_head == "conv" and self.decoder_grid < 2:
+        if self.pixel_head == "conv" and decoder < 2:
             raise ConfigError("the conv pixel head needs at least 2x2 tokens; shrink the patch or take the linear head")
 
     @property
@@ -169,7 +165,124 @@ def _encoder_shape(encoder: EncoderConfig, image_size: int) -> tuple[int, int]:
     return built.grid_of(image_size), built.channels
 
 
-class RepresentationAutoencoder(Frozen):
+class Projection(Wide):
+    """Tokens (B, E, D) of mean 0 and variance 1 to fewer channels (B, E, k), again of mean 0 and variance 1.
+
+    A linear without bias. What it makes of tokens with the correlations R has the variance w'Rw in the channel of the
+    row w, whatever the weights; so the variance is divided out exactly, for the trained and the averaged weights alike,
+    and never depends on a batch. The length of a row means nothing.
+    """
+
+    gathered_methods: tuple[str, ...] = ()
+
+    correlation: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        initialise(self.weight, "scaled", fan_in=inputs)
+        tag([self.weight], DECAY, ENCODER)
+        self.register_buffer("correlation", torch.eye(inputs))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        with full_precision(tokens.device.type):
+            variance = ((self.weight @ self.correlation) * self.weight).sum(dim=1, keepdim=True)
+            return functional.linear(upcast(tokens), self.weight * torch.rsqrt(variance + EPS))
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Begin with the principal components of the tokens: of all projections, they keep most of the variance."""
+        _, vectors = torch.linalg.eigh(self.correlation.double().cpu())
+        rows = vectors.T.flip(0)[: self.weight.shape[0]]
+        peaks = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+        self.weight.copy_(rows * peaks.sign())  # a vector and its opposite are both right; take one of them
+
+
+class TokenDecoder(nn.Module):
+    """Decode normalised latents (B, N, d) to images (B, C, S, S), not yet clamped."""
+
+    gathered_methods: tuple[str, ...] = ()
+
+    def __init__(self, config: RepresentationConfig) -> None:
+        super().__init__()
+        (size,) = config.transformers
+        self.latent_grid, self.pack = config.grid, config.pack
+        self.encoder_grid, grid = config.encoder_grid, config.decoder_grid
+        self.join, self.split = max(1, self.encoder_grid // grid), max(1, grid // self.encoder_grid)
+        self.embed = linear(config.token_channels * self.join**2, size.width * self.split**2, init="scaled")
+        self.trunk = Trunk(size, grid, 0, options=config.blocks)
+        self.norm = RMSNorm(size.width) if config.blocks.norm == "rms" else LayerNorm(size.width)
+        head = ConvPixelHead if config.pixel_head == "conv" else LinearPixelHead
+        self.head = head(size.width, config.image_size // grid, config.image_channels, grid, init="xavier")
+        self.tanh = config.output_activation == "tanh"
+
+    def forward(self, latents: Tensor) -> Tensor:
+        tokens = unfold(latents, self.latent_grid, self.pack)
+        x = self.embed(fold(tokens, self.encoder_grid, self.join))
+        x = self.trunk(unfold(x, self.encoder_grid // self.join, self.split))
+        images: Tensor = self.head(self.norm(x))
+        return torch.tanh(images) if self.tanh else images
+
+
+class TokenCodec(nn.Module):
+    """All of a representation autoencoder but its encoder: the statistics of its tokens, and what is trained."""
+
+    def __init__(self, config: RepresentationConfig) -> None:
+        super().__init__()
+        config.check_encoder()
+        self.config = config
+        self.normaliser = Normaliser.identity(config.encoder_channels)
+        self.projection = (
+            Projection(config.encoder_channels, config.latent_channels) if config.latent_channels is not None else None
+        )
+        self.decoder = TokenDecoder(config)
+        self.latent_shape = (config.tokens, config.channels)
+        """(N, d)."""
+        self._grid = config.encoder_grid
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Encode the encoder's tokens (B, E, D) to normalised latents (B, N, d), float32 or wider."""
+        z = self.normaliser(tokens)
+        if self.projection is not None:
+            z = self.projection(z)
+        return fold(z, self._grid, self.config.pack)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode normalised latents (B, N, d) to images (B, C, S, S), not yet clamped."""
+        images: Tensor = self.decoder(latents)
+        return images
+
+    @torch.no_grad()
+    def set_statistics(self, measured: Normaliser, correlation: Tensor | None = None) -> None:
+        """Take over statistics of the encoder's tokens, by channel; with a projection their correlations (D, D) too."""
+        self.normaliser.mean.copy_(measured.mean)
+        self.normaliser.std.copy_(measured.std)
+        if self.projection is not None:
+            assert correlation is not None
+            self.projection.correlation.copy_(correlation)
+
+
+def fold(tokens: Tensor, grid: int, factor: int) -> Tensor:
+    """Each square of factor x factor of the grid x grid tokens (B, grid^2, c) becomes one token, of factor^2 * c
+    channels: row, column, channel, the channel fastest."""
+    if factor == 1:
+        return tokens
+    batch, _, channels = tokens.shape
+    small = grid // factor
+    squares = tokens.reshape(batch, small, factor, small, factor, channels).transpose(2, 3)
+    return squares.reshape(batch, small**2, factor**2 * channels)
+
+
+def unfold(tokens: Tensor, grid: int, factor: int) -> Tensor:
+    """Undo `fold`: grid x grid tokens (B, grid^2, factor^2 * c) to (B, (grid * factor)^2, c)."""
+    if factor == 1:
+        return tokens
+    batch, _, channels = tokens.shape
+    squares = tokens.reshape(batch, grid, grid, factor, factor, channels // factor**2).transpose(2, 3)
+    return squares.reshape(batch, (grid * factor) ** 2, channels // factor**2)
+
+
+class RepresentationAutoencoder(FrozenTokenizer):
     """A frozen encoder and the codec that was trained for its tokens; a `Tokenizer`.
 
     Args:
@@ -180,6 +293,8 @@ class RepresentationAutoencoder(Frozen):
     def __init__(self, encoder: FrozenEncoder, codec: TokenCodec) -> None:
         super().__init__()
         self.encoder, self.codec = encoder, codec
+        size = codec.config.image_size
+        self.image_shape, self.latent_shape = (codec.config.image_channels, size, size), codec.latent_shape
         self.freeze()
 
     @classmethod
@@ -200,25 +315,8 @@ class RepresentationAutoencoder(Frozen):
         """The configuration from which `from_config` makes its like."""
         return dataclasses.replace(self.codec.config, encoder=self.encoder.config)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        config = self.codec.config
-        return config.image_channels, config.image_size, config.image_size
-
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        return self.codec.latent_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.codec.decoder.embed.weight.dtype
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Encode images (B, C, S, S) in [-1, 1] to normalised latents (B, N, d)."""
-        check_shape(images, self.image_shape, "images")
+    def to_latents(self, images: Tensor) -> Tensor:
         return self.codec.encode(self.encoder(images))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode normalised latents (B, N, d) to images (B, C, S, S), clamped to [-1, 1]."""
-        check_shape(latents, self.latent_shape, "latents")
-        return upcast(self.codec.decode(latents.to(self.dtype))).clamp(-1, 1)
+    def to_images(self, latents: Tensor) -> Tensor:
+        return self.codec.decode(latents.to(self.dtype))

@@ -1,7 +1,8 @@
 """The published representation autoencoder (RAE): frozen DINOv2 tokens, and a decoder that was trained for them.
 
-Source: Zheng et al. 2025, "Diffusion Transformers with Representation Autoencoders" (arXiv 2510.11690).
-Legend: B samples, S image size, N = grid^2 tokens in row-major order, d channels of a token.
+Sources: Zheng et al. 2025, "Diffusion Transformers with Representation Autoencoders" (arXiv 2510.11690); He et al.
+2022, "Masked Autoencoders Are Scalable Vision Learners" (arXiv 2111.06377), the form of the decoder.
+Legend: B samples, N = grid^2 tokens in row-major order, d channels of a token, W width, P patch size, S = grid * P.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from spheregen.errors import ConfigError, ModelFileError
+from spheregen.errors import ConfigError, ModelFileError, Settings
 from spheregen.networks.backbones.state import load_renamed, read_torch_state, read_weights
 from spheregen.networks.encoders import EncoderConfig, FrozenEncoder, build_encoder
-from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen, check_shape
-from spheregen.networks.mae import MAEDecoder, MAEDecoderConfig
+from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenTokenizer
 from spheregen.networks.normaliser import Normaliser, Per
+from spheregen.nn.linear import Linear
+from spheregen.nn.norm import LayerNorm
+from spheregen.nn.positions import sincos_table
 from spheregen.nn.uninitialised import Uninitialised
 from spheregen.sphere import upcast
 
@@ -30,6 +34,8 @@ ENCODER = EncoderConfig(
 """The encoder that the published decoder belongs to."""
 HEADS: Mapping[int, int] = {768: 12, 1024: 16, 1152: 16}
 """Attention heads of the published decoders by their width; a file of weights does not tell them."""
+EPS = 1e-12
+"""Of every norm of the decoder, as published."""
 MODEL, STATISTICS = "model.pt", "stat.pt"
 
 _LAYER = {
@@ -47,10 +53,53 @@ _POSITIONS = "decoder_pos_embed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedRAEConfig:
-    """The parts of a `PublishedRAE`."""
+class MAEDecoderConfig(Settings):
+    """Sizes of a decoder. The published ViT-XL: 1152, 4096, 28, 16, patch 16, grid 16 and 768 channels.
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a file holds this class
+    Raises:
+        ConfigError: an impossible combination, with the reason.
+    """
+
+    hidden: int
+    """Width W, a multiple of 4 and of `heads`."""
+    mlp: int
+    """Hidden width of the MLPs."""
+    layers: int
+    """Transformer blocks."""
+    heads: int
+    """Attention heads."""
+    patch: int
+    """Side P in pixels of what one token becomes."""
+    grid: int
+    """Tokens along one side of the image."""
+    channels_in: int
+    """Channels d of a token."""
+    image_channels: int = 3
+    """3 (RGB) or 1 (grey)."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"{name} of the decoder is at least 1, not {value}")
+        if self.hidden % 4 or self.hidden % self.heads:
+            raise ConfigError(
+                f"hidden of the decoder is a multiple of 4 and of its {self.heads} heads, not {self.hidden}"
+            )
+
+    @property
+    def image_size(self) -> int:
+        """Height and width S in pixels."""
+        return self.grid * self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens N of a latent."""
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRAEConfig(Settings):
+    """The parts of a `PublishedRAE`."""
 
     encoder: EncoderConfig
     decoder: MAEDecoderConfig
@@ -77,7 +126,7 @@ PUBLISHED: Mapping[str, PublishedRAEConfig] = {
 """Published tokenizers by name. Their weights do not come with the package."""
 
 
-class PublishedRAE(Frozen):
+class PublishedRAE(FrozenTokenizer):
     """A frozen encoder, the statistics of its tokens and an MAE decoder, whose pixels are ImageNet-normalised; a
     `Tokenizer`.
 
@@ -90,14 +139,11 @@ class PublishedRAE(Frozen):
         sizes = decoder.config
         if sizes.image_channels != 3:
             raise ConfigError("the decoder of an RAE makes colour images: image_channels is 3")
-        if encoder.channels != sizes.channels_in:
+        found, wanted = (encoder.grid_of(sizes.image_size), encoder.channels), (sizes.grid, sizes.channels_in)
+        if found != wanted:
             raise ConfigError(
-                f"the decoder takes tokens of {sizes.channels_in} channels and the encoder makes them of "
-                f"{encoder.channels}; give the encoder that the decoder was trained for"
-            )
-        if (grid := encoder.grid_of(sizes.image_size)) != sizes.grid:
-            raise ConfigError(
-                f"the decoder takes {sizes.grid}x{sizes.grid} tokens and the encoder makes {grid}x{grid}; set the "
+                f"the decoder takes {wanted[0]}x{wanted[0]} tokens of {wanted[1]} channels, and the encoder makes "
+                f"{found[0]}x{found[0]} of {found[1]}; give the encoder that the decoder was trained for, and set the "
                 f"encoder's input_size to {sizes.grid * encoder.network.patch}"
             )
         if tuple(normaliser.mean.shape) not in ((1, sizes.channels_in), (sizes.tokens, sizes.channels_in)):
@@ -106,6 +152,8 @@ class PublishedRAE(Frozen):
                 f"{(sizes.tokens, sizes.channels_in)}; give those of this encoder"
             )
         self.encoder, self.normaliser, self.decoder = encoder, normaliser, decoder
+        self.image_shape = 3, sizes.image_size, sizes.image_size
+        self.latent_shape = sizes.tokens, sizes.channels_in
         self.pixels = Normaliser(torch.tensor([IMAGENET_MEAN]), torch.tensor([IMAGENET_STD]), persistent=False)
         self.freeze()
 
@@ -130,31 +178,72 @@ class PublishedRAE(Frozen):
         per: Per = "channel" if self.normaliser.mean.shape[0] == 1 else "position"
         return PublishedRAEConfig(encoder=self.encoder.config, decoder=self.decoder.config, statistics=per)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        size = self.decoder.config.image_size
-        return 3, size, size
-
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        return self.decoder.config.tokens, self.decoder.config.channels_in
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.dtype
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Encode images (B, 3, S, S) in [-1, 1] to normalised latents (B, N, d)."""
-        check_shape(images, self.image_shape, "images")
+    def to_latents(self, images: Tensor) -> Tensor:
         normalised: Tensor = self.normaliser(self.encoder(images))
         return normalised
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode normalised latents (B, N, d) to images (B, 3, S, S), clamped to [-1, 1]."""
-        check_shape(latents, self.latent_shape, "latents")
+    def to_images(self, latents: Tensor) -> Tensor:
         decoded = upcast(self.decoder(self.normaliser.inverse(latents).to(self.dtype)))
-        images = self.pixels.inverse(decoded.movedim(1, -1)).movedim(-1, 1).contiguous()
-        return (2 * images - 1).clamp(-1, 1)
+        return 2 * self.pixels.inverse(decoded.movedim(1, -1)).movedim(-1, 1).contiguous() - 1
+
+
+class MAEBlock(nn.Module):
+    """A transformer block with LayerNorms in front of attention and of a GELU MLP; (B, T, W) to (B, T, W)."""
+
+    def __init__(self, width: int, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = LayerNorm(width, eps=EPS, affine=True)
+        self.query, self.key, self.value, self.out = (Linear(width, width) for _ in range(4))
+        self.mlp_norm = LayerNorm(width, eps=EPS, affine=True)
+        self.up = Linear(width, mlp)
+        self.down = Linear(mlp, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention_norm(x)
+        q, k, v = (
+            layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(mixed.transpose(1, 2).flatten(-2))
+        return x + self.down(functional.gelu(self.up(self.mlp_norm(x))))  # type: ignore[no-any-return]
+
+
+class MAEDecoder(nn.Module):
+    """Tokens (B, N, d) to images (B, C, S, S), in whatever pixel space it was trained for (not yet denormalised).
+
+    A learned class token goes in front and is dropped at the end. Positions are the fixed sin-cos table (zeros for the
+    class token); it is part of the state dictionary, since published files bring their own. In a half type the path
+    around the blocks stays in float32.
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: MAEDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden
+        self.embed = Linear(config.channels_in, width)
+        self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        table = torch.cat([torch.zeros(1, 1, width), sincos_table(config.grid, width)], dim=1)
+        self.register_buffer("positions", table)
+        self.blocks = nn.ModuleList(MAEBlock(width, config.heads, config.mlp) for _ in range(config.layers))
+        self.norm = LayerNorm(width, eps=EPS, affine=True)
+        self.predict = Linear(width, config.patch**2 * config.image_channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = upcast(self.embed(tokens))
+        x = torch.cat([self.class_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self._fold(self.predict(self.norm(x[:, 1:])))
+
+    def _fold(self, patches: Tensor) -> Tensor:
+        """(B, N, P*P*C), of each patch row, column, channel with the channel fastest, to (B, C, S, S)."""
+        grid, patch = self.config.grid, self.config.patch
+        split = patches.unflatten(1, (grid, grid)).unflatten(3, (patch, patch, -1))  # (B, row, column, y, x, C)
+        images: Tensor = split.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return images
 
 
 def read_published_rae(
@@ -178,23 +267,19 @@ def read_published_rae(
     """
     if isinstance(encoder, EncoderConfig):
         encoder = build_encoder(encoder, pretrained=True)
-    decoder = _decoder(_decoder_state(folder / MODEL), folder / MODEL, encoder, heads)
+    decoder = _read_decoder(folder / MODEL, encoder, heads)
     return PublishedRAE(encoder, _read_statistics(folder / STATISTICS, decoder.config), decoder)
 
 
-def _decoder_state(path: Path) -> dict[str, Tensor]:
-    """Read the decoder's tensors under their published names."""
+def _read_decoder(path: Path, encoder: FrozenEncoder, heads: int | None) -> MAEDecoder:
+    """Read the decoder, its sizes off the shapes of its tensors."""
     found = read_weights(path)
     found = found.get("state_dict", found) if isinstance(found, Mapping) else None
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ModelFileError(f"{path} is not a table of tensors; give the published {MODEL}")
-    state = {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    state = {str(name).removeprefix("module.").removeprefix("decoder."): tensor for name, tensor in found.items()}
     # of a whole autoencoder the encoder is left out: it is frozen and loaded from its own place
-    return {name.removeprefix("decoder."): value for name, value in state.items() if not name.startswith("encoder.")}
-
-
-def _decoder(state: dict[str, Tensor], path: Path, encoder: FrozenEncoder, heads: int | None) -> MAEDecoder:
-    """Build the decoder that these tensors are of, its sizes read off their shapes."""
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
     layers = {int(name.split(".")[1]) for name in state if name.startswith("decoder_layers.")}
     try:
         width, channels = state["decoder_embed.weight"].shape

@@ -7,6 +7,7 @@ x_NOISY of the paper), sg the stop-gradient.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,34 +16,26 @@ import torch
 from torch import Tensor
 
 from spheregen.conditioning import Condition, Labels
-from spheregen.errors import ConfigError, check_choices
+from spheregen.errors import ConfigError
 from spheregen.family.objective import Batches, Gather, Objective
-from spheregen.family.sphere_encoder.network import SphereAutoencoder
-from spheregen.family.terms import (
-    LossTerms,
-    check_shares,
-    check_weights,
-    latent_distance,
-    pixel_distance,
-    to_unit,
-    weighted_total,
-)
+from spheregen.family.sphere_encoder.network import ImageAutoencoder
+from spheregen.family.terms import LossConfig, LossTerms, latent_distance, pixel_distance, to_unit, weighted_total
 from spheregen.family.uniformity import (
     LARGEST_EXPONENT,
     hyperspherical_energy,
     projection_directions,
     sliced_wasserstein,
 )
-from spheregen.networks.perceptual import PerceptualLoss, perceptual_name
+from spheregen.networks.perceptual import PerceptualLoss
 from spheregen.nn.norm import recalibrate
-from spheregen.noise import NoiseConfig, TrainingNoise, draw_angles, gaussian
+from spheregen.noise import NoiseConfig, TrainingNoise, draw_training_noise
 from spheregen.sphere import upcast
 
 CALLS = 4  # encode, decode weak, decode strong, encode again: each drops labels for itself
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderLossConfig:
+class AutoencoderLossConfig(LossConfig):
     """Weights w1 to w5 of the five terms and of a sixth, optional one, and label dropout. A term of weight 0 is not
     computed.
 
@@ -50,7 +43,15 @@ class AutoencoderLossConfig:
         ConfigError: a negative weight, no reconstruction, or another value outside of its range.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+    weighted = (
+        "pixel_reconstruction",
+        "perceptual_reconstruction",
+        "pixel_consistency",
+        "perceptual_consistency",
+        "latent_consistency",
+        "uniformity",
+    )
+    shares = ("label_dropout",)
 
     pixel_reconstruction: float = 1.0
     """w1 of smoothL1(x_weak, x)."""
@@ -75,9 +76,7 @@ class AutoencoderLossConfig:
     """Probability that a label becomes the null class, afresh for each sample in each of the four network calls."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "loss.")
-        check_weights(self.weights())
-        check_shares(self, "label_dropout")
+        super().__post_init__()
         if self.pixel_reconstruction == self.perceptual_reconstruction == 0:
             raise ConfigError("without a reconstruction term nothing ties images to latents; give one of them a weight")
         if self.uniformity_projections < 1:
@@ -86,17 +85,6 @@ class AutoencoderLossConfig:
             raise ConfigError(
                 f"loss.uniformity_exponent lies between 0 and {LARGEST_EXPONENT:g}, not {self.uniformity_exponent:g}"
             )
-
-    def weights(self) -> dict[str, float]:
-        """Return the weight of each term, by its name."""
-        return {
-            "pixel_reconstruction": self.pixel_reconstruction,
-            "perceptual_reconstruction": self.perceptual_reconstruction,
-            "pixel_consistency": self.pixel_consistency,
-            "perceptual_consistency": self.perceptual_consistency,
-            "latent_consistency": self.latent_consistency,
-            "uniformity": self.uniformity,
-        }
 
     @property
     def needs_perceptual(self) -> bool:
@@ -126,10 +114,10 @@ class Passes:
 
 
 class AutoencoderObjective(Objective):
-    """The Sphere Encoder and its five-term loss (method.md, section 1.2).
+    """An encoder and a decoder of images, such as the Sphere Encoder, and their loss (method.md, section 1.2).
 
     Args:
-        model: the autoencoder that learns.
+        model: the autoencoder that learns; of whatever networks its encoder and its decoder are.
         loss: weights of the terms.
         noise: laws of the training noise.
         perceptual: the perceptual distance; without one (None) its two terms are left out.
@@ -138,43 +126,31 @@ class AutoencoderObjective(Objective):
         ConfigError: without a perceptual network nothing ties images to latents.
     """
 
-    model: SphereAutoencoder
+    model: ImageAutoencoder
 
     def __init__(
         self,
-        model: SphereAutoencoder,
+        model: ImageAutoencoder,
         loss: AutoencoderLossConfig,
         noise: NoiseConfig,
         perceptual: PerceptualLoss | None = None,
     ) -> None:
-        if perceptual is None and not loss.pixel_reconstruction:
-            raise ConfigError(
-                "without a perceptual network the pixel term alone ties images to latents; give "
-                "loss.pixel_reconstruction a weight or choose a perceptual provider"
-            )
-        self.model, self.config, self.noise, self.perceptual = model, loss, noise, perceptual
-        self.frozen = [] if perceptual is None else [perceptual]
-        self.facts = {"perceptual": perceptual_name(perceptual)}
+        self.model, self.config, self.noise = model, loss, noise
+        self.use_perceptual(perceptual, "pixel_reconstruction", loss.pixel_reconstruction)
 
     def draw(
         self, batch: int, generator: torch.Generator, rows: slice | None = None, *, progress: float = 0.0
     ) -> TrainingNoise:
-        """Return the random numbers of a global batch, or of these rows of it, from a CPU generator.
-
-        Angles are stratified over the global batch, see also `spheregen.noise.gaussian`.
-        """
-        rows = rows or slice(0, batch)
-        strong, weak = draw_angles(batch, self.noise, self.model.alpha_max, generator=generator)
-        dropped = torch.rand((CALLS, batch), generator=generator) < self.config.label_dropout
-        noise = gaussian(batch, self.model.latent_shape, generator, rows)
-        projections = None  # drawn last and only where they are used, so that no other draw depends on them
-        if self.config.needs_projections:
-            projections = projection_directions(
-                self.config.uniformity_projections, math.prod(self.model.latent_shape), generator=generator
-            )
-        return TrainingNoise(
-            strong=strong[rows], weak=weak[rows], noise=noise, dropped=dropped[:, rows].T, projections=projections
+        """Return the random numbers of a global batch, or of these rows of it, from a CPU generator."""
+        model, config = self.model, self.config
+        shape, dropout = model.latent_shape, config.label_dropout
+        found = draw_training_noise(
+            batch, self.noise, model.alpha_max, shape, generator, rows, calls=CALLS, dropout=dropout
         )
+        if not config.needs_projections:  # drawn last, so that no other draw depends on them
+            return found
+        directions = projection_directions(config.uniformity_projections, math.prod(shape), generator=generator)
+        return dataclasses.replace(found, projections=directions)
 
     def loss(self, inputs: Tensor, labels: Labels, noise: TrainingNoise) -> LossTerms:
         """Return the loss of images (B, C, S, S) in [-1, 1] with labels (B,), or None for an unconditional model."""
@@ -201,8 +177,11 @@ class AutoencoderObjective(Objective):
         v, e = model.prior.project(z), noise.noise.to(z.device, z.dtype)
         weak, strong = (model.prior.perturb(v, e, angle) for angle in (noise.weak, noise.strong))
         twice = condition.twice().dropped(noise.dropped[:, 1:3].T.flatten())
-        made = model.decoder(torch.cat([weak, strong]), twice, tokens=tokens)
-        decoded, last = made if tokens else (made, None)
+        points, last = torch.cat([weak, strong]), None
+        if tokens:
+            decoded, last = model.decoder(points, twice, tokens=True)
+        else:
+            decoded = model.decoder(points, twice)
         return Passes(condition=condition, latent=z, weak=weak, strong=strong, decoded=decoded, tokens=last)
 
     def terms(self, passes: Passes, images: Tensor, noise: TrainingNoise) -> LossTerms:

@@ -11,39 +11,40 @@ from spheregen.family.member import Member
 from spheregen.family.objective import Frozen
 from spheregen.family.recipe import Perceptual, Recipe
 from spheregen.family.sphere_encoder.loss import AutoencoderLossConfig, AutoencoderObjective
-from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
-from spheregen.family.sphere_encoder.tokenizer import SphereTokenizer
+from spheregen.family.sphere_encoder.network import (
+    AutoencoderConfig,
+    ImageAutoencoder,
+    SphereAutoencoder,
+    SphereTokenizer,
+)
 from spheregen.measure.cost import Cost, part_cost
 from spheregen.noise import NoiseConfig
 
 
-class AutoencoderRecipe(Recipe):
-    """System 1: a Sphere Encoder."""
+class ImageAutoencoderRecipe(Recipe):
+    """A recipe of whatever the loss of the Sphere Encoder trains; a member derives its own, with `kind` and `model`."""
 
-    kind: Literal["autoencoder"] = "autoencoder"
-    model: AutoencoderConfig
     noise: NoiseConfig = NoiseConfig()
     loss: AutoencoderLossConfig = AutoencoderLossConfig()
     perceptual: Perceptual = "auto"
 
 
-def _objective(recipe: AutoencoderRecipe, frozen: Frozen) -> AutoencoderObjective:
-    perceptual = frozen.perceptual(recipe.perceptual) if recipe.loss.needs_perceptual else None
-    torch.manual_seed(recipe.train.seed)
-    return AutoencoderObjective(SphereAutoencoder(recipe.model), recipe.loss, recipe.noise, perceptual)
+class AutoencoderRecipe(ImageAutoencoderRecipe):
+    """System 1: a Sphere Encoder."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    model: AutoencoderConfig
 
 
-def _cost(model: SphereAutoencoder, cost_of: Callable[[Any], Cost]) -> Cost:
+def _cost(model: ImageAutoencoder, cost_of: Callable[[Any], Cost]) -> Cost:
     """T steps take T decodes and T-1 encodes (method.md, section 1.3)."""
-    config = model.config
     with torch.device("meta"):
-        model = SphereAutoencoder(config)
-        images = torch.empty(1, *model.image_shape)
-        latents = torch.empty(1, *model.latent_shape)
-        labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
+        blank: Any = type(model)(model.config)  # type: ignore[call-arg]
+        images, latents = torch.empty(1, *model.image_shape), torch.empty(1, *model.latent_shape)
+        labels = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
     parts = {
-        "encoder": part_cost(model.encoder, images, labels),
-        "decoder": part_cost(model.decoder, latents, labels),
+        "encoder": part_cost(blank.encoder, images, labels),
+        "decoder": part_cost(blank.decoder, latents, labels),
     }
 
     def calls(steps: int, guided: bool, guidance_at: str) -> Mapping[str, int]:
@@ -62,16 +63,28 @@ def latent_facts(config: Any) -> Sequence[tuple[str, str]]:
     ]
 
 
-MEMBER = Member(
+def autoencoder_member(network: Callable[[Any], ImageAutoencoder], **about: Any) -> Member:
+    """Return the record of a member that the loss of the Sphere Encoder trains.
+
+    Args:
+        network: its class, which makes it from a configuration.
+        about: `kind`, `title`, `tags`, `config`, and `recipe`, a class derived from `ImageAutoencoderRecipe`.
+    """
+
+    def objective(recipe: ImageAutoencoderRecipe, frozen: Frozen) -> AutoencoderObjective:
+        perceptual = frozen.perceptual(recipe.perceptual) if recipe.loss.needs_perceptual else None
+        torch.manual_seed(recipe.train.seed)
+        return AutoencoderObjective(network(recipe.model), recipe.loss, recipe.noise, perceptual)
+
+    shared = {"as_tokenizer": SphereTokenizer, "objective": objective, "cost": _cost, "facts": latent_facts}
+    return Member(network=network, build=network, **shared, **about)  # type: ignore[arg-type]
+
+
+MEMBER = autoencoder_member(
+    SphereAutoencoder,
     kind="autoencoder",
     title="A spherical image generator (Sphere Encoder, arXiv 2602.15030)",
     tags=("image-generation", "sphere-encoder"),
     config=AutoencoderConfig,
-    network=SphereAutoencoder,
-    build=SphereAutoencoder,
-    as_tokenizer=SphereTokenizer,
     recipe=AutoencoderRecipe,
-    objective=_objective,
-    cost=_cost,
-    facts=latent_facts,
 )

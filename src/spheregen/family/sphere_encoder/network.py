@@ -6,24 +6,23 @@ Legend: B samples, C image channels, S image size, P patch size, N = (S/P)^2 tok
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from spheregen.conditioning import EmbedLabels, Labels
 from spheregen.errors import ConfigError, check_choices
-from spheregen.networks.frozen import check_shape
+from spheregen.networks.frozen import FrozenTokenizer, check_shape
 from spheregen.nn.block import Output, Trunk
 from spheregen.nn.linear import ENCODER, Init, linear, tag
 from spheregen.nn.mixer import Mixer
 from spheregen.nn.norm import BatchNorm
 from spheregen.nn.patches import ConvPixelHead, LinearPixelHead, PatchEmbedding
-from spheregen.nn.sizes import TransformerSize, check_architecture, resolve_size
-from spheregen.prior import PRIORS, Angle, PriorName
+from spheregen.nn.sizes import TransformerConfig, TransformerSize, check_architecture, resolve_size
+from spheregen.prior import Angle, PriorName
 from spheregen.protocol import Context, SphereGenerator
 from spheregen.sphere import upcast
 
@@ -32,14 +31,14 @@ DEFAULT_PATCH = {32: 4, 64: 4, 128: 8, 256: 16, 512: 32}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
+class AutoencoderConfig(TransformerConfig):
     """Every choice of a Sphere Encoder's architecture. Derived sizes are properties and are never stored.
 
     Raises:
         ConfigError: an impossible combination, with the reason.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+    transformer_fields = ("encoder", "decoder")
 
     image_size: int
     """Height and width S in pixels."""
@@ -98,12 +97,10 @@ class AutoencoderConfig:
             raise ConfigError("give compression or latent_channels, not both: each determines the other")
         if self.compression is not None and not 0 < self.compression < float("inf"):
             raise ConfigError(f"compression is a positive number, not {self.compression:g}")
-        if self.latent_channels is not None and self.latent_channels < 1:
-            raise ConfigError(f"latent_channels is at least 1, not {self.latent_channels}")
         if self.channels < 1:
             raise ConfigError(
-                f"compression {self.compression} leaves no latent channel: a patch of {self.patch} px has only "
-                f"{self.image_channels * self.patch**2} numbers; lower compression or enlarge the patch"
+                f"compression {self.compression} and latent_channels {self.latent_channels} leave no latent channel; "
+                f"a patch of {self.patch} px has {self.image_channels * self.patch**2} numbers"
             )
         if self.pixel_head == "conv" and self.grid < 2:
             raise ConfigError(
@@ -155,16 +152,6 @@ class AutoencoderConfig:
     @property
     def decoder_size(self) -> TransformerSize:
         return resolve_size(self.decoder)
-
-    @property
-    def transformers(self) -> tuple[TransformerSize, ...]:
-        """Of encoder and decoder."""
-        return self.encoder_size, self.decoder_size
-
-    def with_transformers(self, sizes: Sequence[TransformerSize]) -> Self:
-        """The same architecture with other sizes of `transformers`."""
-        encoder, decoder = sizes
-        return dataclasses.replace(self, encoder=encoder, decoder=decoder)
 
 
 class Encoder(nn.Module):
@@ -251,27 +238,26 @@ class Decoder(nn.Module):
         return (images, x) if tokens else images
 
 
-class SphereAutoencoder(SphereGenerator):
-    """Encoder and decoder of the Sphere Encoder.
+class ImageAutoencoder(SphereGenerator):
+    """A generator of an encoder and a decoder of images, as the loss of the Sphere Encoder trains it.
 
     `encoder` and `decoder` are the bare networks, as training uses them; `encode` and `decode` are what users want:
     points on the sphere, and images clamped to [-1, 1].
+
+    Args:
+        config: the architecture, see `SphereGenerator`.
+        encoder: called with images (B, C, S, S) and labels, gives raw latents (B, N, d); `embed_labels` embeds labels.
+        decoder: called with points (B, N, d) and labels, gives images; with `tokens=True` also its last tokens
+            (B, N, W); `embed_labels` embeds labels.
+        token_width: W; 0 where a decoder has no tokens to give, which is then never asked for any.
     """
 
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.image_shape = config.image_channels, config.image_size, config.image_size
-        self.latent_shape = config.tokens, config.channels
-        self.num_classes, self.alpha_max = config.num_classes, config.max_angle
-        self.prior, self.token_width = PRIORS[config.prior], config.decoder_size.width
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
-        tag(self.encoder.parameters(), ENCODER)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.embed.weight.dtype
+    def __init__(self, config: Any, encoder: nn.Module, decoder: nn.Module, token_width: int = 0) -> None:
+        super().__init__(config)
+        self.token_width = token_width
+        self.encoder: Any = encoder
+        self.decoder: Any = decoder
+        tag(encoder.parameters(), ENCODER)
 
     def label_networks(self) -> Mapping[str, EmbedLabels]:
         return {"encoder": self.encoder.embed_labels, "decoder": self.decoder.embed_labels}
@@ -281,9 +267,49 @@ class SphereAutoencoder(SphereGenerator):
 
     def predict_with_context(
         self, latents: Tensor, labels: Labels = None, angle: Angle = 0.0
-    ) -> tuple[Tensor, Context]:
+    ) -> tuple[Tensor, Context | None]:
+        if not self.token_width:
+            return super().predict_with_context(latents, labels, angle)
         images, tokens = self.decoder(latents.to(self.dtype), labels, tokens=True)
         return upcast(images).clamp(-1, 1), Context(latents, upcast(tokens))
 
     def to_latent(self, prediction: Tensor, labels: Labels = None) -> Tensor:
         return upcast(self.encoder(prediction.to(self.dtype), labels))
+
+
+class SphereAutoencoder(ImageAutoencoder):
+    """Encoder and decoder of the Sphere Encoder."""
+
+    config: AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config, Encoder(config), Decoder(config), config.decoder_size.width)
+
+
+class SphereTokenizer(FrozenTokenizer):
+    """A trained autoencoder of images, frozen, without conditions; a `Tokenizer`.
+
+    Latents are points on its sphere: their mean square over all numbers of a sample is 1, so they and Gaussian noise
+    are of one size without further statistics. A class-conditional model encodes and decodes under its null class.
+
+    Raises:
+        ConfigError: the model has no sphere (prior "gaussian"): nothing holds the size of its latents.
+    """
+
+    def __init__(self, model: ImageAutoencoder) -> None:
+        super().__init__()
+        if not model.prior.on_sphere:
+            raise ConfigError(
+                f"an autoencoder with the prior {model.prior.name!r} is no tokenizer: its latents are of any size; "
+                "take one with the prior 'sphere'"
+            )
+        self.model = model
+        tokens, channels = model.latent_shape
+        self.image_shape, self.latent_shape = model.image_shape, (tokens, channels)
+        self.freeze()
+
+    def to_latents(self, images: Tensor) -> Tensor:
+        return self.model.encode(images)
+
+    def to_images(self, latents: Tensor) -> Tensor:
+        return self.model.decode(self.model.prior.project(latents))

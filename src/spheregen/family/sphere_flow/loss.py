@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from spheregen.conditioning import Condition, Labels
-from spheregen.errors import ConfigError, check_choices
-from spheregen.family.adversarial import CRITIC, AdversarialConfig
+from spheregen.errors import ConfigError
+from spheregen.family.adversarial import AdversarialConfig
 from spheregen.family.objective import Batches, Gather, Objective
 from spheregen.family.sphere_encoder.loss import CALLS, AutoencoderObjective, Passes
-from spheregen.family.sphere_encoder.network import SphereAutoencoder
+from spheregen.family.sphere_encoder.network import ImageAutoencoder
 from spheregen.family.sphere_flow.network import FlowRefiner, FlowRefinerConfig, RefinedGenerator
-from spheregen.family.terms import LossTerms, check_shares, check_weights, to_unit, weighted_total
-from spheregen.networks.perceptual import Features, PerceptualLoss, perceptual_name
+from spheregen.family.terms import LossTerms, to_unit, weighted_total
+from spheregen.networks.perceptual import Features, PerceptualLoss
 from spheregen.nn.critic import PatchCritic
 from spheregen.noise import BatchNoise, NoiseConfig, TrainingNoise, draw_angles, gaussian
 from spheregen.protocol import Context
 from spheregen.sampling.flow import LEAST_REMAINDER, Refinement, refine_images
-from spheregen.sampling.guidance import guide
+from spheregen.sampling.loop import guide
 from spheregen.sphere import per_sample, upcast
 
 
@@ -40,7 +40,8 @@ class FlowLossConfig(AdversarialConfig):
         ConfigError: a value outside of its range.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+    weighted = ("velocity", "perceptual", "adversarial")
+    shares = ("critic_lead", "label_dropout", "random_share", "start_share")
 
     velocity: float = 1.0
     """Weight of the mean squared velocity error."""
@@ -64,13 +65,13 @@ class FlowLossConfig(AdversarialConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self, "loss.")
-        check_weights({"velocity": self.velocity, "perceptual": self.perceptual})
-        check_shares(self, "label_dropout", "random_share", "start_share")
         if self.velocity == self.perceptual == 0:
             raise ConfigError("loss.velocity and loss.perceptual are both 0: nothing would be learned")
         if not abs(self.time_mean) < float("inf") or not 0 <= self.time_deviation < float("inf"):
             raise ConfigError("loss.time_mean is finite and loss.time_deviation not negative, and finite")
+
+    def weights(self) -> dict[str, float]:
+        return {**super().weights(), "refined_perceptual": self.perceptual}
 
     @property
     def needs_perceptual(self) -> bool:
@@ -136,28 +137,19 @@ class Teacher:
         if not self.network.num_classes and (self.guidance, self.refinement.guidance) != (1, 1):
             raise ConfigError("the teacher has no classes to guide towards: leave its guidance at 1")
 
-    @property
-    def guides_rough(self) -> bool:
-        """A rough image takes two decodes."""
-        return self.guidance != 1 and self.network.source.num_classes > 0
-
     @torch.no_grad()
     def rough(self, points: Tensor, angle: Tensor, labels: Labels) -> tuple[Tensor, Context | None]:
         """Return the rough images (B, C, S, S) of points (B, N, d) and their context, under labels, as in sampling."""
-        guided = guide(self.network, labels, self.guidance if self.guides_rough else 1.0)
+        guided = guide(self.network, labels, self.guidance if self.network.source.num_classes else 1.0)
         prediction, context = guided.predict(points, angle)
         return self.network.to_image(prediction), context
-
-    def ends(self, rough: Tensor, labels: Labels, noise: Tensor, context: Context | None) -> Tensor:
-        """Return where the flow takes rough images (B, C, S, S) under noise of that shape: images in [-1, 1]."""
-        return refine_images(self.network, rough, labels, self.refinement, noise=noise, context=context)
 
 
 class Learned(nn.Module):
     """All that learns: the refiner, its critic, if it has one, and the autoencoder, unless a frozen generator stands in
     its place."""
 
-    def __init__(self, autoencoder: SphereAutoencoder | None, refiner: FlowRefiner, critic: PatchCritic | None) -> None:
+    def __init__(self, autoencoder: ImageAutoencoder | None, refiner: FlowRefiner, critic: PatchCritic | None) -> None:
         super().__init__()
         self.autoencoder, self.refiner, self.critic = autoencoder, refiner, critic
 
@@ -183,6 +175,8 @@ class FlowObjective(Objective):
         ConfigError: without a perceptual network nothing is left to learn from, or nothing for the critic to judge.
     """
 
+    model: Learned
+
     def __init__(
         self,
         network: RefinedGenerator,
@@ -194,23 +188,17 @@ class FlowObjective(Objective):
         teacher: Teacher | None = None,
         learning_at: Callable[[float], frozenset[str]] = lambda progress: frozenset({"refiner"}),
     ) -> None:
-        if perceptual is None and not loss.velocity:
-            raise ConfigError(
-                "without a perceptual network a refiner learns from velocities: give loss.velocity a weight"
-            )
-        self.network, self.config, self.noise, self.perceptual = network, loss, noise, perceptual
+        self.use_perceptual(perceptual, "velocity", loss.velocity)
+        self.network, self.config, self.noise = network, loss, noise
         self.autoencoder, self.teacher, self.learning_at = autoencoder, teacher, learning_at
         self.model = Learned(None if autoencoder is None else autoencoder.model, network.refiner, critic)
-        self.facts = {"perceptual": perceptual_name(perceptual)}
-        self.frozen = [] if perceptual is None else [perceptual]
         if autoencoder is None:
-            self.frozen.append(network.source)
+            self.frozen = [*self.frozen, network.source]
         if teacher is not None:
             teacher.check(network.config)
-            self.frozen.append(teacher.network.refiner)
+            self.frozen = [*self.frozen, teacher.network.refiner]
         for each in self.frozen:
             each.eval().requires_grad_(False)
-        self._adversarial = loss.adversarial_terms(critic, perceptual=perceptual is not None)
 
     def generator(self, model: nn.Module) -> RefinedGenerator:
         learned = cast(Learned, model)
@@ -304,19 +292,19 @@ class FlowObjective(Objective):
     @torch.no_grad()
     def _perturbed(self, passes: Passes, told: _Told, noise: FlowNoise) -> tuple[Tensor, Context]:
         """Return x_0 and its context from the passes of an autoencoder that learns, and random points where drawn."""
-        weak, strong = upcast(passes.decoded).detach().clamp(-1, 1).chunk(2)
+        weak, strong = upcast(passes.decoded).clamp(-1, 1).chunk(2)
         point = _choose(noise.strong, passes.strong, passes.weak)
         tokens = None if passes.tokens is None else _choose(noise.strong, *reversed(passes.tokens.chunk(2)))
         rough = _choose(noise.strong, strong, weak)
         if not self.config.random_share:
-            return rough, Context(point, tokens).detach()
+            return rough, Context(point, tokens)
         # of all samples, drawn or not: every process has to take part in a decode by shards
         image, of_random = self._decoded(self.network.prior.project(noise.source.noise.to(point.dtype)), told, noise)
         assert of_random is not None
         point = _choose(noise.random, of_random.latent.to(point.dtype), point)
         if tokens is not None and of_random.tokens is not None:
             tokens = _choose(noise.random, of_random.tokens, tokens)
-        return _choose(noise.random, image.to(rough.dtype), rough), Context(point, tokens).detach()
+        return _choose(noise.random, image.to(rough.dtype), rough), Context(point, tokens)
 
     def _decoded(self, point: Tensor, told: _Told, noise: FlowNoise) -> tuple[Tensor, Context | None]:
         """Return the images of points and their context; labels are dropped as an autoencoder drops them."""
@@ -346,7 +334,11 @@ class FlowObjective(Objective):
         start = rho * noise + (1 - rho) * rough.to(x.dtype)
         t = times.view(-1, 1, 1, 1)
         if self.teacher is not None and told.teacher is not None:
-            x = upcast(self.teacher.ends(rough.to(x.dtype), told.teacher.dropped(draws.dropped), noise, context))
+            taught, labels = self.teacher, told.teacher.dropped(draws.dropped)
+            x = refine_images(
+                taught.network, rough.to(x.dtype), labels, taught.refinement, noise=noise, context=context
+            )
+            x = upcast(x)
         condition = told.own.dropped(draws.dropped)
         end = network.refined(torch.lerp(start, x, t), times, condition, context, rough.to(x.dtype))
         terms: dict[str, Tensor] = {}
@@ -368,16 +360,10 @@ class FlowObjective(Objective):
                     with torch.no_grad():
                         of_x = self.perceptual.features(to_unit(x))
                 terms["refined_perceptual"] = self.perceptual.distance(of_made, of_x).mean()
-        if self._adversarial is not None:
-            terms |= self._adversarial(real, made, draws.progress, of_real, of_made)
-        weights = {
-            "velocity": self.config.velocity,
-            "refined_perceptual": self.config.perceptual,
-            "adversarial": self.config.adversarial,
-            CRITIC: 1.0,
-        }
+        if self.model.critic is not None:
+            terms |= self.config.adversarial_terms(self.model.critic, real, made, draws.progress, of_real, of_made)
         observed = {"data": real, "output": made.detach()} | ({} if latent is None else {"latent": latent})
-        return weighted_total(terms, weights, observed=observed)
+        return weighted_total(terms, self.config.weights(), observed=observed)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from pydantic import Field, model_validator
 from spheregen.errors import ConfigError
 from spheregen.family.member import Inner, Member
 from spheregen.family.objective import Frozen
-from spheregen.family.recipe import Perceptual, Recipe
-from spheregen.family.settings import OptimizerConfig, ParameterGroup, SamplingConfig, Section
+from spheregen.family.recipe import OptimizerConfig, ParameterGroup, Perceptual, Recipe, SamplingConfig, Section
 from spheregen.family.sphere_encoder.loss import AutoencoderLossConfig, AutoencoderObjective
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
 from spheregen.family.sphere_flow.loss import FlowLossConfig, FlowObjective, Teacher
@@ -168,7 +167,7 @@ def _objective(recipe: SphereFlowRecipe, frozen: Frozen) -> FlowObjective:
     else:
         front, facts["source"] = source.model, source.fingerprint
     config = recipe.model.completed(tuple(front.latent_shape), front.token_width)
-    critic = recipe.loss.new_critic(config.image_channels, config.image_size, getattr(perceptual, "widths", ()))
+    critic = recipe.loss.new_critic(config.image_channels, config.image_size, perceptual)
     network = RefinedGenerator(front, FlowRefiner(config))
     teacher = None
     if recipe.teacher is not None and taught is not None:

@@ -30,21 +30,19 @@ from spheregen.nn.linear import linear
 from spheregen.nn.norm import RMSNorm
 from spheregen.nn.patches import LinearPixelHead, PatchEmbedding
 from spheregen.nn.positions import TimeEmbedding
-from spheregen.nn.sizes import OneTransformer, TransformerSize, check_architecture, resolve_size
+from spheregen.nn.sizes import TransformerConfig, TransformerSize, check_architecture, resolve_size
 from spheregen.prior import Angle
 from spheregen.protocol import Context, SphereGenerator
 from spheregen.sphere import upcast
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowRefinerConfig(OneTransformer):
+class FlowRefinerConfig(TransformerConfig):
     """Every choice of a refiner's architecture.
 
     Raises:
         ConfigError: an impossible combination, with the reason.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
 
     image_size: int
     """Height and width S in pixels."""
@@ -129,20 +127,18 @@ class FlowRefinerConfig(OneTransformer):
         """
         tokens, channels = latent_shape
         theirs = {"context_tokens": tokens, "latent_channels": channels, "decoder_width": decoder_width}
-        filled: dict[str, Any] = {name: value for name, value in theirs.items() if getattr(self, name) is None}
-        if not filled.get("latent_channels", self.latent_channels) and not filled.get(
-            "decoder_width", self.decoder_width
-        ):
-            filled |= {"context_tokens": 0, "latent_channels": 0, "decoder_width": 0}
-        found = dataclasses.replace(self, **filled)
+        found: dict[str, Any] = {
+            name: value if getattr(self, name) is None else getattr(self, name) for name, value in theirs.items()
+        }
+        if not found["latent_channels"] and not found["decoder_width"]:
+            found = dict.fromkeys(theirs, 0)
         for name, value in theirs.items():
-            ours = getattr(found, name)
-            if ours and ours != value:
+            if found[name] not in (0, value):
                 raise ConfigError(
-                    f"the refiner was made for a generator whose {name} is {ours}, but it is {value} here; take the "
-                    f"generator that it was trained with, or leave model.{name} out"
+                    f"the refiner was made for a generator whose {name} is {found[name]}, but it is {value} here; take "
+                    f"the generator that it was trained with, or leave model.{name} out"
                 )
-        return found
+        return dataclasses.replace(self, **found)
 
 
 class FlowRefiner(nn.Module):
@@ -152,7 +148,7 @@ class FlowRefiner(nn.Module):
         ConfigError: its context is left to a generator; see `FlowRefinerConfig.completed`.
     """
 
-    gathered_methods: tuple[str, ...] = ("embed_labels",)
+    gathered_methods: tuple[str, ...] = ()
 
     def __init__(self, config: FlowRefinerConfig) -> None:
         super().__init__()
@@ -185,10 +181,6 @@ class FlowRefiner(nn.Module):
     def dtype(self) -> torch.dtype:
         """The type of the weights, in which the network computes."""
         return self.time.inner.weight.dtype
-
-    def embed_labels(self, labels: Tensor | None) -> Tensor | None:
-        """Return the embeddings (R, W) that labels need; None if it is unconditional."""
-        return self.trunk.embed_labels(labels)
 
     def forward(self, x: Tensor, times: Tensor, labels: Labels = None, context: Context | None = None) -> Tensor:
         check_shape(x, self.image_shape, "images")
@@ -248,15 +240,11 @@ class RefinedGenerator(SphereGenerator):
         self.config = config = refiner.config
         config.completed(tuple(source.latent_shape), source.token_width)
         if refiner.image_shape != tuple(source.image_shape):
-            raise ConfigError(
-                f"the refiner was made for images of shape {refiner.image_shape}, but the generator's are "
-                f"{tuple(source.image_shape)}"
-            )
+            shapes = f"images of shape {refiner.image_shape}, but the generator's are {tuple(source.image_shape)}"
+            raise ConfigError(f"the refiner was made for {shapes}")
         if config.num_classes and source.num_classes not in (0, config.num_classes):
-            raise ConfigError(
-                f"the refiner has {config.num_classes} classes, and the generator {source.num_classes}: both need the "
-                "same ones, or one of them none"
-            )
+            classes = f"{config.num_classes} classes, and the generator {source.num_classes}"
+            raise ConfigError(f"the refiner has {classes}: both need the same ones, or one of them none")
         self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
         self.num_classes = max(source.num_classes, config.num_classes)
         self.alpha_max, self.prior, self.guidance_places = source.alpha_max, source.prior, source.guidance_places
@@ -277,7 +265,7 @@ class RefinedGenerator(SphereGenerator):
         return self.refiner.dtype
 
     def label_networks(self) -> Mapping[str, EmbedLabels]:
-        return {**self.source.label_networks(), "refiner": self.refiner.embed_labels}
+        return {**self.source.label_networks(), "refiner": self.refiner.trunk.embed_labels}
 
     def predict(self, latents: Tensor, labels: Labels = None, angle: Angle = 0.0) -> Tensor:
         return self.source.predict(latents, self._of_source(labels), angle)

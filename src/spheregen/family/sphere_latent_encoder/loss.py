@@ -21,8 +21,8 @@ from spheregen.conditioning import Labels, make_condition
 from spheregen.errors import ConfigError
 from spheregen.family.objective import Objective
 from spheregen.family.sphere_latent_encoder.network import LatentDenoiser, LatentGenerator
-from spheregen.family.terms import LossTerms, check_shares, check_weights, latent_distance, weighted_total
-from spheregen.noise import NoiseConfig, TrainingNoise, draw_angles, gaussian
+from spheregen.family.terms import LossConfig, LossTerms, latent_distance, weighted_total
+from spheregen.noise import NoiseConfig, TrainingNoise, draw_training_noise
 from spheregen.prior import PRIORS
 from spheregen.protocol import Tokenizer
 from spheregen.sphere import upcast
@@ -31,14 +31,15 @@ CALLS = 3  # predict from the weak latent, from the strong one, and again: each 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentDenoiserLossConfig:
+class LatentDenoiserLossConfig(LossConfig):
     """Weights of the terms, and label dropout. A term of weight 0 is not computed.
 
     Raises:
         ConfigError: a negative weight, no reconstruction, or another value outside of its range.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
+    weighted = ("reconstruction", "reconstruction_cosine", "consistency", "consistency_cosine", "latent_consistency")
+    shares = ("label_dropout",)
 
     reconstruction: float = 50.0
     """Of L1(G(v_weak), z), a mean over all numbers."""
@@ -55,30 +56,14 @@ class LatentDenoiserLossConfig:
     """Probability that a label becomes the null class, afresh for each sample in each evaluation."""
 
     def __post_init__(self) -> None:
-        check_weights(self.weights())
-        check_shares(self, "label_dropout")
+        super().__post_init__()
         if self.reconstruction == self.reconstruction_cosine == 0:
             raise ConfigError("without a reconstruction term nothing ties predictions to latents; give one a weight")
-
-    def weights(self) -> dict[str, float]:
-        """Return the weight of each term, by its name."""
-        return {
-            "reconstruction": self.reconstruction,
-            "reconstruction_cosine": self.reconstruction_cosine,
-            "consistency": self.consistency,
-            "consistency_cosine": self.consistency_cosine,
-            "latent_consistency": self.latent_consistency,
-        }
 
     @property
     def needs_strong(self) -> bool:
         """A term looks at the strongly perturbed latents."""
         return self.consistency > 0 or self.consistency_cosine > 0 or self.latent_consistency > 0
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the denoiser in a step, each of them with gradients."""
-        return 1 + self.needs_strong + (self.latent_consistency > 0)
 
 
 class LatentDenoiserObjective(Objective):
@@ -117,11 +102,11 @@ class LatentDenoiserObjective(Objective):
         self, batch: int, generator: torch.Generator, rows: slice | None = None, *, progress: float = 0.0
     ) -> TrainingNoise:
         """Return the random numbers of a global batch, or of these rows of it, from a CPU generator."""
-        rows, config = rows or slice(0, batch), self.model.config
-        strong, weak = draw_angles(batch, self.noise, config.max_angle, generator=generator)
-        dropped = torch.rand((CALLS, batch), generator=generator) < self.config.label_dropout
-        noise = gaussian(batch, (config.tokens, config.channels), generator, rows)
-        return TrainingNoise(strong=strong[rows], weak=weak[rows], noise=noise, dropped=dropped[:, rows].T)
+        config = self.model.config
+        shape = config.tokens, config.channels
+        return draw_training_noise(
+            batch, self.noise, config.max_angle, shape, generator, rows, calls=CALLS, dropout=self.config.label_dropout
+        )
 
     def loss(self, inputs: Tensor, labels: Labels, noise: TrainingNoise) -> LossTerms:
         """Return the loss of clean latents (B, N, d) with labels (B,), or None for an unconditional model."""

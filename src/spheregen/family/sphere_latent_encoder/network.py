@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from spheregen.conditioning import EmbedLabels, Labels
@@ -22,21 +21,19 @@ from spheregen.errors import ConfigError, check_choices
 from spheregen.networks.frozen import check_shape
 from spheregen.nn.block import BlockOptions, Output, Trunk
 from spheregen.nn.linear import linear
-from spheregen.nn.sizes import OneTransformer, TransformerSize, check_architecture, resolve_size
-from spheregen.prior import PRIORS, Angle, PriorName
+from spheregen.nn.sizes import TransformerConfig, TransformerSize, check_architecture, resolve_size
+from spheregen.prior import Angle, PriorName
 from spheregen.protocol import SphereGenerator, Tokenizer
 from spheregen.sphere import upcast
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentDenoiserConfig(OneTransformer):
+class LatentDenoiserConfig(TransformerConfig):
     """Every choice of a latent denoiser's architecture.
 
     Raises:
         ConfigError: an impossible combination, with the reason.
     """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic when a recipe holds this class
 
     image_size: int
     """Height and width S in pixels of the tokenizer's images."""
@@ -87,11 +84,6 @@ class LatentDenoiser(nn.Module):
         self.output = Output(size.width, config.blocks) if config.num_classes else None
         self.project = linear(size.width, config.channels, init="zero")
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the weights, in which the network computes."""
-        return self.embed.weight.dtype
-
     def forward(self, latents: Tensor, labels: Labels = None) -> Tensor:
         check_shape(latents, (self.config.tokens, self.config.channels), "latents")
         told = self.trunk.told(labels, len(latents))
@@ -122,11 +114,7 @@ class LatentGenerator(SphereGenerator):
     guidance_places = ("latent",)
 
     def __init__(self, denoiser: LatentDenoiser, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.config = config = denoiser.config
-        self.image_shape = config.image_channels, config.image_size, config.image_size
-        self.latent_shape = config.tokens, config.channels
-        self.num_classes, self.alpha_max, self.prior = config.num_classes, config.max_angle, PRIORS[config.prior]
+        super().__init__(denoiser.config)
         for what, ours, theirs in (
             ("latents", self.latent_shape, tuple(tokenizer.latent_shape)),
             ("images", self.image_shape, tuple(tokenizer.image_shape)),
@@ -145,10 +133,6 @@ class LatentGenerator(SphereGenerator):
     def tokenizer(self) -> Tokenizer:
         """The frozen codec."""
         return cast(Tokenizer, self.codec)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.denoiser.dtype
 
     def label_networks(self) -> Mapping[str, EmbedLabels]:
         return self.denoiser.label_networks()

@@ -55,12 +55,9 @@ def load_extractor(
         SphereGenError: a package is missing.
     """
     name, equals, path = name.partition("=")
-    if equals:
-        if weights is not None:
-            raise ConfigError(f"{name}={path} names weights and {weights} are others; give one of them")
-        if not path:
-            raise ConfigError(f"{name}= names no weights; write {name}=/path/to/file, or {name} alone")
-        weights = path
+    if equals and (weights is not None or not path):
+        raise ConfigError(f"{name}={path} names no weights, or {weights} are others; write {name}=/path/to/file")
+    weights = path if equals else weights
     device = torch.device(device)
     if name in _LOADERS:
         return _LOADERS[name](weights, device)

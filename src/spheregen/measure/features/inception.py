@@ -7,6 +7,7 @@ images resized to 299 px as TensorFlow 1 did.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import zipfile
 from pathlib import Path
@@ -90,17 +91,19 @@ def _scripted_features(path: Path, device: torch.device) -> FeatureExtractor:
     logits are computed from the features; else each batch goes through the network twice, and the logits are the
     logarithms of the probabilities, which are the same after a softmax.
     """
-    net = _load_script(path).to(device)
     probe = (torch.arange(2 * 3 * SIZE * SIZE, device=device) % 251).to(torch.uint8).view(2, 3, SIZE, SIZE)
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch would like another format; the file is of 2021
+            net: Any = torch.jit.load(path, map_location="cpu").to(device)
         with torch.no_grad(), full_float32(device):
             features, chances = _run(net, probe, return_features=True), _run(net, probe, no_output_bias=True)
+        shapes = f"it gives features {tuple(features.shape)} and probabilities {tuple(chances.shape)} of two images"
+        if features.shape != (2, FEATURES) or chances.shape != (2, CLASSES):
+            raise ValueError(shapes)
     except Exception as error:  # whatever code of another kind of file may raise
         reason = (str(error).strip().splitlines() or [""])[-1].strip() or type(error).__name__
         raise ModelFileError(f"{path} is no TorchScript of StyleGAN3's Inception ({reason}); {_CURE}") from error
-    if features.shape != (2, FEATURES) or chances.shape != (2, CLASSES):
-        found = f"features {tuple(features.shape)} and probabilities {tuple(chances.shape)} of two images"
-        raise ModelFileError(f"{path} is no TorchScript of StyleGAN3's Inception: it gives {found}; {_CURE}")
     last = getattr(getattr(net, "output", None), "weight", None)
     is_open = False
     if isinstance(last, Tensor) and last.shape == (CLASSES, FEATURES):
@@ -132,13 +135,9 @@ def _info(title: str, net: nn.Module) -> FeatureInfo:
 
 def _is_torchscript(path: Path) -> bool:
     """Tell an archive with code in it from a file of tensors."""
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ModelFileError(f"cannot read the weight file {path} ({error}); delete it and fetch it again") from error
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+    return False
 
 
 def _run(net: nn.Module, images: Tensor, **options: bool) -> Tensor:
@@ -146,15 +145,3 @@ def _run(net: nn.Module, images: Tensor, **options: bool) -> Tensor:
     with jit.optimized_execution(False):  # else the first batches run in another way than the later ones
         found: Tensor = net(images, **options)
     return found.float()
-
-
-def _load_script(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch would like another format; the file is of 2021
-            return torch.jit.load(path, map_location="cpu")
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelFileError(
-            f"cannot read the TorchScript file {path} ({reason}); fetch it again, or {_CURE}"
-        ) from error

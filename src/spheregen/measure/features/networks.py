@@ -18,9 +18,10 @@ from spheregen.measure.features.extractor import (
     NetworkFeatures,
     full_float32,
 )
-from spheregen.measure.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD, antialiased, normalised
+from spheregen.measure.features.preprocessing import antialiased, normalised
 from spheregen.networks.backbones.convnext import ConvNeXt, load_convnext_small
 from spheregen.networks.backbones.feature_net import WIDTHS, load_feature_net
+from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD
 from spheregen.networks.perceptual import CONVNEXT_SMALL
 from spheregen.networks.weights import locate_file
 from spheregen.tensors import weights_hash
@@ -30,7 +31,6 @@ OWN_SCALES = (0.1093, 0.1436, 0.2214, 0.5472)
 """What each stage of our own network is divided by: then its total variance over CIFAR-10's training images is 80, a
 quarter of all, and a feature has variance 1 on average."""
 _PROBES = (32, 64, 128, 256, 512)  # sides in pixels; some networks take no small images
-_WANTED = "a callable that takes uint8 images (B, 3, H, W) and returns features (B, D)"
 
 
 def load_own(weights: Path | str | None, device: torch.device) -> FeatureExtractor:
@@ -115,70 +115,50 @@ def load_custom(name: str, device: torch.device) -> FeatureExtractor:
         ConfigError: there is no such module or factory, it fails, or it returns something else.
     """
     module, _, factory = name.partition(":")
-    if not module or not factory:
-        raise ConfigError(f"{name!r} names no network of your own; write module:factory, such as mynet:make")
-    make = getattr(_imported(module, name), factory, None)
-    if not callable(make):
-        raise ConfigError(f"the module {module} has no function {factory} for {name}; check both names")
+    here = str(Path.cwd())
+    importlib.invalidate_caches()  # the file may have been written a moment ago
+    sys.path.insert(0, here)
     try:
-        made = make()
+        made = getattr(importlib.import_module(module), factory)()
+        if isinstance(getattr(made, "info", None), FeatureInfo):
+            return cast(FeatureExtractor, made).to(device)
+        net = made.eval().to(device) if isinstance(made, nn.Module) else nn.Module()
+        dim = _probe(made, device)
     except SphereGenError:
         raise
     except Exception as error:  # anything, it is the user's code
-        raise ConfigError(f"{name}() failed ({_reason(error)}); it is called without arguments") from error
-    if isinstance(getattr(made, "info", None), FeatureInfo) and callable(made) and hasattr(made, "to"):
-        return cast(FeatureExtractor, made).to(device)
-    if not callable(made):
-        raise ConfigError(f"{name}() returned {type(made).__name__}; return a FeatureExtractor, or {_WANTED}")
-    net = made.eval().to(device) if isinstance(made, nn.Module) else nn.Module()
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(
+            f"{name} gives no feature network ({reason}); write module:factory, a module that can be imported from "
+            "here and a function without arguments that returns a FeatureExtractor, or a callable that takes uint8 "
+            "images (B, 3, H, W) and returns floating-point features (B, D)"
+        ) from error
+    finally:
+        sys.path.remove(here)
     info = FeatureInfo(
         name=name,
         title=f"a network of the user's own ({name})",
         distance=f"FD-{name}",
-        dim=_probe(made, name, device),
+        dim=dim,
         preprocessing="its own, of 8-bit images",
         weights=weights_hash(net.state_dict()) if net is made else "unknown",
     )
     return NetworkFeatures(net, info, lambda images: FeatureBatch(made(images).float()), device)
 
 
-def _imported(module: str, name: str) -> Any:
-    here = str(Path.cwd())
-    importlib.invalidate_caches()  # the file may have been written a moment ago
-    sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module)
-    except Exception as error:  # anything, it is the user's code
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{module}.".startswith(f"{missing}."):
-            reason = f"there is no module {module} for {name}; run from the folder that holds it, or install it"
-        elif missing is not None:
-            reason = f"the module {module} of {name} needs {missing}; install it"
-        else:
-            reason = f"the module {module} of {name} cannot be imported ({_reason(error)}); mend it"
-        raise ConfigError(reason) from error
-    finally:
-        sys.path.remove(here)
-
-
-def _probe(network: Any, name: str, device: torch.device) -> int:
+def _probe(network: Any, device: torch.device) -> int:
     """Return D, by trying two images of one size after the other until one is taken."""
-    failure: Exception | None = None
+    failures: list[Exception] = []
     for side in _PROBES:
         images = torch.randint(0, 256, (2, 3, side, side), generator=torch.Generator().manual_seed(0))
         try:
             with torch.no_grad(), full_float32(device):
                 found = network(images.to(torch.uint8).to(device))
         except Exception as error:
-            failure = failure or error
+            failures.append(error)
             continue
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2 or not found.is_floating_point():
             shape = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise ConfigError(f"{name} returned {shape} for two images; return floating-point features (2, D)")
+            raise TypeError(f"it returned {shape} for two images")
         return found.shape[1]
-    assert failure is not None
-    raise ConfigError(f"{name} takes no images ({_reason(failure)}); return {_WANTED}") from failure
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    raise failures[0]

@@ -16,8 +16,6 @@ from torch.nn import functional
 
 from spheregen.errors import ConfigError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -30,13 +28,11 @@ def check_images(images: Tensor) -> None:
     Raises:
         ConfigError: another type or shape.
     """
-    if images.dtype != torch.uint8:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         kind = str(images.dtype).removeprefix("torch.")
-        raise ConfigError(f"a feature network takes images of type uint8, not {kind}; convert them with to_uint8")
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ConfigError(
-            f"a feature network takes images of shape (B, 3, H, W) or (B, 1, H, W), not {tuple(images.shape)}; "
-            "convert them to colour or grey"
+            f"a feature network takes uint8 images (B, 3, H, W) or (B, 1, H, W), not {kind} {tuple(images.shape)}; see "
+            "to_uint8"
         )
 
 

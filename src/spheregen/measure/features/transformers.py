@@ -14,17 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spheregen.errors import ConfigError, ModelFileError
+from spheregen.errors import ModelFileError
 from spheregen.external import import_package, locate, quiet, read_json, reason
 from spheregen.measure.features.extractor import FeatureBatch, FeatureExtractor, FeatureInfo, NetworkFeatures
-from spheregen.measure.features.preprocessing import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    antialiased,
-    normalised,
-)
+from spheregen.measure.features.preprocessing import CLIP_MEAN, CLIP_STD, antialiased, normalised
+from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD
 from spheregen.tensors import weights_hash
 
 
@@ -33,17 +27,10 @@ class Family:
     """Networks of one kind that are used in one way."""
 
     title: str
-    """In words."""
-    distance: str
-    """What the Frechet distance is called."""
     repo: str
     """The network that the literature uses, on the Hub."""
     kinds: Mapping[str, str]
     """Class in transformers of each `model_type` of config.json that will do."""
-    mean: tuple[float, float, float]
-    """Of the input in [0, 1]."""
-    std: tuple[float, float, float]
-    """Of the input in [0, 1]."""
     projected: bool = False
     """CLIP's way: the projected image embedding at unit norm, images resized to whole levels as Pillow does, at the
     network's own size. Else: the class token after the last norm, at 224 px, without rounding."""
@@ -52,27 +39,16 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "dinov2": Family(
         title="DINOv2",
-        distance="FD-DINOv2",
         repo="facebook/dinov2-large",
         kinds={"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"},
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
     ),
     "dinov3": Family(
-        title="DINOv3",
-        distance="FD-DINOv3",
-        repo="facebook/dinov3-vitl16-pretrain-lvd1689m",
-        kinds={"dinov3_vit": "DINOv3ViTModel"},
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        title="DINOv3", repo="facebook/dinov3-vitl16-pretrain-lvd1689m", kinds={"dinov3_vit": "DINOv3ViTModel"}
     ),
     "clip": Family(
         title="CLIP",
-        distance="FD-CLIP",
         repo="openai/clip-vit-large-patch14-336",
-        kinds={"clip": "CLIPVisionModelWithProjection", "clip_vision_model": "CLIPVisionModelWithProjection"},
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
+        kinds=dict.fromkeys(("clip", "clip_vision_model"), "CLIPVisionModelWithProjection"),
         projected=True,
     ),
 }
@@ -95,22 +71,15 @@ def load_transformer(name: str, weights: Path | str | None, device: torch.device
     Raises:
         SphereGenError: transformers is not installed.
         ModelFileError: the folder or the repository is missing, out of reach or incomplete, or holds another network.
-        ConfigError: the network does not take images of 224 px.
     """
     family = FAMILIES[name]
     source = str(weights) if weights is not None else family.repo
     transformers = import_package("transformers", "encoders", f"the feature network {name}")
     place = locate(source, f"the feature network {name}", folder=f"{name}=/path/to/folder")
-    found = read_json(place.config, source)
-    if "model_type" not in found:
-        raise ModelFileError(f"config.json of {source} names no model_type; fetch it again")
-    kind = str(found["model_type"])
-    if kind not in family.kinds:
-        known = " or ".join(family.kinds)
-        raise ModelFileError(
-            f"{source} is of model_type {kind!r}, but {name} takes {known}; give a network such as {family.repo}"
-        )
+    kind = str(read_json(place.config, source).get("model_type"))
     try:
+        if kind not in family.kinds:
+            raise ValueError(f"its model_type is {kind!r}, but {name} takes {' or '.join(family.kinds)}")
         with quiet(transformers):
             net, report = getattr(transformers, family.kinds[kind]).from_pretrained(
                 place.name,
@@ -120,23 +89,22 @@ def load_transformer(name: str, weights: Path | str | None, device: torch.device
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"it lacks {len(missing)} tensors, such as {missing[0]}")
+        if not family.projected and _SIZE % int(net.config.patch_size):
+            raise ValueError(f"its patches of {net.config.patch_size} px do not divide {_SIZE} px")
     except Exception as error:  # transformers, safetensors and HTTP libraries have no common base
         raise ModelFileError(
-            f"{source} cannot be loaded ({reason(error)}); give a folder with config.json and model.safetensors"
+            f"{source} cannot be loaded as {name} ({reason(error)}); give a folder with config.json and "
+            f"model.safetensors, or a network such as {family.repo}"
         ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise ModelFileError(
-            f"{source} lacks {len(missing)} tensors of {name}, such as {missing[0]}; give a complete network"
-        )
-    patch = net.config.patch_size
-    if not family.projected and _SIZE % int(patch):
-        raise ConfigError(f"{source} has patches of {patch} px, which do not divide {_SIZE} px; give another network")
     label = source if not Path(source).expanduser().exists() else Path(source).expanduser().resolve().name
     size = int(net.config.image_size) if family.projected else _SIZE
+    mean, std = (CLIP_MEAN, CLIP_STD) if family.projected else (IMAGENET_MEAN, IMAGENET_STD)
 
     def extract(images: Tensor) -> FeatureBatch:
         pixels = antialiased(images, size, "bicubic", eight_bit=family.projected)
-        output = net(pixel_values=normalised(pixels, family.mean, family.std))
+        output = net(pixel_values=normalised(pixels, mean, std))
         if family.projected:
             return FeatureBatch(functional.normalize(output.image_embeds.float(), dim=1))
         return FeatureBatch(output.last_hidden_state[:, 0].float())
@@ -144,7 +112,7 @@ def load_transformer(name: str, weights: Path | str | None, device: torch.device
     info = FeatureInfo(
         name=name,
         title=f"{family.title} ({label}), {'image embedding' if family.projected else 'class token'}",
-        distance=family.distance,
+        distance=f"FD-{family.title}",
         dim=int(net.config.projection_dim if family.projected else net.config.hidden_size),
         preprocessing=f"resized to {size} px (bicubic, antialiased, {'8 bits' if family.projected else 'float'}), "
         f"[0, 1], {'CLIP' if family.projected else 'ImageNet'} mean and deviation",

@@ -109,12 +109,5 @@ def torchvision_names(depths: Sequence[int] = SMALL_DEPTHS) -> dict[str, str]:
 
 
 def load_convnext_small(source: Path | Mapping[str, torch.Tensor]) -> ConvNeXt:
-    """Return ConvNeXt-Small with torchvision's weights, in evaluation mode.
-
-    Args:
-        source: the file `convnext_small-0c510722.pth`, or its tensors.
-
-    Raises:
-        ModelFileError: a tensor is missing, left over or of another shape, or the file cannot be read.
-    """
+    """Return ConvNeXt-Small with torchvision's weights. See `load_published`."""
     return load_published(ConvNeXt, source, torchvision_names)

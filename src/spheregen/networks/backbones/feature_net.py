@@ -11,12 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from spheregen.errors import ConfigError, ModelFileError
+from spheregen.errors import ConfigError
+from spheregen.networks.backbones.state import load_renamed, read_torch_state
 
 ASSET = Path(__file__).resolve().parents[2] / "assets" / "feature_net.safetensors"
 WIDTHS = (16, 48, 96, 160)
@@ -101,17 +100,7 @@ def load_feature_net(path: Path | str | None = None) -> FeatureNet:
     Raises:
         ModelFileError: the file is missing, broken or holds another network.
     """
-    file = ASSET if path is None else Path(path)
-    cure = "reinstall spheregen or make it with scripts/train_feature_net.py"
-    try:
-        state = {name: tensor.float() for name, tensor in load_file(file).items()}
-    except FileNotFoundError as error:
-        raise ModelFileError(f"the feature network {file} is missing; {cure}") from error
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"cannot read the feature network {file} ({error}); {cure}") from error
-    net = FeatureNet()
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelFileError(f"{file} holds another network than FeatureNet; {cure}") from error
+    file, net = ASSET if path is None else Path(path), FeatureNet()
+    state = {name: tensor.float() for name, tensor in read_torch_state(file).items()}
+    load_renamed(net, state, {name: name for name in net.state_dict()}, str(file))
     return net.eval()

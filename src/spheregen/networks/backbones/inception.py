@@ -212,13 +212,8 @@ class FidInception(nn.Module):
 
 
 def load_inception(source: Path | Mapping[str, torch.Tensor]) -> FidInception:
-    """Return the network with the weights of 2015-12-05, in evaluation mode.
+    """Return the network with the weights of 2015-12-05, from pytorch-fid's or torch-fidelity's file or its tensors.
 
-    Args:
-        source: pytorch-fid's or torch-fidelity's file, or its tensors. Counts of batches, which some copies have, are
-            ignored.
-
-    Raises:
-        ModelFileError: a tensor is missing, left over or of another shape, or the file cannot be read.
+    Counts of batches, which some copies have, are ignored. See `load_published`.
     """
     return load_published(FidInception, source, ignored=r"\.num_batches_tracked$")

@@ -117,9 +117,9 @@ def listed(names: Iterable[str]) -> str:
 def _cause(error: Exception) -> str:
     """Return why reading failed, in one line; torch's own text recommends to load the file in the unsafe way."""
     text = str(error)
-    if unsafe := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"it holds code or objects ({unsafe[1]}), and nothing of it was executed; get a file of tensors alone"
     if "Weights only load failed" in text:
-        return "it is a pickle of more than tensors, or damaged, and nothing of it was executed; get it again"
+        unsafe = re.search(r"GLOBAL ([\w.]+)", text)
+        held = f"code or objects ({unsafe[1]})" if unsafe else "more than tensors, or is damaged"
+        return f"it holds {held}, and nothing of it was executed; get a file of tensors alone"
     first = (text.strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
     return f"{first if ' ' in first else 'its data are damaged'}; delete it and get it again"

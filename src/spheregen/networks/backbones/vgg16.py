@@ -1,7 +1,7 @@
 """The convolutional part of VGG16 (Simonyan and Zisserman 2015, arXiv 1409.1556), configuration D.
 
-Five stages of 2, 2, 3, 3, 3 convolutions 3x3 with ReLU, 2x2 max pooling between the stages. It loads torchvision's
-ImageNet file `vgg16-397923af.pth`, whose keys are `features.N.weight` and `features.N.bias`; N counts the
+Five stages of 2, 2, 3, 3, 3 convolutions 3x3 with ReLU, 2x2 max pooling between the stages. It has the tensor
+names of torchvision's ImageNet file `vgg16-397923af.pth`, `features.N.weight` and `features.N.bias`; N counts the
 convolutions, ReLUs and poolings.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from spheregen.errors import ConfigError
 from spheregen.networks.backbones.state import load_published
@@ -32,10 +31,12 @@ class Vgg16Features(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.ModuleList()
+        layers: list[nn.Module] = []
         for (inputs, outputs), depth in zip(pairwise((3, *STAGE_WIDTHS)), STAGE_DEPTHS, strict=True):
-            widths = (inputs, *[outputs] * depth)
-            self.stages.append(nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths)))
+            for each in (inputs, *[outputs] * (depth - 1)):
+                layers += [nn.Conv2d(each, outputs, 3, padding=1), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers[:-1])  # nothing is read behind the last pooling
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return five maps, from fine to coarse.
@@ -48,38 +49,14 @@ class Vgg16Features(nn.Module):
                 f"VGG16 takes images of shape (B, 3, H, W) with H and W at least {MIN_SIZE}, "
                 f"not {tuple(images.shape)}; use larger images or perceptual 'none'"
             )
-        x = images
-        found = []
-        for number, stage in enumerate(self.stages):
-            if number > 0:
-                x = functional.max_pool2d(x, 2)
-            assert isinstance(stage, nn.ModuleList)
-            for convolution in stage:
-                x = functional.relu(convolution(x))
-            found.append(x)
-        return tuple(found)
-
-
-def torchvision_names() -> dict[str, str]:
-    """Return torchvision's name of each tensor of `Vgg16Features`, by its name here."""
-    names = {}
-    place = 0
-    for stage, depth in enumerate(STAGE_DEPTHS):
-        for layer in range(depth):
-            for kind in ("weight", "bias"):
-                names[f"stages.{stage}.{layer}.{kind}"] = f"features.{place}.{kind}"
-            place += 2  # the convolution and its ReLU
-        place += 1  # the pooling
-    return names
+        x, found = images, []
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                found.append(x)
+            x = layer(x)
+        return (*found, x)
 
 
 def load_vgg16(source: Path | Mapping[str, torch.Tensor]) -> Vgg16Features:
-    """Return VGG16's features with torchvision's weights, in evaluation mode; the file's classifier is ignored.
-
-    Args:
-        source: the file `vgg16-397923af.pth`, or its tensors.
-
-    Raises:
-        ModelFileError: a tensor is missing, left over or of another shape, or the file cannot be read.
-    """
-    return load_published(Vgg16Features, source, torchvision_names, ignored=r"^classifier\.")
+    """Return VGG16's features with torchvision's weights; the file's classifier is ignored. See `load_published`."""
+    return load_published(Vgg16Features, source, ignored=r"^classifier\.")

@@ -1,0 +1,91 @@
+"""Processes of the command or of a function, started by a server that has imported everything: a start costs little."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+HEAVY = ("spheregen.cli.main", "spheregen.training.trainer", "spheregen.evaluation.request", "torch.distributed.fsdp")
+_FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+context = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
+context.set_forkserver_preload([*HEAVY, "torch._dynamo"])
+
+
+def command(arguments: Sequence[str], before: str = "") -> None:
+    """Run `spheregen` with these arguments, after some code that changes it."""
+    exec(before, {})
+    from spheregen.cli.main import run
+
+    run(list(arguments))
+
+
+class Started:
+    """A process that runs a function; what it prints goes to files."""
+
+    def __init__(self, function: Callable[..., None], *arguments: Any, **environment: str) -> None:
+        self._texts = Path(tempfile.mkdtemp())
+        self._process: BaseProcess = context.Process(
+            target=_child, args=(function, arguments, environment, str(Path.cwd()), str(self._texts))
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """Return its exit code; None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to it and to the processes that it started."""
+        while self.poll() is None:
+            try:
+                return os.killpg(self.pid, number)
+            except ProcessLookupError:  # its group is not there yet
+                time.sleep(0.01)
+
+    def finish(self, seconds: float = 300) -> tuple[int, str, str]:
+        """Return its exit code, what it printed, and its messages."""
+        self._process.join(seconds)
+        if self.poll() is None:
+            self._process.kill()
+            raise AssertionError(f"a process runs for more than {seconds} s")
+        texts = [(self._texts / name).read_text() for name in ("stdout", "stderr")]
+        shutil.rmtree(self._texts)
+        assert self._process.exitcode is not None
+        return self._process.exitcode, *texts
+
+
+def world(count: int, function: Callable[..., None], *arguments: Any) -> list[Started]:
+    """Start the processes of one world, as `torchrun` does, but none of them ends the others when it fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    return [Started(function, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+
+
+def _child(
+    function: Callable[..., None], arguments: Sequence[Any], environment: dict[str, str], folder: str, texts: str
+) -> None:
+    os.setsid()
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{texts}/{name}", os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        function(*arguments)
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
