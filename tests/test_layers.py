@@ -9,6 +9,7 @@ import pytest
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("metrics",),
     ("evaluation",),
     ("training",),
     ("pipeline",),
@@ -25,7 +26,7 @@ LAYERS = (
     ("noise", "conditioning", "prior"),
     ("sphere",),
     ("drawing", "external"),
-    ("hub", "progress", "files", "devices", "distributed", "tensors", "classes"),
+    ("hub", "progress", "files", "lock", "devices", "distributed", "tensors", "classes"),
     ("errors",),
 )
 """From the top down; what stands on one line may know each other, without circles."""

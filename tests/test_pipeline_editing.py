@@ -178,14 +178,6 @@ def test_given_noise_is_the_seeds_own(pipe: sg.Pipeline, name: str, share: bool)
     assert not torch.allclose(IMAGES[name](pipe, A, seed=99, steps=steps).tensor, expected.tensor, atol=1e-4)
 
 
-def test_given_noise_is_split_with_its_batch() -> None:
-    whole, parts = tiny_pipeline(), tiny_pipeline()
-    parts.batch_size = 2
-    noise, fresh = torch.randn(3, 4, 4), [torch.randn(3, 4, 4) for _ in range(2)]
-    for given in (noise, fresh):
-        close(parts.edit(A, steps=2, step_noise=given).tensor, whole.edit(A, steps=2, step_noise=given).tensor)
-
-
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 4, 4), ()])
 def test_noise_of_another_shape_is_refused(pipe: sg.Pipeline, shape: tuple[int, ...]) -> None:
     bad, good = torch.zeros(shape), torch.zeros(3, 4, 4)
@@ -254,14 +246,6 @@ def test_the_models_schedule_is_for_generation_alone() -> None:
     assert output.settings["guidance_at"] == "latent"
 
 
-def test_swapping_is_exchanging_the_pictures(pipe: sg.Pipeline) -> None:
-    mask = "diagonal"
-    swapped = pipe.crossover(A, B, mask=mask, swap=True)
-    assert torch.equal(swapped.tensor, pipe.crossover(B, A, mask=mask).tensor)
-    assert not torch.allclose(swapped.tensor, pipe.crossover(A, B, mask=mask).tensor, atol=1e-4)
-    assert swapped.settings["mask"] == mask
-
-
 def test_a_mask_picture_equals_the_named_mask(pipe: sg.Pipeline, tmp_path: Path) -> None:
     expected = pipe.crossover(A, B, mask="left-right").tensor
     shape = crossover_mask("left-right", 8)[0]
@@ -326,16 +310,6 @@ def test_the_ends_between_photos_are_reconstructions(pipe: sg.Pipeline, label: s
         assert output.labels == (None if label is None else (1,) * 4)
 
 
-@pytest.mark.parametrize(("steps", "guidance"), [(1, 1.0), (3, 2.0)])
-def test_from_class_to_class(pipe: sg.Pipeline, steps: int, guidance: float) -> None:
-    output = pipe.interpolate([5, 5], 5, labels=["cat", "horse"], steps=steps, guidance=guidance)
-    ends = pipe.generate(seeds=[5, 5], labels=["cat", "horse"], steps=steps, guidance=guidance)
-    close(output.tensor[[0, -1]], ends.tensor, 1e-4)
-    for frame in range(1, 5):
-        assert not torch.allclose(output.tensor[frame], output.tensor[frame - 1], atol=1e-4)
-    assert output.labels is None  # a mixture is no class
-
-
 @pytest.mark.parametrize("steps", [1, 2])
 def test_four_corners(pipe: sg.Pipeline, steps: int) -> None:
     seeds, frames = [3, 4, 5, 6], 4
@@ -365,15 +339,6 @@ def test_inpainting_keeps_known_pixels(label: str | None, dtype: torch.dtype, ki
         close(images * (1 - HOLE), A * (1 - HOLE), tolerance)
     hidden = torch.where(HOLE == 1, torch.rand(3, 3, 8, 8), A)  # what was there does not matter
     assert torch.equal(pipe.inpaint(hidden, HOLE, labels=label, steps=3).tensor, output.tensor)
-
-
-def test_a_large_picture_is_inpainted_under_its_own_mask(pipe: sg.Pipeline) -> None:
-    large, hole = images_of(1, 32), torch.zeros(1, 32, 32)
-    hole[:, :16] = 1
-    output = pipe.inpaint(large[0], hole, steps=2)
-    small = functional.avg_pool2d(large, 4)
-    close(output.tensor[..., 4:, :], small[..., 4:, :], 3 / 255)
-    assert not torch.allclose(output.tensor[..., :4, :], small[..., :4, :], atol=0.1)
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])

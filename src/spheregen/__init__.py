@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spheregen import data, evaluation, family, interop, noise, sampling, sphere, training
+    from spheregen import data, evaluation, family, interop, metrics, noise, sampling, sphere, training
     from spheregen.errors import SphereGenError
     from spheregen.pipeline import Pipeline, PipelineOutput, load
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "evaluation", "family", "interop", "noise", "sampling", "sphere", "training")
+_MODULES = ("data", "evaluation", "family", "interop", "metrics", "noise", "sampling", "sphere", "training")
 _OBJECTS = {
     "Pipeline": "spheregen.pipeline",
     "PipelineOutput": "spheregen.pipeline",
@@ -34,6 +34,7 @@ __all__ = [
     "family",
     "interop",
     "load",
+    "metrics",
     "noise",
     "sampling",
     "sphere",

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, cast
+from unicodedata import normalize
 
-import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from spheregen.errors import ConfigError, did_you_mean
 
-Labels = int | str | Sequence[int | str] | Tensor | None
+Labels = int | str | Sequence[int | str] | npt.NDArray[Any] | Tensor | None
 """Class ids or names: one for all images, or one for each."""
+
+
+def plain_labels(labels: Labels) -> int | str | Sequence[int | str] | None:
+    """Return labels in arrays, tensors and columns of tables as a list, or as the number of one without axes."""
+    found: Any = getattr(labels, "tolist", lambda: labels)()
+    return cast("int | str | Sequence[int | str] | None", found)
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,16 @@ class Classes:
         found: list[Any] = [label]
         if isinstance(label, str):
             found = [number for number, name in enumerate(self.names) if name == label]
+            if not found and not label.isascii():  # accents may be composed or not
+                same = normalize("NFC", label)
+                found = [number for number, name in enumerate(self.names) if normalize("NFC", name) == same]
             if not found and label.isdecimal():
                 found = [int(label)]
         if len(found) > 1:
             numbers = " and ".join(map(str, found))
             raise ConfigError(f"the label {label!r} is ambiguous, classes {numbers} have that name; give a number")
         try:
-            number = index(found[0]) if found else -1
+            number = index(found[0]) if found and not isinstance(found[0], bool) else -1
         except TypeError:
             number = -1
         if not 0 <= number < self.count:
@@ -50,19 +60,29 @@ class Classes:
             raise ConfigError(f"label {label!r} is none of the {self.count} classes{hint}: {self}")
         return number
 
+    def name(self, label: int | str) -> str:
+        """Return the name of a class; its number where it has none. Errors as of `id`."""
+        number = self.id(label)
+        return self.names[number] if self.names else str(number)
+
     def one_or_each(self, labels: Labels, count: int) -> int | Sequence[int | str] | None:
         """Return labels as one id for all of `count` images, as one checked label for each, or None.
 
         Raises:
             ConfigError: an unknown class, or another number of labels.
         """
-        if isinstance(labels, Tensor):
-            labels = labels.tolist()
-        if labels is None or isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
+        labels = plain_labels(labels)
+        if labels is None or isinstance(labels, str) or not isinstance(labels, Sequence):
             return None if labels is None else self.id(labels)
         if len(labels) != count:
             raise ConfigError(f"{len(labels)} labels for {count} images; give one for each, or one for all")
-        for label in dict.fromkeys(labels):
+        try:
+            different = dict.fromkeys(labels)
+        except TypeError as error:
+            raise ConfigError(
+                f"labels are classes, one for each image, by name or number, not {labels[0]!r}"
+            ) from error
+        for label in different:
             self.id(label)
         return labels
 

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from spheregen.errors import ConfigError
+
+_lock = threading.Lock()
+_inside = 0  # contexts of `own_defaults`, in all threads
+_callers = torch.float32
+
+
+@contextlib.contextmanager
+def own_defaults() -> Iterator[None]:
+    """Compute as torch does by itself, whatever `torch.set_default_dtype` and `set_default_device` say; or decorate.
+
+    The default type belongs to the whole process: other threads of the caller see float32 as long as this lasts. The
+    default device is that of a thread.
+    """
+    global _inside, _callers
+    with _lock:
+        if not _inside:
+            _callers = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+        _inside += 1
+    try:
+        with contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                torch.set_default_dtype(_callers)
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -24,7 +52,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].split(": ")[0].split(", ")[0]  # torch goes on with a list of all devices
         raise ConfigError(f"device {str(name)!r} is not available here ({reason}); use auto or cpu") from error
     return device

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever found under the final name."""
+"""Writing files so that nothing half-written is ever found under the final name; and reading YAML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spheregen.errors import SphereGenError
+from spheregen.errors import ConfigError, SphereGenError
+
+_MOST_VALUES = 100_000  # of a YAML text
 
 
 @contextlib.contextmanager
@@ -46,6 +48,30 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+_OURS = (b"Software\0spheregen", b"spheregen-reference", b"<dc:title>spheregen")
+"""In a GIF and a PNG, alone or first in an archive; in statistics; in an SVG."""
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a file says that we wrote it: then it can be made again."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(4096)
+        return any(mark in head for mark in _OURS)
+    return False
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to replace a file that another program wrote.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if path.exists() and not is_ours(path):
+        raise ConfigError(
+            f"{path} is there already, and no image that we made; choose another --out, or replace it with --overwrite"
+        )
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left in `folder`."""
     for path in folder.glob(".*.tmp"):
@@ -54,13 +80,58 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically, as UTF-8."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic_path(path) as temporary:  # names of files may be no text: those bytes are escaped, as JSON does it
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """Return what a YAML text says, as plain values.
+
+    Raises:
+        ConfigError: it is no YAML, a key is given twice, or aliases make it endless or huge.
+    """
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        _check_node(root, origin, {})
+        return None if root is None else loader.construct_document(root)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{origin} is not valid YAML: {reason}") from error
+
+
+def _check_node(node: Any, origin: str, sizes: dict[int, int]) -> int:
+    """Return how many values a node of YAML stands for when its aliases are written out."""
+    if id(node) in sizes:
+        if sizes[id(node)]:
+            return sizes[id(node)]
+        raise ConfigError(f"{origin}: an alias holds itself; write the values out")
+    sizes[id(node)], size = 0, 1
+    if getattr(node, "id", "") == "mapping":
+        seen: dict[str, str] = {}
+        for key, value in node.value:
+            where = f"line {key.start_mark.line + 1}"
+            if key.id == "scalar" and key.value in seen:
+                raise ConfigError(
+                    f"{origin} gives {key.value} twice, in {seen[key.value]} and {where}; put the two together"
+                )
+            seen[str(key.value)] = where
+            size += _check_node(key, origin, sizes) + _check_node(value, origin, sizes)
+    elif getattr(node, "id", "") == "sequence":
+        size += sum(_check_node(each, origin, sizes) for each in node.value)
+    if size > _MOST_VALUES:
+        raise ConfigError(f"{origin} stands for more than {_MOST_VALUES} values (by its aliases); write it shorter")
+    sizes[id(node)] = size
+    return size
 
 
 def _fsync_folder(folder: Path) -> None:

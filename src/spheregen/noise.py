@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, Settings, check_choices
 from spheregen.sphere import scale_noise
 
@@ -106,6 +107,7 @@ class TrainingNoise(BatchNoise):
     """(K, N*d) unit vectors of a sliced Wasserstein distance; None without it."""
 
 
+@own_defaults()
 def draw_training_noise(
     batch: int,
     laws: NoiseConfig,
@@ -135,6 +137,7 @@ def draw_training_noise(
     return TrainingNoise(strong=strong[rows], weak=weak[rows], noise=noise, dropped=dropped[:, rows].T)
 
 
+@own_defaults()
 def stratified(count: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Return `count` stratified draws from [0, 1], shuffled, (count,) float32.
 
@@ -153,6 +156,7 @@ def stratified(count: int, *, generator: torch.Generator | None = None) -> Tenso
     return values[torch.randperm(count, generator=generator)]
 
 
+@own_defaults()
 def draw_angles(
     count: int, config: NoiseConfig, alpha_max: float, *, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -201,6 +205,7 @@ def hard_limit(alpha_max: float, hard_angle: float | None = None) -> float:
     return max(1.0, math.tan(math.radians(hard_angle)) / math.tan(math.radians(alpha_max)))
 
 
+@own_defaults()
 def gaussian(batch: int, shape: tuple[int, ...], generator: torch.Generator, rows: slice | None = None) -> Tensor:
     """Return the Gaussian noise (len(rows), *shape) of these rows of a global batch, on the CPU.
 

@@ -52,7 +52,7 @@ class Prior:
     def perturb(self, v: Tensor, noise: Tensor, angle: Angle) -> Tensor:
         """Move points (B, ...) by standard Gaussian noise of their shape and an angle; an angle of 0 changes no bit."""
         if not isinstance(angle, Tensor):
-            return v if angle == 0 else self._moved(v, noise, torch.tensor(angle, dtype=torch.float64))
+            return v if angle == 0 else self._moved(v, noise, torch.tensor(angle, dtype=torch.float64, device="cpu"))
         each = per_sample(angle.to(v.device), v)
         return torch.where(each == 0, v, self._moved(v, noise, each))
 

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 Part = TypeVar("Part")
 
 
 class Reporter(Protocol):
-    """The listener that long work calls; users of the library may pass their own."""
+    """The listener that long work calls; users of the library may pass their own.
+
+    One with an attribute `earlier` finds there, before `start`, the seconds that earlier parts of the run took.
+    """
 
     def message(self, text: str) -> None:
         """Tell a line of news."""
@@ -23,7 +26,7 @@ class Reporter(Protocol):
         """Begin a run of `total` steps, `done` of them earlier; a step sees `unit_images` images."""
 
     def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
-        """Tell that `done` steps are done; metrics come at log intervals only."""
+        """Tell that `done` steps are done; metrics come at log intervals and with the first step."""
 
     def stop(self) -> None:
         """End the run, well or not."""
@@ -33,7 +36,7 @@ class QuietReporter:
     """Nothing but warnings and what was left out."""
 
     def message(self, text: str) -> None:
-        if text.startswith(("warning", "skipped", "failed")):
+        if text.startswith(("warning", "skipped", "ignored", "failed")):
             print(text, file=sys.stderr, flush=True)
 
     def start(self, total: int, done: int, unit_images: int) -> None: ...
@@ -41,34 +44,70 @@ class QuietReporter:
     def stop(self) -> None: ...
 
 
+class Pace:
+    """The mean time of a step over a whole run, which neither a slow start nor a pause spoils.
+
+    The first call of a process is left out, for it compiles and fills caches; of a step that took a hundred times the
+    mean, such as one in which the machine slept, no more than that counts.
+    """
+
+    def __init__(self, done: int) -> None:
+        self._done, self._time = done, 0.0
+        self._steps, self._sum = 0, 0.0
+
+    def add(self, done: int, now: float) -> None:
+        """Take note that `done` steps are done at a time in seconds."""
+        if self._time:
+            steps, seconds = done - self._done, now - self._time
+            if steps > 0:
+                self._sum += min(seconds, 100 * steps * self._sum / self._steps) if self._steps > 10 else seconds
+                self._steps += steps
+        self._done, self._time = done, now
+
+    @property
+    def seconds(self) -> float:
+        """Of a step; 0 while it is not known."""
+        return self._sum / self._steps if self._steps else 0.0
+
+
+def clock(seconds: float) -> str:
+    """`0:07`, `3:15`, `26:03:15`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class LineReporter:
     """Plain lines for logs and pipes: one every `every` seconds."""
 
     def __init__(self, every: float = 10.0) -> None:
-        self.every = every
+        self.every, self.earlier = every, 0.0
         self.loss = ""
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def start(self, total: int, done: int, unit_images: int) -> None:
-        self.total, self.first, self.images = total, done, unit_images
+        self.total, self.images = total, unit_images
         self.begun = self.last = time.monotonic()
+        self.pace = Pace(done)
 
     def step(self, done: int, metrics: Mapping[str, float] | None) -> None:
+        told = bool(self.loss)
         if metrics and "loss" in metrics:
             self.loss = f"loss {metrics['loss']:.4f}"
         now = time.monotonic()
-        if now - self.last < self.every and done < self.total:
+        self.pace.add(done, now)
+        if now - self.last < self.every and done < self.total and told == bool(self.loss):
             return
-        self.last, rate = now, (done - self.first) / max(now - self.begun, 1e-9)
-        self.show(done, f"{rate * self.images:.0f} images/s", rate)
+        self.last, seconds = now, self.pace.seconds
+        left = f"{clock((self.total - done) * seconds)} left" if seconds else ""
+        self.show(done, f"{self.images / seconds:.0f} images/s" if seconds else "", left)
 
-    def show(self, done: int, speed: str, rate: float) -> None:
-        """Tell it, at so many steps a second."""
-        minutes, seconds = divmod(int((self.total - done) / max(rate, 1e-9)), 60)
-        loss = f"  {self.loss}" if self.loss else ""
-        self.message(f"step {done}/{self.total}{loss}  {speed}  {minutes}:{seconds:02d} left")
+    def show(self, done: int, speed: str, left: str) -> None:
+        """Tell where the run is, how fast, and how much time is left."""
+        elapsed = f"{clock(self.earlier + time.monotonic() - self.begun)} elapsed"
+        self.message("  ".join(part for part in (f"step {done}/{self.total}", self.loss, speed, elapsed, left) if part))
 
     def stop(self) -> None: ...
 
@@ -82,8 +121,8 @@ class BarReporter(LineReporter):
         self.progress = Progress(
             *columns,
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[elapsed]}"),
+            TextColumn("{task.fields[left]}"),
             console=Console(stderr=True),
         )
 
@@ -92,11 +131,12 @@ class BarReporter(LineReporter):
 
     def start(self, total: int, done: int, unit_images: int) -> None:
         super().start(total, done, unit_images)
-        self.task = self.progress.add_task("", total=total, completed=done, rate="")
+        self.task = self.progress.add_task("", total=total, completed=done, rate="", elapsed="", left="")
         self.progress.start()
 
-    def show(self, done: int, speed: str, rate: float) -> None:
-        self.progress.update(self.task, description=self.loss, completed=done, rate=speed)
+    def show(self, done: int, speed: str, left: str) -> None:
+        elapsed = clock(self.earlier + time.monotonic() - self.begun)
+        self.progress.update(self.task, description=self.loss, completed=done, rate=speed, elapsed=elapsed, left=left)
 
     def stop(self) -> None:
         self.progress.stop()

@@ -57,7 +57,7 @@ def uniform_points(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw `count` uniform points on the sphere, (count, *shape): the spherified Gaussian."""
-    return spherify(torch.randn((count, *shape), generator=generator, device=device))
+    return spherify(torch.randn((count, *shape), generator=generator, device=device, dtype=torch.float32))
 
 
 def angle_to_sigma(angle: float) -> float:
@@ -87,7 +87,10 @@ def scale_noise(angle: Tensor | float, factor: Tensor | float) -> Tensor:
     Returns:
         Radians in float64, computed where the tensors are.
     """
-    wide, by = torch.as_tensor(angle, dtype=torch.float64), torch.as_tensor(factor, dtype=torch.float64)
+    wide, by = (
+        each.double() if isinstance(each, Tensor) else torch.tensor(each, dtype=torch.float64, device="cpu")
+        for each in (angle, factor)
+    )
     return torch.atan2(by * torch.sin(wide), torch.cos(wide))
 
 

@@ -43,6 +43,23 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def check_finite(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights with numbers that are not finite: every image of theirs is black or noise.
+
+    Raises:
+        ModelFileError: there are some; the first tensor is named.
+    """
+    for name, tensor in state.items():
+        # a sum is cheap, and finite unless a number is not or the sum overflows
+        if not tensor.is_floating_point() or tensor.element_size() == 1:
+            continue
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise ModelFileError(
+                f"{path} holds weights that are not finite (NaN or infinite, the first is {name}): the training "
+                "broke down or the file is damaged; take an earlier checkpoint, or train with a lower optimizer.lr"
+            )
+
+
 def weights_hash(state: Mapping[str, Tensor], digits: int = 16) -> str:
     """Return the first hexadecimal digits of the SHA-256 over names, types, shapes and bytes, sorted by name."""
     found = hashlib.sha256()

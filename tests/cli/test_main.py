@@ -138,5 +138,5 @@ def test_train_from_a_model(run: Run, model: Path) -> None:
     assert f"from {model}: kept " in result.err
     assert run(*words, "--init", model, "--json").json["steps_done_now"] == 0
     run(*words).fails(f"init: {model} -> None")
-    option, key = (run("train", "debug", *how, "--dry-run") for how in (["--init", "base"], ["--set", "init=base"]))
-    assert option.out == key.out and "\ninit: base\n" in option.out
+    option, key = (run("train", "debug", *how, "--dry-run") for how in (["--init", model], ["--set", f"init={model}"]))
+    assert option.out == key.out and f"\ninit: {model}\n" in option.out

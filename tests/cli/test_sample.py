@@ -40,7 +40,7 @@ def test_a_folder_of_images_and_its_grid(done: Done, model: Path) -> None:
 def test_a_grid_alone(run: Run, model: Path) -> None:
     assert run("sample", model, "--out", "grid.png").code == 0
     assert names() == ["grid.png"]
-    assert run("sample", model, "-n", 1, "--out", ".").code == 0
+    assert run("sample", model, "-n", 1, "--out", ".", "--overwrite").code == 0
     assert names() == ["000000.png", "grid.png", "sheet.png"]
 
 
@@ -159,7 +159,7 @@ BAD: list[tuple[list[str], str]] = [
     (["MODEL", "--count", "0"], "--count"),
     (["MODEL", "--count", "100000000000000000000"], "--count"),
     (["MODEL", "--out", "folder.png"], "is a folder"),
-    (["MODEL", "--out", "photo"], "overwrite photo.png"),
+    (["MODEL", "--out", "photo"], "photo.png"),
     (["MODEL", "--out", f"{'9' * 300}.png"], "999"),
     (["MODEL", "--out", "part-%06d.zip"], "%06d"),
     (["MODEL", "--out", "part-%06d.tar", "--shard-size", "0"], "shard_size"),

@@ -61,11 +61,11 @@ def test_what_it_writes_trains(run: Run, photos: str) -> None:
     assert trained.json["steps"] == 2
 
 
-def test_a_file_is_replaced_only_by_force(run: Run, photos: str) -> None:
+def test_a_file_is_replaced_only_by_overwrite(run: Run, photos: str) -> None:
     Path("mine.yaml").write_text("precious", encoding="utf-8")
-    run("suggest", photos, "--out", "mine.yaml").fails("--force")
+    run("suggest", photos, "--out", "mine.yaml").fails("--overwrite")
     assert Path("mine.yaml").read_text("utf-8") == "precious"
-    answer = run("suggest", photos, "--out", "mine.yaml", "--force", "--image-size", 24, "--json").json
+    answer = run("suggest", photos, "--out", "mine.yaml", "--overwrite", "--image-size", 24, "--json").json
     assert load_recipe("mine.yaml").model.image_size == 24
     assert set(answer) == {*("recipe", "settings", "reasons", "warnings", "seconds_per_step", "hours", "epochs")}
     assert answer["settings"]["train"]["steps"] == answer["recipe"]["train"]["steps"]

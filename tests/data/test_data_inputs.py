@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 
 from spheregen.data import ImageOptions
-from spheregen.data.inputs import ImageInput, ImageInputs, deciding_side, load_images, load_mask, open_images
+from spheregen.data.inputs import ImageInputs, load_images, load_mask, open_images
 from spheregen.errors import ConfigError, SphereGenError
 
 RGB, GREY = ImageOptions(image_size=8), ImageOptions(image_size=8, channels=1)
@@ -76,15 +75,6 @@ def test_every_form_is_the_same_picture(form: str, folder: Path) -> None:
     torch.testing.assert_close(grey[0, 0], luma, atol=1.5 / 255, rtol=0)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_grey_pictures(channels: int) -> None:
-    options, values = ImageOptions(image_size=8, channels=channels), noise(8, 8, 1)
-    expected = torch.from_numpy(values[..., 0]).float().expand(1, channels, 8, 8) / 255
-    tensor = torch.from_numpy(values).permute(2, 0, 1)
-    for given in (values[..., 0], values, values[None], Image.fromarray(values[..., 0]), tensor, tensor[None] / 255):
-        torch.testing.assert_close(load_images(given, options), expected, atol=1e-6, rtol=0)
-
-
 def test_many_pictures_keep_their_order() -> None:
     pictures = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 51, 204)])
     for given in (pictures, torch.from_numpy(pictures).movedim(-1, 1), [Image.fromarray(p) for p in pictures]):
@@ -97,12 +87,6 @@ def test_many_pictures_keep_their_order() -> None:
 
 
 # every size -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_deciding_side() -> None:
-    padded = dataclasses.replace(RGB, fit="pad")
-    for picture in (torch.zeros(3, 4, 9), Image.new("L", (9, 4))):
-        assert (deciding_side(picture, RGB), deciding_side(picture, padded)) == (4, 9)
 
 
 # refused --------------------------------------------------------------------------------------------------------------
@@ -124,33 +108,6 @@ def test_what_is_no_picture_is_refused() -> None:
 
 HALF = np.zeros((8, 8), np.uint8)
 HALF[:, :4] = 255
-EXPECTED = torch.from_numpy(HALF)[None, None].float() / 255
-
-
-@pytest.mark.parametrize("options", [RGB, GREY])
-def test_a_mask_in_every_form(options: ImageOptions) -> None:
-    drawn = Image.new("LA", (8, 8), (255, 0))  # transparent parts are black
-    drawn.paste((255, 255), (0, 0, 4, 8))
-    forms: list[ImageInput] = [HALF, HALF / 255, HALF > 0, torch.from_numpy(HALF)[None], drawn]
-    for mask in (*forms, Image.fromarray(HALF).convert("P")):
-        loaded = load_mask(mask, BYTES, options)
-        assert loaded.shape == (1, 1, 8, 8) and loaded.dtype == torch.float32
-        torch.testing.assert_close(loaded, EXPECTED, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("fit", ["crop", "pad"])
-@pytest.mark.parametrize("size", [(16, 32), (32, 16), (5, 7)])
-def test_a_mask_of_the_pictures_size_is_cropped_as_the_picture_is(size: tuple[int, int], fit: Any) -> None:
-    options = ImageOptions(image_size=8, fit=fit)
-    drawn = noise(*size, 1)[..., 0]
-    expected = load_images(drawn, ImageOptions(image_size=8, channels=1, fit=fit, background=(0, 0, 0)))
-    assert torch.equal(load_mask(drawn, noise(*size), options), expected)
-    assert torch.equal(load_mask(drawn, [noise(*size)] * 3, options), expected)  # one mask for all
-    bars = load_mask(np.full(size, 255, np.uint8), noise(*size), options)
-    if fit == "pad" and size[0] != size[1]:
-        assert bars.min() == 0  # nothing is missing in the bars around a padded picture
-    else:
-        assert (bars == 1).all()
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:

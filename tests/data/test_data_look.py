@@ -49,13 +49,6 @@ def look(folder: Path, make: Callable[[int], Image.Image], count: int = 3, **opt
     return look_at(open_source(str(folder)))
 
 
-def test_tones(tmp_path: Path) -> None:
-    seen = look(tmp_path, glyph)
-    assert seen.saturated == seen.two_toned == 1 and seen.clear == 0
-    assert seen.border == (0, 0, 0) and seen.one_border == 1 and seen.flips_allowed
-    assert seen.background(0) is None and not seen.padded
-
-
 def test_shape_and_border_whatever_the_orientation(tmp_path: Path) -> None:
     upright = Image.Exif()
     upright[0x0112] = 6  # stored lying, shown standing
@@ -65,17 +58,6 @@ def test_shape_and_border_whatever_the_orientation(tmp_path: Path) -> None:
     found = seen.background(0)
     assert found and found[0] == seen.border == (120, 130, 140)
     assert seen.saturated_on((0, 0, 0)) > 0.7 and seen.saturated_on((9, 9, 9)) == 0
-
-
-@pytest.mark.parametrize(("tone", "colour"), [(60, (255, 255, 255)), (240, (0, 0, 0))])
-def test_the_background_sets_off_what_is_drawn(tone: int, colour: tuple[int, int, int], tmp_path: Path) -> None:
-    seen = look(tmp_path, lambda number: logo(number, tone))
-    assert seen.clear == pytest.approx(1 - 24 * 19 / 48**2, abs=0.02)
-    assert seen.brightness == pytest.approx(tone, abs=5)
-    assert seen.background(0) is None
-    found = seen.background(3)
-    assert found and found[0] == colour
-    assert seen.saturated == 0 and seen.saturated_on(colour) == pytest.approx(seen.clear)
 
 
 def test_bad_pictures_are_passed_over(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from spheregen.data import ImageOptions, load_all, open_source
-from spheregen.data.parquet import LABEL_COLUMNS
+from spheregen.data.names import LABEL_NAMES
 from spheregen.errors import DataError
 from tests.data.kinds import labels_of
 
@@ -83,7 +83,7 @@ def test_splits_are_told_by_names_and_agree_about_classes(tmp_path: Path) -> Non
         open_source(tmp_path, split="test")
 
 
-@pytest.mark.parametrize("column", LABEL_COLUMNS)
+@pytest.mark.parametrize("column", LABEL_NAMES)
 def test_labels_of_any_kind(tmp_path: Path, column: str) -> None:
     cases: list[tuple[Any, list[str] | None, tuple[str, ...], list[int]]] = [
         ([7, 10, 7], None, ("7", "10"), [0, 1, 0]),

@@ -169,20 +169,6 @@ def test_keys_do_not_escape_and_a_refused_picture_does_no_harm(tmp_path: Path, k
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "out.zip"])
-def test_labels_are_checked(tmp_path: Path, kind: str) -> None:
-    with open_writer(tmp_path / kind, class_names=CLASSES) as writer:
-        for label in (-1, 3):
-            with pytest.raises(ConfigError, match="0 to 2"):
-                writer.add("x", picture(0), {}, label)
-        writer.add("x", picture(0), {}, 2)
-        if kind == "folder":
-            writer.add("y", picture(0), {})
-        else:
-            with pytest.raises(ConfigError, match="label all"):
-                writer.add("y", picture(0), {})
-
-
 def bad_places(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "file").write_bytes(b"x")
     for name in ("dir.zip", "dir.tar", "dir.zip/x"):

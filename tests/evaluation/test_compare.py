@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from spheregen.errors import ConfigError, DataError
-from spheregen.evaluation import compare as module
+from spheregen.errors import DataError
 from spheregen.evaluation.compare import ComparedFigure, Comparison, compare
 from tests.evaluation.report.examples import example_result
 
@@ -90,26 +89,6 @@ def test_differences_are_told_in_errors(compared: Compare) -> None:
     assert distance.apart == (None, None) and distance.errors == (None, None)
 
 
-def test_settings_of_the_model_are_no_obstacle(compared: Compare) -> None:
-    protocol = {"steps": 2, "schedule": [1.0, 0.5], "seed": 7, "torch": "2.14", "share_noise": False}
-    values = {f"protocol/{key}": value for key, value in protocol.items()}
-    found = compared(put({**values, "model/training/steps": 40000}))
-    assert found.warnings == ()
-    assert found.settings == {
-        "model.fingerprint": ("model0", "model1"),
-        "model.training.steps": ("20000", "40000"),
-        "seed": ("0", "7"),
-        "steps": ("4", "2"),
-        "schedule": ("fixed", "1.0, 0.5"),
-        "share_noise": ("yes", "no"),
-        "torch": ("2.13.0", "2.14"),
-    }
-    assert figure_of(found, "own/frechet").comparable
-    assert figure_of(found, "cost/gflops").values == (pytest.approx(7.5), pytest.approx(3.3))
-    assert figure_of(found, "cost/gflops").best == 1
-    assert figure_of(found, "cost/images_per_second").values == (80.0, 160.0)
-
-
 @pytest.mark.parametrize(
     ("path", "value", "words", "spoilt", "sound"),
     [
@@ -144,37 +123,6 @@ def test_what_makes_figures_incomparable_is_told_once(
     assert figure_of(found, sound).comparable and figure_of(found, sound).best is not None
 
 
-def test_a_reference_may_go_by_another_name(compared: Compare) -> None:
-    assert compared(put({f"{REFERENCE}source": "elsewhere/cifar10"})).warnings == ()
-    published = {"file": "one.npz", "kept": 10000, "count": 50000}
-    assert any("one.npz" in warning for warning in compared(put({"metrics/own/reference": published})).warnings)
-
-
-def test_folders_stand_for_their_files(compared: Compare, tmp_path: Path) -> None:
-    compared(put({f"{FIGURES}frechet": 20.0}))
-    found = compare([tmp_path / "a", tmp_path / "b" / "evaluation.json"])
-    assert found.names == (str(tmp_path / "a"), str(tmp_path / "b"))
-    answer = json.loads(json.dumps(found.as_dict(), allow_nan=False))
-    assert answer["figures"][0]["title"] == "FD-own" and answer["figures"][0]["values"] == [23.41, 20.0]
-
-
-def test_strange_values_are_not_figures(compared: Compare) -> None:
-    found = compared(put({"protocol/dtype": "bfloat16", f"{FIGURES}frechet": 20.0}))
-    assert len(found.warnings) == 1 and figure_of(found, "own/frechet").best == 1  # a warning alone
-    found = compared(
-        put({"protocol": {"images": "folder", "count": 10000}}), lambda result: result["metrics"].pop("own")
-    )
-    assert any("balanced" in warning and "not said" in warning for warning in found.warnings)
-    assert not figure_of(found, "own/frechet").comparable and figure_of(found, "own/frechet").values[2] is None
-    cost = {"by_steps": [{"steps": 4, "gflops": None, "latency_ms": 7}]}
-    rebuilt = {"psnr": "high", "ssim": True}
-    found = compared(put({"reconstruction": rebuilt, "cost": cost, f"{FIGURES}frechet": math.inf}))
-    assert figure_of(found, "reconstruction/psnr").values == (28.3, None)
-    assert figure_of(found, "own/frechet").values == (23.41, None)
-    with pytest.raises(DataError, match="data"):
-        compared(put({"data": "cheap"}))
-
-
 OF_OWN = '{"format": 1, "model": {}, "protocol": {}, "metrics": {"own": {"features": {}, "figures": %s}}}'
 
 
@@ -198,15 +146,3 @@ def test_files_that_are_no_results(tmp_path: Path, text: str, words: str) -> Non
     with pytest.raises(DataError, match=r"bad\.json") as caught:
         compare([tmp_path / "good.json", bad])
     assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
-
-
-def test_missing_large_and_repeated_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "evaluation.json"
-    file.write_text(json.dumps(example_result()))
-    with pytest.raises(ConfigError):
-        compare([file, tmp_path / "x" / ".." / "evaluation.json"])
-    with pytest.raises(DataError, match="there is no"):
-        compare([file, tmp_path.parent])
-    monkeypatch.setattr(module, "MOST_BYTES", 100)
-    with pytest.raises(DataError, match="larger"):
-        compare([file, tmp_path / "none"])

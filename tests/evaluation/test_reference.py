@@ -24,7 +24,7 @@ from spheregen.evaluation.reference import (
     load_references,
     save_reference,
 )
-from tests.evaluation.stubs import RandomImages, TinyFeatures
+from tests.evaluation.stubs import TinyFeatures
 
 
 @pytest.fixture
@@ -72,12 +72,6 @@ def test_another_network_is_refused(
     tiny.info = dataclasses.replace(tiny.info, **change)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=said):
         check_reference(reference, tiny, digits)
-
-
-def test_images_of_another_size_are_refused(reference: Reference, tiny: TinyFeatures, digits: RealImages) -> None:
-    check_reference(reference, tiny, digits)
-    with pytest.raises(ConfigError, match="--image-size 16"):
-        check_reference(reference, tiny, RandomImages(3, size=16))
 
 
 class Evil:

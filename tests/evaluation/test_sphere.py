@@ -17,10 +17,10 @@ from spheregen.data import ImageOptions, load_all, open_source
 from spheregen.errors import DataError
 from spheregen.evaluation.report.parts import Section
 from spheregen.evaluation.sphere import sphere_section, study, study_sphere
-from spheregen.evaluation.sphere.study import ANGLES, Codec, cones, denoise, loop, nearest_angles, point_figures, turn
+from spheregen.evaluation.sphere.study import ANGLES, Codec, cones, denoise, loop, point_figures, turn
 from spheregen.measure.features import FeatureBatch
-from spheregen.prior import GAUSSIAN, SPHERE, Prior
-from spheregen.sphere import angle_between, uniform_points
+from spheregen.prior import SPHERE, Prior
+from spheregen.sphere import uniform_points
 
 GAIN = 0.2  # latent to pixel, so that hardly any pixel leaves [-1, 1]
 
@@ -117,15 +117,6 @@ def test_figures_of_points_are_those_of_all_pairs(count: int, dim: int) -> None:
     assert sum(found["histogram"]["density"]) * width == pytest.approx(1)
 
 
-def test_nearest_of_others() -> None:
-    some, others = points(130, 6, 6), points(200, 6, 7)
-    every = torch.stack([angle_between(some, other.expand_as(some)) for other in others])
-    assert torch.allclose(nearest_angles(some, others), every.min(dim=0).values.double(), rtol=0, atol=1e-4)
-    for wrong in (torch.zeros(5, 4), torch.full((5, 4), torch.nan)):
-        with pytest.raises(DataError, match="point 0"):
-            point_figures(wrong)
-
-
 def test_turning_a_latent_turns_the_image_of_a_mirror() -> None:
     latents = points(20, 64, 101).view(20, 8, 8)
     found, strip = turn(codec(), latents, None, uniform_images(9), PixelFeatures())  # type: ignore[arg-type]
@@ -187,20 +178,6 @@ def test_the_same_call_gives_the_same_findings() -> None:
     model, images = Mirror(fraction=0.5), uniform_images(60).repeat(2, 1, 1, 1)
     one, again, other = (study_of(model, images, seed=seed) for seed in (3, 3, 4))
     assert one[0]["duplicates"] == 60 and one[0] == again[0] != other[0] and torch.equal(one[1], again[1])
-
-
-def test_a_uniform_model_is_warned_of_nothing() -> None:
-    found, _, section = study_of(Mirror(), uniform_images(520))
-    assert list(found["latents"]) == ["latents"] and found["null_to_own_angle"] is None
-    # a loop that changes nothing takes no noise away: the toy's one fault
-    assert [warning.split(":")[0] for warning in section.warnings] == ["one pass takes little noise away"]
-
-
-def test_a_model_without_a_sphere_is_studied_by_directions() -> None:
-    model = Mirror()
-    model.prior = GAUSSIAN
-    found, _, _ = study_of(model, uniform_images(40))
-    assert not found["on_sphere"] and found["loop"]["random"]["drift"] == pytest.approx([0] * 8, abs=2)
 
 
 def test_impossible_input_is_refused() -> None:

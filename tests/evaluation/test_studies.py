@@ -16,6 +16,7 @@ from spheregen.evaluation.evaluator import EvaluationOptions
 from spheregen.evaluation.request import Request, run
 from spheregen.evaluation.sphere import study as sphere
 from spheregen.evaluation.studies import choose_studies
+from tests.evaluation.stubs import POOLED
 
 STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere")
 
@@ -36,8 +37,19 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         patch.setattr(module, "SPHERE_IMAGES", 40)
         for name in ("TURNED", "LOOPED", "RANDOM", "UNRELATED"):
             patch.setattr(sphere, name, 16)
+        patch.setattr(module, "sampling_speed", lambda _, each, **__: [{"images_per_second": 9.0} for _ in each])
         data = str(folder / "data")
-        result = run(Request(model="digits", data=data, report=folder, options=options, studies=STUDIES, device="cpu"))
+        result = run(
+            Request(
+                model="digits",
+                data=data,
+                report=folder,
+                options=options,
+                studies=STUDIES,
+                features=(POOLED,),
+                device="cpu",
+            )
+        )
     assert result is not None
     return folder, result
 
@@ -47,9 +59,9 @@ def test_the_result_holds_every_study(report: tuple[Path, dict[str, Any]]) -> No
     assert set(STUDIES) <= set(result) and not [note for note in result["notes"] if "left out" in note]
     saved = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert saved == json.loads(json.dumps(result))
-    assert result["metrics"]["own"]["held_out"]["frechet"] > 0 and result["reconstruction"]["psnr"] > 10
+    assert result["metrics"][POOLED]["held_out"]["frechet"] > 0 and result["reconstruction"]["psnr"] > 10
     assert [point["value"] for point in result["curves"][0]["points"]] == [1, 2]
-    assert result["classes"]["features"] == "own" and 0 <= result["classes"]["accuracy"] <= 1
+    assert result["classes"]["features"] == POOLED and 0 <= result["classes"]["accuracy"] <= 1
     assert result["originality"]["training_images"] == 60
     assert result["sphere"]["latents"]["own class"]["count"] == 40 and result["sphere"]["warnings"]
 

@@ -173,16 +173,6 @@ def test_wrappers_and_prefixes(encoder: FrozenEncoder, tmp_path: Path) -> None:
     assert all(each.equal(decoded[0]) for each in decoded)
 
 
-def test_heads_and_the_encoder_are_found(tmp_path: Path) -> None:
-    wide = MAEDecoder(dataclasses.replace(SIZES, hidden=1152, heads=16, layers=1, mlp=8))
-    write(tmp_path, published(wide), statistics())
-    rae = read_published_rae(tmp_path, encoder=SIGHT)
-    assert rae.decoder.config == wide.config
-    write(tmp_path, published(decoder()), statistics())
-    with pytest.raises(ConfigError, match="heads of a decoder of width 16 are not known"):
-        read_published_rae(tmp_path, encoder=SIGHT)
-
-
 def changed(**changes: Tensor | None) -> dict[str, Tensor]:
     state: dict[str, Tensor | None] = {**published(decoder()), **{k.replace("__", "."): v for k, v in changes.items()}}
     return {name: tensor for name, tensor in state.items() if tensor is not None}

@@ -10,7 +10,6 @@ import torch
 from spheregen.errors import ConfigError
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
 from spheregen.family.sphere_flow.network import FlowRefiner, FlowRefinerConfig, RefinedGenerator
-from spheregen.nn.positions import AxialRotary
 from spheregen.nn.sizes import TransformerSize
 from spheregen.protocol import Context, SphereGenerator
 from tests.sampling.latent_generator import latent_generator
@@ -72,37 +71,6 @@ def test_it_predicts_images_from_all_that_it_sees(context: str) -> None:
     }
     for name, other in changed.items():
         assert not torch.allclose(base, other, atol=1e-4), name
-
-
-def test_context_of_another_grid_goes_to_the_same_places() -> None:
-    """A token tells about its part of the image first; with no attention, about that part alone."""
-    source = autoencoder(patch=2)  # 16 latent tokens for 4 patches
-    network = refined(source, decoder_width=0).refiner
-    for block in network.trunk.blocks:
-        torch.nn.init.zeros_(block.attention.out.weight)  # type: ignore[union-attr, arg-type]
-        torch.nn.init.zeros_(block.attention.out.bias)  # type: ignore[union-attr, arg-type]
-    torch.nn.init.zeros_(network.head.smooth.weight)
-    network.head.smooth.weight.data[[0, 1, 2], [0, 1, 2], 1, 1] = 1
-    x, times, labels, _ = inputs(1)
-    latent = torch.randn(1, 16, 6)
-    moved = latent.clone()
-    moved[:, 15] += 1  # the lower right corner
-    difference = network(x, times, labels, Context(moved, None)) - network(x, times, labels, Context(latent, None))
-    assert difference[..., 4:, 4:].abs().max() > 1e-4
-    difference[..., 4:, 4:] = 0
-    assert difference.abs().max() < 1e-6
-
-
-def test_front_grids_rotate_by_their_places() -> None:
-    x = torch.randn(1, 4, 2, 8)
-    plain, fronted = AxialRotary(2, 8), AxialRotary(2, 8, (2, 1))
-    turned = fronted(torch.cat([x, x[:, :1], x], dim=1))
-    assert torch.equal(turned[:, :4], plain(x))  # a grid of the same size: the same places
-    assert torch.equal(turned[:, 5:], plain(x))
-    middle = AxialRotary(3, 8)(x[:, :1].expand(1, 9, 2, 8))[:, 4:5]  # place 1 of 3 is the middle
-    torch.testing.assert_close(
-        AxialRotary(3, 8, (1,))(torch.cat([x[:, :1], x.repeat(1, 3, 1, 1)[:, :9]], dim=1))[:, :1], middle
-    )
 
 
 def test_without_context_it_needs_none() -> None:

@@ -161,48 +161,6 @@ def test_draws_are_the_same_in_parts() -> None:
     assert torch.equal(part.source.noise, sliced.source.noise)
 
 
-def test_a_perceptual_term_reaches_the_refiner() -> None:
-    network = refined()
-    loss = FlowLossConfig(velocity=0, perceptual=1)
-    objective = FlowObjective(network, loss, NoiseConfig(), random_perceptual("builtin"))
-    x, labels = images()
-    found = objective.loss(x, labels, objective.draw(4, torch.Generator().manual_seed(0)))
-    assert set(found.terms) == {"refined_perceptual"}
-    found.total.backward()
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in network.refiner.parameters())
-    with pytest.raises(ConfigError, match="velocit"):
-        FlowObjective(network, loss, NoiseConfig())
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"velocity": -1},
-        {"velocity": 0},
-        {"label_dropout": 2},
-        {"time_deviation": -1},
-        {"time_mean": float("nan")},
-        {"rough": "strongest"},
-    ],
-)
-def test_impossible_settings(wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
-        FlowLossConfig(**wrong)  # type: ignore[arg-type]
-
-
-def test_a_plain_flow_asks_nothing_of_the_generator_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = refined(rho=1.0, latent_channels=0, decoder_width=0)
-    objective = FlowObjective(network, FlowLossConfig(), NoiseConfig())
-    monkeypatch.setattr(network, "predict_with_context", None)
-    x, labels = images()
-    draws = objective.draw(4, torch.Generator().manual_seed(0))
-    calls = watched(network, lambda at, times: at, monkeypatch)
-    found = objective.loss(x, labels, draws)
-    t = draws.times.view(-1, 1, 1, 1)
-    torch.testing.assert_close(calls[0][0], (1 - t) * draws.noise + t * x)
-    assert "latent" not in found.observed
-
-
 # a teacher --------------------------------------------------------------------------------------------------------
 
 ONE_STEP = FlowLossConfig(random_share=1, start_share=1, label_dropout=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from spheregen.evaluation.scorers import DigitScorer
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.folders.model_folder import ModelInfo, load_model, model_fingerprint, save_model
 from spheregen.folders.model_source import (
-    HubModel,
     bundled_models,
     find_model,
     list_hub_models,
@@ -260,30 +258,3 @@ def test_what_is_not_uploaded(hub: FakeHub, model: Path, here: Path) -> None:
         with pytest.raises(ModelFileError, match="model folder"):
             push_model(folder, "me/new")
     assert hub.calls == []
-
-
-# lists
-
-
-def test_the_models_of_an_organisation(hub: FakeHub) -> None:
-    first = HubModel(name="me/a", downloads=3, likes=1, updated="2026-02-17")
-    assert list_hub_models("me") == [first, HubModel(name="me/b", downloads=0, likes=0, updated=None)]
-    assert list_hub_models("me", limit=1) == [first]
-    for name, limit in (("", 1), ("me/x", 1), ("a b", 1), ("me", 0)):
-        with pytest.raises(ConfigError):
-            list_hub_models(name, limit=limit)
-
-
-def test_a_summary_needs_no_weights(model: Path, tmp_path: Path) -> None:
-    loaded, summary = load_model(model).model, summarise_model(model)
-    assert summary.parameters == sum(tensor.numel() for tensor in loaded.state_dict().values())
-    assert (summary.image_size, summary.num_classes) == (loaded.config.image_size, loaded.num_classes)
-    assert (summary.license, summary.description) == ("MIT", "Tiny digits.")
-    copy = shutil.copytree(model, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text("utf-8"))
-    config |= {"training": {"recipe": "debug"}, "provenance": ["MIT"]}
-    (copy / "config.json").write_text(json.dumps(config), "utf-8")
-    assert (summarise_model(copy).license, summarise_model(copy).description) == (None, "debug")
-    (copy / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(ModelFileError, match="cannot read"):
-        summarise_model(copy)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,7 @@ from torch import nn
 
 import spheregen as sg
 from spheregen.errors import ConfigError, ModelFileError
-from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
 from spheregen.folders.model_folder import load_model
-from spheregen.nn.sizes import SIZES
 from tests.folders.published import (
     OTHER,
     assert_same,
@@ -54,35 +50,6 @@ def test_every_architecture_loads(options: dict[str, Any], tmp_path: Path) -> No
     (tmp_path / "config.json").unlink()
     convert(tmp_path, tmp_path / "converted", options=untold(model))  # the shapes tell the rest
     assert_same(load_model(tmp_path / "converted").model, model)
-
-
-def published_sizes(tmp_path: Path, told: dict[str, Any], **options: Any) -> tuple[AutoencoderConfig, Any]:
-    """The configuration that is read for a model of published sizes, and the expected one; one number a tensor."""
-    expected = AutoencoderConfig(image_size=64, patch_size=8, latent_channels=96, **options)
-    with torch.device("meta"):
-        shapes = published_state(SphereAutoencoder(expected))
-    state = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in shapes.items()}
-    torch.save(state, tmp_path / "w.pth")
-    return expected, load(tmp_path / "w.pth", options={"noise_sigma_max_angle": 85, **told}).config
-
-
-def test_published_sizes_are_recognised(tmp_path: Path) -> None:
-    half = dataclasses.replace(SIZES["small"], depth=4)
-    expected, found = published_sizes(tmp_path, {}, encoder="small", decoder=half, in_context_tokens=4)
-    assert found == expected
-    told = {"halve_model_size": True, "vit_enc_model_size": "small"}
-    expected, found = published_sizes(tmp_path, told, encoder=half, decoder=half)
-    assert found == expected
-    refuses(ModelFileError, lambda: published_sizes(tmp_path, {"halve_model_size": False}, encoder=half, decoder=half),
-            "decoder.blocks.4")  # fmt: skip
-
-
-def test_a_size_of_ours_is_not_guessed_from_its_shape(tmp_path: Path) -> None:
-    """Others may have the same width and depth with other heads."""
-    path = weight_file(tmp_path, model := model_of(encoder="nano", decoder="nano"))
-    angle = {"noise_sigma_max_angle": 85}
-    refuses(ConfigError, lambda: load(path, options=angle), "vit_enc_heads", "vit_dec_heads")
-    assert_same(load(path, options={**angle, "vit_enc_model_size": "nano", "vit_dec_model_size": "nano"}), model)
 
 
 # files
@@ -230,36 +197,6 @@ def test_prefixes_of_wrappers_gains_without_an_axis_and_other_types(prefix: str,
 # configurations
 
 
-def training_options(model: SphereAutoencoder) -> dict[str, Any]:
-    """The same model in the words of the training options (cfg.json)."""
-    options = published_config(model)
-    for name in ("input_size", "patch_size", "token_channels"):
-        del options[name]
-    return {
-        **options,
-        "image_size": model.config.image_size,
-        "latent_resolution": model.config.grid,
-        "compression_ratio": 3 * model.config.patch**2 / model.config.channels,
-        "cond_generator": model.num_classes > 0,
-        "num_classes": model.num_classes or 1000,  # of the data set
-        "halve_model_size": False,
-        "lr": 1e-4,
-    }
-
-
-@pytest.mark.parametrize("classes", [3, 0])
-def test_training_options(classes: int, tmp_path: Path) -> None:
-    model = model_of(num_classes=classes, decoder=OTHER)
-    options = training_options(model)
-    path = weight_file(tmp_path, model)
-    assert_same(load(path, options), model)
-    (tmp_path / "cfg.json").write_text("\ufeff" + json.dumps(options), encoding="utf-8")
-    assert_same(load(path), model)
-    for left_out in ("image_size", "latent_resolution", "compression_ratio", "cond_generator", "pixel_head_type"):
-        found = load(path, {name: value for name, value in options.items() if name != left_out}).config
-        assert (found.channels, found.grid, found.num_classes) == (model.config.channels, model.config.grid, classes)
-
-
 def test_what_shapes_cannot_tell_is_asked_for_in_one_line(tmp_path: Path) -> None:
     model = model_of(decoder=OTHER, in_context_tokens=2)
     path, needed = weight_file(tmp_path, model), untold(model)
@@ -286,21 +223,6 @@ def test_options_that_contradict_the_weights_are_refused(tmp_path: Path) -> None
     for change, named in changes:
         options = published_config(model)
         refuses(kinds, lambda c=change, o=options: load(path, o, options=c), "weights.safetensors", named)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"input_size": 16, "compression_ratio": 99.0},
-        {"image_size": 16, "latent_resolution": 1, "num_classes": 7, "cond_generator": False},
-    ],
-    ids=str,
-)
-def test_options_win_over_the_configuration(wrong: dict[str, Any], tmp_path: Path) -> None:
-    model = model_of(max_angle=80.0)
-    right = {"image_size": 8, "latent_resolution": 2, "token_channels": 4, "num_classes": 3}
-    right |= {"noise_sigma_max_angle": 80}
-    assert_same(load(weight_file(tmp_path, model), {**published_config(model), **wrong}, options=right), model)
 
 
 def test_impossible_values_are_refused(tmp_path: Path) -> None:

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from spheregen.errors import ConfigError, ModelFileError, SphereGenError
+from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.registry import cost_of
 from spheregen.family.sphere_encoder.network import SphereAutoencoder, SphereTokenizer
 from spheregen.family.sphere_latent_encoder.network import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
 from spheregen.folders.card import ModelInfo
 from spheregen.folders.model_folder import RECORD, save_model, tokenizer_fingerprint
 from spheregen.folders.tokenizers import blank_tokenizer, open_tokenizer, save_tokenizer
-from spheregen.measure.cost import Cost, tokenizer_cost
-from spheregen.protocol import Tokenizer
+from spheregen.measure.cost import Cost
 from tests.factories import tiny_autoencoder
 
 
@@ -36,13 +34,6 @@ def test_an_autoencoder_is_a_tokenizer(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     assert torch.equal(opened.tokenizer.encode(images), model.encode(images))
     assert opened.fingerprint == tokenizer_fingerprint(SphereTokenizer(model))
-
-
-def test_the_bundled_model_is_a_tokenizer() -> None:
-    opened = open_tokenizer("digits")
-    assert opened.name == "digits"
-    assert opened.tokenizer.image_shape == (1, 8, 8)
-    assert isinstance(opened.tokenizer, nn.Module) and not opened.tokenizer.training
 
 
 def test_a_tokenizer_is_written_once_and_replaced_by_another(tmp_path: Path) -> None:
@@ -95,20 +86,3 @@ def test_the_published_cost_table() -> None:
     assert large.parts["denoiser"].gflops == pytest.approx(230, rel=0.01)
     assert large.parts["tokenizer_decoder"].params == pytest.approx(415e6, rel=0.01)
     assert large.parts["tokenizer_decoder"].gflops == pytest.approx(213, rel=0.01)
-
-
-def test_a_blank_tokenizer_costs_what_the_real_one_does(tmp_path: Path) -> None:
-    model = autoencoder()
-    save_model(tmp_path / "m", model, ModelInfo())
-    blank = blank_tokenizer(tmp_path / "m")
-    assert isinstance(blank, Tokenizer) and isinstance(blank, nn.Module)
-    assert all(parameter.is_meta for parameter in blank.parameters())
-    cost = tokenizer_cost(blank)
-    real = tokenizer_cost(SphereTokenizer(model))
-    for name, part in cost.parts.items():
-        assert (part.params, part.gflops) == (real.parts[name].params, real.parts[name].gflops)
-    counted = sum(tensor.numel() for tensor in model.state_dict().values())
-    fixed = abs(cost.parts["encoder"].params + cost.parts["decoder"].params - counted)
-    assert fixed <= 2 * 4 * 16, "position tables"
-    with pytest.raises(SphereGenError, match="did you mean 'rae-dinov2-base'"):
-        blank_tokenizer("rae-dinov2-bas")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from spheregen.errors import ConfigError, ModelFileError
-from spheregen.networks.backbones import convnext, feature_net, vgg16
+from spheregen.networks.backbones import convnext, vgg16
 from spheregen.networks.backbones.convnext import ConvNeXt, load_convnext_small
-from spheregen.networks.backbones.feature_net import WIDTHS, FeatureNet, load_feature_net
-from spheregen.networks.backbones.inception import FidInception, Mixed, Unit, block_a, block_c, block_e, load_inception
+from spheregen.networks.backbones.inception import FidInception, load_inception
 from spheregen.networks.backbones.state import load_renamed, read_torch_state
 from spheregen.networks.backbones.vgg16 import Vgg16Features, load_vgg16
-from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -40,45 +36,6 @@ def random_state(net: nn.Module, names: Mapping[str, str]) -> dict[str, torch.Te
 
 
 # FeatureNet
-
-
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (37, 21)])
-def test_feature_net_shapes(height: int, width: int) -> None:
-    net = load_feature_net()
-    assert not net.training and parameter_count(net) <= 0.95e6
-    images = torch.rand(2, 3, height, width)
-    shapes = [tuple(x.shape) for x in net.features(images)]
-    assert shapes == [(2, w, height >> depth, width >> depth) for depth, w in enumerate(WIDTHS)]
-    assert net(images).shape == (2, 10)
-    for shape in [(2, 1, 32, 32), (2, 3, 4, 32), (3, 32, 32)]:
-        with pytest.raises(ConfigError, match=str(feature_net.MIN_SIZE)):
-            net(torch.rand(shape))
-
-
-def test_folding_of_the_training_script_changes_nothing() -> None:
-    spec = importlib.util.spec_from_file_location("train", REPOSITORY / "scripts" / "train_feature_net.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    torch.manual_seed(0)
-    net = script.with_batch_norm(FeatureNet())
-    for _ in range(3):
-        net(torch.rand(8, 3, 16, 16))  # moves the running statistics
-    plain, images = script.folded(net), torch.rand(4, 3, 16, 16)
-    assert plain.state_dict().keys() == load_feature_net().state_dict().keys()
-    torch.testing.assert_close(plain(images), net.eval()(images), rtol=1e-4, atol=1e-5)
-
-
-def test_feature_net_file_errors(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="is missing"):
-        load_feature_net(tmp_path / "none.safetensors")
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(b"not a safetensors file")
-    with pytest.raises(ModelFileError, match="cannot read"):
-        load_feature_net(other)
-    save_file({"weight": torch.zeros(3)}, other)
-    with pytest.raises(ModelFileError, match="does not fit"):
-        load_feature_net(other)
 
 
 # VGG16 and ConvNeXt
@@ -218,33 +175,6 @@ def test_inception_has_the_published_size_and_positions(inception: FidInception)
     assert features.min() >= 0 and features.std() > 1e-3  # means of what a ReLU lets through
     # the logits leave the bias out
     torch.testing.assert_close(inception.logits(features), inception.fc(features) - inception.fc.bias)
-
-
-def pass_through(unit: Unit) -> None:
-    """Make a 1x1 unit hand on its first channels."""
-    outputs, inputs = unit.conv.weight.shape[:2]
-    with torch.no_grad():
-        unit.conv.weight.copy_(torch.eye(outputs, inputs).view(outputs, inputs, 1, 1))
-        unit.bn.running_var.fill_(1 - 1e-3)
-
-
-@pytest.mark.parametrize(
-    ("block", "width", "corner_value"),
-    [
-        (block_a(16, 8), 8, 2.0),  # the mean of 4 neighbours: with the padding it would be of 9
-        (block_c(16, 8), 192, 2.0),
-        (block_e(16, last=False), 192, 2.0),
-        (block_e(16, last=True), 192, 8.0),  # the very last block takes the maximum
-    ],
-)
-def test_pools_leave_the_padding_out(block: Mixed, width: int, corner_value: float) -> None:
-    pass_through(block.branch_pool)
-    corner = torch.zeros(1, 16, 9, 9)
-    corner[..., 0, 0] = 8.0
-    with torch.no_grad():
-        assert block(corner)[0, -width, 0, 0].item() == pytest.approx(corner_value)
-        flat = block(torch.full((1, 16, 9, 9), 5.0))[:, -width:][:, : min(width, 16)]
-    torch.testing.assert_close(flat, torch.full_like(flat, 5.0))
 
 
 def test_inception_files_are_read_strictly(inception: FidInception) -> None:

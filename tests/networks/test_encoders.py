@@ -9,17 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pydantic import TypeAdapter
 from torch import nn
 from torch.nn import functional
 
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
-from spheregen.networks.backbones.feature_net import load_feature_net
-from spheregen.networks.encoders import EncoderConfig, FrozenEncoder, build_encoder, resized
+from spheregen.networks.encoders import EncoderConfig, FrozenEncoder, build_encoder
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD
 from tests.fake_hub import NO_NETWORK, FakeHub
 from tests.random_networks import import_or_skip, random_images, shake
@@ -129,38 +126,6 @@ def test_weights_are_saved_under_the_names_of_files(kind: str, folders: dict[str
     assert {name for name in file if not name.startswith((*left_out, f"{norm}."))} == saved.keys()
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3, 4])
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_feature_net(stage: int, pretrained: bool) -> None:
-    encoder = build_encoder(EncoderConfig(kind="feature_net", stage=stage), pretrained=pretrained)
-    if not pretrained:
-        encoder.load_state_dict(build_encoder(encoder.config, pretrained=True).state_dict())
-    images = random_images(2, 32)
-    tokens = encoder(images)
-    with torch.no_grad():
-        maps = load_feature_net().features((images + 1) / 2)[stage - 1]
-    grid = 2 ** (6 - stage)
-    assert encoder.grid_of(32) == grid
-    assert tokens.shape == (2, grid**2, encoder.channels) == (2, grid**2, (16, 48, 96, 160)[stage - 1])
-    torch.testing.assert_close(tokens[:, grid + 1], maps[:, :, 1, 1])  # row-major
-    torch.testing.assert_close(tokens.transpose(1, 2).reshape(maps.shape), maps)
-
-
-def test_resizing() -> None:
-    """Pillow's with antialiasing, for floating-point images and in both directions; PyTorch's own without."""
-    images = random_images(1, 24)
-    for size in (10, 40):
-        channels = [
-            np.asarray(Image.fromarray(each.numpy()).resize((size, size), Image.Resampling.BICUBIC))
-            for each in images[0]
-        ]
-        expected = torch.from_numpy(np.stack(channels))[None]
-        torch.testing.assert_close(resized(images, size, antialias=True), expected, rtol=1e-4, atol=1e-5)
-        plain = functional.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
-        assert resized(images, size, antialias=False).equal(plain)
-    assert resized(images, 24, antialias=True) is images
-
-
 @pytest.mark.parametrize("kind", ["feature_net", "dinov3"])
 def test_grey_half_types_and_gradients(kind: str, folders: dict[str, Path]) -> None:
     encoder = build_encoder(FEATURES, pretrained=True) if kind == "feature_net" else loaded(folders[kind])
@@ -195,13 +160,6 @@ def test_grey_half_types_and_gradients(kind: str, folders: dict[str, Path]) -> N
 def test_impossible_configurations(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EncoderConfig(**options)
-
-
-@pytest.mark.parametrize(("kind", "size"), [("feature_net", 4), ("feature_net", 30), ("vit", 2), ("vit", 14)])
-def test_images_that_do_not_fit(kind: str, size: int, folders: dict[str, Path]) -> None:
-    encoder = build_encoder(FEATURES, pretrained=True) if kind == "feature_net" else loaded(folders[kind])
-    with pytest.raises(ConfigError, match=f"multiple of 4 px, at least [48], not {size}; set its input_size"):
-        encoder(random_images(1, size))
 
 
 def refused(source: Path | str, **options: Any) -> str:
@@ -241,14 +199,6 @@ def test_what_is_needed_to_build(tmp_path: Path) -> None:
         build_encoder(EncoderConfig(kind="transformers", source="a/b"), pretrained=False)
     with pytest.raises(ModelFileError, match="missing"):
         build_encoder(dataclasses.replace(FEATURES, source=str(tmp_path / "none.safetensors")), pretrained=True)
-
-
-def test_loading_is_quiet_and_restores_the_logging(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
-    logging = import_or_skip("transformers").utils.logging
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    loaded(folders["siglip with text"])
-    assert capfd.readouterr() == ("", "")
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

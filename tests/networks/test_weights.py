@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spheregen.errors import ConfigError, ModelFileError
-from spheregen.networks import weights
-from spheregen.networks.weights import WeightFile, download_files, file_sha256, find_files, locate_file, weight_folders
+from spheregen.errors import ModelFileError
+from spheregen.networks.weights import WeightFile, download_files, find_files, locate_file
 
 BODY = b"the weights"
 BEST = WeightFile(
@@ -54,14 +53,6 @@ def serve(monkeypatch: pytest.MonkeyPatch, answer: bytes | Exception) -> list[st
 
 def locate(place: Path | str | None) -> Path:
     return locate_file(place, [BEST, OTHER], user="the network", other_way="use another")
-
-
-def test_folders_come_in_order(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert weight_folders() == [hub]
-    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path / "mine"))
-    assert weight_folders(tmp_path / "named") == [tmp_path / "named", tmp_path / "mine", hub]
-    with pytest.raises(ConfigError, match=r"best\.pth"):
-        weight_folders(put(tmp_path, BEST))
 
 
 def test_the_best_file_that_lies_anywhere_is_taken(hub: Path, tmp_path: Path) -> None:
@@ -105,9 +96,3 @@ def test_without_network_the_error_says_what_to_put_where(
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in ("no route", BEST.url, OTHER.url, str(hub), "use another"))
-
-
-def test_the_hash_of_a_file(tmp_path: Path) -> None:
-    assert file_sha256(put(tmp_path, BEST)) == hashlib.sha256(BODY).hexdigest()
-    with pytest.raises(ModelFileError, match="cannot read"):
-        file_sha256(tmp_path)

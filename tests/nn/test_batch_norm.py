@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -90,23 +89,3 @@ def test_processes_share_the_data() -> None:
     recalibrate(together, together, [x[:20]], gather=lambda mine: [mine, other])
     torch.testing.assert_close(together.running_mean, alone.running_mean)
     torch.testing.assert_close(together.running_variance, alone.running_variance)
-
-
-def test_nothing_to_calibrate_computes_nothing() -> None:
-    def never(batch: Tensor) -> None:
-        raise AssertionError("called")
-
-    recalibrate(nn.Linear(2, 2), never, [torch.zeros(1, 2)])
-    norm = BatchNorm(3).eval()
-    recalibrate(norm, norm, [])
-    assert torch.equal(norm.running_variance, torch.ones(3))
-    with pytest.raises(ValueError, match=r"model\.eval"):
-        recalibrate(norm.train(), norm, [rows(4, 2, 3)])
-
-
-def test_half_types_are_normalised_in_float32() -> None:
-    x = (rows(64, 4, 3) + 40).bfloat16()
-    result = BatchNorm(3)(x)
-    assert result.dtype == torch.bfloat16
-    torch.testing.assert_close(result, BatchNorm(3)(x.float()).bfloat16())
-    assert result.float().std() == pytest.approx(1, abs=0.02)

@@ -10,14 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import spheregen as sg
 from spheregen.conditioning import Condition, mixture
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.nn.block import ClassEmbedding, Modulation
 from spheregen.nn.sizes import TransformerSize
 from spheregen.sampling import Masked, edit, restore, sample
 from tests.sampling import test_sampling as given
-from tests.sampling.latent_generator import latent_generator
 from tests.sampling.test_sampling import LABELS, model_of
 
 DEEP = TransformerSize(width=16, depth=3, heads=2, in_context_start=1)
@@ -103,19 +101,6 @@ def test_gradients_reach_the_table_once_for_each_sample() -> None:
     assert grad is not None and [bool(row.any()) for row in grad] == [True, False, True, True]
 
 
-def test_a_condition_of_another_model_is_refused(plain: SphereAutoencoder) -> None:
-    with pytest.raises(sg.SphereGenError, match="denoiser"):
-        plain.decode(NOISE, latent_generator().condition(LABELS))
-
-
-@pytest.mark.parametrize("labels", [LABELS[:1], torch.zeros(4).long(), torch.tensor(1), torch.eye(4), torch.eye(3)])
-def test_another_number_of_labels_is_refused(plain: SphereAutoencoder, labels: Tensor) -> None:
-    """One row would silently serve all samples."""
-    for call in (lambda: sample(plain, NOISE, labels), lambda: edit(plain, IMAGES, labels)):
-        with pytest.raises(sg.SphereGenError, match="labels"):
-            call()
-
-
 # mixtures -------------------------------------------------------------------------------------------------------------
 
 
@@ -148,15 +133,3 @@ def test_what_follows_from_labels_is_computed_once_a_call(
         with counted(model, Modulation) as calls:
             loop()
         assert sorted(name for name, _ in calls) == names_of(model, Modulation)
-
-
-def test_classes_that_repeat_are_computed_once(plain: SphereAutoencoder) -> None:
-    labels, noise = torch.tensor([0, 3, 2, 2, 1, 0, 3, 2, 1]), given.gaussian(9, 4, 4).double()
-    with counted(plain, Modulation) as calls:
-        together = sample(plain, noise, labels, steps=2, step_noise=noise)
-    assert {rows for _, rows in calls} == {4}  # classes and null, not samples
-    alone = sample(plain, noise[:2], labels[:2], steps=2, step_noise=noise[:2])
-    same(together.images[:2], alone.images)
-
-
-# the cost of guidance -------------------------------------------------------------------------------------------------

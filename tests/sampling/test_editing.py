@@ -10,38 +10,13 @@ from spheregen.protocol import SphereGenerator
 from spheregen.sampling import (
     Guided,
     GuidedModel,
-    crossover_mask,
     edit,
     vary,
 )
 from spheregen.sphere import angle_between, spherify
 from tests.sampling.test_sampling import IMAGES, LABELS, STEP, gaussian
 
-SIZES = [1, 2, 5, 8, 9]
-DIAGONALS = ("diagonal", "antidiagonal")
-
-
 # masks ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_halves_and_the_middle_line_of_odd_sizes(size: int) -> None:
-    left, top = crossover_mask("left-right", size)[0, 0], crossover_mask("top-bottom", size)[0, 0]
-    assert (left[:, : size // 2] == 1).all() and (left[:, size // 2 :] == 0).all()
-    assert torch.equal(top, left.T) and left.dtype == torch.float32
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", DIAGONALS)
-def test_a_diagonal_is_half_the_picture_and_mixed_where_it_runs(name: str, size: int) -> None:
-    mask = crossover_mask(name, size)[0, 0]
-    for row in range(size):
-        for column in range(size):
-            # above the diagonal from the upper left, or above the one from the lower left
-            side = column - row if name == "diagonal" else size - 1 - row - column
-            assert mask[row, column] == (1 if side > 0 else 0 if side < 0 else 0.5)
-    assert mask.mean() == 0.5
-    assert (mask == 0.5).sum() == size
 
 
 # vary -----------------------------------------------------------------------------------------------------------------

@@ -43,12 +43,6 @@ def test_every_solver_converges_at_its_order(solver: str, order: int, monkeypatc
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_one_step_is_the_plain_prediction(solver: str) -> None:
-    start = torch.randn(5, 2, dtype=torch.float64)
-    assert torch.equal(integrate(expected_end, start, 1, solver), expected_end(start, 0.0))
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
 def test_the_last_step_is_plain_and_evaluations_are_counted(solver: str) -> None:
     asked: list[float] = []
 
@@ -60,12 +54,6 @@ def test_the_last_step_is_plain_and_evaluations_are_counted(solver: str) -> None
     assert len(asked) == evaluations(4, solver)
     assert asked[-1] == 0.75
     assert max(asked) < 1
-
-
-def test_no_steps_leave_the_start_alone() -> None:
-    start = torch.randn(3, 2)
-    assert integrate(expected_end, start, 0) is start
-    assert evaluations(0, "heun") == 0
 
 
 def test_velocities_stay_finite_at_the_end() -> None:

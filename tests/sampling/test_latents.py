@@ -16,7 +16,6 @@ from spheregen.sampling import (
     Joined,
     Masked,
     Reduced,
-    Samples,
     crossover_mask,
     edit,
     guide,
@@ -68,20 +67,6 @@ def on_sphere(model: LatentGenerator) -> Tensor:
 # what is computed -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_samples_are_decoded_once(model: LatentGenerator, steps: int) -> None:
-    with counted(model) as calls:
-        result = sample(model, NOISE, LABELS, steps=steps, step_noise=STEP)
-        assert calls == ([3] * steps, [], [3])
-        trajectory = result.trajectory
-        assert len(trajectory) == steps and trajectory[-1] is result.images
-        assert result.trajectory is trajectory
-        assert calls[2] == [3] * steps  # the last one is there already, and the others are kept
-    for images, prediction in zip(trajectory, result.predictions, strict=True):
-        assert torch.equal(images, model.tokenizer.decode(prediction))
-        assert not images.requires_grad
-
-
 def test_inpainting_encodes_and_decodes_once_an_enlargement_at_each_step(model: LatentGenerator) -> None:
     with counted(model) as calls:
         restore(model, Masked(IMAGES, LEFT), LABELS, steps=3, step_noise=STEP)
@@ -90,14 +75,6 @@ def test_inpainting_encodes_and_decodes_once_an_enlargement_at_each_step(model: 
         result = restore(model, Reduced(IMAGES[..., ::2, ::2], 2), LABELS, steps=3, step_noise=STEP)
         assert len(result.trajectory) == 3
     assert calls == ([3] * 3, [3] * 3, [3] * 3)
-
-
-def test_a_trajectory_keeps_no_graph() -> None:
-    """It is decoded outside of the loop's `no_grad`."""
-    weight = torch.ones((), requires_grad=True)
-    result = Samples(torch.ones(1), (torch.zeros(1), torch.ones(1)), lambda prediction: prediction * weight)
-    assert not result.decoded
-    assert not any(images.requires_grad for images in result.trajectory)
 
 
 # the loop by hand -----------------------------------------------------------------------------------------------------

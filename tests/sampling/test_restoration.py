@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from spheregen.conditioning import Condition
-from spheregen.errors import ConfigError
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.prior import Angle
 from spheregen.protocol import Context, SphereGenerator
@@ -100,20 +99,6 @@ def test_agree_is_the_nearest_that_agrees(name: str) -> None:
     assert ((x - agreed).norm() <= (x - other).norm() + 1e-12).all()
     middle = observation.agree((x + y) / 2)
     torch.testing.assert_close(middle, (agreed + other) / 2, atol=1e-12, rtol=0)  # affine
-
-
-@pytest.mark.parametrize("factor", [1, 2, 4])
-def test_an_enlargement_agrees_where_pixels_saturate_too(factor: int) -> None:
-    small = gaussian(3, 3, 8 // factor, 8 // factor, seed=8).clamp(-1, 1)  # many blocks are all white or all black
-    agreed = Reduced(small, factor).agree(gaussian(3, 3, 8, 8, seed=9) * 2)
-    assert agreed.abs().max() <= 1 + 1e-6
-    torch.testing.assert_close(small_of(agreed, factor), small, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 8, 4), (2, 1, 8, 8), (1, 3, 8, 8), (8, 8), (1, 8, 8)])
-def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="mask"):
-        Masked(IMAGES, torch.zeros(shape))
 
 
 # the loop -------------------------------------------------------------------------------------------------------------

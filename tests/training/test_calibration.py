@@ -73,14 +73,6 @@ def test_the_options_learn_continue_to_the_bit_and_sample(tmp_path: Path) -> Non
         assert not torch.equal(state[f"model.{name}"], weights(whole)[name])  # which ran along with other weights
 
 
-def test_a_run_without_the_options_knows_nothing_of_them(tmp_path: Path) -> None:
-    """The weight of a term that is off, or what it would be made of, changes no bit."""
-    plain = run(tmp_path / "plain", "train.steps=6")
-    other = run(tmp_path / "other", "train.steps=6", "loss.uniformity_kind=energy", "loss.uniformity_projections=3")
-    assert all(torch.equal(value, weights(other)[name]) for name, value in weights(plain).items())
-    assert MEAN not in weights(plain) and "uniformity" not in log(plain)[0]
-
-
 def test_previews_and_hooks_see_a_calibrated_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
@@ -104,24 +96,6 @@ def test_previews_and_hooks_see_a_calibrated_model(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(preview, "preview_rows", rows)
     run(tmp_path / "run", "model.latent_norm=batch", "model.num_classes=0", "train.steps=21", hooks=(Hook(),))
     assert seen == [7, 14, 21] and len(calls) == 2
-
-
-def test_statistics_are_measured_once_a_step_and_only_where_they_are_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-    real = TrainingBatches.batch
-
-    def batch(self: TrainingBatches, step: int) -> Any:
-        asked.append(step)
-        return real(self, step)
-
-    data = ("data.cache_mb=0", "train.preview_every=0", "train.checkpoint_every=10", "train.steps=20")
-    monkeypatch.setattr(TrainingBatches, "batch", batch)
-    run(tmp_path / "plain", *data)
-    assert not asked
-    run(tmp_path / "norm", *data, "model.latent_norm=batch")
-    assert asked == [*range(7)] * 2  # 100 images, twice
 
 
 def test_two_processes_measure_the_same_statistics(tmp_path: Path) -> None:

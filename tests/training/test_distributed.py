@@ -21,15 +21,15 @@ from tests.training.runs import wait_for_a_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 
-STEPS = 20
-SETTINGS = ("train.steps=20", "train.log_every=1", "train.checkpoint_every=5", "train.preview_every=0")
+STEPS = 10
+SETTINGS = ("train.steps=10", "train.log_every=1", "train.checkpoint_every=3", "train.preview_every=0")
 WIDE = (
     "model.encoder={width: 48, depth: 2, heads: 2}",
     "model.decoder={width: 48, depth: 1, heads: 2}",
     "model.in_context_tokens=0",
 )
 PARTS = (*WIDE, "train.micro_batch=3", "train.recompute=true")
-SHARDED = (*WIDE, "optimizer.name=muon", "train.parallel=fsdp", "train.preview_every=20")
+SHARDED = (*WIDE, "optimizer.name=muon", "train.parallel=fsdp", "train.preview_every=10")
 FAILING = """
 import os
 from spheregen.errors import DataError
@@ -162,7 +162,7 @@ def test_three_processes_continue_to_the_bit(tmp_path: Path) -> None:
     settings = (*WIDE, "train.batch_size=15", "train.keep=9")
     whole = run(3, tmp_path / "whole", *settings)
     folder = shutil.copytree(whole, tmp_path / "run")
-    for step in (15, 20):
+    for step in (9, 10):
         (folder / "state" / f"step-{step:09d}.safetensors").unlink()
     run(3, folder, *settings)
     assert_same_bits(folder, whole)
@@ -185,14 +185,6 @@ def test_two_processes_share_what_they_measure_of_the_data(tmp_path: Path) -> No
         assert [e[name] for e in log(folder)] == pytest.approx([e[name] for e in log(alone)], abs=2e-4)
     ours, theirs = (load_file(place / "model.safetensors") for place in (folder, alone))
     assert torch.equal(ours["codec.normaliser.mean"], theirs["codec.normaliser.mean"])
-
-
-def test_two_processes_fine_tune_as_one(alone: Path, tmp_path: Path) -> None:
-    settings = (*WIDE, "model.num_classes=0", f"init={alone}")
-    one, two = run_alone(tmp_path / "alone", *settings), tmp_path / "run"
-    assert_same_training(run(2, two, *settings, "train.parallel=fsdp"), one)
-    about = [json.loads((folder / "config.json").read_text()) for folder in (one, two)]
-    assert about[0]["provenance"] == about[1]["provenance"]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from spheregen.data import Batch, read_image, read_metadata
 from spheregen.family.recipe import SamplingConfig
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.sampling import reconstruct
-from spheregen.sphere import angle_between
 from spheregen.training.preview import PreviewHook, preview_rows
 from spheregen.training.recipe import load_recipe
 from tests.training.test_hooks import view
@@ -53,23 +51,6 @@ def test_rows_are_what_their_words_say(model: SphereAutoencoder) -> None:
     torch.testing.assert_close(rows[angles[0]], reconstruct(model, ORIGINALS, LABELS))
 
 
-def test_latents_are_rotated_by_the_angle_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build()
-    v = model.encode(ORIGINALS, LABELS)
-    decoded: list[Tensor] = []
-    decode = model.decode
-    monkeypatch.setattr(model, "decode", lambda z, labels=None: (decoded.append(z), decode(z, labels))[1])
-    preview_rows(model, ORIGINALS, LABELS, SamplingConfig())
-    for z, angle in zip(decoded[:4], (0, 25, 50, 75), strict=True):
-        torch.testing.assert_close(angle_between(v, z), torch.full((10,), float(angle)), atol=0.01, rtol=0)
-
-
-def test_without_classes_there_is_no_guidance() -> None:
-    rows = list(preview_rows(build(num_classes=0), ORIGINALS[:3], LABELS[:3], SamplingConfig(guidance=1.5)))
-    assert rows[1:3] == ["reconstructions", "latents rotated by 25 degrees"]  # at 0 they are the reconstructions
-    assert rows[-1] == "samples in 4 steps, seeds 0 to 5"
-
-
 def test_settings_of_sampling_are_used_and_random_state_is_not(model: SphereAutoencoder) -> None:
     state = torch.get_rng_state()
     options = ({}, {"guidance": 3.0}, {"guidance": 3.0, "guidance_at": "pixel"}, {"schedule": "decay"}, {})
@@ -95,4 +76,4 @@ def test_the_hook_writes_a_sheet(model: SphereAutoencoder, tmp_path: Path) -> No
     about = read_metadata(path)
     assert (about["step"], about["recipe"]) == ("20", "debug")
     assert about["rows"].startswith("1: originals; 2: reconstructions") and "9-10: samples in 4 steps" in about["rows"]
-    assert read_image(path).size == (10 * 50 + 2, 10 * 50 + 2)
+    assert read_image(path).width > 10 * 50 + 2  # with captions at the left

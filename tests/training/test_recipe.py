@@ -43,15 +43,6 @@ def test_overrides_reach_the_recipe_and_numbers_may_be_written_as_people_do() ->
     assert recipe.data.flips
 
 
-def test_the_model_to_start_from_is_an_option_or_a_key() -> None:
-    assert load_recipe("debug").init is None
-    assert load_recipe("debug", init="runs/base").init == load_recipe("debug", ["init=runs/base"]).init == "runs/base"
-    old, new = (load_recipe("debug", init=init).model_dump(mode="json") for init in (None, "runs/base"))
-    assert recipe_differences(old, new) == ["init: None -> runs/base"]
-    del old["init"]  # of a run before there was such a key
-    assert recipe_differences(old, load_recipe("debug").model_dump(mode="json")) == []
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -92,16 +83,6 @@ def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("- just\n- a list\n")
     with pytest.raises(ConfigError, match="must be a mapping"):
         load_recipe(broken)
-
-
-def test_a_yaml_file_is_a_recipe_and_runs_nothing(tmp_path: Path) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text(shipped_recipes()["debug"])
-    assert load_recipe(own).name == "own"
-    own.write_text("model: !!python/object/apply:os.system ['touch " + str(tmp_path / "pwned") + "']\n")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_recipe(own)
-    assert not (tmp_path / "pwned").exists()
 
 
 def test_differences_ignore_what_does_not_change_weights() -> None:

@@ -14,20 +14,15 @@ from torch import Tensor
 
 from spheregen.data import TrainingBatches, open_source
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError, TrainingError
-from spheregen.family.representation.member import Learned
 from spheregen.family.representation.network import RepresentationAutoencoder, unfold
 from spheregen.folders.model_folder import load_any_model, load_model
 from spheregen.folders.tokenizers import open_tokenizer
 from spheregen.training import run as runs
-from spheregen.training.estimate import estimate_memory, objective_on_meta, step_cost, synthetic_batch
 from spheregen.training.feeding import image_options
-from spheregen.training.frozen import build_objective
-from spheregen.training.health import GRACE, HealthMonitor
 from spheregen.training.recipe import Recipe, load_recipe
-from spheregen.training.step import TrainingStep
 from spheregen.training.trainer import train
 from tests.random_networks import import_or_skip, random_images
-from tests.training.runs import Messages, StopAt, assert_same_run, counted_flops, log, weights
+from tests.training.runs import Messages, StopAt, assert_same_run, log, weights
 
 NAME = "rae-debug"
 PLAIN = ("model.latent_channels=null", "loss.noise=0")
@@ -39,7 +34,6 @@ ADVERSARIAL = (
 )
 JUDGED = (*ADVERSARIAL, "loss.critic_features=true")
 SHORT = ("train.steps=20", "train.checkpoint_every=5", "train.preview_every=0", "train.log_every=1")
-NO_IMAGES = ("perceptual=none",)
 
 
 @pytest.fixture(autouse=True)
@@ -184,55 +178,6 @@ def test_what_does_not_fit_is_fresh_and_what_cannot_fit_is_refused(whole: Path, 
 
 
 # estimates
-
-
-def test_an_estimate_counts_the_encoder_and_the_critic() -> None:
-    def memory(*values: str) -> Any:
-        return estimate_memory(recipe(*values), precision="float32")
-
-    plain, with_critic = memory(*NO_IMAGES), memory(*NO_IMAGES, *ADVERSARIAL)
-    encoder = build_objective(recipe(*NO_IMAGES)).frozen[0]
-    assert plain.frozen == with_critic.frozen == 4 * sum(t.numel() for t in (*encoder.parameters(), *encoder.buffers()))
-    learned = build_objective(recipe(*NO_IMAGES, *ADVERSARIAL)).model
-    assert with_critic.gradients == 4 * sum(parameter.numel() for parameter in learned.parameters())
-    assert with_critic.activations > plain.activations  # of the end of the run, where the critic sees every image
-    assert memory("train.micro_batch=4").activations < memory().activations
-
-
-@pytest.mark.parametrize("values", [NO_IMAGES, JUDGED], ids=["l1", "judged"])
-def test_operations_are_those_of_a_step(values: tuple[str, ...]) -> None:
-    settings = (
-        *values,
-        "loss.adversarial_start=0",
-        "loss.critic_lead=0",
-        "model.decoder={width: 64, depth: 2, heads: 2}",
-    )
-    changed = recipe(*settings, "model.blocks.rotary=true")
-    system = build_objective(changed)
-    assert step_cost(changed).flops_per_image == pytest.approx(counted_flops(system, changed), rel=0.1)
-
-
-def test_the_published_sizes() -> None:
-    import_or_skip("transformers")
-    found = load_recipe("rae-dinov2-base")
-    assert (found.model.tokens, found.model.channels, found.model.decoder_grid) == (256, 768, 16)
-    system = objective_on_meta(found)
-    assert isinstance(system.model, Learned)
-    assert sum(parameter.numel() for parameter in system.frozen[0].parameters()) == pytest.approx(86.6e6, rel=0.01)
-
-
-def test_a_game_and_frozen_latents_raise_no_alarm() -> None:
-    monitor = HealthMonitor(max_angle=None)
-    values = {"loss": 1.0, "latent_mean_angle": 5.0, "critic": 0.5}
-    found = [monitor.check(GRACE + 50 * i, {**values, "loss": 1.0 if i < 5 else 3.0}) for i in range(1, 40)]
-    assert not any(found)
-
-
-def test_progress_reaches_the_noise() -> None:
-    changed = recipe(*ADVERSARIAL)
-    step = TrainingStep(build_objective(changed), changed, device=torch.device("cpu"), precision="float32", total=40)
-    assert [step.draw(number).progress for number in (0, 10, 39)] == [0.0, 0.25, 39 / 40]  # type: ignore[attr-defined]
-    assert synthetic_batch(step, 2)[1].progress == 1.0  # type: ignore[attr-defined]
 
 
 def test_one_line_for_an_encoder_that_is_nowhere(tmp_path: Path) -> None:

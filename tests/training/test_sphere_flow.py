@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,16 +12,13 @@ from safetensors.torch import load_file
 
 import spheregen as sg
 from spheregen.errors import ConfigError, ModelFileError, TrainingError
-from spheregen.family.recipe import OptimizerConfig, ParameterGroup
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.family.sphere_flow.network import RefinedGenerator
 from spheregen.folders.model_folder import load_model, read_architecture
-from spheregen.training.estimate import estimate_memory, step_cost
-from spheregen.training.frozen import build_objective
+from spheregen.training.estimate import estimate_memory
 from spheregen.training.recipe import build_recipe, load_recipe
 from spheregen.training.trainer import train
-from spheregen.training.transfer import transfer
-from tests.training.runs import Messages, StopAt, assert_same_run, counted_flops
+from tests.training.runs import Messages, StopAt, assert_same_run
 
 
 def run(folder: Path, *overrides: str, **options: object) -> Path:
@@ -175,18 +171,6 @@ def test_a_refiner_starts_from_its_teacher_unless_told_otherwise(behind: Path, t
     assert sizes[0] > sizes[1]
 
 
-def test_another_teacher_is_another_run(behind: Path, whole: Path, tmp_path: Path) -> None:
-    folder = run(tmp_path / "run", *taught_by(behind), "init=null", "train.steps=1")
-    with pytest.raises(TrainingError, match="teacher"):
-        run(folder, *taught_by(whole), "init=null", "train.steps=1")
-    with pytest.raises(ConfigError, match="digits is none"):
-        run(tmp_path / "other", *taught_by(Path("digits")), "init=null")
-    with pytest.raises(ConfigError, match=r"model\.rho"):
-        run(tmp_path / "other", *taught_by(behind), "model.rho=0.5")
-    with pytest.raises(ModelFileError, match="nowhere"):
-        run(tmp_path / "other", *taught_by(tmp_path / "nowhere"))
-
-
 def test_a_broken_source_is_named(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(whole, folder)
@@ -198,23 +182,10 @@ def test_a_broken_source_is_named(whole: Path, tmp_path: Path) -> None:
         load_model(folder)
 
 
-def test_fine_tuning_starts_from_both_parts(whole: Path) -> None:
-    recipe = load_recipe("flow-debug", ["train.seed=7"])
-    objective = build_objective(recipe)
-    found = transfer(objective.generator(objective.model), load_model(whole).model, learned=objective.model)
-    assert not found.names("fresh") and not found.names("dropped")
-    theirs = load_file(whole / "model.safetensors")
-    ours = objective.model.refiner.state_dict()  # type: ignore[union-attr]
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
-    wide = load_recipe("flow-debug", ["model.size={width: 32, depth: 1, heads: 2}", f"init={whole}"])
-    with pytest.raises(ConfigError, match="wide"):
-        train(wide, whole.parent / "wide", device="cpu")
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (("source=digits",), "one of them"),
+        (("source=digits", "teacher={model: digits}"), "one of them"),
         (("autoencoder=null",), "one of them"),
         (("autoencoder=null", "teacher={}"), "teacher.model"),
         (("autoencoder=null", "teacher={model: digits, solver: rk4}"), "euler"),
@@ -230,16 +201,6 @@ def test_impossible_recipes_are_refused(overrides: tuple[str, ...], words: str) 
         load_recipe("flow-debug", overrides)
 
 
-def test_parameter_groups_agree_on_where_phases_meet() -> None:
-    for total, share in itertools.product((1, 7, 10, 33, 1000), (0.1, 1 / 3, 0.55, 0.7)):
-        first = ParameterGroup("a", OptimizerConfig(), end=share)
-        second = ParameterGroup("b", OptimizerConfig(), begin=share)
-        assert [*first.steps(total), *second.steps(total)] == list(range(total))
-        for step in range(total):
-            assert first.learns_at(step / total) == (step in first.steps(total))
-            assert second.learns_at(step / total) == (step in second.steps(total))
-
-
 def test_a_critic_learns_beside_the_refiner_and_stays_out_of_the_folder(tmp_path: Path) -> None:
     folder = run(tmp_path / "run", *PHASES, "loss.adversarial=0.1", "loss.critic_width=4")
     log = entries(folder)
@@ -247,21 +208,3 @@ def test_a_critic_learns_beside_the_refiner_and_stays_out_of_the_folder(tmp_path
     assert "critic" not in log[0]
     assert not [name for name in load_file(folder / "model.safetensors") if "critic" in name]
     assert load_model(folder).model.num_classes == 10
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        ("phases.joint_from=0", "loss.random_share=0.5"),
-        (*TAUGHT, "teacher.guidance=2", "teacher.refinement_guidance=2", "loss.random_share=1"),
-    ],
-    ids=["joint, half random", "taught, guided"],
-)
-def test_operations_are_those_of_a_step(values: tuple[str, ...], tmp_path: Path) -> None:
-    size = "model.size={width: 64, depth: 2, heads: 2}"
-    if "autoencoder=null" in values and values[1].startswith("teacher"):
-        teacher = run(tmp_path / "teacher", *BEHIND, size, "train.steps=1")
-        values = tuple(value.format(teacher) for value in values)
-    recipe = load_recipe("flow-debug", (*values, size))
-    system = build_objective(recipe)
-    assert step_cost(recipe).flops_per_image == pytest.approx(counted_flops(system, recipe), rel=0.1)

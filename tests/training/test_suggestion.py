@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,12 +156,6 @@ def test_it_is_a_recipe_with_its_reasons_above_the_settings(
     assert suggestion.epochs == train.batch_size * (train.steps or 0) / found[1].count
 
 
-def test_the_noise_angle_grows_with_the_latent() -> None:
-    assert [noise_angle(size) for size in (24, 2048, 8192, 10**6)] == [53, 80, 80, 85]
-    angles = [noise_angle(size) for size in range(1, 10_000, 7)]
-    assert angles == sorted(angles) and angles[0] == 45
-
-
 # what the pictures decide
 
 AUTO, NONE = "auto", "none"
@@ -192,24 +185,6 @@ def test_what_the_pictures_decide(
     assert (recipe.perceptual, recipe.data.fit, written) == (perceptual, fit, background)
     assert recipe.loss.needs_perceptual == (perceptual == "auto")
     assert classes or recipe.sampling.guidance == 1
-
-
-def test_tanh_only_where_nothing_is_saturated(sources: Sources) -> None:
-    def activation(kind: str, speed: float) -> str:
-        return suggest(imagined(sources(kind), 32, 50_000), GPU, speed=speed).recipe.model.output_activation
-
-    assert activation("photos", 1e16) == "tanh"
-    assert activation("photos", 2e10) == "none"  # small models
-    assert activation("glyphs", 1e16) == "none"
-    assert activation("transparent", 1e16) == "none"  # drawn on white
-
-
-def test_warnings(sources: Sources) -> None:
-    assert any("3 pictures are few" in warning for warning in suggest(sources("three")).warnings)
-    assert any("--init" in warning for warning in suggest(sources("digits")).warnings)
-    found = imagined(sources("photos"), 32, 10**7)
-    assert any("of an epoch" in warning and "expect blurs" in warning for warning in suggest(found).warnings)
-    assert any("enlarged" in warning for warning in suggest(sources("digits"), image_size=64).warnings)
 
 
 # what the device decides
@@ -295,20 +270,6 @@ def test_smaller_memory_means_smaller_pieces_then_a_smaller_model(
     assert "micro_batch" not in suggest(found).settings["train"]
 
 
-def test_large_sets_are_not_kept_in_memory(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-
-    def data(count: int, host: int) -> tuple[int, int]:
-        memory(monkeypatch, PLENTY, host)
-        chosen = suggest(imagined(sources("photos"), 256, count), GPU, speed=1e18).recipe.data
-        return chosen.cache_mb, chosen.workers
-
-    assert data(1000, PLENTY) == (2048, 0)  # the defaults serve
-    assert data(100_000, PLENTY) == (math.ceil(100_000 * 3 * 256**2 / 2**20), 0)  # 18.3 GiB
-    assert data(100_000, 8 << 30) == (0, 3)
-    assert data(10_000, 2 << 30) == (0, 3)  # 1.8 GiB
-
-
 # bad input
 
 
@@ -327,21 +288,6 @@ def test_every_size_has_a_model_or_a_cure(sources: Sources) -> None:
         assert not refusal(divisible(side))
     for side in (4, 10, 24, 30, 48, 96, 200, 1000):
         assert suggest(sources("photos"), image_size=side).recipe.model.image_size == side
-
-
-@pytest.mark.parametrize(
-    ("hours", "image_size", "words"),
-    [
-        (0.0, None, "hours is 0"),
-        (math.inf, None, "hours is inf"),
-        (math.nan, None, "hours is nan"),
-        (None, 3, "from 4 to 1024"),
-        (None, 97, "such as 96"),
-    ],
-)
-def test_impossible_wishes(hours: float | None, image_size: int | None, words: str, sources: Sources) -> None:
-    with pytest.raises(ConfigError, match=words):
-        suggest(sources("photos"), hours=hours, image_size=image_size)
 
 
 def test_images_that_cannot_serve(sources: Sources) -> None:

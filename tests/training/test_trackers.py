@@ -17,7 +17,6 @@ from spheregen.data import image_grid, save_png
 from spheregen.errors import ConfigError
 from spheregen.training import trackers
 from spheregen.training.hooks import Hooks
-from spheregen.training.recipe import load_recipe
 from spheregen.training.trackers import Tracker
 from tests.training.test_hooks import view
 
@@ -133,19 +132,6 @@ def test_a_continued_run_goes_on_in_its_wandb_run_and_a_new_one_does_not(
     first, second, third, fourth = (arguments["id"] for arguments in wandb.arguments)
     assert first == second and len({second, third, fourth}) == 3
     assert wandb.arguments[2]["project"] == "mine"
-
-
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, module, extra in (("tensorboard", "torch.utils.tensorboard", "track"), ("wandb", "wandb", "wandb")):
-        monkeypatch.setitem(sys.modules, module, None)
-        for step in (0, 10):
-            with pytest.raises(ConfigError, match=rf'pip install "spheregen\[{extra}\]"'):
-                start(tmp_path, name, step=step)
-
-
-def test_wrong_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match="tensorboard"):
-        load_recipe("debug", ["train.trackers=[tensorbord]"])
 
 
 def test_what_does_not_open_stops_a_new_run_only(tmp_path: Path, wandb: FakeWandb) -> None:

@@ -44,7 +44,7 @@ def test_a_run_learns_and_writes_what_it_promises(whole: Path) -> None:
     assert not list(whole.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("stop", [1, 10, 33])
+@pytest.mark.parametrize("stop", [1, 33])
 def test_interrupted_and_continued_equals_uninterrupted(whole: Path, tmp_path: Path, stop: int) -> None:
     folder = interrupted(tmp_path / "run", stop=stop)
     with (folder / "log.jsonl").open("a") as file:
@@ -253,7 +253,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(
 
 def test_folders_and_data_that_do_not_fit(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("precious")
-    with pytest.raises(TrainingError, match="is a file"):
+    with pytest.raises(SphereGenError, match="is a file"):
         run(tmp_path / "run")
     assert (tmp_path / "run").read_text() == "precious"
     (tmp_path / "model").mkdir()
@@ -345,7 +345,7 @@ def test_a_wrong_base_is_one_line(base: Path, tmp_path: Path) -> None:
     state = weights(base)
     state["decoder.embed.weight"][0, 0] = float("inf")
     save_file(state, base / "model.safetensors")
-    refused(r"decoder\.embed\.weight.* not finite", base)
+    refused(r"not finite.*decoder\.embed\.weight", base)
     (base / "model.safetensors").write_bytes(b"half of it")
     refused("truncated or of another kind", base)
     (base / "config.json").write_text('{"model_class": "Unknown"}')

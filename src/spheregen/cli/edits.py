@@ -21,9 +21,11 @@ from spheregen.cli.images import (
     as_tensor,
     file_name,
     gather,
+    open_output,
     output_file,
     sheet_file,
     step_rows,
+    warn_of_others,
     write_sheet,
 )
 from spheregen.errors import ConfigError
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 ANIMATIONS = (".gif", ".mp4")
 MOST_FRAMES = 10_000  # they are made in memory
 IN_A_ROW = 7  # variations, behind the image itself
-COMPARED = 20  # reconstructions on the sheet
+COMPARED, ACROSS = 20, 10  # reconstructions on the sheet, and in a row of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,11 @@ def upscale(
 
     def before(pipe: Pipeline, images: list[Image.Image], output: PipelineOutput) -> list[Tensor]:
         blocks = output.settings["factor"]
+        if blocks == 1:
+            raise ConfigError(
+                f"there is nothing to do: the images have the model's {pipe.image_options.image_size} px already; "
+                "--factor 2 would reduce them first"
+            )
         small = as_tensor(pipe, images, image_size=pipe.image_options.image_size // blocks)
         return [small.repeat_interleave(blocks, -1).repeat_interleave(blocks, -2)]
 
@@ -249,32 +256,39 @@ def reconstruct(
         spheregen reconstruct runs/mine holiday/
         spheregen reconstruct digits digits --split test --out comparison.png
     """
-    from spheregen.data import open_writer, to_pil
+    import torch
+
+    from spheregen.data import to_pil
     from spheregen.measure.fidelity import psnr
 
     parts = gather(images, split)
     as_file = out.suffix.lower() in (".png", ".zip", ".tar")
     inputs = [file.where for part in parts for file in part]
     sheet = sheet_file(out, inputs) if as_file else output_file(out / "comparison.png", inputs)
-    writer = None if sheet == out else open_writer(out)
+    writer = None if sheet == out else open_output(out)
     pipe = cli.load_pipeline(model)
     metadata = {"model": model, "fingerprint": pipe.fingerprint}
     total, done = 0.0, 0
-    rows: list[Tensor] = []
+    shown = {place * len(inputs) // COMPARED for place in range(COMPARED)}  # a spread of them
+    pairs: list[Tensor] = []
+    written = {sheet.stem}
     with contextlib.nullcontext() if writer is None else writer:
         for part in cli.watch(parts, len(inputs), len):
             x = as_tensor(pipe, [file.open() for file in part])
             y = pipe.reconstruct(x, seed=done, **cli.sampler_settings(settings))
             total += psnr(y, x).sum().item()
-            if not rows:
-                shown = range(0, min(COMPARED, len(x)), 10)
-                rows = [both[start : start + 10] for start in shown for both in (x[:COMPARED], y[:COMPARED])]
+            pairs += [torch.stack([x[i], y[i]]) for i in range(len(part)) if done + i in shown]
             if writer is not None:
                 for number, (image, file) in enumerate(zip(to_pil(y), part, strict=True), start=done):
-                    writer.add(f"{number:06d}-{file.name}", image, metadata | {"image": file.name})
+                    writer.add(key := f"{number:06d}-{file.name}", image, metadata | {"image": file.name})
+                    written.add(key)
             done += len(part)
     mean = total / len(inputs)
-    write_sheet(rows, sheet, metadata)
+    both = torch.stack(pairs, dim=1)  # originals, reconstructions
+    write_sheet(
+        [row for start in range(0, len(pairs), ACROSS) for row in both[:, start : start + ACROSS]], sheet, metadata
+    )
+    warn_of_others(out, written.__contains__)
     cli.finish(
         {"count": len(inputs), "psnr": mean, "comparison": str(sheet)},
         f"{cli.count_of(len(inputs))} on {pipe.place}, mean PSNR {mean:.2f} dB; comparison: {sheet}",
@@ -346,7 +360,7 @@ def _check_out(out: Path, ends: list[str], *, fps: float, bounce: bool) -> Image
     """Complain before any work is done; returns what writes single images, if `out` is for these."""
     import torch
 
-    from spheregen.data import open_writer, save_animation
+    from spheregen.data import save_animation
 
     suffix = out.suffix.lower()
     if bounce and suffix not in ANIMATIONS:
@@ -354,7 +368,7 @@ def _check_out(out: Path, ends: list[str], *, fps: float, bounce: bool) -> Image
     if suffix not in (".png", *ANIMATIONS):
         if re.fullmatch(r"\.[a-z]\w*", suffix) and suffix not in (".zip", ".tar"):
             raise ConfigError(f"frames become a .png, .gif, .mp4, .zip, .tar or a folder, not {out.name}")
-        return open_writer(out)
+        return open_output(out)
     output_file(out, ends)
     if suffix in ANIMATIONS:  # a rehearsal: is there an ffmpeg, can it be so fast?
         with tempfile.TemporaryDirectory() as folder:

@@ -60,9 +60,11 @@ def encode(
     from spheregen.data import ImageOptions, open_source
     from spheregen.data.decoding import check_reading
     from spheregen.data.encoding import write_latent_cache
+    from spheregen.data.source import notes
     from spheregen.devices import choose_device, choose_precision
     from spheregen.distributed import joined_world, local_device
     from spheregen.folders.tokenizers import TOKENIZER, open_tokenizer, save_tokenizer
+    from spheregen.lock import locked_folder
 
     output_folder(out)
     given = cli.assignments(settings, cli.READING_NAMES, "fit=pad")
@@ -71,7 +73,7 @@ def encode(
     if isinstance(given.get("background"), list):
         given["background"] = tuple(given["background"])
     ImageOptions(image_size=1, **given)  # complains before the tokenizer is loaded
-    with joined_world(cli.everywhere.device) as world:
+    with joined_world(cli.everywhere.device) as world, locked_folder(out, world):
         place = choose_device(local_device(cli.everywhere.device, world))
         opened_source = open_source(source, split=split, stream=stream)
         opened = open_tokenizer(tokenizer, image_size=image_size, pack=pack, device=place)
@@ -96,6 +98,8 @@ def encode(
         )
     if not world.is_first:
         return
+    for line in notes(opened_source):
+        cli.warn(line)
     for image in () if cli.everywhere.as_json else index.skipped:
         cli.warn(f"skipped: {image.reason}")
     plan = index.plan

@@ -23,6 +23,9 @@ def evaluate(
     images: Annotated[
         str | None, Option(help="Score these images (a folder, .zip, .tar ...) instead of a model's samples.")
     ] = None,
+    image_size: Annotated[
+        int | None, Option(help="With --images: bring them to this side in pixels. Default: that of most of them.")
+    ] = None,
     features: cli.Features = "own",
     metrics: Annotated[
         str | None,
@@ -86,6 +89,8 @@ def evaluate(
     from spheregen.evaluation.studies import choose_studies
     from spheregen.pipeline import GenerationOptions
 
+    cli.check_count(count)
+    cli.check_count(curve_count, "--curve-count")
     wanted = cli.split_list(metrics)
     options = EvaluationOptions(
         count=count,
@@ -102,6 +107,7 @@ def evaluate(
         data=data,
         split=split,
         held_out=held_out,
+        image_size=image_size,
         features=tuple(cli.split_list(features) or ()),
         references=tuple(reference or ()),
         options=options,

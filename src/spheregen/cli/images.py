@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from spheregen.cli import options as cli
 from spheregen.errors import ConfigError
+from spheregen.files import check_replaceable
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from spheregen.data import ImageWriter
     from spheregen.pipeline import Pipeline, PipelineOutput
 
 SHEET_ROWS = 20  # rows of a sheet, at most
 SHEET_PIXELS = 64  # small images are enlarged to about this in sheets
 AT_ONCE = 64  # images that are read, changed and written together
+NAMED = 400  # images of a sheet that have their class below them, at most
 LONGEST_NAME = 120  # bytes of a name; with number and suffix it must be a file name
 
 
@@ -74,11 +79,16 @@ def output_folder(path: Path) -> Path:
         raise ConfigError(f"the output path {path} is impossible ({error.strerror}); choose another") from error
     if above is not None and not above.is_dir():
         raise ConfigError(f"the output path {above} is a file; choose a folder with --out")
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise ConfigError(f"nothing can be written to {above} ({error.strerror}); choose another --out") from error
     return path
 
 
 def output_file(path: Path, inputs: Iterable[str | Path] = (), *, suffix: str = "") -> Path:
-    """Return `path`, if it can be a file to write, and is none of the command's inputs.
+    """Return `path`, if it can be a file to write, none of the command's inputs, and nothing of others is lost by it.
 
     Args:
         suffix: what its name must end with, such as `.png`.
@@ -94,7 +104,27 @@ def output_file(path: Path, inputs: Iterable[str | Path] = (), *, suffix: str = 
                 raise ConfigError(f"the output would overwrite {path}, which is read here; choose another --out")
     except OSError as error:
         raise ConfigError(f"the output path {path} is impossible ({error.strerror}); choose another") from error
+    if not cli.everywhere.overwrite:
+        check_replaceable(path)
     return path
+
+
+def open_output(out: Path, class_names: Sequence[str] = (), shard_size: int = 10_000) -> ImageWriter:
+    """Return a writer of single PNGs, as `open_writer` does, if something can be written there."""
+    from spheregen.data import open_writer
+
+    overwrite = cli.everywhere.overwrite
+    writer = open_writer(out, class_names=class_names, shard_size=shard_size, overwrite=overwrite)
+    output_folder(out if writer.is_folder else out.parent)
+    return writer
+
+
+def others_in(out: Path, mine: Callable[[str], bool]) -> int:
+    """Count the images in a folder whose names without a suffix are not `mine`: new ones would mix with them."""
+    from spheregen.data.names import is_image_name
+
+    files = (Path(name) for name in os.listdir(out)) if out.is_dir() else ()  # noqa: PTH208 (of thousands of files)
+    return sum(is_image_name(file.name) and not mine(file.stem) for file in files)
 
 
 def sheet_of(out: Path) -> Path:
@@ -108,13 +138,32 @@ def sheet_of(out: Path) -> Path:
 
 
 def sheet_file(out: Path, inputs: Iterable[str | Path]) -> Path:
-    """Return the sheet of what is written to `out`; unless `out` names it, it replaces sheets alone, no other image."""
-    from spheregen.data import read_metadata
+    """Return the sheet of what is written to `out`: a file to write, as `output_file` says."""
+    return output_file(sheet_of(out), inputs)
 
-    sheet = output_file(sheet_of(out), inputs)
-    if sheet != out and sheet.is_file() and "model" not in read_metadata(sheet):
-        raise ConfigError(f"the sheet would overwrite {sheet}, which is no sheet; choose another --out")
-    return sheet
+
+def sample_sheet(images: PipelineOutput) -> Image.Image:
+    """Return samples on a sheet that names their classes: above columns of one class each, else below each image."""
+    from spheregen.data import image_grid, labelled_sheet
+
+    scale, count = max(1, SHEET_PIXELS // images.tensor.shape[-1]), len(images)
+    if images.labels is None or count > NAMED:
+        return image_grid(images.tensor, scale=scale)
+    names = [images.class_name(number) for number in range(count)]
+    turns = (n for n in range(1, min(count, 20) + 1) if names == [names[i % n] for i in range(count)])
+    turn = next(turns, 0)
+    columns = turn if turn > 1 and (turn < count or turn <= 10) else math.ceil(math.sqrt(count))
+    starts, blank = range(0, count, columns), -count % columns
+    cells = [*images.tensor.split(1), *[None] * blank]
+    notes = [*([""] * count if turn else names), *[""] * blank]
+    return labelled_sheet(
+        [cells[start : start + columns] for start in starts],
+        [""] * len(starts),
+        names[:columns] if turn > 1 and columns == turn else [""] * columns,
+        title=names[0] if turn == 1 else "",
+        scale=scale,
+        notes=[notes[start : start + columns] for start in starts],
+    )
 
 
 def write_sheet(rows: Sequence[Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -140,12 +189,11 @@ class EditWriter(ExitStack):
     """
 
     def __init__(self, out: Path, inputs: Sequence[str | Path]) -> None:
-        from spheregen.data import open_writer
-
         super().__init__()
         self.out = out
         self.sheet = sheet_file(out, inputs)
-        self._singles = None if self.sheet == out else self.enter_context(open_writer(out))
+        self._singles = None if self.sheet == out else self.enter_context(open_output(out))
+        self._written = {self.sheet.stem}
         self._rows: list[Tensor] = []
         self._count = 0
         self._first: PipelineOutput | None = None
@@ -158,18 +206,26 @@ class EditWriter(ExitStack):
             for number, (image, name) in enumerate(zip(output.images, names, strict=True)):
                 key = f"{self._count + number:06d}-{name}"
                 self._singles.add(key, image, output.metadata(number) | {"image": name})
+                self._written.add(key)
         self._count += len(names)
 
     def finish(self, done: str) -> None:
         """Write the sheet and say what was done, such as "edited on cpu", and where everything is."""
         assert self._first is not None
         write_sheet(self._rows, self.sheet, self._first.metadata(0))
+        warn_of_others(self.out, self._written.__contains__)
         answer = {"count": self._count, "out": str(self.out), "sheet": str(self.sheet)}
         place = f"the sheet is {self.sheet}" if self._singles is None else f"{self.out}, sheet {self.sheet}"
         cli.finish(
             {**answer, "seed": self._first.seeds[0], **self._first.settings},
             f"{cli.count_of(self._count)} {done}: {place}",
         )
+
+
+def warn_of_others(out: Path, mine: Callable[[str], bool]) -> None:
+    """Say that a folder holds images beside those that were written now."""
+    if others := others_in(out, mine):
+        cli.warn(f"warning: {out} already holds {cli.count_of(others)} that this command did not write")
 
 
 def step_rows(before: Sequence[Tensor], output: PipelineOutput) -> list[Tensor]:

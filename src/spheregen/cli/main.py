@@ -25,7 +25,7 @@ from spheregen.cli.encode import encode
 from spheregen.cli.evaluate import evaluate
 from spheregen.cli.info import info
 from spheregen.cli.listing import models, recipes
-from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Command, Everywhere, everywhere, expanded, keep
+from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Command, Everywhere, Writing, everywhere, expanded, keep
 from spheregen.cli.plot import plot
 from spheregen.cli.sample import sample
 from spheregen.cli.stats import stats
@@ -40,6 +40,22 @@ GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Train": (suggest, train, plot, encode, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
 }
+_WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep}
+_GONE = {
+    "force": "give --overwrite",
+    "swap": "write B first",
+    "all_steps": "leave it out: the sheet shows every step",
+    "keep": "leave it out",
+    "fresh_noise": "give --set share_noise=false",
+    "shared_noise": "give --set share_noise=true",
+    "noise": "give --set share_noise=true,false",
+    "no_pictures": "give --out NAME.png for the sheet alone",
+    "channels": "give --set channels=3",
+    "shard_images": "leave it out",
+    "precision": "leave it out",
+    "batch_size": "leave it out: batches are as large as they fit",
+}
+"""Options of before -> what to do instead."""
 _EVERY = "Every command"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # glibc's malloc.h
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]  # of the parser; it has no public name of its own
@@ -58,7 +74,7 @@ def _add(command: Callable[..., None], group: str) -> None:
     text, _, examples = inspect.cleandoc(command.__doc__ or "").partition("\nExamples:\n")
     lines = inspect.cleandoc(examples).splitlines()
     app.command(
-        cls=Command,
+        cls=Writing if command in _WRITING else Command,
         help="\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")),
         epilog="\n".join(["Examples:", *(f"  {line}" for line in lines)]) if lines else None,
         rich_help_panel=group,
@@ -127,12 +143,16 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     vars(everywhere).update(vars(Everywhere()))
+    for stream in (sys.stdout, sys.stderr):  # letters that the terminal's encoding has not are escaped
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     keep_freed_memory()
     try:
         code = command()(words or ["--help"], prog_name="spheregen", standalone_mode=False)
     except _UsageError as error:
         name = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
-        hint = f"; give --set {name}=VALUE" if name in (*SAMPLER_NAMES, *READING_NAMES) else ""
+        named = f"give --set {name}=VALUE" if name in (*SAMPLER_NAMES, *READING_NAMES) else _GONE.get(name)
+        hint = f"; {named}" if named else ""
         where = error.ctx.command_path if error.ctx else "spheregen"
         _fail(f"{error.format_message().rstrip('.')}{hint}; see: {where} --help")
     except SphereGenError as error:

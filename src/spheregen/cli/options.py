@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+import typer.main
 from typer.core import TyperCommand
 
 import spheregen
 from spheregen.errors import ConfigError, did_you_mean
+from spheregen.files import read_yaml
 
 if TYPE_CHECKING:
     from spheregen.pipeline import Pipeline
@@ -39,6 +41,8 @@ class Everywhere:
     as_json: bool = False
     quiet: bool = False
     debug: bool = False
+    overwrite: bool = False
+    """Of the commands of class `Writing` alone."""
 
 
 everywhere = Everywhere()
@@ -58,6 +62,37 @@ class Command(TyperCommand):
         own = super().get_params(ctx)
         shared = [p for p in ctx.find_root().command.params if p.name in vars(everywhere)]
         return [*own[:-1], *shared, own[-1]]  # the last one is --help
+
+
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        callback=keep,
+        expose_value=False,
+        help="Replace files that we did not make, and write beside images that are there already.",
+    ),
+]
+
+
+@functools.cache
+def _overwrite() -> Any:
+    """Return the option --overwrite, which typer makes of a parameter."""
+    some = typer.Typer()
+
+    @some.command()
+    def _(overwrite: Overwrite = False) -> None:
+        pass
+
+    return next(param for param in typer.main.get_command(some).params if param.name == "overwrite")
+
+
+class Writing(Command):
+    """A command that writes images or other files where the user says."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        *others, last = super().get_params(ctx)
+        return [*others, _overwrite(), last]
 
 
 # groups ---------------------------------------------------------------------------------------------------------------
@@ -87,6 +122,7 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _SAMPLER = "Sampling"
+MOST = 10**9  # images: more is a typing error
 SAMPLER_NAMES = ("schedule", "guidance_at", "share_noise", "refinement_steps", "solver", "refinement_guidance")
 READING_NAMES = ("fit", "resize", "background", "on_error")
 SamplerSet = Annotated[
@@ -155,8 +191,6 @@ def assignments(texts: Sequence[str] | None, known: Sequence[str], example: str)
     Args:
         known: the names that there are; empty for any.
     """
-    import yaml
-
     values: dict[str, Any] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
@@ -165,10 +199,7 @@ def assignments(texts: Sequence[str] | None, known: Sequence[str], example: str)
             raise ConfigError(f"--set {text!r} is not NAME=VALUE, such as {example}")
         if known and name not in known:
             raise ConfigError(f"--set {name}: no such option{did_you_mean(name, known)}; there are {', '.join(known)}")
-        try:
-            values[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"--set {text!r}: the value is no YAML; put text in quotes") from error
+        values[name] = read_yaml(value, f"--set {text!r}: the value")
     return values
 
 
@@ -279,7 +310,12 @@ def watch(parts: Iterable[Part], count: int, size: Callable[[Part], int]) -> Ite
 def answer(value: Any, text: str | Callable[[], str]) -> None:
     """Print the answer of a command: `value` as JSON under --json, else `text`, both on stdout."""
     if everywhere.as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        shown = json.dumps(value, indent=2, ensure_ascii=False)
+        try:
+            shown.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            shown = json.dumps(value, indent=2)
+        print(shown)
     else:
         print(text if isinstance(text, str) else text())
 
@@ -365,10 +401,10 @@ def cell(value: Any) -> str:
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
 
 
-def check_count(count: int, most: int | None = None) -> None:
-    """Refuse an impossible --count."""
-    if count < 1 or count > (most or count):
-        raise ConfigError(f"--count is at least 1{f', and at most {most}' if most else ''}, not {count}")
+def check_count(count: int, name: str = "--count") -> None:
+    """Refuse an impossible --count, or another number of that kind."""
+    if not 1 <= count <= MOST:
+        raise ConfigError(f"{name} is at least 1, and at most {MOST}, not {count}")
 
 
 def in_turn(values: Sequence[Part] | None, count: int, start: int = 0) -> list[Part] | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from spheregen.cli import options as cli
-from spheregen.errors import ConfigError
+from spheregen.cli.images import output_file
 
 
 def plot(
@@ -35,10 +35,8 @@ def plot(
     metrics = cli.split_list(only)
     chosen = choose_metrics(series, metrics)
     image = out or (folders[0] / CURVES if len(folders) == 1 else Path(CURVES))
-    if image.is_dir():
-        raise ConfigError(f"the output path {image} is a folder; choose a file such as {image / CURVES}")
     if out or not cli.everywhere.as_json:
-        draw_curves(series, image, only=metrics, smooth=smooth)
+        draw_curves(series, output_file(image), only=metrics, smooth=smooth)
     numbers = {run: {name: summary(of[name]) for name in chosen if name in of} for run, of in series.items()}
     last = max(points.steps[-1] for of in series.values() for points in of.values())
     cli.finish(

@@ -12,12 +12,11 @@ from typing import Annotated
 from typer import Option
 
 from spheregen.cli import options as cli
-from spheregen.cli.images import output_file, sheet_file
+from spheregen.cli.images import open_output, others_in, output_file, sample_sheet, sheet_file, warn_of_others
 from spheregen.errors import ConfigError
 
 GRID_IMAGES = 100
 LARGEST_GRID = 10_000
-MOST = 10**9  # more is a typing error
 
 
 def sample(
@@ -49,12 +48,10 @@ def sample(
         spheregen sample runs/mine -n 64 --labels cat,dog --steps 4 --guidance 1.4 --out grid.png
         spheregen sample --like samples/000012.png --steps 6
     """
-    import torch
-
-    from spheregen.data import image_grid, open_writer, save_png
+    from spheregen.data import save_png
     from spheregen.folders.model_source import bundled_models
     from spheregen.pipeline import GenerationOptions
-    from spheregen.pipeline.output import read_record
+    from spheregen.pipeline.output import PipelineOutput, join_outputs, read_record
 
     record = None if like is None else read_record(like)
     if record is not None and model is None:
@@ -70,15 +67,25 @@ def sample(
     out = out or Path("samples" if like is None else "repeated")
     grid = sheet_file(out, () if like is None else [like])
     as_grid = grid == out
-    cli.check_count(count, MOST)
+    cli.check_count(count)
     if as_grid and count > LARGEST_GRID:
         raise ConfigError(f"a grid of {count} images is too large to look at; give a folder to --out")
     first = seed if seed is not None else 0 if record is None else record.seed
     if like is not None and like.stem.isdecimal() and first <= int(like.stem) < first + count:
         output_file(out / like.name, [like])
-    writer = None if as_grid else open_writer(out, shard_size=shard_size)  # complains before any work is done
+    writer = None if as_grid else open_output(out, shard_size=shard_size)  # complains before any work is done
+
+    def mine(stem: str) -> bool:
+        return stem == grid.stem or (stem.isdecimal() and first <= int(stem) < first + count)
+
+    others = 0 if as_grid else others_in(out, mine)
+    if others and like is None and not cli.everywhere.overwrite:
+        raise ConfigError(
+            f"{out} already holds {cli.count_of(others)} that this command would not replace, and new ones would mix "
+            "with them; choose another --out, or write beside them with --overwrite"
+        )
     pipe = cli.load_pipeline(model, batch_size)
-    writer = None if as_grid else open_writer(out, class_names=pipe.info.class_names, shard_size=shard_size)
+    writer = None if as_grid else open_output(out, pipe.info.class_names, shard_size)
     options = GenerationOptions(**loop.given())
     named: Sequence[str | int] | None = cli.class_list(pipe, labels)
     if record is not None:
@@ -87,21 +94,20 @@ def sample(
         options = dataclasses.replace(GenerationOptions(**record.settings), **loop.given())
         named = named or (None if record.label is None else [record.label])  # by id: a name may be another's number
     parts = pipe.stream(range(first, first + count), labels=cli.in_turn(named, count), options=options)
-    shown: list[torch.Tensor] = []
+    shown: list[PipelineOutput] = []
     done = 0
     with contextlib.nullcontext() if writer is None else writer:
         for part in cli.watch(parts, count, len):
             if as_grid or done < GRID_IMAGES:
-                shown.append(part.tensor)
+                shown.append(part)
             if writer is not None:
                 part.save(writer)
             done += len(part)
-    images = torch.cat(shown)[: None if as_grid else GRID_IMAGES]
-    names = pipe.info.class_names
-    columns = len(names) if named is None and 2 <= len(names) <= 20 else None
+    images = join_outputs(shown)[: None if as_grid else GRID_IMAGES]
     metadata = {key: value for key, value in part.metadata(0).items() if key not in ("label", "class", "settings")}
-    sheet = image_grid(images, columns=columns, scale=max(1, 64 // images.shape[-1]))
-    save_png(sheet, grid, metadata | {"seed": str(first)})
+    save_png(sample_sheet(images), grid, metadata | {"seed": str(first)})
+    if others:
+        warn_of_others(out, mine)
     cli.finish(
         {"count": count, "out": str(out), "grid": str(grid), "seed": first, **part.settings},
         f"{cli.count_of(count)}, made on {pipe.place}: {grid if as_grid else f'{out}, sheet {grid}'}",

@@ -56,11 +56,15 @@ def stats(
         spheregen stats photos/ --features inception --image-size 64 --set fit=pad
     """
     from spheregen.data import ImageOptions, contact_sheet, open_source, save_png
+    from spheregen.data.source import notes
     from spheregen.distributed import is_first_process
 
     if features is None and out is not None:
         output_file(out, suffix=".png")
     opened = open_source(source, split=split, stream=stream)
+    for line in notes(opened):
+        if features is not None or line.startswith("warning"):  # the table lists what was ignored
+            cli.warn(line)
     if features is None:
         found = examine(opened, limit, workers)
         if out is not None:
@@ -133,10 +137,12 @@ def _report(found: SourceStatistics) -> str:
         "balance": found.balance,
         "duplicates": found.duplicates,
         "bad": len(found.bad),
+        "ignored": sum(one.count for one in found.ignored),
     }
     lines = [cli.table(rows.items())]
     if 0 < len(found.class_names) <= LISTED:
         lines += ["", cli.table(zip(found.class_names, found.class_counts, strict=True), ("class", "images"))]
     lines += [f"duplicate: {second} = {first}" for first, second in found.duplicate_pairs]
     lines += [f"bad: {image.reason}" for image in found.bad]
+    lines += [f"ignored: {one}" for one in found.ignored]
     return "\n".join(lines)

@@ -19,7 +19,6 @@ def suggest(
     source: cli.Source,
     split: cli.Split = "train",
     out: Annotated[Path | None, Option(help="Write the recipe to this YAML file.")] = None,
-    force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     hours: Annotated[float | None, Option(help="How long training may take.")] = None,
     image_size: cli.ImageSize = None,
     limit: Annotated[int, Option(help="Look at this many images, evenly spread.")] = 2000,
@@ -42,14 +41,13 @@ def suggest(
     if out is not None:
         if out.suffix.lower() not in (".yaml", ".yml"):
             raise ConfigError(f"a recipe is a YAML file, not {out}; give --out a name that ends in .yaml")
-        if output_file(out).exists() and not force:
-            raise ConfigError(f"{out} exists; choose another name, or replace it with --force")
+        output_file(out)
     place = choose_device(cli.everywhere.device)
     opened = open_source(source, split=split)
     suggestion = suggest_recipe(
         examine(opened, limit),
         look_at(opened, min(limit, 200)),
-        source,
+        _from_anywhere(source),
         device=place,
         precision=choose_precision("auto", place),
         hours=hours,
@@ -70,3 +68,11 @@ def suggest(
     on = "" if cli.everywhere.device == "auto" else f" --device {cli.everywhere.device}"
     where = "save this as mine.yaml, or give --out mine.yaml" if out is None else f"the recipe is in {out}"
     cli.say(f"{where}; train it with: spheregen train {out or 'mine.yaml'}{on}")
+
+
+def _from_anywhere(source: str) -> str:
+    """Return the data of a recipe by a path that means the same in every folder; names and URLs as they are."""
+    path = Path(source).expanduser()
+    return (
+        str(path.absolute()) if source != "digits" and (path.exists() or source.startswith(("./", "../"))) else source
+    )

@@ -66,8 +66,7 @@ def sweep(
 
     output_file(out, suffix=".png")
     cli.check_count(count)
-    if (score or 0) < 0:
-        raise ConfigError(f"--score is not negative, not {score}")
+    cli.check_count(score or 1, "--score")
     if data is not None and score is not None and score < 2:
         raise ConfigError(f"a distance to --data needs at least 2 samples, not --score {score}")
     swept: dict[str, list[Any]] = {"steps": cli.split_numbers(steps, "--steps", int), **_lists(settings)}

@@ -20,7 +20,9 @@ def train(
     ] = None,
     out: Annotated[Path | None, Option(help="The run folder; runs/RECIPE by default.")] = None,
     settings: cli.RecipeSet = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Check data and models, print the resolved recipe and stop.")
+    ] = False,
 ) -> None:
     """Train a generator, or fine-tune one. The same command again continues an interrupted run where it was saved.
 
@@ -30,12 +32,14 @@ def train(
         spheregen train mine.yaml --dry-run
     """
     from spheregen.family.registry import member_of_kind
-    from spheregen.training.recipe import load_recipe
+    from spheregen.training.recipe import check_recipe, load_recipe
 
     resolved = load_recipe(recipe, settings or (), data=data, init=init)
     if dry_run:
         import yaml
 
+        if note := check_recipe(resolved):
+            cli.warn(f"note: {note}")
         values = resolved.model_dump(mode="json")
         cli.answer(values, lambda: yaml.safe_dump(values, sort_keys=False).rstrip())
         return

@@ -7,6 +7,7 @@ to disk, any image can be had at once, and nothing stays open that processes wou
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,9 +15,11 @@ import os
 import posixpath
 import struct
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -25,19 +28,26 @@ import torch
 
 from spheregen.data.files import Files
 from spheregen.data.names import (
-    SUFFIXES,
+    LABEL_NAMES,
+    LABEL_TABLES,
+    Ignored,
+    IgnoredFiles,
     choose_files,
-    is_image_name,
+    is_hidden,
     member_name,
     number_labels,
     pack,
-    require_unsplit,
+    printable,
+    read_tables,
+    sift,
+    sort_classes,
     sort_names,
+    split_names,
     split_of,
     unpack,
     without_common_folder,
 )
-from spheregen.data.source import Blocks, BlockSource, ImageSource, digest, label_bytes
+from spheregen.data.source import FITS_IN_MEMORY, Blocks, BlockSource, ImageSource, digest, label_bytes
 from spheregen.errors import DataError, SphereGenError
 from spheregen.files import atomic_path
 
@@ -49,7 +59,9 @@ _BLOCK_BYTES = 4 << 20  # of a tar; a window of the training order mixes about s
 _SCAN_BYTES = 4 << 20  # of one request, while a shard is read through over a network
 _LARGEST_TEXT = 1 << 20  # bytes of a label member
 _NONE, _INTEGER, _TEXT = 0, 1, 2  # kinds of label
-_INDEX_VERSION = 2
+_ABSENT = -1  # the offset of a label whose image is not in its shard
+_INDEX_VERSION = 3
+_PIECES = 256  # of 4 KiB, that tell the contents of a shard
 
 _Label = tuple[int, str]  # kind and text
 
@@ -67,17 +79,38 @@ class ZipSource(ImageSource):
         self.name = PurePosixPath(files.base_name(0)).stem
         try:
             with files.open(0) as file, zipfile.ZipFile(file) as archive:
-                found = ((member_name(member.filename), member) for member in archive.infolist() if not member.is_dir())
-                members = [(name, member) for name, member in found if name and is_image_name(name)]
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+                found = [(member_name(member.filename), member) for member in archive.infolist() if not member.is_dir()]
+                names, ignored = [name for name, _ in found], IgnoredFiles()
+                members = [found[row] for row in sift(names, ignored)]
+                tables = {
+                    name: archive.read(member)
+                    for name, member in found
+                    if posixpath.basename(name) in LABEL_TABLES and member.file_size <= _LARGEST
+                }
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            EOFError,
+            ValueError,
+            NotImplementedError,
+            RuntimeError,
+            zlib.error,
+        ) as error:
             raise DataError(f"{where}: not a readable zip ({error}); fetch or write it again") from error
         if not members:
-            raise DataError(f"no images in {where}: looked for files that end in {' '.join(SUFFIXES)}")
+            seen = "".join(f"; {other}" for other in ignored.listed()[:3])
+            raise DataError(f"no images in {where}: looked for .png .jpg and all else that Pillow reads{seen}")
         members.sort(key=lambda pair: pair[0].split("/"))
         for name, member in members:
             if member.flag_bits & _ENCRYPTED:
                 raise DataError(f"{where}: {name} is encrypted; pack the images again without a password")
-        chosen = sort_names(without_common_folder([name for name, _ in members]), split, where)
+        names = [name for name, _ in members]
+        told = read_tables(tables, names, where, ignored)
+        plain = without_common_folder(names)
+        if told is not None:
+            told = {short: told[name] for short, name in zip(plain, names, strict=True)}
+        chosen = sort_names(plain, split, where, told=told, ignored=ignored)
+        self.ignored = ignored.listed()
         members = [members[row] for row in chosen.rows.tolist()]
         self.split, self.class_names, self.labels = chosen.split, chosen.class_names, chosen.labels
         self._names = pack(name for name, _ in members)
@@ -85,14 +118,21 @@ class ZipSource(ImageSource):
         self._table = np.array(columns, dtype=np.int64).reshape(-1, 5)  # one row for each image
         sizes, sums = self._table[:, 1], self._table[:, 4]
         self.encoded_bytes = int(sizes.sum())
-        parts = [*map(os.fsencode, chosen.names), sizes.astype("<i8").tobytes(), sums.astype("<u4").tobytes()]
-        self.fingerprint = digest(*parts, label_bytes(self.labels), *map(os.fsencode, self.class_names))
+        self._identity = [*map(os.fsencode, chosen.names), sizes.astype("<i8").tobytes(), sums.astype("<u4").tobytes()]
+
+    @cached_property
+    def fingerprint(self) -> str:  # with the checksums of the zip
+        return digest(*self._identity, label_bytes(self.labels), *map(os.fsencode, self.class_names))
+
+    @cached_property
+    def earlier_fingerprint(self) -> str:
+        return digest(*self._identity, label_bytes(self.labels), *map(os.fsencode, self.class_names))
 
     def __len__(self) -> int:
         return len(self._names)
 
     def describe(self, index: int) -> str:
-        return f"{self._files.names[0]} {unpack(self._names, index)}"
+        return f"{self._files.names[0]} {printable(unpack(self._names, index))}"
 
     def read_bytes(self, index: int) -> bytes:
         self.check_index(index)
@@ -117,7 +157,7 @@ class TarSource(BlockSource):
 
     - Members with the same name up to the first dot of the last part are one sample: one image, perhaps a label,
       anything else is ignored. Hard and symbolic links to images are images.
-    - The label is a `.cls` file (an integer or a name) or a `.json` file with "label", "class" or "cls". Integers count
+    - The label is a `.cls` file (an integer or a name) or a `.json` file with "label", "class" ... Integers count
       the classes from 0: they are named by `classes.txt` (one name a line) or `dataset_info.json` beside the shards if
       there is one, else "0", "1" ... up to the largest. Other labels are sorted, over all splits on this machine.
     - Without label members the first folder in the names is the class, as in a folder of images.
@@ -138,22 +178,35 @@ class TarSource(BlockSource):
         self.central = self.remote = files.remote
         self._files = files.only(places)
         shards = [_shard_index(files, file) for file in places]
-        counts = [len(shard) for shard in shards]
-        if not sum(counts):
+        ignored = IgnoredFiles()
+        for shard in shards:
+            ignored.add_all(Ignored(**one) for one in json.loads(shard.schema.metadata[b"ignored"]))
+        index, self._shards = (
+            pa.concat_tables(shards).combine_chunks(),
+            np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard) for shard in shards]),
+        )
+        index, images = _join_labels(index, where, ignored)
+        self._shards = self._shards[images]
+        counts = np.bincount(self._shards, minlength=len(shards)).tolist()
+        if not len(index):
             raise DataError(f"no images in {', '.join(self._files.names[:3])}; a shard holds members like 000001.jpg")
-        index = pa.concat_tables(shards).combine_chunks()
-        self._shards = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
         names = [os.fsdecode(name) for name in index["name"].to_pylist()]
+        plain = without_common_folder(names)
         if (index["kind"].to_numpy() != _NONE).any():
-            if not by_files:
-                require_unsplit(split, where)
             others = [] if files.remote else sorted({*range(len(files))} - {*places})
             self.class_names, self.labels = self._read_labels(index, [_shard_index(files, file) for file in others])
+            if not by_files:
+                parts = split_names(plain, split, where, ignored)
+                self.split = parts.split
+                index, self._shards, self.labels = (
+                    index.take(pa.array(parts.rows)), self._shards[parts.rows], self.labels[parts.rows]
+                )  # fmt: skip
         else:
-            chosen_names = sort_names(without_common_folder(names), "all" if by_files else split, where)
+            chosen_names = sort_names(plain, "all" if by_files else split, where, ignored=ignored)
             self.class_names, self.labels = chosen_names.class_names, chosen_names.labels
             self.split = self.split if by_files else chosen_names.split
             index, self._shards = index.take(chosen_names.rows), self._shards[chosen_names.rows]
+        self.ignored = ignored.listed()
         self._names = index["name"].combine_chunks()
         self._offsets, self._sizes = index["offset"].to_numpy(), index["size"].to_numpy()
         self.encoded_bytes = int(self._sizes.sum())
@@ -164,15 +217,24 @@ class TarSource(BlockSource):
         kept = self._names.to_pylist()
         content = hashlib.sha256(b"".join(kept))
         content.update(np.cumsum([0, *map(len, kept)]).astype("<i8").tobytes())
-        parts = [f"{self._files.base_name(f)}\0{counts[f]}".encode() for f in range(len(shards))]
-        parts += [content.digest(), self._sizes.astype("<i8").tobytes(), label_bytes(self.labels)]
-        self.fingerprint = digest(*parts, *(class_name.encode() for class_name in self.class_names))
+        identity = [f"{self._files.base_name(f)}\0{counts[f]}".encode() for f in range(len(shards))]
+        self._identity = [*identity, content.digest(), self._sizes.astype("<i8").tobytes()]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        pieces = 0 if self.encoded_bytes <= FITS_IN_MEMORY else _PIECES
+        contents = (self._files.content(file, pieces) for file in range(len(self._files)))
+        return digest(self.earlier_fingerprint.encode(), *contents)
+
+    @cached_property
+    def earlier_fingerprint(self) -> str:
+        return digest(*self._identity, label_bytes(self.labels), *(name.encode() for name in self.class_names))
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def describe(self, index: int) -> str:
-        return f"{self._files.names[int(self._shards[index])]} {unpack(self._names, index)}"
+        return f"{self._files.names[int(self._shards[index])]} {printable(unpack(self._names, index))}"
 
     def read_bytes(self, index: int) -> bytes:
         if self.central:
@@ -199,11 +261,11 @@ class TarSource(BlockSource):
             row = kinds.index(_NONE if _NONE in found else _TEXT)
             problem = "a name for its label" if kinds[row] else "no label"
             raise DataError(f"{self._sample(index, row)} has {problem}, unlike others; label all alike, or none")
-        same = [other["label"].to_pylist() for other in others if set(other["kind"].to_pylist()) == found]
+        same = [other["label"].to_pylist() for other in others if {*other["kind"].to_pylist()} - {_NONE} == found]
         values, classes = {*texts, *itertools.chain(*same)}, _listed_classes(self._files)
         if found == {_INTEGER}:
             classes = classes or tuple(map(str, range(max(map(int, values)) + 1)))
-        classes = classes or tuple(sorted(values))
+        classes = classes or sort_classes(values - {""})
         labels, wrong = number_labels(texts, [*map(str, range(len(classes)))] if found == {_INTEGER} else classes)
         if wrong is not None:
             sample, label = self._sample(index, wrong), texts[wrong]
@@ -211,7 +273,7 @@ class TarSource(BlockSource):
         return classes, labels
 
     def _sample(self, index: Any, row: int) -> str:
-        return f"{self._files.names[int(self._shards[row])]}: {unpack(index['name'], row)}"
+        return f"{self._files.names[int(self._shards[row])]}: {printable(unpack(index['name'], row))}"
 
 
 def _shard_index(files: Files, file: int) -> Any:
@@ -240,9 +302,21 @@ def _scan_shard(file: BinaryIO, size: int, where: str) -> Any:
     """Find the images and labels of a tar file of `size` bytes."""
     import pyarrow as pa
 
-    samples: dict[str, list[str]] = {}  # names of the images of members that belong together
     told: dict[str, _Label] = {}  # kind and text of a sample's label
-    places: dict[str, tuple[int, int]] = {}  # first byte and length of each image, as they are stored
+    places: dict[str, tuple[int, int]] = {}  # first byte and length of each file, as they are stored
+    links: dict[str, str] = {}  # what they are links to
+    ignored = IgnoredFiles()
+
+    def read_label(name: str) -> None:
+        start, length = places[name]
+        key, extension = _sample_of(name)
+        if extension in ("cls", "json") and length <= _LARGEST_TEXT and not any(map(is_hidden, name.split("/"))):
+            file.seek(start)
+            if label := _label(extension, file.read(length), f"{where} {name}"):
+                told[key] = label
+                labels.add(name)
+
+    labels: set[str] = set()  # names of members with labels
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
             while (member := archive.next()) is not None:
@@ -250,39 +324,82 @@ def _scan_shard(file: BinaryIO, size: int, where: str) -> Any:
                 name = member_name(member.name)
                 if member.isreg() and member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"it ends inside {member.name}")
-                if name is None or not (member.isreg() or member.islnk() or member.issym()):
+                if not name or not (member.isreg() or member.islnk() or member.issym()):
                     continue
-                folder, slash, base = name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                key = folder + slash + stem
-                if is_image_name(base):
-                    if name not in places:  # a later member of the same name replaces the earlier one
-                        samples.setdefault(key, []).append(name)
-                    place = (member.offset_data, member.size)
-                    if not member.isreg():
-                        linked = member.linkname if member.islnk() else posixpath.join(folder, member.linkname)
-                        place = places.get(member_name(posixpath.normpath(linked)) or "", (0, 0))  # to nothing: empty
-                    places[name] = place
-                elif extension.lower() in ("cls", "json") and member.isreg() and member.size <= _LARGEST_TEXT:
-                    file.seek(member.offset_data)
-                    data = file.read(member.size)
-                    if label := _label(extension.lower(), data, f"{where} {name}"):
-                        told[key] = label
-            file.seek(archive.offset)  # tarfile stops in silence where a header cannot be read
+                links.pop(name, None)  # a later member of the same name replaces the earlier one
+                places[name] = (member.offset_data, member.size)
+                if member.isreg():
+                    read_label(name)
+                else:
+                    folder = "" if member.islnk() else name.rpartition("/")[0]
+                    links[name] = member_name(posixpath.normpath(posixpath.join(folder, member.linkname)))
+            end = archive.offset
+            for name, target in links.items():
+                for _ in range(len(links)):  # a link may lead to a link, or in a circle
+                    if target not in links:
+                        break
+                    target = links[target]
+                places[name] = (0, 0) if target in links else places.get(target, (0, 0))  # to nothing: empty
+                read_label(name)
+            file.seek(end)  # tarfile stops in silence where a header cannot be read
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
+                raise tarfile.ReadError(f"no header and no end mark at byte {end}")
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise DataError(f"{where}: no tar file, truncated or damaged ({error}); fetch or write it again") from error
-    labels: dict[str, _Label] = {}
+    names = [name for name in places if name not in labels]
+    samples: dict[str, list[str]] = {}  # names of the images of members that belong together
+    for row in sift(names, ignored, tables=False):
+        samples.setdefault(_sample_of(names[row])[0], []).append(names[row])
+    found: dict[str, _Label] = {}
     for key, images in samples.items():
-        label = told.get(key, (_NONE, ""))
-        labels |= dict.fromkeys(_images_of(images, where, labelled=key in told), label)
-    rows = [(os.fsencode(name), *place, *labels[name]) for name, place in places.items() if name in labels]
+        chosen = _images_of(images, where, labelled=key in told)
+        found |= dict.fromkeys(chosen, told.get(key, (_NONE, "")))
+        for name in images[:0] if len(chosen) == len(images) else images:
+            if name not in chosen:
+                ignored.add("second image of a sample", name)
+    rows = [(os.fsencode(name), *place, *found[name]) for name, place in places.items() if name in found]
+    rows += [(os.fsencode(key), _ABSENT, 0, *label) for key, label in told.items() if key not in samples]
     schema = pa.schema(
         [("name", pa.large_binary()), ("offset", pa.int64()), ("size", pa.int64()), ("kind", pa.int8()),
-         ("label", pa.large_string())]
+         ("label", pa.large_string())],
+        {"ignored": json.dumps([dataclasses.asdict(one) for one in ignored.listed()])},
     )  # fmt: skip
     return pa.table([list(column) for column in zip(*rows, strict=True)] or [[]] * 5, schema=schema)
+
+
+def _sample_of(name: str) -> tuple[str, str]:
+    """Return the name that the members of a sample share, and the rest in small letters."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _join_labels(index: Any, where: str, ignored: IgnoredFiles) -> tuple[Any, Any]:
+    """Give labels that lie in shards of their own to their images; return the images, and their rows in `index`."""
+    import pyarrow as pa
+
+    absent = index["offset"].to_numpy() == _ABSENT
+    if not absent.any():
+        return index, np.arange(len(index))
+    images = np.flatnonzero(~absent)
+    labels = index.take(np.flatnonzero(absent)).to_pylist()
+    loose = {os.fsdecode(row["name"]): (row["kind"], row["label"]) for row in labels}
+    index = index.take(images)
+    keys = [_sample_of(os.fsdecode(name))[0] for name in index["name"].to_pylist()]
+    if len(loose) < len(labels) or len({*keys} & {*loose}) < sum(key in loose for key in keys):
+        twice = next(iter({*keys} & {*loose}), next(iter(loose)))
+        raise DataError(f"{where}: labels lie apart from images, and several are called {twice}; put them side by side")
+    given = [(kind, label) if kind else loose.pop(key, (_NONE, "")) for key, kind, label in zip(
+        keys, index["kind"].to_pylist(), index["label"].to_pylist(), strict=True
+    )]  # fmt: skip
+    for key in loose:
+        ignored.add("label without an image", key)
+    for column, values, kind in (
+        (3, [kind for kind, _ in given], pa.int8()),
+        (4, [label for _, label in given], pa.large_string()),
+    ):
+        index = index.set_column(column, index.schema.field(column).name, pa.array(values, kind))
+    return index.combine_chunks(), images
 
 
 def _images_of(images: list[str], where: str, *, labelled: bool) -> list[str]:
@@ -304,8 +421,8 @@ def _label(extension: str, data: bytes, where: str) -> _Label | None:
             value = int(text) if text.lstrip("-").isdecimal() else text
         else:
             fields = json.loads(text)
-            keys = [key for key in ("label", "class", "cls") if isinstance(fields, dict) and key in fields]
-            value = fields[keys[0]] if keys else None
+            there = {str(key).lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {}
+            value = next((there[key] for key in (*LABEL_NAMES, "cls") if there.get(key) is not None), None)
             if value is None:
                 return None
     except ValueError:
@@ -313,7 +430,7 @@ def _label(extension: str, data: bytes, where: str) -> _Label | None:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return _INTEGER, str(value)
     if isinstance(value, str) and value:
-        return _TEXT, value
+        return _TEXT, unicodedata.normalize("NFC", value)
     raise DataError(f"{where}: the label {value!r} is neither an integer from 0 up nor a name; correct or remove it")
 
 
@@ -323,7 +440,7 @@ def _listed_classes(files: Files) -> tuple[str, ...] | None:
         lines = (files.beside("classes.txt") or b"").decode("utf-8").splitlines()
     except ValueError:
         raise DataError(f"classes.txt beside {files.names[0]} is not UTF-8 text; write one name a line") from None
-    if names := tuple(line.strip() for line in lines if line.strip()):
+    if names := tuple(unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip()):
         return names
     try:
         listed = json.loads(files.beside("dataset_info.json") or b"{}")["features"]["label"]["names"]

@@ -107,7 +107,7 @@ def load_all(
     """
     check_reading(on_error, workers)
     indices = spread_indices(len(source), limit)
-    images = torch.empty((len(indices), *options.shape), dtype=torch.uint8)
+    images = torch.empty((len(indices), *options.shape), dtype=torch.uint8, device="cpu")
     kept: list[Integers] = []
     count = 0
     bad: list[BadImage] = []
@@ -209,11 +209,13 @@ def spread_indices(count: int, limit: int | None) -> Integers:
     return indices * count // max(1, len(indices))
 
 
-def part_fingerprint(source: ImageSource, indices: Integers) -> str:
-    """Return the source's fingerprint if `indices` are all of its images, else one that also covers which they are."""
-    if len(indices) == len(source):
-        return source.fingerprint
-    return digest(source.fingerprint.encode(), indices.astype("<i8").tobytes())
+def part_fingerprint(source: ImageSource, indices: Integers, *, earlier: bool = False) -> str:
+    """Return the source's fingerprint if `indices` are all of its images, else one that also covers which they are.
+
+    With `earlier`, that which versions before 0.2 gave them, where it was another one.
+    """
+    whole = (source.earlier_fingerprint if earlier else None) or source.fingerprint
+    return whole if len(indices) == len(source) else digest(whole.encode(), indices.astype("<i8").tobytes())
 
 
 def _scan(
@@ -301,7 +303,7 @@ def ordered_map(
             prefetch_factor=prefetch,
             collate_fn=_as_it_is,
             worker_init_fn=_begin_worker,
-            generator=torch.Generator(),  # the global one stays as it is
+            generator=torch.Generator("cpu"),  # the global one stays as it is
         )
         try:
             results: Any = iter(loader)

@@ -43,10 +43,11 @@ from spheregen.data.latent_cache import (
 from spheregen.data.loader import to_device
 from spheregen.data.order import Integers
 from spheregen.data.source import ImageSource
-from spheregen.devices import autocast
+from spheregen.devices import autocast, own_defaults
 from spheregen.distributed import World
 from spheregen.errors import ConfigError, DataError, SphereGenError
 from spheregen.files import atomic_path, remove_leftovers
+from spheregen.lock import LOCK
 from spheregen.progress import QuietReporter, Reporter
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 SHARD_BYTES, SHARD_IMAGES = 128 << 20, 4096  # a shard is in memory while it is made, and is lost if that is interrupted
 
 
+@own_defaults()
 def write_latent_cache(
     tokenizer: Tokenizer,
     source: ImageSource,
@@ -125,7 +127,7 @@ def write_latent_cache(
     world = world or World()
     if len(set(world.gather_objects(plan.key))) > 1:
         raise ConfigError("the processes differ in data, tokenizer or options; start all with the same ones")
-    begun = _begin(out, plan) if world.is_first else None
+    begun = _begin(out, plan, source.earlier_fingerprint) if world.is_first else None
     if world.is_first and save_tokenizer is not None:
         save_tokenizer(out)
     begun = cast(CacheIndex, world.gather_objects(begun)[0])
@@ -161,8 +163,12 @@ def write_latent_cache(
     return cast(CacheIndex, world.gather_objects(index)[0])
 
 
-def _begin(out: Path, plan: CachePlan) -> CacheIndex:
-    """Begin a cache, or return the index of the one in the folder if it is the one that is wanted."""
+def _begin(out: Path, plan: CachePlan, earlier: str | None) -> CacheIndex:
+    """Begin a cache, or return the index of the one in the folder if it is the one that is wanted.
+
+    Args:
+        earlier: the fingerprint that a version before gave to the images.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; give --out a folder")
     remove_leftovers(out)
@@ -170,11 +176,14 @@ def _begin(out: Path, plan: CachePlan) -> CacheIndex:
         begun.rename(out / INDEX)
     there = read_index(out)
     if there is None:
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
             raise ConfigError(f"{out} holds other files and no latent cache; give --out a new folder")
         there = CacheIndex(plan=plan)
         write_index(out, there)
-    if differences := there.plan.differences(dataclasses.replace(plan, shard_images=there.plan.shard_images)):
+    wanted = dataclasses.replace(plan, shard_images=there.plan.shard_images)
+    if there.plan.source_fingerprint == earlier:
+        wanted = dataclasses.replace(wanted, source_fingerprint=earlier)
+    if differences := there.plan.differences(wanted):
         raise ConfigError(f"{out} holds a cache of other settings ({'; '.join(differences)}); give another --out")
     return there
 
@@ -209,7 +218,7 @@ def _encode(
     indices, pixels = chunk.good()
     wanted, dtype = (len(indices), plan.views, *plan.latent_shape), TORCH_DTYPES[plan.dtype]
     if not len(indices):
-        return indices, torch.empty(wanted, dtype=dtype)
+        return indices, torch.empty(wanted, dtype=dtype, device="cpu")
     try:
         images = to_model_range(to_device(torch.from_numpy(pixels), device))
         with autocast(device, plan.precision):
@@ -254,7 +263,7 @@ def _finish(out: Path, source: ImageSource, plan: CachePlan, shards: Sequence[_S
     kept = np.setdiff1d(np.arange(len(source), dtype=np.int64), [image.index for image in skipped])
     index = CacheIndex(
         plan=plan,
-        data_fingerprint=part_fingerprint(source, kept),
+        data_fingerprint=part_fingerprint(source, kept, earlier=plan.source_fingerprint != source.fingerprint),
         shards=tuple(record for record, _ in shards),
         skipped=tuple(skipped),
     )

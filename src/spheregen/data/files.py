@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from spheregen.data.names import ARCHIVES
+from spheregen.data.source import content_digest
 from spheregen.errors import DataError, SphereGenError
 
 Answer = TypeVar("Answer")
@@ -61,9 +62,17 @@ class Files:
 
     def stamp(self, file: int) -> str:
         """Return what tells this version of the file from others: name, size, checksum or time where they are known."""
+        return f"{self.names[file]}\0{self._version(file)}"
+
+    def content(self, file: int, pieces: int = 0) -> bytes:
+        """Return what tells the contents of the file from others: here a hash of all, or of so many pieces of 4 KiB;
+        of a remote one what its server says."""
+        return self._version(file).encode() if self.remote else content_digest(self.paths[file], pieces)
+
+    def _version(self, file: int) -> str:
         info = self._info(file)
         keys = ("etag", "ETag", "blob_id", "mtime", "LastModified", "created")
-        return "\0".join([self.names[file], str(self.size(file)), *(str(info[key]) for key in keys if key in info)])
+        return "\0".join([str(self.size(file)), *(str(info[key]) for key in keys if key in info)])
 
     def read(self, file: int, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes from `offset` on."""

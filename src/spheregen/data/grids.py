@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+import spheregen
 from spheregen.data.images import read_image
 from spheregen.errors import ConfigError, SphereGenError
 from spheregen.files import atomic_path
@@ -179,11 +180,13 @@ def labelled_sheet(
 def encode_png(image: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
     """Return the bytes of a PNG file with `metadata` as text chunks (tEXt; iTXt where Latin-1 does not suffice).
 
+    `Software` comes first, by which our files are known.
+
     Raises:
         ConfigError: a key is no PNG keyword (1 to 79 Latin-1 characters).
     """
     text = PngImagePlugin.PngInfo()
-    for key, value in (metadata or {}).items():
+    for key, value in ({"Software": f"spheregen {spheregen.__version__}"} | dict(metadata or {})).items():
         if not 0 < len(key) < 80 or not all(0 < ord(letter) < 256 for letter in key):
             raise ConfigError(f"{key!r} cannot name PNG metadata; use 1 to 79 Latin-1 characters")
         text.add_text(key, value.encode("utf-8", "replace").decode())  # names of files may be no text
@@ -204,7 +207,7 @@ def save_png(
         temporary.write_bytes(data)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: str | Path) -> dict[str, str]:
     """Read the text that `save_png` put into a PNG file; a DataError tells that it is missing or no image."""
     image = read_image(path)
     return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
@@ -277,7 +280,7 @@ def save_animation(frames: torch.Tensor, path: Path, *, fps: float = 12, bounce:
         images = [image.quantize(256) for image in images]
     ends = [10 * round(100 * i / fps) for i in range(len(images) + 1)]
     options: dict[str, Any] = {"duration": [end - start for start, end in itertools.pairwise(ends)]}  # milliseconds
-    options |= {"lossless": True} if suffix == ".webp" else {}
+    options |= {"lossless": True} if suffix == ".webp" else {"comment": b"Software\0spheregen"}
     with atomic_path(path) as temporary:
         images[0].save(temporary, format=suffix[1:], save_all=True, append_images=images[1:], loop=0, **options)
 

@@ -5,10 +5,13 @@ ICC profiles and gamma tags are not applied: samples are taken as sRGB, as every
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +26,8 @@ Fit = Literal["crop", "pad"]
 Resize = Literal["adm", "bicubic", "nearest", "published"]
 Pixels = npt.NDArray[np.uint8]
 
+_UNSAFE = frozenset({"EPS", "PDF", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"})  # they run code, or hold no pixels
+_PNG, _TEXT_CHUNKS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _LONGEST_STRIP = 16  # aspect ratio beyond which the ends are cut before, not after, enlarging
 
 
@@ -55,6 +60,25 @@ class ImageOptions:
         return self.channels * self.image_size**2
 
 
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are read: those of Pillow and of plugins for HEIC and JPEG XL, where
+    they are installed, without what can run code or holds no pixels."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _UNSAFE)
+
+
+@cache
+def image_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of image files that are read, in small letters."""
+    known = {*image_formats(), "MPO"}  # which is read as JPEG
+    return tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in known))
+
+
 def load_image(image: Image.Image, options: ImageOptions) -> torch.Tensor:
     """Bring a PIL image of any mode and shape to uint8 (C, S, S), 0..255.
 
@@ -70,10 +94,7 @@ def load_image(image: Image.Image, options: ImageOptions) -> torch.Tensor:
 
 def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
     """Return `load_image` as a numpy array, which may be a read-only, transposed view."""
-    try:
-        image = _to_channels(_upright(image), options)
-    except (ValueError, TypeError, OSError) as error:  # a mode, palette or transparency that Pillow cannot convert
-        raise DataError(f"an image of mode {image.mode} cannot be converted ({error}); save it as RGB") from error
+    image = _convert(image, options)
     size = options.image_size
     if image.size != (size, size):
         image = _crop(image, options) if options.fit == "crop" else _pad(image, options)
@@ -81,15 +102,22 @@ def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+def _convert(image: Image.Image, options: ImageOptions) -> Image.Image:
+    try:
+        return _to_channels(_upright(image), options)
+    except (ValueError, TypeError, OSError) as error:  # a mode, palette or transparency that Pillow cannot convert
+        raise DataError(f"an image of mode {image.mode} cannot be converted ({error}); save it as RGB") from error
+
+
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
     """Convert uint8 0..255 to float32 in [-1, 1], which models read and write; same shape."""
     return images.to(torch.float32).div(127.5).sub_(1.0)
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: str | Path) -> Image.Image:
     """Read and decode an image file completely; a DataError names the path if that fails."""
     try:
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     return decode_bytes(data, str(path))
@@ -110,7 +138,7 @@ def decode_bytes(data: bytes, where: str | Callable[[], str]) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=image_formats())
             image.load()
             if "exif" in image.info:
                 image.getexif()  # parsed once, here, where a warning about broken EXIF data stays quiet
@@ -120,9 +148,27 @@ def decode_bytes(data: bytes, where: str | Callable[[], str]) -> Image.Image:
     except UnidentifiedImageError as error:
         raise _bad(where, "not an image that Pillow can read; remove it") from error
     except Exception as error:  # broken files make decoders raise nearly anything: SyntaxError, struct.error ...
+        if data.startswith(_PNG) and len(plain := _without_text(data)) < len(data):
+            return decode_bytes(plain, where)  # Pillow limits how much text a file may unpack; nobody needs it here
         cause = " ".join(str(error).split()) or type(error).__name__
         raise _bad(where, f"corrupt or truncated image ({cause}); remove it") from error
     return image
+
+
+def check_convertible(image: Image.Image) -> None:
+    """Raise the DataError that `load_image` raises for this image, if it does."""
+    _convert(image, ImageOptions(image_size=1))
+
+
+def _without_text(png: bytes) -> bytes:
+    """Return a PNG file without its texts and colour profile, which are not unpacked for it."""
+    kept, place = [_PNG], len(_PNG)
+    while place + 12 <= len(png):
+        end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+        if png[place + 4 : place + 8] not in _TEXT_CHUNKS:
+            kept.append(png[place:end])
+        place = end
+    return b"".join(kept)
 
 
 def _bad(where: str | Callable[[], str], problem: str) -> DataError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def open_images(images: ImageInputs) -> list[Image.Image | torch.Tensor]:
         images = [images]
     elif isinstance(images, np.ndarray | torch.Tensor):
         images = list(images) if images.ndim == 4 else [images]
-    opened = [_open(image) for image in images]
+    opened = [_open(image) for image in (images if isinstance(images, Iterable) else [images])]
     if not opened:
         raise ConfigError("no images were given")
     return opened
@@ -83,7 +83,11 @@ def _open(image: ImageInput) -> Image.Image | torch.Tensor:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, np.ndarray):
-        values = torch.from_numpy(np.array(image, order="C"))  # a copy: arrays of PIL images are read-only
+        if image.dtype.kind not in "biuf":
+            raise ConfigError(f"a picture of {image.dtype} has no known range; give uint8, or floats in [0, 1]")
+        native = np.float32 if image.dtype.kind == "f" and image.dtype.itemsize > 8 else image.dtype.newbyteorder("=")
+        # a copy in the byte order of the machine: arrays of PIL images are read-only
+        values = torch.from_numpy(np.array(image, dtype=native, order="C", subok=False))
         values = values[None] if values.ndim == 2 else values.movedim(-1, 0) if values.ndim == 3 else values
         layout = "(H, W), (H, W, C)"
     elif isinstance(image, torch.Tensor):

@@ -244,7 +244,7 @@ class LatentCache:
         self.indices = torch.cat([shard["indices"] for shard in shards])  # (count,) int64, ascending, in the source
         self.labels = torch.cat([shard["labels"] for shard in shards]) if self.class_names else None  # (count,) int64
         self._rows = [shard["latents"].flatten(0, 1).flatten(1) for shard in shards]  # each (n * views, N * d)
-        self._starts = torch.tensor([0, *(len(rows) for rows in self._rows)]).cumsum(0)
+        self._starts = torch.tensor([0, *(len(rows) for rows in self._rows)], device="cpu").cumsum(0)
 
     @property
     def nbytes(self) -> int:
@@ -258,11 +258,11 @@ class LatentCache:
             numbers: (B,) of images, 0 .. count - 1.
             views: (B,) of each: 0, or 1 for that of the mirror image; None = 0 for all.
         """
-        numbers = torch.as_tensor(numbers, dtype=torch.int64)
-        views = torch.zeros_like(numbers) if views is None else torch.as_tensor(views, dtype=torch.int64)
+        numbers = torch.as_tensor(numbers, dtype=torch.int64, device="cpu")
+        views = torch.zeros_like(numbers) if views is None else torch.as_tensor(views, dtype=torch.int64, device="cpu")
         places = numbers * self.views + views
         shards = torch.searchsorted(self._starts, places, right=True) - 1
-        found = torch.empty(len(numbers), *self.latent_shape, dtype=self.dtype)
+        found = torch.empty(len(numbers), *self.latent_shape, dtype=self.dtype, device="cpu")
         for shard in shards.unique().tolist():
             here = (shards == shard).nonzero()[:, 0]
             # not by two indices at once, which torch copies number by number

@@ -56,6 +56,7 @@ class Batches(ABC):
 
     count: int  # samples in an epoch
     fingerprint: str  # of the data, without what was skipped
+    earlier_fingerprint: str | None = None  # that versions before 0.2 gave them
     skipped: tuple[str, ...]  # one line for each image that was left out
     class_names: tuple[str, ...]  # empty = unlabelled
 
@@ -179,9 +180,11 @@ class TrainingBatches(Batches):
             SampleOrder(usable, **share) if blocks is None else BlockOrder(usable, blocks.starts, blocks.sizes, **share)
         )
         self.count, self.fingerprint = len(usable), part_fingerprint(source, usable)
+        self.earlier_fingerprint = part_fingerprint(source, usable, earlier=True)
         if self._cache is not None:
-            self._places = torch.full((len(source),), -1, dtype=torch.int64)  # number in the source -> row of the cache
-            self._places[torch.from_numpy(usable)] = torch.arange(self.count)
+            # number in the source -> row of the cache
+            self._places = torch.full((len(source),), -1, dtype=torch.int64, device="cpu")
+            self._places[torch.from_numpy(usable)] = torch.arange(self.count, device="cpu")
             self._cache = self.kept(self._cache)
 
     def __iter__(self) -> Iterator[Batch]:

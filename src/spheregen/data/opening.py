@@ -12,8 +12,17 @@ from typing import Any
 from spheregen.data.archives import TarSource, ZipSource
 from spheregen.data.digits import DigitsSource
 from spheregen.data.files import Files, cause_of, find_files, retried
-from spheregen.data.folder import FolderSource, image_files
-from spheregen.data.names import ARCHIVES, choose_split, is_image_name
+from spheregen.data.folder import FolderSource, all_files
+from spheregen.data.names import (
+    ARCHIVES,
+    IgnoredFiles,
+    check_class_names,
+    choose_split,
+    is_image_name,
+    is_plain,
+    printable,
+    sift,
+)
 from spheregen.data.parquet import ParquetSource
 from spheregen.data.source import ImageSource, renumbered
 from spheregen.errors import DataError, did_you_mean
@@ -54,7 +63,11 @@ def open_source(
             `class_names` lacks; or a package that it needs is not installed.
         ConfigError: `class_names` holds a name twice.
     """
+    if not is_plain(str(source)):
+        problem = "the path is no UTF-8 text of one line, so that no recipe can hold it"
+        raise DataError(f"{printable(str(source))}: {problem}; rename the folder or file")
     opened = _open(source, split, stream)
+    check_class_names(opened.class_names, opened.name)
     return opened if class_names is None else renumbered(opened, class_names)
 
 
@@ -118,9 +131,17 @@ def _open_folder(folder: Path, split: str) -> ImageSource:
             found = sorted(path for path in place.glob(f"*{suffix}") if path.is_file() and path.name[0] != ".")
             if not found:
                 continue
-            if stray := next((name for name in image_files(folder) if "/" in name), None):
-                raise DataError(f"{folder} holds both {found[0].name} and images such as {stray}; name what is meant")
-            return open_files(Files.local(found), split, folder.resolve().name)
+            names, ignored = list(all_files(folder)), IgnoredFiles()
+            images = [names[row] for row in sift(names, ignored)]
+            if stray := next((name for name in images if "/" in name), None):
+                both = f"both {found[0].name} and images such as {printable(stray)}"
+                raise DataError(f"{folder} holds {both}; name what is meant, or move one away")
+            source = open_files(Files.local(found), split, folder.resolve().name)
+            ignored.add_all(source.ignored)
+            for name in images:
+                ignored.add("image beside archives", name)
+            source.ignored = tuple(one for one in ignored.listed() if not one.reason.startswith(suffix))
+            return source
     return FolderSource(folder, split)
 
 

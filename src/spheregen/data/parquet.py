@@ -9,20 +9,22 @@ import bisect
 import contextlib
 import itertools
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from spheregen.data.files import Files, cause_of
-from spheregen.data.names import choose_files, number_labels
-from spheregen.data.source import Blocks, BlockSource, digest, label_bytes
+from spheregen.data.names import LABEL_NAMES, IgnoredFiles, choose_files, number_labels, sort_classes
+from spheregen.data.source import FITS_IN_MEMORY, Blocks, BlockSource, digest, label_bytes
 from spheregen.errors import DataError
 
+_PIECES = 256  # of 4 KiB, that tell the contents of a file
 IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class")
 
 
 class ParquetSource(BlockSource):
@@ -60,7 +62,21 @@ class ParquetSource(BlockSource):
         self.encoded_bytes = int(sizes.sum())
         self.class_names, self.labels = self._read_labels(files.only(sorted({*range(len(files))} - {*places})))
         heads = [f"{base_names[p]}\0{files.size(p)}\0{n}".encode() for p, n in zip(places, counts, strict=True)]
-        self.fingerprint = digest(*heads, label_bytes(self.labels), *(name.encode() for name in self.class_names))
+        self._identity = heads
+        ignored = IgnoredFiles()
+        for name in self._heads[0].unread:
+            ignored.add("column that is not read", name)
+        self.ignored = ignored.listed()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        pieces = 0 if self.encoded_bytes <= FITS_IN_MEMORY else _PIECES
+        contents = (self._files.content(file, pieces) for file in range(len(self._files)))
+        return digest(self.earlier_fingerprint.encode(), *contents)
+
+    @cached_property
+    def earlier_fingerprint(self) -> str:
+        return digest(*self._identity, label_bytes(self.labels), *(name.encode() for name in self.class_names))
 
     def __len__(self) -> int:
         return self._file_starts[-1]
@@ -94,11 +110,15 @@ class ParquetSource(BlockSource):
         if column.null_count:
             where = self.describe(column.is_null().index(True).as_py())
             raise DataError(f"{where}: the label is null ({column.null_count} rows in all); remove rows or column")
-        values = column.to_pylist()
+        values = [*map(_composed, column.to_pylist())]
         known: Sequence[int | str]  # value of class i in the column, at place i
         if head.class_names is None:
             more = [_labels_or_none(others, file) for file in range(len(others))]
-            known = sorted({*values, *itertools.chain(*(o.to_pylist() for o in more if o and o.type == column.type))})
+            found = {
+                *values,
+                *itertools.chain(*(map(_composed, o.to_pylist()) for o in more if o and o.type == column.type)),
+            }
+            known = sorted(found) if pa.types.is_integer(column.type) else sort_classes(found)
         else:
             known = range(len(head.class_names)) if pa.types.is_integer(column.type) else head.class_names
         labels, wrong = number_labels(values, known)
@@ -106,6 +126,10 @@ class ParquetSource(BlockSource):
             label = values[wrong]
             raise DataError(f"{self.describe(wrong)}: the label {label!r} is no class of {len(known)}; correct it")
         return head.class_names or tuple(map(str, known)), labels
+
+
+def _composed(value: Any) -> Any:
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 class _Values(Sequence[bytes]):
@@ -129,6 +153,7 @@ class _Head:
     image_leaf: str  # of the column of encoded images
     label_column: str | None
     class_names: tuple[str, ...] | None  # None = not told
+    unread: tuple[str, ...]  # other columns
 
     def groups(self) -> list[tuple[int, int, int]]:
         """Return number, rows and bytes of images, unpacked, of each row group that has rows."""
@@ -154,15 +179,17 @@ def _read_head(files: Files, file: int) -> _Head:
     if image is None or not (nested or is_binary(kind)):
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise DataError(f"{files.names[file]} has no 'image', binary or a struct with 'bytes'; it has {columns}")
-    there = [name for name in LABEL_COLUMNS if name in schema.names]
+    spelled = {name.lower(): name for name in reversed(schema.names)}
+    there = [spelled[name] for name in LABEL_NAMES if name in spelled]
     # "target" may be another image, say
-    there = [name for name in there if name in LABEL_COLUMNS[:2] or _is_label(schema.field(name).type)]
+    there = [name for name in there if name.lower() in LABEL_NAMES[:2] or _is_label(schema.field(name).type)]
     label, class_names = there[0] if there else None, None
     with contextlib.suppress(KeyError, TypeError, ValueError):
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-        class_names = tuple(map(str, names)) if isinstance(names, list) and names else None
+        class_names = tuple(_composed(str(name)) for name in names) if isinstance(names, list) and names else None
     leaf = f"{image}.bytes" if nested else image
-    return _Head(metadata=metadata, image_leaf=leaf, label_column=label, class_names=class_names)
+    unread = tuple(name for name in schema.names if name not in (image, label))
+    return _Head(metadata=metadata, image_leaf=leaf, label_column=label, class_names=class_names, unread=unread)
 
 
 def _label_column(files: Files, file: int, head: _Head) -> Any:

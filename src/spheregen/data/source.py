@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,12 @@ import torch
 from PIL import Image
 
 from spheregen.data.images import decode_bytes
+from spheregen.data.names import Ignored
 from spheregen.errors import ConfigError, DataError, did_you_mean
 
 FITS_IN_MEMORY = 1 << 30  # encoded bytes: a set of up to this size is kept as it is
 _HELD_BYTES = 128 << 20  # encoded bytes kept of a larger one
+_PIECE = 4 << 10  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +43,25 @@ class ImageSource(ABC):
     split: str  # the part that was opened: "train", "test", "all" ...
     class_names: tuple[str, ...]  # name of class i at place i; empty = unlabelled
     labels: torch.Tensor | None  # (N,) int64 in [0, len(class_names)); None = unlabelled
-    fingerprint: str  # sha256, hexadecimal, of names, sizes and labels: changes with the data, not when they move
     encoded_bytes: int  # of all images together, as they are stored
     native_size: int | None = None  # side in pixels where all images are squares of one known size
     flips_allowed: bool = True  # False where a mirror image means something else (handwriting)
     central: bool = False  # True: the main process reads bytes, workers only decode; False: workers read by themselves
     remote: bool = False  # True: images come over a network each time they are read
+    ignored: tuple[Ignored, ...] = ()  # files beside the images that are not read, by reason
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256, hexadecimal, of names, contents and labels: changes with the data, not when they move.
+
+        Of a set above 1 GiB, parts of each file stand for its contents; of a remote one, what its server tells of it.
+        """
+        raise NotImplementedError
+
+    @cached_property
+    def earlier_fingerprint(self) -> str | None:
+        """The fingerprint that versions before 0.2 gave to these data, with their classes numbered as they are here."""
+        return None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -133,9 +151,41 @@ def digest(*parts: bytes) -> str:
     return result.hexdigest()
 
 
+def content_digest(path: str | Path, pieces: int = 0) -> bytes:
+    """Return a hash of what is in a file on this machine: of all of it, or of so many pieces of 4 KiB, and its size.
+
+    Of a file that cannot be read it is empty; reading it says so.
+    """
+    result = hashlib.blake2b(digest_size=16)
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - called for each of many files
+            size = os.fstat(file.fileno()).st_size
+            if size <= _PIECE * (pieces or size):
+                while data := file.read(1 << 20):
+                    result.update(data)
+            else:
+                for place in range(pieces):
+                    file.seek((size - _PIECE) * place // (pieces - 1))
+                    result.update(file.read(_PIECE))
+    except OSError:
+        return b""
+    return result.digest() + size.to_bytes(8, "little")
+
+
 def label_bytes(labels: torch.Tensor | None) -> bytes:
     """Return labels as a fingerprint takes them."""
     return b"" if labels is None else labels.numpy().astype("<i8").tobytes()
+
+
+def notes(source: ImageSource) -> list[str]:
+    """Return what a user should know of an opened source: what is not read, and numbers that name other classes."""
+    found = [f"ignored: {ignored}" for ignored in source.ignored]
+    names = source.class_names
+    for number, name in enumerate(names):
+        if name.isdecimal() and int(name) != number:
+            found.append(f"warning: label {number} is class {name!r}: numbers count classes from 0, names are text")
+            break
+    return found
 
 
 def renumbered(source: ImageSource, class_names: Sequence[str]) -> ImageSource:
@@ -145,13 +195,16 @@ def renumbered(source: ImageSource, class_names: Sequence[str]) -> ImageSource:
         return source
     if len(set(class_names)) != len(class_names):
         raise ConfigError("class_names holds a name twice; names of classes must differ")
-    missing = [name for name in source.class_names if name not in class_names]
+    plain = [unicodedata.normalize("NFC", name) for name in class_names]  # models of before may have others
+    missing = [name for name in source.class_names if name not in class_names and name not in plain]
     if missing:
         hint = did_you_mean(missing[0], class_names) or "; rename or remove it"
         raise DataError(f"{source.name} has the class {missing[0]!r}, none of the {len(class_names)} asked for{hint}")
-    table = torch.tensor([class_names.index(name) for name in source.class_names], dtype=torch.int64)
+    known = [(class_names if name in class_names else plain).index(name) for name in source.class_names]
+    table = torch.tensor(known, dtype=torch.int64, device="cpu")
     result = copy.copy(source)
     result.class_names = class_names
     result.labels = table[source.labels]
+    result.__dict__.pop("earlier_fingerprint", None)
     result.fingerprint = digest(source.fingerprint.encode(), "\0".join(class_names).encode())
     return result

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from spheregen.data.decoding import BadImage, Progress, check_reading, ordered_map, spread_indices
-from spheregen.data.grids import image_grid
-from spheregen.data.images import ImageOptions, decode_bytes, load_array, load_image
+from spheregen.data.grids import image_grid, labelled_sheet
+from spheregen.data.images import ImageOptions, check_convertible, decode_bytes, load_array, load_image
+from spheregen.data.names import Ignored
 from spheregen.data.order import Integers
 from spheregen.data.source import ImageSource
 from spheregen.errors import DataError
@@ -61,6 +62,7 @@ class SourceStatistics:
     count: int  # images in the source
     examined: int  # of them looked at; fewer with a limit
     encoded_bytes: int  # of all, as they are stored
+    ignored: tuple[Ignored, ...]  # files beside the images that are not read, by reason
     bad: tuple[BadImage, ...]  # those that cannot be read
     width: Spread | None  # pixels; None if no image can be read
     height: Spread | None  # pixels
@@ -131,6 +133,7 @@ def source_statistics(
         count=len(source),
         examined=len(indices),
         encoded_bytes=source.encoded_bytes,
+        ignored=source.ignored,
         bad=tuple(bad),
         width=_spread(width),
         height=_spread(height),
@@ -153,7 +156,7 @@ def source_statistics(
 
 
 def contact_sheet(source: ImageSource, *, tile: int = 64, bad: tuple[BadImage, ...] = ()) -> Image.Image:
-    """Lay out whole images: for up to 40 classes a row each with 2 to 8 images; else about 100, spread over the set.
+    """Lay out whole images: for up to 40 classes a row each, named, of 2 to 8 images; else about 100, spread over all.
 
     Args:
         tile: side of an image on the sheet in pixels.
@@ -163,13 +166,15 @@ def contact_sheet(source: ImageSource, *, tile: int = 64, bad: tuple[BadImage, .
         DataError: none can be read.
     """
     unusable = {image.index for image in bad}
-    groups, share, columns = [np.arange(len(source))], _SHEET, None
+    groups, share, columns = [np.arange(len(source))], _SHEET, 0
+    names: list[str] = []
     if source.labels is not None and (classes := len(source.class_names)) <= _FEW_CLASSES:
         labels = source.labels.numpy()
         groups = [group for number in range(classes) if len(group := np.flatnonzero(labels == number))]
+        names = [source.class_names[labels[group[0]]] for group in groups]
         share = columns = max(2, min(8, _SHEET // classes))
     options = ImageOptions(image_size=tile, fit="pad")
-    empty = torch.full(options.shape, 255, dtype=torch.uint8)
+    empty = torch.full(options.shape, 255, dtype=torch.uint8, device="cpu")
     tiles: list[torch.Tensor] = []
     for group in groups:
         row: list[torch.Tensor] = []
@@ -182,7 +187,10 @@ def contact_sheet(source: ImageSource, *, tile: int = 64, bad: tuple[BadImage, .
     source.release()
     if all(tile is empty for tile in tiles):
         raise DataError(f"none of the images of {source.name} that were tried can be read; see the list of bad files")
-    return image_grid(torch.stack(tiles), columns=columns)
+    if columns:
+        rows = [[image[None] for image in tiles[start : start + columns]] for start in range(0, len(tiles), columns)]
+        return labelled_sheet(rows, names, [""] * columns)
+    return image_grid(torch.stack(tiles))
 
 
 _Trait = tuple[str, object]
@@ -194,12 +202,14 @@ def _inspect(source: ImageSource, indices: Integers) -> tuple[npt.NDArray[np.voi
     traits: list[_Trait] = []
     bad: list[BadImage] = []
     for index in indices.tolist():
-        where = source.describe(index)
+        where, image = source.describe(index), None
         try:
             data = source.read_bytes(index)
             image = decode_bytes(data, where)
+            check_convertible(image)
         except DataError as error:
-            bad.append(BadImage(index=index, where=where, reason=str(error)))
+            reason = str(error) if image is None else f"{where}: {error}"
+            bad.append(BadImage(index=index, where=where, reason=reason))
             continue
         facts.append((index, *image.size, hashlib.blake2b(data, digest_size=16).digest()))
         traits += [("format", image.format or "unknown"), ("mode", image.mode)]

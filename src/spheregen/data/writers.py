@@ -19,17 +19,19 @@ from types import TracebackType
 from PIL import Image
 
 from spheregen.data.grids import encode_png, save_png
-from spheregen.data.names import SPLITS, SUFFIXES
+from spheregen.data.names import SPLITS, is_image_name
 from spheregen.errors import ConfigError, SphereGenError
-from spheregen.files import atomic_path, write_text
+from spheregen.files import atomic_path, check_replaceable, write_text
 
 Append = Callable[[str, bytes], None]  # a member's name and contents, to the end of an archive
 
 _FIELD = re.compile(r"%0[1-9]\d*d")  # %06d
-_NO_FOLDERS = frozenset({*SUFFIXES, ".parquet", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+_NO_FOLDERS = frozenset({".parquet", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
 
 
-def open_writer(out: Path, *, class_names: Sequence[str] = (), shard_size: int = 10_000) -> ImageWriter:
+def open_writer(
+    out: Path, *, class_names: Sequence[str] = (), shard_size: int = 10_000, overwrite: bool = True
+) -> ImageWriter:
     """Return a writer of the kind that the name tells; it creates nothing before the first image comes.
 
     Args:
@@ -43,6 +45,7 @@ def open_writer(out: Path, *, class_names: Sequence[str] = (), shard_size: int =
         class_names: name of class i at place i. Without them the classes of a zip are called by their numbers. Folders
             in a zip are named safely: "a/b" becomes "a_b", ".x" becomes "_x", a name that occurs twice gets its number.
         shard_size: images in a numbered shard, at least 1.
+        overwrite: whether files may be replaced that other programs wrote.
 
     Raises:
         ConfigError: `out` cannot be such a file or folder, its name is no pattern, numbered shards of this name are
@@ -52,7 +55,9 @@ def open_writer(out: Path, *, class_names: Sequence[str] = (), shard_size: int =
         raise ConfigError(f"shard_size is {shard_size}; a shard holds at least 1 image")
     try:
         _check_place(out)
-        return ImageWriter(out, class_names, shard_size)
+        if not overwrite and not out.is_dir():
+            check_replaceable(out)
+        return ImageWriter(out, class_names, shard_size, overwrite=overwrite)
     except OSError as error:  # no permission on a folder above, a name that is too long
         reason = error.strerror or error
         raise ConfigError(f"{out} cannot be looked at ({reason}); choose another place or name") from error
@@ -66,8 +71,8 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
     before stays; complete PNGs and shards stay too.
     """
 
-    def __init__(self, out: Path, class_names: Sequence[str], shard_size: int) -> None:
-        self.out, self.class_names, self.shard_size = out, class_names, shard_size
+    def __init__(self, out: Path, class_names: Sequence[str], shard_size: int, *, overwrite: bool = True) -> None:
+        self.out, self.class_names, self.shard_size, self.overwrite = out, class_names, shard_size, overwrite
         self._kind = suffix if (suffix := out.suffix.lower()) in (".zip", ".tar") else "folder"
         self._numbered = self._kind == ".tar" and "%" in out.name
         self._folders = _folder_names(class_names) if self._kind == ".zip" else []
@@ -77,6 +82,11 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         self._closed = False
         self._open = ExitStack()
         self._append: Append | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it writes a folder, not an archive."""
+        return self._kind == "folder"
 
     def add(self, key: str, image: Image.Image, metadata: Mapping[str, str], label: int | None = None) -> None:
         """Write one image.
@@ -104,7 +114,10 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
             known = f"from 0 to {len(self.class_names) - 1}" if self.class_names else "from 0"
             raise ConfigError(f"the label {label} of {key} is impossible; classes count {known}")
         if self._kind == "folder":
-            save_png(image, self.out / f"{key}.png", metadata, durable=False)
+            path = self.out / f"{key}.png"
+            if not self.overwrite:
+                check_replaceable(path)
+            save_png(image, path, metadata, durable=False)
             return
         if self._labelled not in (None, label is not None):
             raise ConfigError(f"{key} and those before it do not all have labels; label all images or none")
@@ -177,7 +190,7 @@ def _check_place(out: Path) -> None:
     suffix = out.suffix.lower()
     patterned = suffix == ".tar" and set("%{}*?[") & set(_FIELD.sub("", out.name, count=1))
     numbered = suffix != ".tar" and _FIELD.search(out.name)
-    if patterned or numbered or (suffix in _NO_FOLDERS and not out.is_dir()):
+    if patterned or numbered or ((suffix in _NO_FOLDERS or is_image_name(suffix)) and not out.is_dir()):
         raise ConfigError(f"{out} cannot take images; name a folder, a .zip, a .tar, or shards like samples-%06d.tar")
     above = next((part for part in out.parents if part.exists()), out)
     if above != out and not above.is_dir():

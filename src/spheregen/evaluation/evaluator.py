@@ -7,6 +7,7 @@ the same figures on one process and on many.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from spheregen.errors import ConfigError, DataError
 from spheregen.evaluation.feature_cache import FeatureSet, extract_features
 from spheregen.evaluation.images import (
     GeneratedImages,
-    ImagesAsTheyAre,
+    GivenImages,
     ImageSet,
     RealImages,
     Reconstructions,
@@ -32,7 +33,7 @@ from spheregen.evaluation.images import (
     spread,
 )
 from spheregen.evaluation.protocol import KID_SUBSET, EvaluationOptions, check_metrics, choose_metrics, line_of
-from spheregen.evaluation.reference import Reference, build_reference, check_reference
+from spheregen.evaluation.reference import Reference, build_reference, check_reference, count_shared
 from spheregen.evaluation.report.sections import FORMAT
 from spheregen.measure.features import FeatureExtractor, FeatureInfo
 from spheregen.measure.fidelity import SSIM_WINDOW, find_lpips, psnr, ssim
@@ -50,6 +51,7 @@ from spheregen.progress import QuietReporter, Reporter
 MOST_NEIGHBOURS = 10_000
 """Images of each side for the metrics that compare all with all."""
 SPLITS = 10
+SHARED = "{} of the {} images are also in the reference, pixel for pixel: the figures compare these with themselves"
 
 
 @dataclass(frozen=True)
@@ -190,14 +192,18 @@ def evaluate(pipe: Pipeline, options: EvaluationOptions, evaluator: Evaluator) -
     return _result(model, protocol, evaluator, scores), scores
 
 
-def evaluate_images(
-    images: ImagesAsTheyAre, evaluator: Evaluator, metrics: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Return the figures of samples that lie in a folder or archive, as a result like that of `evaluate`."""
+def evaluate_images(images: GivenImages, evaluator: Evaluator, metrics: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the figures of samples that lie in a folder or archive, as a result like that of `evaluate`.
+
+    Its notes say which samples were not measured as they are, and how many are also in the reference.
+    """
     scores = evaluator.score(images, metrics=metrics)
+    shared = max((count_shared(scores.measured, each) for each in evaluator.references.values()), default=0)
+    notes = [*scores.notes, *([SHARED.format(shared, len(images))] if shared else []), *images.notes]
     source, shape = images.source, list(images.shape)
     model = {"name": source.name, "fingerprint": source.fingerprint[:12], "class": "images", "image_shape": shape}
-    return _result(model, images.describe(), evaluator, scores)
+    protocol = {**images.describe(), "also_in_reference": shared}
+    return _result(model, protocol, evaluator, dataclasses.replace(scores, notes=tuple(notes)))
 
 
 def _result(model: dict[str, Any], protocol: dict[str, Any], evaluator: Evaluator, scores: Scores) -> dict[str, Any]:

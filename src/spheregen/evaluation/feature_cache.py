@@ -30,7 +30,9 @@ from spheregen.measure.features.preprocessing import antialiased
 from spheregen.progress import QuietReporter, Reporter
 
 LARGEST_THUMBNAIL = 64  # pixels
-_PIXELS, _DONE = "pixels", "done"
+_PIXELS, _DIGESTS, _DONE = "pixels", "digests", "done"
+DIGEST = 8
+"""Bytes of the digest of an image."""
 _SOON = 8  # chunks that are done before anybody asks how far it is
 
 
@@ -45,6 +47,8 @@ class FeatureSet:
     """(N, K) float32 of the extractors that classify."""
     thumbnails: Tensor
     """(n, C, s, s) uint8: the first images, at most 64 pixels wide; as many as were asked for."""
+    digests: Tensor
+    """(N, 8) uint8: the beginning of the hash of each image's pixels. Equal images have equal ones."""
 
     @property
     def labels(self) -> Tensor | None:
@@ -80,6 +84,7 @@ def extract_features(
         shapes[f"{name} features"] = (count, extractor.info.dim)
         if extractor.info.classes:
             shapes[f"{name} logits"] = (count, extractor.info.classes)
+    shapes[_DIGESTS] = (count, DIGEST)
     if kept := min(thumbnails, count):
         size = min(LARGEST_THUMBNAIL, images.shape[1])
         shapes[_PIXELS] = (kept, images.shape[0], size, size)
@@ -115,6 +120,7 @@ def extract_features(
         features={name: cache.read(f"{name} features") for name in extractors},
         logits={name: cache.read(f"{name} logits") for name in extractors if f"{name} logits" in shapes},
         thumbnails=cache.read(_PIXELS) if kept else torch.empty(0),
+        digests=cache.read(_DIGESTS),
     )
 
 
@@ -173,7 +179,7 @@ class _Cache:
         return found.shape == self._shapes[name] and found.dtype == self._dtype(name)
 
     def _dtype(self, name: str) -> str:
-        return "|u1" if name in (_PIXELS, _DONE) else "<f4"
+        return "|u1" if name in (_PIXELS, _DIGESTS, _DONE) else "<f4"
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -205,6 +211,8 @@ def _arrays(
         arrays[f"{name} features"] = features
         if logits := [each.logits.float().cpu() for each in found if each.logits is not None]:
             arrays[f"{name} logits"] = torch.cat(logits)
+    hashes = [hashlib.blake2b(image.tobytes(), digest_size=DIGEST).digest() for image in batch.cpu().numpy()]
+    arrays[_DIGESTS] = torch.from_numpy(np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, DIGEST).copy())
     if thumbnails:
         arrays[_PIXELS] = _thumbnails(batch)
     return arrays

@@ -7,18 +7,28 @@ is the same to the last digit however the work was shared.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from spheregen.data import ImageOptions, ImageSource, load_image, open_source, to_uint8
+from spheregen.data import ImageOptions, ImageSource, open_source, to_uint8
 from spheregen.data.decoding import decode_chunks, judge
 from spheregen.data.grids import Rounding
+from spheregen.data.names import UnsplitError
 from spheregen.errors import ConfigError, DataError
 from spheregen.pipeline import GenerationOptions, Pipeline
 from spheregen.sampling.schedules import Angles
+
+SURVEYED = 1000
+"""Real images whose colours are looked at, evenly spread."""
 
 
 class ImageSet(Protocol):
@@ -87,39 +97,101 @@ class RealImages:
         self.source.release()
 
 
-class ImagesAsTheyAre(RealImages):
-    """Samples that somebody else made: all of one size, which is not changed.
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Size and colour of the images of a source, as their files say."""
+
+    sizes: Counter[tuple[int, int]]
+    """Width and height in pixels, and how many images have them."""
+    colours: Counter[bool]
+    """Of colour, or grey, and how many images are."""
+    examples: Mapping[tuple[int, int] | bool, str]
+    """Where the first image of each size and of each kind of colour is."""
+
+    def changes(self, options: ImageOptions) -> Iterator[tuple[str, int, str]]:
+        """Yield what is done to images that are not as `options` ask: what, to how many, and an example."""
+        size = (options.image_size, options.image_size)
+        if other := next((each for each in self.sizes if each != size), None):
+            count = self.sizes.total() - self.sizes[size]
+            yield f"brought to {options.image_size} px", count, self.examples[other]
+        grey = options.channels == 1
+        if self.colours[grey]:
+            yield "made grey" if grey else "grey taken as colour", self.colours[grey], self.examples[grey]
+
+
+def survey(source: ImageSource, limit: int | None = None) -> Survey:
+    """Look at all images of a source, or at so many of them, evenly spread; only their headers are decoded."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    colours: Counter[bool] = Counter()
+    examples: dict[tuple[int, int] | bool, str] = {}
+    for index in spread(len(source) if limit is None else limit, len(source)).tolist():
+        data = source.read_bytes(index)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image: Image.Image = Image.open(io.BytesIO(data))
+        except Exception:  # our own decoder has the last word, and names the image
+            image = source.read(index)
+        colour = not (image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"))
+        sizes[image.size] += 1
+        colours[colour] += 1
+        for kind in (image.size, colour):
+            examples.setdefault(kind, source.describe(index))
+    source.release()
+    return Survey(sizes=sizes, colours=colours, examples=examples)
+
+
+class GivenImages(RealImages):
+    """Samples that somebody else made, measured as they are.
+
+    Size and channels are those of most of them, never those of one file. What differs is brought to them, and told.
+
+    Args:
+        source: the samples.
+        like: the real images that they are compared with, which have a say in the channels: colour if most of either
+            set are of colour.
+        image_size: side in pixels instead of that of most samples.
+        channels: 1 or 3 instead.
 
     Raises:
-        DataError: the first one cannot be read, or is not square.
+        DataError: no size is that of most samples, or it is no square.
     """
 
-    def __init__(self, source: ImageSource) -> None:
-        first = source.read(0)
-        width, height = first.size
-        if width != height:
-            raise DataError(f"{source.describe(0)} is {width} x {height}; samples to be scored are square")
-        super().__init__(source, ImageOptions(image_size=width, channels=1 if first.mode in ("1", "L") else 3))
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        like: ImageSource | None = None,
+        image_size: int | None = None,
+        channels: int | None = None,
+        workers: int = 0,
+    ) -> None:
+        found = survey(source)
+        (width, height), most = found.sizes.most_common(1)[0]
+        if image_size is None and most * 2 <= len(source):
+            named = ", ".join(f"{w} x {h} ({found.examples[w, h]})" for (w, h), _ in found.sizes.most_common(3))
+            raise DataError(f"the images of {source.name} have {len(found.sizes)} sizes: {named}; give --image-size")
+        if image_size is None and width != height:
+            raise DataError(
+                f"{found.examples[width, height]} is {width} x {height}; samples to be scored are square, or give "
+                "--image-size to crop them"
+            )
+        size = image_size or width
+        seen = None if like is None else survey(like, SURVEYED)
+        if channels is None:
+            channels = 3 if any(each and each.colours[True] >= each.colours[False] for each in (found, seen)) else 1
+        super().__init__(source, ImageOptions(image_size=size, channels=channels), workers=workers)
+        changes = list(found.changes(self.options))
+        self.changed = {what: count for what, count, _ in changes}
+        """How many samples were not measured as they are, by what was done to them."""
+        self.notes = [] if seen is None or like is None else _told(like.name, seen.changes(self.options), seen)
+        """What was changed, of the real images too, for people: with an example of each."""
+        self.notes += _told(source.name, changes, found)
 
     def describe(self) -> dict[str, Any]:
         full = super().describe()
-        kept = ("split", "fingerprint", "count", "image_size", "channels")
-        return {"images": full["source"], **{key: full[key] for key in kept}}
-
-    def stream(self, parts: Sequence[slice]) -> Iterator[Tensor]:
-        size = self.options.image_size
-        for part in parts:
-            batch = torch.empty(part.stop - part.start, *self.shape, dtype=torch.uint8)
-            for row, index in enumerate(range(part.start, part.stop)):
-                image = self.source.read(index)
-                if image.size != (size, size):
-                    raise DataError(
-                        f"{self.source.describe(index)} is {image.width} x {image.height}, the first of the "
-                        f"samples {size} x {size}; score samples of one size, as they were made"
-                    )
-                batch[row] = load_image(image, self.options)
-            yield batch
-        self.source.release()
+        kept = ("split", "fingerprint", "count", "image_size", "channels", "fit", "resize")
+        return {"images": full["source"], **{key: full[key] for key in kept}, "changed": self.changed}
 
 
 class GeneratedImages:
@@ -199,6 +271,11 @@ class Reconstructions:
             yield to_uint8(made, rounding=self.rounding)
 
 
+def _told(name: str, changes: Iterable[tuple[str, int, str]], found: Survey) -> list[str]:
+    total = found.sizes.total()
+    return [f"{name}: {count} of {total} images {what}, such as {example}" for what, count, example in changes]
+
+
 def open_real(
     name: str, split: str, options: ImageOptions, *, workers: int = 0, class_names: Sequence[str] = ()
 ) -> RealImages:
@@ -207,6 +284,24 @@ def open_real(
     if class_names and source.class_names and set(source.class_names) <= set(class_names):
         source = open_source(name, split=split, class_names=tuple(class_names))
     return RealImages(source, options, workers=workers)
+
+
+def open_sets(names: Sequence[str | Path | ImageSource], split: str) -> list[ImageSource]:
+    """Open one split of several sets; a set without splits is taken whole where another one has that split.
+
+    Raises:
+        DataError: no set has it, or a set has others.
+    """
+    opened: list[ImageSource] = []
+    whole = 0
+    for name in names:
+        try:
+            opened.append(name if isinstance(name, ImageSource) else open_source(name, split=split))
+        except UnsplitError:
+            if (whole := whole + 1) == len(names):
+                raise
+            opened.append(open_source(str(name), split="all"))
+    return opened
 
 
 def check_rounding(name: str) -> Rounding:

@@ -89,14 +89,19 @@ def _against(name: str, metrics: Mapping[str, Any]) -> str:
     source = reference.get("file") or f"{reference['source']}/{reference['split']}"
     told = [f"{reference['count']} images" if reference["count"] else "count unknown"]
     if "fingerprint" in reference:
-        told += [reference["fingerprint"][:12], f"{reference['image_size']} px", reference["fit"], reference["resize"]]
-    return f"{values} against {source} ({', '.join(told)}) by {name}@{info['weights'][:8]}"
+        told += [reference["fingerprint"][:12], _channels(reference), f"{reference['image_size']} px"]
+        told += [reference["fit"], reference["resize"]]
+    return f"{values or 'no figures'} against {source} ({', '.join(told)}) by {name}@{info['weights'][:8]}"
 
 
 def _samples(model: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     whose = f"{protocol['count']} samples of {model['name'] or model['class']} ({model['fingerprint']})"
     if "seed" not in protocol:
-        return f"{whose} as they are, {protocol['image_size']} px"
+        changes = [f"{count} {what}" for what, count in protocol["changed"].items()]
+        how = f"{', '.join(changes)} ({protocol['fit']}, {protocol['resize']})" if changes else "as they are"
+        shared = protocol["also_in_reference"]
+        how += f", {shared} also in the reference" if shared else ""
+        return f"{whose}, split {protocol['split']}, {how}, {protocol['image_size']} px, {_channels(protocol)}"
     schedule = protocol["schedule"]
     if not isinstance(schedule, str):
         schedule = f"[{', '.join(f'{radius:g}' for radius in schedule)}]"
@@ -112,6 +117,10 @@ def _samples(model: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
         f"guidance {protocol['guidance']} at {protocol['guidance_at']}{refined}, 8 bits by {protocol['quantise']}, "
         f"{protocol['dtype']} on {protocol['device']}{threads}"
     )
+
+
+def _channels(described: Mapping[str, Any]) -> str:
+    return "grey" if described["channels"] == 1 else "colour"
 
 
 def _steps(count: int) -> str:

@@ -44,6 +44,8 @@ class Reference:
     """(n, D) float32 of some of the images, evenly spread; None: a published file has only the moments."""
     labels: Tensor | None = None
     """(n,) class ids of these."""
+    digests: Tensor | None = None
+    """(N, 8) uint8 of all images, see `FeatureSet`; None where the file does not hold them."""
     info: FeatureInfo | None = None
     """The network; None where the file does not say."""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +69,7 @@ def build_reference(measured: FeatureSet, name: str, info: FeatureInfo, *, keep:
         gaussian=gaussian(features),
         features=features[chosen],
         labels=None if measured.labels is None else measured.labels[chosen],
+        digests=measured.digests.clone(),
         info=info,
         data=measured.images.describe(),
     )
@@ -121,6 +124,8 @@ def save_reference(path: Path, reference: Reference) -> None:
         tensors["features"] = reference.features
     if reference.labels is not None:
         tensors["labels"] = reference.labels
+    if reference.digests is not None:
+        tensors["digests"] = reference.digests
     record = {
         "format": FORMAT,
         "spheregen": spheregen.__version__,
@@ -190,6 +195,17 @@ def check_reference(reference: Reference, extractor: FeatureExtractor, images: I
             )
 
 
+def count_shared(samples: FeatureSet, reference: Reference | FeatureSet) -> int:
+    """Return how many samples are, pixel for pixel, also among the images of a reference; 0 where it does not say."""
+    if reference.digests is None or reference.digests.shape[1:] != samples.digests.shape[1:]:
+        return 0
+    mine, theirs = (
+        np.ascontiguousarray(digests.numpy()).view(np.uint64).ravel()
+        for digests in (samples.digests, reference.digests)
+    )
+    return int(np.isin(mine, theirs).sum())
+
+
 def _load_npz(path: Path) -> Reference:
     with np.load(path, allow_pickle=False) as file:
         mean, covariance = (torch.from_numpy(np.asarray(file[name], np.float64)) for name in ("mu", "sigma"))
@@ -209,6 +225,7 @@ def _load_ours(path: Path) -> Reference:
         gaussian=_gaussian(tensors["mean"], tensors["covariance"], count if isinstance(count, int) else None),
         features=features,
         labels=tensors.get("labels"),
+        digests=tensors.get("digests"),
         info=None if network is None else FeatureInfo(**network),
         data=dict(record.get("data") or {}),
         source=str(path),

@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spheregen.data import ImageOptions, open_source
-from spheregen.devices import choose_device
+from spheregen.data import ImageOptions
+from spheregen.devices import choose_device, own_defaults
 from spheregen.distributed import World, joined_world, local_device
 from spheregen.errors import ConfigError, DataError
 from spheregen.evaluation.curves import check_curves, usual_curves
 from spheregen.evaluation.evaluator import Evaluator, evaluate, evaluate_images, make_references
-from spheregen.evaluation.images import ImagesAsTheyAre, RealImages, open_real
+from spheregen.evaluation.images import GivenImages, RealImages, open_real, open_sets
 from spheregen.evaluation.protocol import EvaluationOptions, check_metrics
 from spheregen.evaluation.reference import load_references
 from spheregen.evaluation.report.page import check_report, render, write_report
 from spheregen.evaluation.report.sections import report_sections
 from spheregen.evaluation.studies import COPY_SAMPLES, MOST_TRAIN, STUDIES, run_studies
+from spheregen.lock import locked_folder
 from spheregen.measure.features import load_extractors
 from spheregen.pipeline import Pipeline
 from spheregen.progress import QuietReporter, Reporter
@@ -45,7 +46,9 @@ class Request:
     data: str | None = None
     """Real images, as for training; None: `references` hold what is needed."""
     split: str = "train"
-    """The part of the data to compare with."""
+    """The part of the data to compare with, and of `images`; what has no parts is taken whole."""
+    image_size: int | None = None
+    """Side in pixels that `images` are brought to; None: that of most of them."""
     held_out: str | None = None
     """The part that the model never saw; None: test or val, where the data has one."""
     features: tuple[str, ...] = ("own",)
@@ -65,6 +68,7 @@ class Request:
     device: str = "auto"
 
 
+@own_defaults()
 def run(request: Request, *, reporter: Reporter | None = None) -> dict[str, Any] | None:
     """Evaluate; under `torchrun` all processes share the work.
 
@@ -78,6 +82,8 @@ def run(request: Request, *, reporter: Reporter | None = None) -> dict[str, Any]
         raise ConfigError("name a model (a folder, a bundled model or a Hub id) or samples by --images, one of the two")
     if request.images is not None and request.report is not None:
         raise ConfigError("the studies of a report need a model; leave --report out to score images")
+    if request.images is None and request.image_size is not None:
+        raise ConfigError("the model decides the size; leave --image-size out, it is for --images")
     if request.report is not None:
         check_report()
     with joined_world(request.device) as world, _work_folder(request.report, world) as work:
@@ -91,10 +97,19 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
     given = load_references(request.references, list(extractors))
     infos = [each.info for each in extractors.values()]
     if request.images is not None:
-        samples = ImagesAsTheyAre(open_source(request.images, split="all"))
+        sets = [each for each in (request.images, request.data) if each is not None]
+        source, *others = open_sets(sets, request.split)
+        real = others[0] if others else None
+        told = {each.data["channels"] for each in given.values() if "channels" in each.data}
+        samples = GivenImages(
+            source,
+            like=real,
+            image_size=request.image_size,
+            channels=min(told, default=None),
+            workers=request.workers,
+        )
         check_metrics(request.options.metrics, infos, len(samples))
-        geometry, name = samples.options, request.data
-        data = None if name is None else open_real(name, request.split, geometry, workers=request.workers)
+        data = None if real is None else RealImages(real, samples.options, workers=request.workers)
         references, _ = make_references(data, extractors, given, work, world=world, reporter=reporter)
         evaluator = Evaluator(extractors, references, work, world, reporter)
         return evaluate_images(samples, evaluator, request.options.metrics)
@@ -166,7 +181,8 @@ def _held_out(request: Request, name: str, geometry: ImageOptions, class_names: 
 def _work_folder(report: Path | None, world: World) -> Iterator[Path]:
     """Yield where features are stored: in the report's folder, to continue there, or for this call alone."""
     if report is not None:
-        yield report / WORK
+        with locked_folder(report, world):
+            yield report / WORK
         return
     made = tempfile.mkdtemp(prefix="spheregen-") if world.is_first else ""
     folder, everybody_left = Path(world.gather_objects(made)[0]), world.size == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from spheregen.errors import did_you_mean
 from spheregen.sampling.loop import PLACES
 from spheregen.sampling.schedules import SCHEDULES
+
+MOST = 10**12
+"""Steps or epochs: more is a slip of the pen."""
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -58,7 +63,7 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "muon"] = "adamw"
     """`muon` orthogonalises the updates of the blocks' matrices and leaves the rest to AdamW; one `lr` serves both."""
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate at a batch of 256; it is scaled by batch/256."""
     scale_lr: bool = True
     """False takes `lr` as it is, whatever the batch."""
@@ -68,7 +73,7 @@ class OptimizerConfig(Section):
     """The learning rate after the warm-up."""
     min_lr: float = Field(1e-6, ge=0)
     """The end of the cosine."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     momentum: float = Field(0.95, ge=0, lt=1)
     """Of Muon; AdamW has `betas`."""
     weight_decay: float = Field(0.0, ge=0)
@@ -119,10 +124,10 @@ class ParameterGroup:
 class TrainConfig(Section):
     """Length, sizes and intervals of a run."""
 
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1, le=MOST)
+    epochs: float | None = Field(None, gt=0, le=MOST)
     """Length of the run: steps or epochs, exactly one."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=1 << 20)
     """Images of one optimiser step."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Images of one pass through the network in one process; gradients of a batch add up, so the result stays the same
@@ -141,7 +146,7 @@ class TrainConfig(Section):
     shard of weights, gradients, moments and EMA (`fsdp`), for models that do not fit on one device."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """The channel between several processes; `auto`: nccl on GPUs, else gloo."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     log_every: int = Field(50, ge=1)
     preview_every: int = Field(1000, ge=0)
     """Steps between preview images; 0 for none."""
@@ -183,7 +188,8 @@ Perceptual = Literal["auto", "published", "builtin", "none"]
 class Recipe(Section):
     """One training run."""
 
-    name: str
+    name: str = Field(pattern=r"^[^/\\\x00]*[^/\\\x00.][^/\\\x00]*$")
+    """Also of the run folder unless another is given: no path."""
     description: str = ""
     kind: str
     """The member of the family that is trained."""
@@ -229,6 +235,11 @@ class Recipe(Section):
         """Return whether a run with another value of this dotted key would get other weights."""
         return key not in cls.free_to_change and not key.startswith("sampling.")
 
+    @classmethod
+    def model_behind(cls, values: Mapping[str, Any]) -> str | None:
+        """Return the name of the trained model that plain values put in front of the one to train, if they do."""
+        return None
+
     def total_steps(self, images: int) -> int:
         """Return the optimiser steps of the run on a data set of `images`."""
         if self.train.steps is not None:
@@ -247,6 +258,17 @@ class Recipe(Section):
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
         """The parts of the model with optimisers of their own."""
         return (ParameterGroup("", self.optimizer),)
+
+    @property
+    def bound_to_length(self) -> tuple[str, ...]:
+        """The settings by which steps depend on the length of the run; without any, a run can be made longer."""
+        groups = self.parameter_groups
+        found = {
+            "optimizer.schedule": any(group.optimizer.schedule != "constant" for group in groups),
+            "phases": any(group.begin > 0 or group.end < 1 for group in groups),
+            "loss.adversarial_start": getattr(self.loss, "adversarial", 0) > 0,
+        }
+        return tuple(name for name, bound in found.items() if bound)
 
     @property
     def max_angle(self) -> float | None:

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 import spheregen
+from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.member import Member
 from spheregen.family.registry import member_of, member_of_network, network_names
@@ -28,7 +29,7 @@ from spheregen.folders.card import ModelInfo, model_card
 from spheregen.networks.diffusers_models import open_diffusers
 from spheregen.nn.uninitialised import Uninitialised
 from spheregen.protocol import SphereGenerator, Tokenizer
-from spheregen.tensors import first_line, load_tensors, save_tensors, weights_hash
+from spheregen.tensors import check_finite, first_line, load_tensors, save_tensors, weights_hash
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 RECORD = "fingerprint.json"  # in a tokenizer's sub-folder, written last
@@ -90,6 +91,7 @@ def save_model(
     write_text(folder / CARD, model_card(member, network.config, info, title=title or folder.name))
 
 
+@own_defaults()
 def load_model(folder: str | Path) -> LoadedModel:
     """Read the folder of a generator, on the CPU, in the type it was saved in.
 
@@ -137,6 +139,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, ModelInfo]:
         raise ModelFileError(
             f"{path / WEIGHTS} does not fit {CONFIG}: {len(wrong)} weights differ, the first is {wrong[0]}"
         )
+    check_finite(path / WEIGHTS, state)
     with Uninitialised():
         network = member.build(architecture)
     network.to(next(iter(state.values())).dtype).load_state_dict(state)

@@ -22,6 +22,7 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
+from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, ModelFileError, did_you_mean
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
 from spheregen.folders.card import ModelInfo
@@ -124,6 +125,7 @@ class ConvertedModel:
     assumed: Mapping[str, Any]  # those that shapes cannot tell either, and the value that was taken
 
 
+@own_defaults()
 def load_sphere_encoder(
     source: str | Path,
     config: str | Path | Mapping[str, Any] | None = None,
@@ -151,6 +153,7 @@ def load_sphere_encoder(
     return _read(source, config, ema, options)[0]
 
 
+@own_defaults()
 def convert_sphere_encoder(
     source: str | Path,
     out: str | Path,

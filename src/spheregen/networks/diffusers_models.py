@@ -24,6 +24,7 @@ from spheregen.networks.encoders import published_name
 from spheregen.networks.frozen import FrozenTokenizer
 from spheregen.networks.normaliser import Normaliser
 from spheregen.sphere import upcast
+from spheregen.tensors import check_finite
 
 RECORD = "spheregen.json"
 """Beside a saved model: its image size and packing."""
@@ -231,6 +232,7 @@ def open_diffusers(
         ) from error
     if missing:
         raise ModelFileError(f"{name} lacks {len(missing)} tensors, such as {min(missing)}; give a complete model")
+    check_finite(place.config.parent, model.state_dict())
     size = record.get("image_size", getattr(model, "decoder_image_size", None)) if image_size is None else image_size
     if size is None:
         raise ConfigError(f"{name} takes images of many sizes; give image_size")

@@ -100,7 +100,8 @@ class TimeEmbedding(nn.Module):
         self.outer = linear(width, width)
 
     def forward(self, times: Tensor) -> Tensor:
-        speeds = torch.exp(-math.log(LOWEST) * torch.arange(FREQUENCIES, device=times.device) / FREQUENCIES)
+        numbers = torch.arange(FREQUENCIES, device=times.device, dtype=torch.float32)
+        speeds = torch.exp(-math.log(LOWEST) * numbers / FREQUENCIES)
         angles = SCALE * upcast(times)[:, None] * speeds
         waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.inner.weight.dtype)
         return self.outer(functional.silu(self.inner(waves)))  # type: ignore[no-any-return]

@@ -101,6 +101,9 @@ def check_images(size: int, channels: int, patch: int | None = None) -> None:
         raise ConfigError(f"a patch of {patch} px does not divide an image of {size} px")
 
 
+MOST_PIXELS = 1 << 14  # along a side
+
+
 def check_architecture(config: Any, *counts: str) -> None:
     """Refuse values that no configuration of a model can have: its images, its numbers, its largest angle.
 
@@ -111,6 +114,8 @@ def check_architecture(config: Any, *counts: str) -> None:
     Raises:
         ConfigError: one of them is impossible.
     """
+    if config.image_size > MOST_PIXELS:
+        raise ConfigError(f"image_size is at most {MOST_PIXELS} px, not {config.image_size}")
     check_images(config.image_size, config.image_channels, getattr(config, "patch", None))
     for name in counts:
         if (getattr(config, name) or 0) < 0:

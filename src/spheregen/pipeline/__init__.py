@@ -97,6 +97,7 @@ class Pipeline(Editing):
         return self
 
 
+@named
 def load(model: str | Path, *, device: str | torch.device = "auto") -> SphereGenerator:
     """Return the bare network of a model folder, a bundled model or a Hub model, in evaluation mode."""
     return load_model(find_model(model)).model.to(choose_device(device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,10 +17,11 @@ from spheregen.conditioning import Condition, mixture
 from spheregen.data.inputs import ImageInput, ImageInputs, deciding_side, load_images, load_mask, open_images
 from spheregen.errors import ConfigError
 from spheregen.pipeline.generation import Generation
-from spheregen.pipeline.options import EditOptions, check_seeds, named, seed_range
+from spheregen.pipeline.options import EditOptions, named, seed_range
 from spheregen.pipeline.output import PipelineOutput
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling.loop import Samples, StepNoise
+from spheregen.sampling.seeds import check_seeds
 
 EDIT_STRENGTH = 0.25  # the published one
 
@@ -188,7 +189,9 @@ class Editing(Generation):
         Raises:
             DataError, ConfigError: ends, classes or options that are impossible.
         """
-        items: list[Any] = list(ends)
+        if isinstance(ends, str) or not isinstance(ends, Iterable):
+            raise ConfigError(f"ends are two or four images or seeds, not {ends!r:.100}")
+        items: list[Any] = [end.item() if isinstance(end, Tensor) and not end.ndim else end for end in ends]
         sampling.interpolation.positions(len(items), frames)
         is_seed = [isinstance(end, int | np.integer) for end in items]
         own = options.get("seed", 0)

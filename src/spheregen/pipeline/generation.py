@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, Unpack
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from spheregen import sampling
 from spheregen.batching import images_at_once, in_batches
-from spheregen.classes import Classes, Labels
+from spheregen.classes import Classes, Labels, plain_labels
 from spheregen.conditioning import Condition
 from spheregen.data import ImageOptions
 from spheregen.data.inputs import ImageInputs, load_images
-from spheregen.devices import choose_device
+from spheregen.devices import choose_device, own_defaults
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.family.terms import to_unit
 from spheregen.folders.card import ModelInfo
@@ -28,7 +28,6 @@ from spheregen.pipeline.options import (
     SamplerOptions,
     StepCallback,
     check_batch_size,
-    check_seeds,
     complete,
     named,
     refinement_of,
@@ -39,6 +38,7 @@ from spheregen.progress import default_reporter, watched
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling import Samples, SeededNoise
 from spheregen.sampling.loop import StepNoise
+from spheregen.sampling.seeds import check_seeds
 from spheregen.tensors import weights_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -152,7 +152,7 @@ class Generation:
         *,
         labels: Labels = None,
         seed: int = 0,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int] | npt.NDArray[Any] | Tensor | None = None,
         steps: int | None = None,
         noise: Tensor | None = None,
         step_noise: StepNoise | None = None,
@@ -180,15 +180,16 @@ class Generation:
         Raises:
             ConfigError: an unknown class or option, or numbers that do not fit together.
         """
+        labels = plain_labels(labels)
         if noise is not None and noise.ndim > 0 and count is None and seeds is None:
             count = len(noise)
         if seeds is None:
-            many = isinstance(labels, Sequence | np.ndarray | Tensor) and not isinstance(labels, str)
-            seeds = seed_range(seed, count if count is not None else len(labels) if many else 1)  # type: ignore[arg-type]
-        elif count not in (None, len(seeds)):
-            raise ConfigError(f"{len(seeds)} seeds for {count} images; leave one of them out")
+            many = isinstance(labels, Sequence) and not isinstance(labels, str)
+            chosen: Sequence[int] = seed_range(seed, count if count is not None else len(labels) if many else 1)  # type: ignore[arg-type]
+        elif count not in (None, len(chosen := check_seeds(seeds))):
+            raise ConfigError(f"{len(chosen)} seeds for {count} images; leave one of them out")
         parts = self.stream(
-            seeds,
+            chosen,
             labels=labels,
             options=GenerationOptions(steps=steps, **options),
             batch_size=batch_size,
@@ -197,14 +198,14 @@ class Generation:
             trajectory=trajectory,
             callback=callback,
         )
-        return self._joined(parts, len(seeds))
+        return self._joined(parts, len(chosen))
 
     __call__ = generate
 
     @named
     def stream(
         self,
-        seeds: Sequence[int],
+        seeds: Sequence[int] | npt.NDArray[Any] | Tensor,
         *,
         labels: Labels = None,
         options: GenerationOptions | None = None,
@@ -217,22 +218,22 @@ class Generation:
         """Make the images of `seeds` batch by batch, in constant memory. Arguments as in `generate`."""
         settings = self.settings(options)  # complains before any work is done
         check_batch_size(batch_size)
-        check_seeds(seeds)
-        classes, count = self.classes.count, len(seeds)
+        numbers = check_seeds(seeds)
+        classes, count = self.classes.count, len(numbers)
         chosen = self.classes.one_or_each(labels, count)
         how = self._loop_options(settings, callback)
 
         def ids(part: slice) -> Tensor | None:
             if isinstance(chosen, int):
-                of = [chosen] * len(seeds[part])
+                of = [chosen] * len(numbers[part])
             elif chosen is not None:
                 of = [self.classes.id(label) for label in chosen[part]]
             else:
-                of = [seed % classes for seed in seeds[part]] if classes else []
+                of = [seed % classes for seed in numbers[part]] if classes else []
             return torch.tensor(of, device=self.device) if of else None
 
         def loop(part: slice, condition: Condition) -> Samples:
-            drawn = self._drawn(seeds[part], settings)
+            drawn = self._drawn(numbers[part], settings)
             start = self._here(drawn.initial) if noise is None else self._rows(noise, part, count)
             if step_noise is None:
                 each = self._step_noise(drawn.steps, slice(None), len(start))
@@ -242,7 +243,7 @@ class Generation:
 
         if noise is not None or step_noise is not None:
             settings["noise"] = "given"  # noise that the seeds did not make is not in the record of an image
-        return self._batches(seeds, ids, settings, loop, trajectory=trajectory, batch_size=batch_size)
+        return self._batches(numbers, ids, settings, loop, trajectory=trajectory, batch_size=batch_size)
 
     # images there and back --------------------------------------------------------------------------------------------
 
@@ -355,6 +356,7 @@ class Generation:
             flow_noise: (B, C, S, S), the noise that the flow starts from; by default that of the seeds.
         """
 
+        @own_defaults()
         @torch.no_grad()
         def make(part: slice) -> PipelineOutput:
             of, labels = seeds[part], ids(part) if callable(ids) else ids if ids is None else ids[part]
@@ -392,6 +394,7 @@ class Generation:
         waiting, to_image = [each.cpu() for each in before], samples.to_image
         last = tuple(map(_to_unit, samples.last))
 
+        @own_defaults()
         def decode() -> tuple[Tensor, ...]:
             with torch.no_grad():
                 return (*(_to_unit(to_image(self._here(each))) for each in waiting), *last)
@@ -415,6 +418,8 @@ class Generation:
         """The noise of the steps for a part of `count` samples."""
         if isinstance(noise, Tensor):
             return self._rows(noise, part, count)
+        if not isinstance(noise, Sequence) or not all(isinstance(each, Tensor) for each in noise):
+            raise ConfigError(f"step_noise is a tensor, or a list of one for each step, not {noise!r:.100}")
         return [self._rows(each, part, count) for each in noise]
 
     def _rows(self, noise: Tensor, part: slice, count: int) -> Tensor:

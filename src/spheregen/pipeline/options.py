@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
+from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.sampling.flow import Refinement
 from spheregen.sampling.loop import Guidance, StepNoise
 from spheregen.sampling.schedules import Angles, Schedule
+from spheregen.sampling.seeds import check_seeds
 
-SEED_LIMIT = 2**63
+MOST_IMAGES = 10**9
+"""More in one call is a typing error."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,22 +121,59 @@ class UnknownArgumentError(ConfigError, TypeError):
 
 
 def named(method: Callable[P, R]) -> Callable[P, R]:
-    """Let a method refuse arguments of other names, by an UnknownArgumentError with the name that was meant."""
-    known = list(inspect.signature(method).parameters)
-    if "options" in known and known[-1] == "options" and "Unpack" in str(method.__annotations__["options"]):
-        (options,) = get_args(get_type_hints(method)[known.pop()])
-        known += options.__annotations__
+    """Let a method of the public refuse arguments of other names and types, by errors that name them.
+
+    Arguments come as their annotations say: numbers of NumPy and tensors without axes as plain numbers, arrays as
+    tensors. Inside, torch has its own defaults.
+
+    Raises:
+        UnknownArgumentError: an argument that the method has not; it names the one that was meant.
+        ConfigError: one of another type.
+    """
+    signature, hints = inspect.signature(method), get_type_hints(method)
+    known, optional = list(signature.parameters), []
+    if get_origin(hints.get("options")) is Unpack:
+        (options,) = get_args(hints[known.pop()])
+        optional = list(options.__annotations__)
+        hints |= get_type_hints(options)
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
-            if name not in known:
+            if name not in known and name not in optional:
                 meant = _OTHER_NAMES.get(name)
-                hint = f"; use {meant}" if meant else did_you_mean(name, known)
+                hint = f"; use {meant}" if meant else did_you_mean(name, [*known, *optional])
                 raise UnknownArgumentError(f"{method.__name__}() got an unexpected keyword argument {name!r}{hint}")
-        return method(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        for given in (bound.arguments, bound.arguments.get("options", {})) if optional else (bound.arguments,):
+            for name in given.keys() & hints.keys() - {"options"} if optional else given.keys() & hints.keys():
+                left_out = given[name] is None and name in optional and name != "seed"
+                given[name] = None if left_out else _as_annotated(name, given[name], hints[name])
+        with own_defaults():
+            return method(*bound.args, **bound.kwargs)
 
     return call
+
+
+_WORDS: Mapping[Any, str] = {
+    **{int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"},
+    **{Callable: "a function", Iterable: "a list", Image.Image: "an image", np.ndarray: "an array"},
+}
+
+
+def _as_annotated(name: str, value: Any, hint: Any) -> Any:
+    """Return an argument as its type hint says it; what lists hold is for others to look at."""
+    kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])]
+    kinds = [Iterable if kind is Sequence else kind for kind in kinds]
+    if isinstance(value, np.ndarray | np.generic | Tensor) and not value.ndim and Tensor not in kinds:
+        value = value.item()
+    if isinstance(value, np.ndarray) and Tensor in kinds and np.ndarray not in kinds:
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    fits = tuple(Real if kind is float else Integral if kind is int else kind for kind in kinds)
+    if Any in kinds or (isinstance(value, fits) and (not isinstance(value, bool) or bool in kinds)):
+        return value
+    words = [_WORDS.get(kind, f"a {kind.__name__.lower()}") for kind in kinds if kind is not NoneType]
+    raise ConfigError(f"{name} is {' or '.join(words)}, not {value!r:.100}")
 
 
 def check_types(settings: Mapping[str, Any]) -> None:
@@ -175,27 +219,16 @@ def seed_range(seed: int, count: int) -> range:
     """Return the seeds of `count` images from `seed` on.
 
     Raises:
-        ConfigError: there is none, or one that cannot be.
+        ConfigError: there is none, too many, or one that cannot be.
     """
-    if not isinstance(seed, int):
-        raise ConfigError(f"seed is a whole number, not {seed!r}")
-    if count < 1:
-        raise ConfigError(f"the number of images is at least 1, not {count}")
+    if not 1 <= count <= MOST_IMAGES:
+        raise ConfigError(f"the number of images is at least 1, and at most {MOST_IMAGES}, not {count}")
     check_seeds(seeds := range(seed, seed + count))
     return seeds
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Check that there is a seed, and that all are between 0 and 2^63 - 1."""
-    if not len(seeds):
-        raise ConfigError("no seeds: the number of images is at least 1, not 0")
-    for edge in (seeds[0], seeds[-1]) if isinstance(seeds, range) else seeds:
-        if not 0 <= edge < SEED_LIMIT:
-            raise ConfigError(f"a seed lies between 0 and 2^63 - 1, not {edge}")
-
-
 def check_batch_size(batch_size: int | None) -> int | None:
     """Return it, if it can be one."""
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size is at least 1, not {batch_size}")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ConfigError(f"batch_size is a whole number, at least 1, not {batch_size!r}")
     return batch_size

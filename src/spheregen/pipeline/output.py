@@ -25,7 +25,7 @@ from spheregen.data import (
     to_pil,
 )
 from spheregen.errors import DataError
-from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, check_types
+from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, check_types, named
 
 Steps = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
 """The images after every step, or what makes them."""
@@ -102,15 +102,16 @@ class PipelineOutput:
         text = {"Software": f"spheregen {spheregen.__version__}", **{k: v for k, v in self.origin.items() if v}}
         text["seed"] = str(self.seeds[number])
         if self.labels is not None:
-            text |= {"label": str(self.labels[number]), "class": self._class_name(number)}
+            text |= {"label": str(self.labels[number]), "class": self.class_name(number)}
         text |= {name: str(value) for name, value in self.settings.items()}  # for people, and once more for programs
         return text | {"settings": json.dumps(dict(self.settings), default=repr)}
 
-    def _class_name(self, number: int) -> str:
-        """The name of an image's class, or its id; nothing for an image without one."""
+    def class_name(self, number: int) -> str:
+        """Return the name of an image's class, or its id; nothing for an image without one."""
         label = "" if self.labels is None else self.labels[number]
         return self.class_names[label] if self.class_names and isinstance(label, int) else str(label)
 
+    @named
     def save(self, out: str | Path | ImageWriter) -> None:
         """Write the images to a folder, a .zip or a .tar, or to a .png: a sheet of them, or the only one itself.
 

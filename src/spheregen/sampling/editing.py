@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spheregen.conditioning import Labels
+from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling.loop import Callback, Guidance, Samples, StepNoise, guide, run, step_noises
@@ -46,6 +47,7 @@ class Joined:
     """(B or 1, 1, S, S) in [0, 1]: 1 where the first image is taken, 0 where the second one is."""
 
 
+@own_defaults()
 @torch.no_grad()
 def edit(
     model: SphereGenerator,
@@ -98,9 +100,9 @@ def crossover_mask(name: str, size: int) -> Tensor:
     if name not in MASKS:
         raise ConfigError(f"unknown mask {name!r}{did_you_mean(name, MASKS)}; use {', '.join(MASKS)}, or an image")
     inside, share = MASKS[name]
-    place = torch.arange(size) - (size - 1) / 2
+    place = torch.arange(size, dtype=torch.float32, device="cpu") - (size - 1) / 2
     row, column = torch.meshgrid(place, place, indexing="ij")
-    return torch.heaviside(inside(row, column), torch.tensor(float(share)))[None, None]
+    return torch.heaviside(inside(row, column), place.new_tensor(share))[None, None]
 
 
 def vary(v: Tensor, noise: Tensor, angle: float) -> Tensor:

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from spheregen.conditioning import Labels
+from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.protocol import Context, SphereGenerator
 from spheregen.sampling.loop import Samples, draw_noise
 from spheregen.sampling.schedules import MOST_STEPS
-from spheregen.sampling.seeds import derived_seed
+from spheregen.sampling.seeds import derived_seed, gaussians
 
 LEAST_REMAINDER = 0.05
 """Velocities near the end are computed as if so much of the path were left, which keeps them finite."""
@@ -114,6 +115,7 @@ class Refinement:
             raise ConfigError(f"refinement_guidance is not negative, and finite: {self.guidance:g}")
 
 
+@own_defaults()
 @torch.no_grad()
 def refine_images(
     network: SphereGenerator,
@@ -192,5 +194,6 @@ def refinement_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tenso
 
     It is a stream of its own, so that it depends neither on the steps of the loop nor on its noise.
     """
-    own = (torch.Generator().manual_seed(derived_seed(seed, "refinement")) for seed in seeds)
-    return torch.stack([torch.randn(shape, generator=generator) for generator in own])
+    # a hash of the whole seed; of it torch's generator takes 32 bits, and the noise of the loop differs besides
+    own = (derived_seed(seed, "refinement") % 2**32 for seed in seeds)
+    return torch.stack([noise for seed in own for noise in gaussians(seed, shape)])

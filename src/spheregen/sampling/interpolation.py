@@ -26,6 +26,8 @@ def lerp(a: Tensor, b: Tensor, t: Tensor | float, *, prior: Prior = SPHERE) -> T
     return torch.where(weight == 0, a, torch.where(weight == 1, b, between))
 
 
+MOST_FRAMES = 10_000
+"""Along a side: more is a typing error."""
 PATHS = ("slerp", "lerp")
 """The ways to join two points: on the great circle at constant speed, or on a straight line put back on the sphere."""
 
@@ -66,9 +68,9 @@ def positions(ends: int, frames: int) -> tuple[Tensor, Tensor]:
     """Return the places of the points of `interpolate`, across and down, each (F,) or (F*F,) from 0 to 1."""
     if ends not in (2, 4):
         raise ConfigError(f"interpolation goes between two ends or the four corners of a square, not {ends}")
-    if frames < 2:
-        raise ConfigError(f"frames is at least 2, the ends themselves, not {frames}")
-    t = torch.linspace(0, 1, frames)
+    if not 2 <= frames <= MOST_FRAMES:
+        raise ConfigError(f"frames is at least 2, the ends themselves, and at most {MOST_FRAMES}, not {frames}")
+    t = torch.linspace(0, 1, frames, dtype=torch.float32, device="cpu")
     if ends == 2:
-        return t, torch.zeros(frames)
+        return t, torch.zeros_like(t)
     return t.repeat(frames), t.repeat_interleave(frames)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from spheregen.conditioning import Condition, Labels
+from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.prior import Angle, Prior
 from spheregen.protocol import Context, SphereGenerator
@@ -243,6 +244,7 @@ def run(
     return Samples(to_image(prediction), tuple(predictions), to_image, context)
 
 
+@own_defaults()
 @torch.no_grad()
 def sample(
     model: SphereGenerator,
@@ -288,6 +290,7 @@ def sample(
     return run(guided, start, angles, noises, model.to_image, made=True, context=context, callback=callback)
 
 
+@own_defaults()
 @torch.no_grad()
 def decode(model: SphereGenerator, v: Tensor, labels: Labels = None, angle: float = 0.0) -> Samples:
     """Decode points (B, N, d), moved by noise of `angle` radians, without a loop behind it."""
@@ -295,6 +298,7 @@ def decode(model: SphereGenerator, v: Tensor, labels: Labels = None, angle: floa
     return Samples(model.to_image(prediction), (prediction,), model.to_image, context)
 
 
+@own_defaults()
 @torch.no_grad()
 def reconstruct(model: SphereGenerator, images: Tensor, labels: Labels = None) -> Tensor:
     """Return images (B, C, S, S) in [-1, 1] there and back, D(spherify(E(x))). `labels=None`: the null class."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spheregen.conditioning import Labels
+from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling.loop import Callback, Guidance, Samples, StepNoise, guide, run, same, step_noises
@@ -113,6 +114,7 @@ class Reduced:
         return values.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
 
 
+@own_defaults()
 @torch.no_grad()
 def restore(
     model: SphereGenerator,

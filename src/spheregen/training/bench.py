@@ -23,6 +23,7 @@ from torch.profiler import profile as profiler
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError
 from spheregen.family.recipe import Recipe
 from spheregen.family.registry import member_of_kind
@@ -90,6 +91,7 @@ class BenchResult:
         return {**dataclasses.asdict(dataclasses.replace(self, peaks={})), "peaks": peaks}
 
 
+@own_defaults()
 def bench(
     recipe: Recipe,
     *,

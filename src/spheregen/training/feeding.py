@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from spheregen.data import ImageOptions, Progress, TrainingBatches, open_source
 from spheregen.data.latent_cache import LatentBatches, LatentCache, is_latent_cache
 from spheregen.data.loader import Batches
+from spheregen.data.source import notes, renumbered
 from spheregen.distributed import World
 from spheregen.errors import ConfigError
 from spheregen.family.recipe import Recipe
@@ -35,6 +36,22 @@ class TrainingData:
     """Empty where there are no labels."""
     preprocessing: Mapping[str, Any]
     """How images were brought to the model's size, for `ModelInfo`."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user: what is not read, and the like."""
+        return [] if isinstance(self.source, LatentCache) else notes(self.source)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run remembers of its data, to say what differs in others."""
+        if isinstance(self.source, LatentCache):
+            return {"images": self.count, "classes": list(self.class_names)}
+        source = self.source
+        return {
+            "images": self.count, "classes": list(self.class_names), "bytes": source.encoded_bytes,
+            "names, sizes or labels": source.earlier_fingerprint,
+        }  # fmt: skip
 
     def tokenizer(self) -> Tokenizer | None:
         """Open the tokenizer of the latents; None of images."""
@@ -81,8 +98,8 @@ class TrainingData:
         )
 
 
-def open_data(recipe: Recipe) -> TrainingData:
-    """Open the data of a recipe.
+def open_data(recipe: Recipe, class_names: Sequence[str] = ()) -> TrainingData:
+    """Open the data of a recipe; classes that a run knows already (`class_names`) keep their order.
 
     Raises:
         ConfigError: it names none, or what it names has other classes, or latents where images are wanted.
@@ -108,6 +125,8 @@ def open_data(recipe: Recipe) -> TrainingData:
         source.check_match(latent_shape=member.input_shape(config), image_size=config.image_size)
     else:
         source = open_source(name, split=recipe.data.split, stream=recipe.data.stream)
+        if set(class_names) == set(source.class_names):
+            source = renumbered(source, class_names)
         name, image = source.name, recipe.data
     wanted, given = config.num_classes, len(source.class_names)
     if wanted and wanted != given:

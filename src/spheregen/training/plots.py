@@ -83,6 +83,13 @@ def training_seconds(images_per_second: Series, batch_size: int, until: int | No
     return seconds
 
 
+def seconds_of_log(run: Path, batch_size: int) -> float:
+    """Return the time of the steps that are in the log of a run folder; 0 where there is none."""
+    with contextlib.suppress(ConfigError, KeyError, ZeroDivisionError):
+        return training_seconds(read_series(run)["images_per_second"], batch_size)
+    return 0.0
+
+
 def choose_metrics(runs: Mapping[str, Mapping[str, Series]], only: Sequence[str] | None) -> list[str]:
     """Return the metrics to show, in the order of the logs: all, or those that `only` names.
 
@@ -170,7 +177,7 @@ def draw_curves(
             figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, title=title)
         else:
             figure.suptitle(next(iter(runs)) + (f" ({title})" if title else ""), fontsize=11)
-        metadata = {"Software": "spheregen", "runs": ", ".join(runs)} if kind == ".png" else None
+        metadata = {"Software": "spheregen", "runs": ", ".join(runs)} if kind == ".png" else {"Creator": "spheregen"}
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format=kind[1:], dpi=120, metadata=metadata)
 

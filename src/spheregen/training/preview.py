@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spheregen.data import image_grid, save_png
+from spheregen.data import labelled_sheet, save_png
 from spheregen.family.recipe import SamplingConfig
 from spheregen.family.terms import to_unit
 from spheregen.sampling import reconstruct, sample, seeded_noise
@@ -27,15 +28,16 @@ ROTATION_SEED = 1 << 40  # far from the seeds of the samples
 
 
 class PreviewHook:
-    """Writes `previews/step-NNNNNNNNN.png` into the run folder.
+    """Writes `previews/step-NNNNNNNNN.png` into the run folder: rows of images with captions.
 
     Args:
         every: steps between two previews; 0 for none.
         computes: whether this process takes part: the first does, and all do if the model is sharded.
+        class_names: of the data, for the captions.
     """
 
-    def __init__(self, every: int, *, computes: bool = True) -> None:
-        self.every, self.computes = every, computes
+    def __init__(self, every: int, *, computes: bool = True, class_names: Sequence[str] = ()) -> None:
+        self.every, self.computes, self.class_names = every, computes, class_names
 
     def after_step(self, run: RunView, step: int) -> Values | None:
         """Draw and write the sheet; the trackers get its file."""
@@ -46,16 +48,41 @@ class PreviewHook:
         rows = preview_rows(run.model, inputs, labels, sampling)
         if not run.is_first:
             return None
-        described, line = [], 1
+        described, captions, sheet, notes, columns = (
+            [],
+            list[str](),
+            list[list[Tensor]](),
+            list[list[str]](),
+            len(inputs),
+        )
         for text, images in rows.items():
-            height = len(images) // len(inputs)
+            cells = to_unit(images.float()).clamp(0, 1).cpu().split(1)
+            height, line = len(cells) // columns, len(sheet) + 1
             described.append(f"{line}: {text}" if height == 1 else f"{line}-{line + height - 1}: {text}")
-            line += height
-        sheet = to_unit(torch.cat([images.float() for images in rows.values()])).clamp(0, 1).cpu()
-        grid = image_grid(sheet, columns=len(inputs), scale=max(1, 48 // sheet.shape[-1]))
+            captions += [text, *[""] * (height - 1)]
+            names = self._classes(text, labels, len(cells))
+            for start in range(0, len(cells), columns):
+                sheet.append(list(cells[start : start + columns]))
+                notes.append(names[start : start + columns])
+        drawn = labelled_sheet(
+            sheet,
+            captions,
+            [""] * columns,
+            notes=notes,
+            title=f"{run.recipe.name}, step {step}",
+            scale=max(1, 48 // sheet[0][0].shape[-1]),
+        )
         path = run.folder / FOLDER / f"step-{step:09d}.png"
-        save_png(grid, path, {"step": str(step), "recipe": run.recipe.name, "rows": "; ".join(described)})
+        save_png(drawn, path, {"step": str(step), "recipe": run.recipe.name, "rows": "; ".join(described)})
         return {"preview": path}
+
+    def _classes(self, text: str, labels: Tensor | None, count: int) -> list[str]:
+        """The classes below the images of rows: of originals their own, of samples all in turn."""
+        if text.startswith("samples") and self.class_names:
+            return [self.class_names[i % len(self.class_names)] for i in range(count)]
+        if text == "originals" and self.class_names and labels is not None:
+            return [self.class_names[int(label)] for label in labels]
+        return [""] * count
 
 
 @torch.no_grad()

@@ -9,12 +9,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
+import torch
 from pydantic import ValidationError
 
-from spheregen.errors import ConfigError, did_you_mean
+from spheregen.data.latent_cache import LatentCache, is_latent_cache
+from spheregen.errors import ConfigError, SphereGenError, did_you_mean
 from spheregen.family.recipe import Recipe
-from spheregen.family.registry import member_of_kind
+from spheregen.family.registry import blank_model, member_of_kind
+from spheregen.files import read_yaml
+from spheregen.folders.model_folder import read_architecture
+from spheregen.folders.model_source import bundled_models, find_model
+from spheregen.hub import REPO
+from spheregen.training.feeding import open_data
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -48,20 +54,112 @@ def load_recipe(
     else:
         hint = did_you_mean(str(recipe), shipped)
         raise ConfigError(f"unknown recipe {str(recipe)!r}{hint}; shipped: {', '.join(shipped)}, or give a .yaml file")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(text, origin)
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} must be a mapping of settings such as `model:` and `train:`")
     values.setdefault("name", path.stem)
+    own = str(recipe) not in shipped
+    said = set(flatten(values)) if own else set[str]()
+    if own:
+        _find_paths(values, path.parent)
     if data is not None:
         _section(values, ["data"], "--data")["source"] = data
     if init is not None:
         values["init"] = init
     for override in overrides:
-        _apply_override(values, override)
+        key, value = _apply_override(values, override)
+        said |= set(flatten({key: value}))
+    with contextlib.suppress(SphereGenError):  # what is wrong is told where it is used
+        _fit_to_others(values, said)
     return build_recipe(values, origin)
+
+
+def check_recipe(recipe: Recipe) -> str | None:
+    """Check that the data and models that a recipe names are there and fit, without a download.
+
+    Returns:
+        What has not been looked at, a line for people; None if nothing.
+
+    Raises:
+        SphereGenError: one is missing, or does not fit.
+    """
+    remote = []
+
+    def read(name: str, part: str = "") -> Any:
+        if _is_remote(name):
+            return remote.append(name)
+        return read_architecture(find_model(name) / part)
+
+    member = member_of_kind(recipe.kind)
+    inner = None if member.inner is None else member.inner_config(recipe, read)
+    if inner is not None:
+        with torch.device("meta"):
+            front = blank_model(inner)
+        for name in ("image_size", "image_channels"):
+            if getattr(inner, name) != getattr(recipe.model, name):
+                raise ConfigError(
+                    f"model.{name} is {getattr(recipe.model, name)}, but {getattr(inner, name)} in the model behind "
+                    "which it stands; leave it out to have the same"
+                )
+        member.complete(recipe.model, front)
+    if recipe.init is not None and (base := read(recipe.init)) is not None and type(base) is not type(recipe.model):
+        raise ConfigError(f"the model to start from, {recipe.init}, is of another kind than the recipe {recipe.name}")
+    if recipe.data.source is not None and not is_latent_cache(recipe.data.source) and _is_remote(recipe.data.source):
+        remote.append(recipe.data.source)
+    elif recipe.data.source is not None:
+        open_data(recipe)
+    return f"not here, and not looked at before the run: {', '.join(dict.fromkeys(remote))}" if remote else None
+
+
+_NAMES_OF_THINGS = (("data", "source"), ("init",), ("source",), ("teacher", "model"), ("tokenizer",))
+
+
+def _find_paths(values: dict[str, Any], folder: Path) -> None:
+    """Let a relative path in a recipe that is not here mean the one beside the recipe."""
+    for *sections, key in _NAMES_OF_THINGS:
+        place: Any = values.get(sections[0]) if sections else values
+        name = place.get(key) if isinstance(place, dict) else None
+        if isinstance(name, str) and name and name != "digits" and name not in bundled_models():
+            with contextlib.suppress(OSError, ValueError):
+                if not Path(name).exists() and (folder / name).exists():
+                    place[key] = str(folder / name)
+
+
+def _fit_to_others(values: dict[str, Any], said: set[str]) -> None:
+    """Take from the model or the latents behind which a model shall stand what nobody said otherwise.
+
+    Args:
+        said: the dotted keys that the user decided: all of a file of theirs, of a shipped one those in front.
+    """
+    found: dict[str, Any] = {}
+    own, data = recipe_class(values), values.get("data")
+    if any(key == "source" or key.startswith("teacher") for key in said):
+        for other in ("source", "teacher", "autoencoder"):
+            if not any(key.partition(".")[0] == other for key in said):
+                values.pop(other, None)
+    source = data.get("source") if isinstance(data, dict) else None
+    if (name := own.model_behind(values)) is not None and not _is_remote(name):
+        config = read_architecture(find_model(name))
+        found = {each: getattr(config, each) for each in ("image_size", "image_channels", "num_classes")}
+        found["patch_size"] = getattr(config, "patch", 0) or config.image_size // config.grid
+    elif isinstance(source, str) and member_of_kind(str(values.get("kind", ""))).inputs == "latents":
+        plan = LatentCache(source).index.plan
+        tokens, channels = plan.latent_shape
+        found = {"image_size": plan.image.image_size, "image_channels": plan.image.channels, "tokens": tokens}
+        found |= {"channels": channels, "num_classes": len(plan.class_names)}
+    model = values.setdefault("model", {}) if found else None
+    if isinstance(model, dict):
+        model.update({key: value for key, value in found.items() if f"model.{key}" not in said})
+
+
+def _is_remote(name: str) -> bool:
+    """Return whether a name of data or of a model can only be one of the Hub, or a URL."""
+    if name == "digits" or name in bundled_models():
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        if Path(name).expanduser().exists():
+            return False
+    return "://" in name or REPO.fullmatch(name.partition("@")[0]) is not None
 
 
 def build_recipe(values: Mapping[str, Any], origin: str = "the recipe") -> Recipe:
@@ -120,14 +218,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> tuple[str, Any]:
+    """Put one setting in front of a recipe; return its key and value."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set takes key=value, for example train.steps=1000, not {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+    value = read_yaml(text, f"--set {override}")
     *sections, last = key.strip().split(".")
     _section(values, sections, f"--set {override}")[last] = value
     # one length and one warm-up at a time: setting one replaces its twin from the recipe
@@ -135,6 +231,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     twins |= {value: key for key, value in twins.items()}
     if last in twins and sections and value is not None:
         _section(values, sections, override).pop(twins[last], None)
+    return key.strip(), value
 
 
 def _section(values: dict[str, Any], path: Sequence[str], what: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import time
@@ -24,7 +25,15 @@ from spheregen.family.recipe import Recipe
 from spheregen.family.registry import member_of_kind
 from spheregen.files import remove_leftovers, write_json
 from spheregen.folders.card import ModelInfo
-from spheregen.folders.model_folder import WEIGHTS, LoadedModel, is_saved, load_any_model, read_architecture, save_model
+from spheregen.folders.model_folder import (
+    CONFIG,
+    WEIGHTS,
+    LoadedModel,
+    is_saved,
+    load_any_model,
+    read_architecture,
+    save_model,
+)
 from spheregen.folders.model_source import find_model
 from spheregen.progress import Reporter
 from spheregen.training.checkpoint import FOLDER as STATE
@@ -51,6 +60,7 @@ from spheregen.training.transfer import inherited_provenance, transfer
 
 PROGRESS_SECONDS = 10.0
 DATA_CHECK = "data-check.json"  # beside the checkpoints: which images were found to be bad
+DATA_FACTS = "data facts"  # in what a run knows of itself
 CALIBRATION_IMAGES = 2048
 """The first images of a run, at least so many if there are, from which statistics of the data are measured."""
 
@@ -196,13 +206,13 @@ def set_up(
     recipe: Recipe, folder: Path, device: str, reporter: Reporter, world: World, hooks: Sequence[TrainingHook]
 ) -> Run:
     """Set up a new run, or the one that is in the folder, in each of its processes. See `train`."""
-    if folder.exists() and not folder.is_dir():
-        raise TrainingError(f"the output path {folder} is a file; choose a folder with --out")
     place = choose_device(local_device(device, world))
     precision = choose_precision(recipe.train.precision, place)
-    data = open_data(recipe)
-    total = recipe.total_steps(data.count)
     checkpoint = _find_checkpoint(folder, world)
+    data = open_data(recipe, _known_classes(folder) if checkpoint else ())
+    for line in data.notes if world.is_first else ():
+        reporter.message(line)
+    total = recipe.total_steps(data.count)
     start = checkpoint.step if checkpoint else 0
     base = _load_base(recipe, world) if recipe.init is not None and checkpoint is None else None
     batches = data.batches(
@@ -217,9 +227,17 @@ def set_up(
         reporter.message(f"skipped: {reason}")
     with _first_alone(world):  # it may have to download frozen networks
         objective = build_objective(recipe, data.tokenizer())
-    about = {"recipe": recipe.model_dump(mode="json"), "data": batches.fingerprint, **objective.facts}
+    about = {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": batches.fingerprint,
+        DATA_FACTS: data.facts,
+        **objective.facts,
+    }
     if checkpoint:
-        _refuse_changes(checkpoint.run, about, folder)
+        if DATA_FACTS not in checkpoint.run and checkpoint.run.get("data") == batches.earlier_fingerprint:
+            # a run of a version before
+            checkpoint = dataclasses.replace(checkpoint, run={**checkpoint.run, "data": batches.fingerprint})
+        _refuse_changes(checkpoint, about, folder, recipe, total)
         if "init" in checkpoint.run:
             about["init"] = checkpoint.run["init"]  # the model itself is never read again
     elif (folder / WEIGHTS).exists():
@@ -269,6 +287,13 @@ def _first_batches(batches: Batches, recipe: Recipe) -> Iterator[Batch]:
     processes, so that a run that was interrupted gets the same ones."""
     images = min(CALIBRATION_IMAGES, batches.count)
     return map(batches.batch, range(-(-images // recipe.train.batch_size)))
+
+
+def _known_classes(folder: Path) -> tuple[str, ...]:
+    """Return the classes of the run in a folder, in the order in which its model knows them."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return tuple(map(str, json.loads((folder / CONFIG).read_text(encoding="utf-8"))["class_names"]))
+    return ()
 
 
 def _find_checkpoint(folder: Path, world: World) -> Checkpoint | None:
@@ -344,7 +369,9 @@ def _watchers(run: Run, own: Sequence[TrainingHook]) -> list[Any]:
     trackers = (Tracker(name, tell) for name in dict.fromkeys(recipe.train.trackers))
     only_first = [RunLog(), *trackers] if run.world.is_first else []
     health = HealthMonitor(max_angle=recipe.max_angle, warmup=recipe.warmup_steps(run.images), warn=tell)
-    preview = PreviewHook(recipe.train.preview_every, computes=run.world.is_first or run.step.sharded)
+    preview = PreviewHook(
+        recipe.train.preview_every, computes=run.world.is_first or run.step.sharded, class_names=run.info.class_names
+    )
     return [health, *only_first, preview, *own]
 
 
@@ -390,17 +417,41 @@ def _now_and_then(reporter: Reporter) -> Progress:
     return progress
 
 
-def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+def _refuse_changes(checkpoint: Checkpoint, now: Mapping[str, Any], folder: Path, recipe: Recipe, total: int) -> None:
+    before = checkpoint.run
     differences = recipe_differences(before.get("recipe", {}), now["recipe"])
+    lengths = [each for each in differences if each.startswith(("train.steps:", "train.epochs:"))]
+    if lengths and total >= checkpoint.step and not recipe.bound_to_length:
+        differences, lengths = [each for each in differences if each not in lengths], []
     if before.get("data") != now["data"]:
-        differences.append("the data set is another one (its files, sizes or labels differ)")
+        old, new = before.get(DATA_FACTS, {}), now[DATA_FACTS]
+        differing = [name for name in new if name in old and old[name] != new[name]]
+        known = [f"{name} {old[name]} -> {new[name]}" for name in differing if name in ("images", "bytes")]
+        if "classes" in differing:
+            known.append(f"classes {', '.join(sorted({*old['classes']} ^ {*new['classes']})[:5])} come or go")
+        if not differing:
+            known = ["the contents of its files" if old else "its files, sizes or labels"]
+        differences.append(f"the data set is another one ({'; '.join(known or differing)})")
     differences += [
         f"{name}: {before.get(name)} -> {now[name]}"
-        for name in sorted(now.keys() - {"recipe", "data"})
+        for name in sorted(now.keys() - {"recipe", "data", DATA_FACTS})
         if before.get(name) != now[name]
     ]
     if differences:
         raise TrainingError(
             f"{folder} holds a run with other settings: {'; '.join(differences)}. "
             "Repeat the old settings to continue it, or choose another folder with --out"
+            + (_another_length(checkpoint, folder, recipe, total) if lengths else "")
         )
+
+
+def _another_length(checkpoint: Checkpoint, folder: Path, recipe: Recipe, total: int) -> str:
+    """Tell how to train a run for longer whose length cannot be changed."""
+    if total < checkpoint.step:
+        return f". {checkpoint.step} steps are done: it cannot become shorter than that"
+    bound = " and ".join(recipe.bound_to_length)
+    return (
+        f". Its steps depend on the length of the run, by {bound}: to train on, begin a new run from its weights, with "
+        f"a schedule of its own: --init {folder} --out OTHER (one with optimizer.schedule=constant and without phases "
+        "can itself be made longer)"
+    )

@@ -20,15 +20,18 @@ import torch
 from torch import Tensor
 
 from spheregen.data import Batch
+from spheregen.devices import own_defaults
 from spheregen.distributed import joined_world
 from spheregen.errors import TrainingError
 from spheregen.family.recipe import Recipe
+from spheregen.lock import locked_folder
 from spheregen.measure.timing import matmul_peak
 from spheregen.noise import BatchNoise
 from spheregen.progress import QuietReporter, Reporter
 from spheregen.training.estimate import LONG_RUN, step_cost
 from spheregen.training.hooks import TrainingHook
 from spheregen.training.latents import observe
+from spheregen.training.plots import seconds_of_log
 from spheregen.training.run import Run, set_up
 
 
@@ -48,6 +51,7 @@ class TrainingResult:
     """The means of the last log interval; empty when nothing was left to do."""
 
 
+@own_defaults()
 def train(
     recipe: Recipe,
     out: str | Path,
@@ -61,6 +65,7 @@ def train(
     The folder gets `config.json`, `model.safetensors` (the EMA of the weights) and a model card, so that it can be
     sampled while training goes on; `recipe.json`, `log.jsonl`, `previews/` and `state/`. Under `torchrun` every process
     calls this alike; the batch is shared among them and the first one writes, to a folder that all of them can read.
+    Meanwhile nobody else can train into it.
 
     SIGTERM and SIGINT (Ctrl-C) end the run after its current step, with a checkpoint; a second one ends it at once.
 
@@ -75,10 +80,11 @@ def train(
         ModelFileError: the model to start from is missing or broken.
         TrainingError: the folder holds a run with other settings, the loss is no longer finite, or another process of
             the run failed.
+        SphereGenError: another process holds the folder, or it cannot be made.
         DataError, ConfigError: data and recipe do not fit together, or nothing of the model to start from fits.
         KeyboardInterrupt, SystemExit: the run was asked to stop, and has saved its state.
     """
-    with joined_world(device, recipe.train.backend) as world:
+    with joined_world(device, recipe.train.backend) as world, locked_folder(Path(out), world):
         reporter = reporter if reporter is not None and world.is_first else QuietReporter()
         run = set_up(recipe, Path(out), device, reporter, world, hooks)
         reporter.message(run.headline)
@@ -90,6 +96,8 @@ def train(
         begun = time.monotonic()
         try:
             run.hooks.start(run.view(run.start))
+            if hasattr(reporter, "earlier"):
+                reporter.earlier = seconds_of_log(run.folder, recipe.train.batch_size)
             reporter.start(run.total, run.start, recipe.train.batch_size)
             with _heard_signals() as heard:
                 metrics = _loop(run, heard)
@@ -121,7 +129,8 @@ def _loop(run: Run, heard: Sequence[int]) -> Mapping[str, float]:
         run.meters.add(result.values)
         logs = done % settings.log_every == 0 or done == total
         # reading costs nothing on a CPU; elsewhere it waits for the device, so only at the log interval
-        reads = logs or device.type == "cpu"
+        tells = logs or done == run.start + 1
+        reads = tells or device.type == "cpu"
         if reads:
             values = run.check_finite(done)
         if logs:
@@ -139,7 +148,7 @@ def _loop(run: Run, heard: Sequence[int]) -> Mapping[str, float]:
             stopping = int(run.world.largest(torch.tensor(stopping, device=device)).item())
         if done % settings.checkpoint_every == 0 or done == total or stopping:
             run.save(done)
-        run.reporter.step(done, values if logs else None)
+        run.reporter.step(done, values if tells else None)
         if stopping and done < total:
             run.reporter.message(f"stopped after step {done}, which is saved; the same command continues")
             raise KeyboardInterrupt if stopping == signal.SIGINT else SystemExit(128 + stopping)

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spheregen.errors import ConfigError, ModelFileError
+from spheregen.errors import ConfigError
 from spheregen.folders.card import ModelInfo
 from spheregen.nn.block import Block
 from spheregen.nn.mixer import MixerBlock
+from spheregen.tensors import check_finite
 
 Fate = Literal["kept", "adapted", "fresh", "dropped"]
 """Copied; made from the source's; as the target was built; of the source, without a place in the target."""
@@ -105,9 +106,7 @@ def transfer(
             f"{' and '.join(map(str, new))}; give the recipe the model's sizes, or train without --init"
         )
     theirs = {name: tensor.detach() for name, tensor in (*source.named_parameters(), *source.named_buffers())}
-    for name, tensor in theirs.items():
-        if not bool(tensor.isfinite().all()):
-            raise ModelFileError(f"the weight {name} of the model is not finite; the model is broken, take another one")
+    check_finite("the model", theirs)
     learner = learned or target
     own = {id(tensor) for tensor in (*learner.parameters(), *learner.buffers())}
     for name, buffer in target.named_buffers():

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spheregen.errors import ConfigError, SphereGenError
-from spheregen.folders.model_folder import weights_hash
 from spheregen.measure.features import FeatureExtractor, load_extractor, load_extractors
 from spheregen.measure.features.networks import OWN_SCALES, convnext_features
 from spheregen.networks.backbones.convnext import ConvNeXt
-from spheregen.networks.backbones.feature_net import WIDTHS, load_feature_net
+from spheregen.networks.backbones.feature_net import load_feature_net
 from tests.measure.features.conftest import random_images
 
 CPU = torch.device("cpu")
@@ -146,27 +145,6 @@ def test_a_callable(write: Write) -> None:
         made(torch.rand(1, 3, 8, 8))
 
 
-class Means(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        assert images.shape[-1] == 64, "one size alone"
-        means: Tensor = self.dropout(images.double().mean(dim=(2, 3)) * self.scale)
-        return means
-
-
-def test_a_module_is_frozen_and_known_by_its_weights(write: Write) -> None:
-    made = load_extractor(f"{write(f'from {__name__} import Means as make')}:make")
-    assert (made.info.dim, made.info.weights) == (3, weights_hash({"scale": torch.ones(3)}))
-    images = random_images(2, height=64)
-    seen = made(images)
-    assert seen.logits is None and seen.features.dtype == torch.float32 and not seen.features.requires_grad
-    torch.testing.assert_close(seen.features, images.float().mean(dim=(2, 3)))  # no dropout
-
-
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -184,15 +162,3 @@ def test_faults_of_the_users_code_are_one_line(text: str, named: str, write: Wri
     with pytest.raises(ConfigError, match=named) as caught:
         load_extractor(f"{write(text)}:make")
     assert "\n" not in str(caught.value)
-
-
-def test_own_stages_vary_alike_on_photographs(shared: Path) -> None:
-    from spheregen.data import ImageOptions, load_all, open_source
-
-    if not (shared / "data" / "cifar10").is_dir():
-        pytest.skip("needs CIFAR-10")
-    source = open_source(str(shared / "data" / "cifar10"), split="test")
-    images = load_all(source, ImageOptions(image_size=32), limit=256).images
-    variances = load_extractor("own")(images).features.var(dim=0)
-    for stage in variances.split(WIDTHS):
-        assert stage.sum().item() == pytest.approx(80, rel=0.15)

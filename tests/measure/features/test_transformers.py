@@ -101,14 +101,6 @@ def test_features_follow_the_definition(case: tuple[str, FeatureExtractor]) -> N
     torch.testing.assert_close(apart, seen.features, rtol=1e-5, atol=1e-5)
 
 
-def test_loading_is_quiet_and_restores_the_logging(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
-    logging = import_transformers().utils.logging
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    load_extractor("clip", weights=folders["clip"])
-    assert capfd.readouterr() == ("", "")
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
-
-
 # --- errors -----------------------------------------------------------------------------------------------------
 
 

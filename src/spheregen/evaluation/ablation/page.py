@@ -62,9 +62,11 @@ def _results(study: Mapping[str, Any]) -> Section:
         key, best = column["key"], study["best"].get(column["key"], ())
         columns.append((column["title"], [row["mean"].get(key) for row in rows]))
         columns.append(("±", [row["deviation"].get(key) for row in rows]))
-        columns.append(("", ["best" if number in best else None for number in range(len(rows))]))
+        if best:
+            columns.append(("", ["best" if number in best else "" for number in range(len(rows))]))
     columns.append(("M parameters", [row["parameters"] / 1e6 for row in rows]))
-    columns.append(("remark", [note_of(row) or None for row in rows]))
+    if any(remarks := [note_of(row) for row in rows]):
+        columns.append(("remark", remarks))
     return Section(
         key="results",
         title="Results",

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.family.recipe import DataConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from spheregen.family.registry import member_of_kind
+from spheregen.files import read_yaml
 from spheregen.measure.cost import count_parameters
 from spheregen.pipeline import GenerationOptions
 from spheregen.sampling.schedules import generation_angles
@@ -211,8 +210,8 @@ def parse_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
     for text in texts:
         key, _, listed = (part.strip() for part in text.partition("="))
         try:
-            values = yaml.safe_load(f"[{listed}]")
-        except yaml.YAMLError:
+            values = read_yaml(f"[{listed}]", "--over")
+        except ConfigError:
             values = None
         if not key or not values or None in values:
             raise ConfigError(f"--over takes KEY=VALUE,VALUE,... with values in YAML, {_EXAMPLE}, not {text!r}")

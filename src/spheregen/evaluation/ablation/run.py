@@ -35,6 +35,7 @@ from spheregen.evaluation.request import HELD_OUT, WORK
 from spheregen.evaluation.speed import sampling_speed
 from spheregen.family.recipe import Recipe
 from spheregen.files import write_text
+from spheregen.lock import locked_folder
 from spheregen.measure.features import load_extractors
 from spheregen.pipeline import Pipeline
 from spheregen.progress import QuietReporter, Reporter
@@ -96,7 +97,7 @@ def run_study(
         SphereGenError: the folder cannot be written to, or no combination succeeded.
         KeyboardInterrupt: the study was asked to stop; the same call continues it.
     """
-    with joined_world(options.device, plan.base.train.backend) as world:
+    with joined_world(options.device, plan.base.train.backend) as world, locked_folder(options.out, world):
         return _Study(plan, options, world, reporter if world.is_first else QuietReporter).run()
 
 

@@ -19,6 +19,7 @@ from spheregen.external import import_package
 from spheregen.files import write_text
 
 PAGE = "index.html"
+MISSING = "–"
 _SHOWN_WIDTH = 480  # small images are enlarged by whole factors up to about this
 _LARGEST_FACTOR = 8
 _TURNING = str.maketrans(dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"))
@@ -76,7 +77,7 @@ def to_json(result: Any) -> str:
 def cell_text(cell: Cell) -> str:
     """Return a cell as text: numbers with four significant digits, whole digits never rounded away."""
     if cell is None:
-        return "–"
+        return MISSING
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, str):
@@ -88,12 +89,13 @@ def cell_text(cell: Cell) -> str:
     return f"{cell:.4g}"
 
 
-def table_texts(table: Table) -> tuple[list[bool], list[list[str]]]:
-    """Return which columns hold numbers, and all rows as texts."""
+def table_texts(table: Table) -> tuple[list[bool], list[list[str]], bool]:
+    """Return which columns hold numbers, all rows as texts, and whether a cell is missing."""
     if any(len(row) != len(table.header) for row in table.rows):
         raise ValueError(f"a row of the table {table.title!r} is not as long as its header")
     numeric = [all(cell is None or is_number(cell) for cell in column) for column in zip(*table.rows, strict=True)]
-    return numeric, [list(map(cell_text, row)) for row in table.rows]
+    missing = any(cell is None for row in table.rows for cell in row)
+    return numeric, [list(map(cell_text, row)) for row in table.rows], missing
 
 
 def _image(image: Image.Image) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     title: str = ""
+    missing: str = "not measured, or it does not apply"
+    """Why a cell is None; told below the table where one is."""
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -52,13 +54,15 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def table_of(title: str, columns: Iterable[tuple[str, Sequence[Cell]]]) -> tuple[Table, ...]:
+def table_of(
+    title: str, columns: Iterable[tuple[str, Sequence[Cell]]], *, missing: str = Table.missing
+) -> tuple[Table, ...]:
     """Return a table of columns, without those that hold nothing; none where there are no rows."""
     kept = [(name, cells) for name, cells in columns if any(cell is not None for cell in cells)]
     if not kept:
         return ()
     names, cells = zip(*kept, strict=True)
-    return (Table(title=title, header=names, rows=tuple(zip(*cells, strict=True))),)
+    return (Table(title=title, header=names, rows=tuple(zip(*cells, strict=True)), missing=missing),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spheregen.evaluation.report.parts import Cell, Plot, Section, Series, Table, is_number, table_of
+from spheregen.measure.fidelity import SSIM_WINDOW
 
 FORMAT = 1
 """The version of what a result holds, its `format`."""
@@ -127,15 +128,15 @@ def report_sections(result: Result, studies: Sequence[Section] = ()) -> tuple[Se
 
 def _metrics(result: Result) -> Section:
     """Every figure by every feature network."""
-    measured: Mapping[str, Any] = result["metrics"]
-    figures = figures_in(key for metric in measured.values() for key in metric["figures"])
-    columns: list[tuple[str, Sequence[Cell]]] = [("figure", [figure.title for figure in figures])]
-    for name, metric in measured.items():
+    rows = []
+    for name, metric in result["metrics"].items():
         values, held_out = metric["figures"], metric.get("held_out") or {}
-        columns.append((name, [values.get(figure.key) for figure in figures]))
-        columns.append((f"{name}, ±", [values.get(figure.error) for figure in figures]))
-        columns.append((f"{name}, held-out real", [held_out.get(figure.key) for figure in figures]))
-    columns.append(("better is", [figure.better for figure in figures]))
+        for figure in figures_in(values):
+            numbers = (values[figure.key], values.get(figure.error), held_out.get(figure.key))
+            rows.append((figure_title(result, name, figure), *numbers, figure.better))
+    header = ("figure", "samples", "±", "held-out real", "better is")
+    columns = list(zip(header, zip(*rows, strict=True), strict=True)) if rows else []
+    why = "the figure has no error estimate, or is not measured of held-out images"
     return Section(
         key="metrics",
         title="Quality of the samples",
@@ -144,9 +145,10 @@ def _metrics(result: Result) -> Section:
             "reference. The Fréchet distance (called FID with Inception features alone) and KID fall as the two sets "
             "become alike; precision and density say how many samples look real, recall and coverage how much of the "
             "real variety they reach. Figures of different networks, references, or sample counts cannot be compared.",
-            "Held-out columns are of real images that are not in the reference: what a perfect generator would get.",
+            "Held-out figures are of real images that are not in the reference: what a perfect generator would get. A "
+            "figure that could not be had is named with the reason in the summary.",
         ),
-        tables=table_of("", columns),
+        tables=table_of("", columns, missing=why),
     )
 
 
@@ -158,6 +160,7 @@ def _reconstruction(result: Result) -> Section:
     ]
     for name, value in (found.get("frechet") or {}).items():
         rows.append((f"{figure_title(result, name, SAMPLE_FIGURES[0])} of reconstructions", value, "lower"))
+    why = f"LPIPS where its weights are not found, SSIM of images below {SSIM_WINDOW} pixels"
     images = " ".join(str(found[key]) for key in ("count", "split") if found.get(key))
     return Section(
         key="reconstruction",
@@ -166,7 +169,7 @@ def _reconstruction(result: Result) -> Section:
             f"{images} images were encoded, put on the sphere without noise, and decoded. It is the best that the "
             "decoder can do where it knows the image, and bounds what it can generate.",
         ),
-        tables=(Table(header=("figure", "value", "better is"), rows=tuple(rows)),),
+        tables=(Table(header=("figure", "value", "better is"), rows=tuple(rows), missing=why),),
     )
 
 
@@ -224,7 +227,8 @@ def _sweep(result: Result, curve: Mapping[str, Any]) -> tuple[Table, ...]:
             for title, key in ((figure_title(result, network, figure), figure.key), ("±", figure.error)):
                 columns.append((title, [point["figures"].get(network, {}).get(key) for point in points]))
     columns += [(label, [point.get(cost) for point in points]) for cost, label in _COSTS]
-    return table_of(f"Sweep of {curve['name']}, {curve['count']} samples each", columns)
+    why = "this point could not be measured, or its figure has no error estimate"
+    return table_of(f"Sweep of {curve['name']}, {curve['count']} samples each", columns, missing=why)
 
 
 def _cost(found: Mapping[str, Any]) -> Section:

@@ -115,7 +115,7 @@ class Codec:
     def generator(self) -> torch.Generator:
         """Return a generator of random numbers of its own for each draw."""
         self._draws += 1
-        return torch.Generator().manual_seed(1000 * self._seed + self._draws)
+        return torch.Generator("cpu").manual_seed((1000 * self._seed + self._draws) % 2**63)
 
     def noise(self, count: int) -> Tensor:
         """Draw standard Gaussian rows (count, *latent_shape)."""

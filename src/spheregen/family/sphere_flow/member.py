@@ -122,6 +122,12 @@ class SphereFlowRecipe(Recipe):
             raise ValueError(str(error)) from error
         return self
 
+    @classmethod
+    def model_behind(cls, values: Mapping[str, Any]) -> str | None:
+        teacher = values.get("teacher")
+        found = teacher.get("model") if isinstance(teacher, dict) else values.get("source")
+        return found if isinstance(found, str) else None
+
     @property
     def needs_perceptual(self) -> bool:
         return self.loss.needs_perceptual or (self.autoencoder is not None and self.autoencoder_loss.needs_perceptual)
