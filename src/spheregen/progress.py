@@ -14,10 +14,10 @@ Part = TypeVar("Part")
 
 
 class Reporter(Protocol):
-    """The listener that long work calls; users of the library may pass their own.
+    """The listener that long work calls; users of the library may pass their own."""
 
-    One with an attribute `earlier` finds there, before `start`, the seconds that earlier parts of the run took.
-    """
+    earlier: float
+    """Seconds that earlier parts of a run took; set before `start`."""
 
     def message(self, text: str) -> None:
         """Tell a line of news."""
@@ -34,6 +34,8 @@ class Reporter(Protocol):
 
 class QuietReporter:
     """Nothing but warnings and what was left out."""
+
+    earlier = 0.0
 
     def message(self, text: str) -> None:
         if text.startswith(("warning", "skipped", "ignored", "failed")):

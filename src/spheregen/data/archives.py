@@ -47,7 +47,7 @@ from spheregen.data.names import (
     unpack,
     without_common_folder,
 )
-from spheregen.data.source import FITS_IN_MEMORY, Blocks, BlockSource, ImageSource, digest, label_bytes
+from spheregen.data.source import Blocks, BlockSource, ImageSource, digest, label_bytes
 from spheregen.errors import DataError, SphereGenError
 from spheregen.files import atomic_path
 
@@ -61,7 +61,6 @@ _LARGEST_TEXT = 1 << 20  # bytes of a label member
 _NONE, _INTEGER, _TEXT = 0, 1, 2  # kinds of label
 _ABSENT = -1  # the offset of a label whose image is not in its shard
 _INDEX_VERSION = 3
-_PIECES = 256  # of 4 KiB, that tell the contents of a shard
 
 _Label = tuple[int, str]  # kind and text
 
@@ -126,7 +125,7 @@ class ZipSource(ImageSource):
 
     @cached_property
     def earlier_fingerprint(self) -> str:
-        return digest(*self._identity, label_bytes(self.labels), *map(os.fsencode, self.class_names))
+        return self.fingerprint
 
     def __len__(self) -> int:
         return len(self._names)
@@ -219,16 +218,6 @@ class TarSource(BlockSource):
         content.update(np.cumsum([0, *map(len, kept)]).astype("<i8").tobytes())
         identity = [f"{self._files.base_name(f)}\0{counts[f]}".encode() for f in range(len(shards))]
         self._identity = [*identity, content.digest(), self._sizes.astype("<i8").tobytes()]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        pieces = 0 if self.encoded_bytes <= FITS_IN_MEMORY else _PIECES
-        contents = (self._files.content(file, pieces) for file in range(len(self._files)))
-        return digest(self.earlier_fingerprint.encode(), *contents)
-
-    @cached_property
-    def earlier_fingerprint(self) -> str:
-        return digest(*self._identity, label_bytes(self.labels), *(name.encode() for name in self.class_names))
 
     def __len__(self) -> int:
         return len(self._offsets)

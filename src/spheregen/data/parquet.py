@@ -12,7 +12,6 @@ import json
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,9 @@ import torch
 
 from spheregen.data.files import Files, cause_of
 from spheregen.data.names import LABEL_NAMES, IgnoredFiles, choose_files, number_labels, sort_classes
-from spheregen.data.source import FITS_IN_MEMORY, Blocks, BlockSource, digest, label_bytes
+from spheregen.data.source import Blocks, BlockSource
 from spheregen.errors import DataError
 
-_PIECES = 256  # of 4 KiB, that tell the contents of a file
 IMAGE_COLUMNS = ("image", "img")
 
 
@@ -67,16 +65,6 @@ class ParquetSource(BlockSource):
         for name in self._heads[0].unread:
             ignored.add("column that is not read", name)
         self.ignored = ignored.listed()
-
-    @cached_property
-    def fingerprint(self) -> str:
-        pieces = 0 if self.encoded_bytes <= FITS_IN_MEMORY else _PIECES
-        contents = (self._files.content(file, pieces) for file in range(len(self._files)))
-        return digest(self.earlier_fingerprint.encode(), *contents)
-
-    @cached_property
-    def earlier_fingerprint(self) -> str:
-        return digest(*self._identity, label_bytes(self.labels), *(name.encode() for name in self.class_names))
 
     def __len__(self) -> int:
         return self._file_starts[-1]

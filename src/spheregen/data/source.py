@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,12 @@ from spheregen.data.images import decode_bytes
 from spheregen.data.names import Ignored
 from spheregen.errors import ConfigError, DataError, did_you_mean
 
+if TYPE_CHECKING:
+    from spheregen.data.files import Files
+
 FITS_IN_MEMORY = 1 << 30  # encoded bytes: a set of up to this size is kept as it is
 _HELD_BYTES = 128 << 20  # encoded bytes kept of a larger one
+_PIECES = 256  # of 4 KiB, that tell the contents of a file of a larger set
 _PIECE = 4 << 10  # bytes
 
 
@@ -117,11 +121,24 @@ class BlockSource(ImageSource):
     128 MiB, or one block if that is larger.
     """
 
+    _files: Files
+    _identity: Sequence[bytes]  # what tells these images from others, without their contents
+
     def __init__(self) -> None:
         self._held: OrderedDict[int, Sequence[bytes]] = OrderedDict()
 
     @abstractmethod
     def blocks(self) -> Blocks: ...
+
+    @cached_property
+    def fingerprint(self) -> str:
+        pieces = 0 if self.encoded_bytes <= FITS_IN_MEMORY else _PIECES
+        contents = (self._files.content(file, pieces) for file in range(len(self._files)))
+        return digest(self.earlier_fingerprint.encode(), *contents)
+
+    @cached_property
+    def earlier_fingerprint(self) -> str:
+        return digest(*self._identity, label_bytes(self.labels), *(name.encode() for name in self.class_names))
 
     def read_bytes(self, index: int) -> bytes:
         self.check_index(index)

@@ -96,8 +96,7 @@ def train(
         begun = time.monotonic()
         try:
             run.hooks.start(run.view(run.start))
-            if hasattr(reporter, "earlier"):
-                reporter.earlier = seconds_of_log(run.folder, recipe.train.batch_size)
+            reporter.earlier = seconds_of_log(run.folder, recipe.train.batch_size)
             reporter.start(run.total, run.start, recipe.train.batch_size)
             with _heard_signals() as heard:
                 metrics = _loop(run, heard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import hashlib
 import io
@@ -39,7 +40,7 @@ from spheregen.lock import locked_folder
 from spheregen.measure.features import load_extractors
 from spheregen.pipeline import Pipeline
 from spheregen.progress import QuietReporter, Reporter
-from spheregen.training.feeding import open_data
+from spheregen.training.feeding import image_options, open_data
 from spheregen.training.plots import read_series, training_seconds
 from spheregen.training.trainer import train
 
@@ -365,9 +366,4 @@ def study_csv(study: Mapping[str, Any]) -> str:
 
 def _geometry(recipe: Recipe) -> ImageOptions:
     """How real images are brought to size where they are compared: held-out images are cropped the ADM way."""
-    return ImageOptions(
-        image_size=recipe.model.image_size,
-        channels=recipe.model.image_channels,
-        fit=recipe.data.fit,
-        background=recipe.data.background,
-    )
+    return dataclasses.replace(image_options(recipe), resize="adm")
