@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import shutil
-import socket
 import tempfile
 import time
 import traceback
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HEAVY = ("spheregen.cli.main", "spheregen.training.trainer", "spheregen.evaluation.request", "torch.distributed.fsdp")
+_PATIENCE_SECONDS = 200.0  # less than a test has
 _FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 context = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
 context.set_forkserver_preload([*HEAVY, "torch._dynamo"])
@@ -33,6 +34,7 @@ class Started:
 
     def __init__(self, function: Callable[..., None], *arguments: Any, **environment: str) -> None:
         self._texts = Path(tempfile.mkdtemp())
+        self.store: Any = None  # where the processes of a world find each other; it lives as long as they do
         self._process: BaseProcess = context.Process(
             target=_child, args=(function, arguments, environment, str(Path.cwd()), str(self._texts))
         )
@@ -52,13 +54,14 @@ class Started:
             except ProcessLookupError:  # its group is not there yet
                 time.sleep(0.01)
 
-    def finish(self, seconds: float = 300) -> tuple[int, str, str]:
+    def finish(self, seconds: float = _PATIENCE_SECONDS) -> tuple[int, str, str]:
         """Return its exit code, what it printed, and its messages."""
         self._process.join(seconds)
-        if self.poll() is None:
+        hangs = self.poll() is None
+        if hangs:
             self._process.kill()
-            raise AssertionError(f"a process runs for more than {seconds} s")
         texts = [(self._texts / name).read_text() for name in ("stdout", "stderr")]
+        assert not hangs, f"a process ran for more than {seconds} s: {texts}"
         shutil.rmtree(self._texts)
         assert self._process.exitcode is not None
         return self._process.exitcode, *texts
@@ -66,11 +69,24 @@ class Started:
 
 def world(count: int, function: Callable[..., None], *arguments: Any) -> list[Started]:
     """Start the processes of one world, as `torchrun` does, but none of them ends the others when it fails."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    return [Started(function, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+    store, shared = common_store(count)
+    processes = [Started(function, *arguments, **shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(count)]
+    for process in processes:
+        process.store = store
+    return processes
+
+
+def common_store(count: int) -> tuple[Any, dict[str, str]]:
+    """Return the store where the processes of a world find each other, and the variables that tell them of it.
+
+    It is here, as `torchrun` has it: a port that is looked for, freed, and opened again by the first process may have
+    gone to somebody else meanwhile, for whom the second would wait.
+    """
+    from torch.distributed import TCPStore  # not every torch has it
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(count)}
+    return store, {**shared, "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
 
 
 def _child(
@@ -84,6 +100,7 @@ def _child(
     import torch
 
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(_PATIENCE_SECONDS - 20)  # where it hangs, if it does
     try:
         function(*arguments)
     except Exception:

@@ -29,6 +29,7 @@ Parallel = Literal["auto", "ddp", "fsdp"]
 _FAILURE = "spheregen/failure"  # key in the processes' common store
 _TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for another before both give up
 _PATIENCE_SECONDS = 5.0  # how long a process whose peer is gone waits for the peer's reason
+_FAREWELL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def joined_world(device: str, backend: Backend = "auto") -> Iterator[World]:
     finally:
         if ours:
             with contextlib.suppress(Exception):  # the connection may be what broke
-                dist.destroy_process_group()
+                _leave()
 
 
 def choose_backend(backend: Backend, *, on_gpu: bool) -> str:
@@ -219,6 +220,18 @@ def _start(backend: str, on_gpu: bool, local_rank: int) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the processes cannot find each other ({reason}); start them by torchrun") from error
+
+
+def _leave() -> None:
+    """End the group of processes when its threads have let go of the last results.
+
+    They need Python's lock for that while they hold one of the group's, for which the group's destructor would wait
+    with Python's lock in hand: for ever.
+    """
+    group = dist.group.WORLD  # alive until they are done, whoever drops the others' references
+    dist.destroy_process_group()
+    time.sleep(_FAREWELL_SECONDS)  # without Python's lock
+    del group
 
 
 def _is_broken_connection(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,16 +18,14 @@ from spheregen.data.latent_cache import LatentCache
 from spheregen.folders.tokenizers import open_tokenizer
 from tests.cli.conftest import Run
 from tests.data.kinds import contents, write_folder
+from tests.processes import common_store
 
 
 def processes(count: int, *arguments: str) -> list[tuple[int | None, str]]:
     """Exit code and answer of each process of `spheregen encode`, forked so that nothing is imported again."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store, shared = common_store(count)
 
     def encode(rank: int) -> None:
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
         os.environ.update({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         torch.set_num_threads(1)
         with Path(f"answer{rank}").open("w") as answer, contextlib.redirect_stdout(answer):
@@ -39,6 +36,7 @@ def processes(count: int, *arguments: str) -> list[tuple[int | None, str]]:
         process.start()
     for process in running:
         process.join(timeout=150)
+    del store
     answers = [Path(f"answer{rank}").read_text() for rank in range(count)]
     return list(zip([process.exitcode for process in running], answers, strict=True))
 

@@ -7,11 +7,13 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from spheregen import distributed
 from spheregen.distributed import World, choose_backend, joined_world
 from spheregen.errors import ConfigError
 from spheregen.training.recipe import load_recipe
@@ -49,9 +51,9 @@ def start(count: int, folder: Path, *settings: str, before: str = "", recipe: st
     return world(count, command, arguments, before)
 
 
-def finish(processes: Sequence[Started]) -> list[tuple[int, str]]:
+def finish(processes: Sequence[Started], **patience: float) -> list[tuple[int, str]]:
     """Exit code and messages of each."""
-    return [(code, messages) for code, _, messages in (process.finish() for process in processes)]
+    return [(code, messages) for code, _, messages in (process.finish(**patience) for process in processes)]
 
 
 def run(count: int, folder: Path, *settings: str, **options: str) -> Path:
@@ -220,3 +222,22 @@ def test_one_process_is_a_world_of_its_own() -> None:
     with pytest.raises(ConfigError, match="nccl needs NVIDIA"):
         choose_backend("nccl", on_gpu=False)
     assert choose_backend("auto", on_gpu=False) == "gloo"
+
+
+def leave() -> None:
+    """Leave a world, and look at the threads of its group before they end."""
+    seen: list[bool] = []
+
+    def farewell(seconds: float) -> None:
+        seen.append(any("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir()))
+
+    distributed.time = SimpleNamespace(sleep=farewell)  # type: ignore[attr-defined]
+    with joined_world("cpu"):
+        torch.distributed.all_reduce(torch.ones(2))
+    assert seen == [True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux shows them")
+def test_a_world_gives_its_threads_time_to_let_go_of_results() -> None:
+    """The group's destructor holds Python's lock and joins threads that may need it: it once waited for ever."""
+    assert [code for code, _ in finish(world(2, leave), seconds=60)] == [0, 0]
