@@ -24,6 +24,7 @@ KINDS = ("images", "latents")
 """What the generator of `tiny_pipeline` predicts."""
 DEBUG_RECIPES: Mapping[str, str] = {
     "autoencoder": "debug",
+    "convolutional": "conv-debug",
     "latent-denoiser": "sle-debug",
     "representation": "rae-debug",
     "sphere-flow": "flow-debug",

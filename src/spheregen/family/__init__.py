@@ -12,6 +12,8 @@ _HOMES = {
     "AutoencoderConfig": "sphere_encoder.network",
     "AutoencoderLossConfig": "sphere_encoder.loss",
     "AutoencoderObjective": "sphere_encoder.loss",
+    "ConvolutionalAutoencoder": "convolutional.network",
+    "ConvolutionalConfig": "convolutional.network",
     "FlowRefiner": "sphere_flow.network",
     "FlowRefinerConfig": "sphere_flow.network",
     "ImageAutoencoder": "sphere_encoder.network",

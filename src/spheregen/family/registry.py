@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from spheregen.errors import ConfigError, did_you_mean
+from spheregen.family.convolutional import member as convolutional
 from spheregen.family.member import Member
 from spheregen.family.representation import member as representation
 from spheregen.family.sphere_encoder import member as sphere_encoder
@@ -111,6 +112,7 @@ def blank_model(config: Any, inner: Any = None) -> nn.Module:
 
 for _member in (
     sphere_encoder.MEMBER,
+    convolutional.MEMBER,
     sphere_latent_encoder.MEMBER,
     representation.MEMBER,
     representation.PUBLISHED,
