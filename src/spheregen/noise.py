@@ -105,6 +105,8 @@ class TrainingNoise(BatchNoise):
     """(B, calls) bool: whether the network that is called sees no label, for each call of a step."""
     projections: Tensor | None = dataclasses.field(default=None, metadata={"shared": True})
     """(K, N*d) unit vectors of a sliced Wasserstein distance; None without it."""
+    progress: float = 0.0
+    """The share of the run that is done, which switches the adversarial term on."""
 
 
 @own_defaults()

@@ -1,4 +1,6 @@
-"""The training objective of the Sphere Encoder: reconstruction, consistency, latent consistency; uniformity on request.
+"""The training objective of the Sphere Encoder: reconstruction, consistency, latent consistency; more on request.
+
+The optional terms are uniformity of the latents and the verdict of a critic.
 
 Source: Yue et al. 2026 (arXiv 2602.15030), the training losses (method.md, section 1.2). Legend: B samples, e one
 Gaussian noise a sample, x_weak and x_strong the decodes of the weakly and the strongly perturbed latent (x_noisy and
@@ -10,23 +12,25 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spheregen.conditioning import Condition, Labels
 from spheregen.errors import ConfigError
+from spheregen.family.adversarial import AdversarialConfig
 from spheregen.family.objective import Batches, Gather, Objective
 from spheregen.family.sphere_encoder.network import ImageAutoencoder
-from spheregen.family.terms import LossConfig, LossTerms, latent_distance, pixel_distance, to_unit, weighted_total
+from spheregen.family.terms import LossTerms, latent_distance, pixel_distance, to_unit, weighted_total
 from spheregen.family.uniformity import (
     LARGEST_EXPONENT,
     hyperspherical_energy,
     projection_directions,
     sliced_wasserstein,
 )
-from spheregen.networks.perceptual import PerceptualLoss
+from spheregen.networks.perceptual import Features, PerceptualLoss
+from spheregen.nn.critic import PatchCritic
 from spheregen.nn.norm import recalibrate
 from spheregen.noise import NoiseConfig, TrainingNoise, draw_training_noise
 from spheregen.sphere import upcast
@@ -35,8 +39,8 @@ CALLS = 4  # encode, decode weak, decode strong, encode again: each drops labels
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderLossConfig(LossConfig):
-    """Weights w1 to w5 of the five terms and of a sixth, optional one, and label dropout. A term of weight 0 is not
+class AutoencoderLossConfig(AdversarialConfig):
+    """Weights w1 to w5 of the five terms and of two optional ones, and label dropout. A term of weight 0 is not
     computed.
 
     Raises:
@@ -50,8 +54,9 @@ class AutoencoderLossConfig(LossConfig):
         "perceptual_consistency",
         "latent_consistency",
         "uniformity",
+        "adversarial",
     )
-    shares = ("label_dropout",)
+    shares = ("critic_lead", "label_dropout")
 
     pixel_reconstruction: float = 1.0
     """w1 of smoothL1(x_weak, x)."""
@@ -87,8 +92,14 @@ class AutoencoderLossConfig(LossConfig):
             )
 
     @property
-    def needs_perceptual(self) -> bool:
+    def compares_features(self) -> bool:
+        """A distance of perceptual features is one of the terms."""
         return self.perceptual_reconstruction > 0 or self.perceptual_consistency > 0
+
+    @property
+    def needs_perceptual(self) -> bool:
+        """A term needs the perceptual network."""
+        return self.compares_features or self.judges_features
 
     @property
     def needs_projections(self) -> bool:
@@ -113,40 +124,53 @@ class Passes:
     """(2 B, N, W) the decoder's last tokens, where they were asked for."""
 
 
+class Learned(nn.Module):
+    """All that learns where there is an adversarial term: the autoencoder and its critic."""
+
+    def __init__(self, autoencoder: ImageAutoencoder, critic: PatchCritic) -> None:
+        super().__init__()
+        self.autoencoder, self.critic = autoencoder, critic
+
+
 class AutoencoderObjective(Objective):
     """An encoder and a decoder of images, such as the Sphere Encoder, and their loss (method.md, section 1.2).
 
     Args:
-        model: the autoencoder that learns; of whatever networks its encoder and its decoder are.
+        autoencoder: learns; of whatever networks its encoder and its decoder are.
         loss: weights of the terms.
         noise: laws of the training noise.
         perceptual: the perceptual distance; without one (None) its two terms are left out.
 
     Raises:
-        ConfigError: without a perceptual network nothing ties images to latents.
+        ConfigError: without a perceptual network nothing ties images to latents, or the critic has nothing to judge.
     """
-
-    model: ImageAutoencoder
 
     def __init__(
         self,
-        model: ImageAutoencoder,
+        autoencoder: ImageAutoencoder,
         loss: AutoencoderLossConfig,
         noise: NoiseConfig,
         perceptual: PerceptualLoss | None = None,
     ) -> None:
-        self.model, self.config, self.noise = model, loss, noise
+        self.autoencoder, self.config, self.noise = autoencoder, loss, noise
         self.use_perceptual(perceptual, "pixel_reconstruction", loss.pixel_reconstruction)
+        channels, size, _ = autoencoder.image_shape
+        self.critic = loss.new_critic(channels, size, perceptual)
+        self.model = autoencoder if self.critic is None else Learned(autoencoder, self.critic)
+
+    def generator(self, model: nn.Module) -> ImageAutoencoder:
+        return cast(ImageAutoencoder, model) if self.critic is None else cast(Learned, model).autoencoder
 
     def draw(
         self, batch: int, generator: torch.Generator, rows: slice | None = None, *, progress: float = 0.0
     ) -> TrainingNoise:
         """Return the random numbers of a global batch, or of these rows of it, from a CPU generator."""
-        model, config = self.model, self.config
+        model, config = self.autoencoder, self.config
         shape, dropout = model.latent_shape, config.label_dropout
         found = draw_training_noise(
             batch, self.noise, model.alpha_max, shape, generator, rows, calls=CALLS, dropout=dropout
         )
+        found = dataclasses.replace(found, progress=progress)
         if not config.needs_projections:  # drawn last, so that no other draw depends on them
             return found
         directions = projection_directions(config.uniformity_projections, math.prod(shape), generator=generator)
@@ -158,6 +182,7 @@ class AutoencoderObjective(Objective):
 
     def calibrate(self, model: Any, batches: Batches, gather: Gather) -> None:
         """Measure anew the statistics of the data in the encoder's batch norm, if it has one."""
+        model = self.generator(model)
 
         def encode(batch: tuple[Tensor, Tensor | None]) -> None:
             images, labels = batch
@@ -171,7 +196,7 @@ class AutoencoderObjective(Objective):
         Args:
             tokens: keep the decoder's last tokens.
         """
-        model = self.model
+        model = self.autoencoder
         condition = model.condition(labels if model.num_classes else None)
         z = upcast(model.encoder(images, condition.dropped(noise.dropped[:, 0])))  # under autocast too
         v, e = model.prior.project(z), noise.noise.to(z.device, z.dtype)
@@ -196,25 +221,32 @@ class AutoencoderObjective(Objective):
             terms["pixel_reconstruction"] = pixel_distance(weak, x)
         if weights["pixel_consistency"]:
             terms["pixel_consistency"] = pixel_distance(strong, weak.detach())
-        if self.perceptual is not None and self.config.needs_perceptual:
+        image_features: Features = ()
+        strong_features: Features = ()
+        if self.perceptual is not None and (weights["perceptual_reconstruction"] or self.config.judges_features):
+            with torch.no_grad():
+                image_features = self.perceptual.features(x)
+        if self.perceptual is not None and (weights["perceptual_consistency"] or self.config.judges_features):
+            strong_features = self.perceptual.features(strong)
+        if self.perceptual is not None and self.config.compares_features:
             with torch.set_grad_enabled(weights["perceptual_reconstruction"] > 0):
                 weak_features = self.perceptual.features(weak)  # once for both terms
             if weights["perceptual_reconstruction"]:
-                with torch.no_grad():
-                    image_features = self.perceptual.features(x)
                 terms["perceptual_reconstruction"] = self.perceptual.distance(weak_features, image_features).mean()
             if weights["perceptual_consistency"]:
                 target = tuple(feature.detach() for feature in weak_features)
-                terms["perceptual_consistency"] = self.perceptual.distance(
-                    self.perceptual.features(strong), target
-                ).mean()
+                terms["perceptual_consistency"] = self.perceptual.distance(strong_features, target).mean()
+        if self.critic is not None:  # strong decodes are the nearest to those of random points
+            terms |= self.config.adversarial_terms(
+                self.critic, x, strong, noise.progress, image_features, strong_features
+            )
         if weights["latent_consistency"]:
-            again = self.model.encoder(decoded.chunk(2)[1], passes.condition.dropped(noise.dropped[:, 3]))
+            again = self.autoencoder.encoder(decoded.chunk(2)[1], passes.condition.dropped(noise.dropped[:, 3]))
             terms["latent_consistency"] = latent_distance(again, z.detach())
         if weights["uniformity"]:
             if self.config.uniformity_kind == "energy":
                 terms["uniformity"] = hyperspherical_energy(z, self.config.uniformity_exponent)
             else:
                 assert noise.projections is not None
-                terms["uniformity"] = sliced_wasserstein(z, noise.projections, prior=self.model.prior)
+                terms["uniformity"] = sliced_wasserstein(z, noise.projections, prior=self.autoencoder.prior)
         return weighted_total(terms, weights, observed={"latent": z.detach(), "data": x, "output": weak.detach()})

@@ -191,7 +191,7 @@ class FlowObjective(Objective):
         self.use_perceptual(perceptual, "velocity", loss.velocity)
         self.network, self.config, self.noise = network, loss, noise
         self.autoencoder, self.teacher, self.learning_at = autoencoder, teacher, learning_at
-        self.model = Learned(None if autoencoder is None else autoencoder.model, network.refiner, critic)
+        self.model = Learned(None if autoencoder is None else autoencoder.autoencoder, network.refiner, critic)
         if autoencoder is None:
             self.frozen = [*self.frozen, network.source]
         if teacher is not None:

@@ -109,6 +109,11 @@ class SphereFlowRecipe(Recipe):
             )
         if self.autoencoder is None:
             return self
+        if self.autoencoder_loss.adversarial:
+            raise ValueError(
+                "an autoencoder that is trained along has no critic of its own: give loss.adversarial, or train it "
+                "first and name it as `source`"
+            )
         for name in ("image_size", "image_channels"):
             ours, theirs = getattr(self.model, name), getattr(self.autoencoder, name)
             if ours != theirs:
