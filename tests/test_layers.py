@@ -23,7 +23,7 @@ LAYERS = (
     ("batching",),
     ("protocol",),
     ("nn",),
-    ("noise", "conditioning", "prior"),
+    ("noise", "conditioning", "prior", "fitted"),
     ("sphere",),
     ("drawing", "external"),
     ("hub", "progress", "files", "lock", "devices", "distributed", "tensors", "classes"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import spheregen as sg
@@ -125,6 +126,21 @@ def test_configurations_that_do_not_fit_are_refused(folder: Path, change: dict[s
     config["architecture"].update(change)
     (folder / "config.json").write_text(json.dumps(config))
     refuses(lambda: sg.load(folder, device="cpu"), named)
+
+
+@pytest.mark.parametrize("names", [10**30, "three", {"a": 1}, True])
+def test_class_names_are_a_list(folder: Path, names: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"class_names": names}))
+    refuses(lambda: sg.load(folder, device="cpu"), "class_names")
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_are_of_a_type_that_networks_compute_in(folder: Path, kind: torch.dtype) -> None:
+    weights = load_file(folder / "model.safetensors")
+    for names in (list(weights)[:1], list(weights)):
+        save_file(weights | {name: weights[name].to(kind) for name in names}, folder / "model.safetensors")
+        refuses(lambda: sg.load(folder, device="cpu"), "model.safetensors")
 
 
 @pytest.mark.parametrize("given", [{"background": 3}, {"background": ["red"]}, {"fit": "stretch"}])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spheregen.errors import ModelFileError, SphereGenError
+from spheregen.files import parse_json
 from spheregen.hub import REPO, REVISION, HubError, download
 
 
@@ -64,7 +64,7 @@ def locate(
 def read_json(path: Path, source: str) -> dict[str, Any]:
     """Read a configuration; a ModelFileError tells that it is missing or broken."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise TypeError("no object")
         return found

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever found under the final name; and reading YAML."""
+"""Writing files so that nothing half-written is ever found under the final name; and reading YAML and JSON."""
 
 from __future__ import annotations
 
@@ -87,6 +87,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of JSON that may come from anywhere.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_yaml(text: str, origin: str) -> Any:

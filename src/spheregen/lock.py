@@ -20,6 +20,7 @@ from typing import Any
 
 from spheregen.distributed import World
 from spheregen.errors import SphereGenError
+from spheregen.files import parse_json
 
 LOCK = ".spheregen-lock"
 """The name of the lock in a folder."""
@@ -156,7 +157,7 @@ def _owner(handle: int) -> dict[str, Any]:
     """Read who holds a lock; empty where it does not tell."""
     os.lseek(handle, 0, os.SEEK_SET)
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(os.read(handle, 4096))
+        found = parse_json(os.read(handle, 4096))
         return found if isinstance(found, dict) else {}
     return {}
 

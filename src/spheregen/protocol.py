@@ -13,7 +13,11 @@ from torch.nn import functional
 
 from spheregen.conditioning import Condition, EmbedLabels, Labels, make_condition
 from spheregen.errors import ConfigError
+from spheregen.fitted import FittedPrior
 from spheregen.prior import PRIORS, SPHERE, Angle, Prior
+
+PRIOR = "prior"
+"""Among the networks of a condition, the fitted prior."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class SphereGenerator(nn.Module):
             self.latent_shape = config.tokens, config.channels
             self.num_classes, self.alpha_max = config.num_classes, config.max_angle
             self.prior = PRIORS[config.prior]
+        self.fitted: FittedPrior | None = None
+        """The density of the codes of its data, where one was fitted; no part of the weights."""
         self.refiner: nn.Module | None = None
         """The network of a flow that refines images, see `refined`; None where there is none."""
 
@@ -103,7 +109,10 @@ class SphereGenerator(nn.Module):
         Raises:
             ConfigError: labels of another shape, or for an unconditional generator.
         """
-        return make_condition(labels, self.num_classes, self.label_networks())
+        networks = self.label_networks()
+        if self.fitted is not None:
+            networks = {**networks, PRIOR: self.fitted.embed_labels}
+        return make_condition(labels, self.num_classes, networks)
 
     def predict(self, latents: Tensor, labels: Labels = None, angle: Angle = 0.0) -> Tensor:
         """Return the predictions for points (B, N, d), by one pass of the network that generates.

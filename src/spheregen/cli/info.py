@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ from typer import Option
 
 from spheregen.cli import options as cli
 from spheregen.errors import ConfigError
+from spheregen.files import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ def info(
         folder = find_model(target)
         config = read_architecture(folder)
         of_run = folder / "recipe.json"
-        recipe = build_recipe(json.loads(of_run.read_text("utf-8")), str(of_run)) if of_run.is_file() else None
+        recipe = build_recipe(parse_json(of_run.read_text("utf-8")), str(of_run)) if of_run.is_file() else None
     else:
         recipe = load_recipe(target, settings or (), data=data)
         config = recipe.model

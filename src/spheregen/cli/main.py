@@ -23,6 +23,7 @@ from spheregen.cli.demo import demo
 from spheregen.cli.edits import crossover, edit, inpaint, interpolate, reconstruct, refine, upscale, vary
 from spheregen.cli.encode import encode
 from spheregen.cli.evaluate import evaluate
+from spheregen.cli.fit_prior import fit_prior
 from spheregen.cli.info import info
 from spheregen.cli.listing import models, recipes
 from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Command, Everywhere, Writing, everywhere, expanded, keep
@@ -37,7 +38,7 @@ from spheregen.errors import SphereGenError
 GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Start": (demo, models, recipes),
     "Make and change images": (sample, edit, interpolate, crossover, vary, inpaint, upscale, refine, reconstruct),
-    "Train": (suggest, train, plot, encode, stats, bench, info, convert),
+    "Train": (suggest, train, plot, encode, fit_prior, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
 }
 _WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep}

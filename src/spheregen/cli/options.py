@@ -123,7 +123,10 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
 
 _SAMPLER = "Sampling"
 MOST = 10**9  # images: more is a typing error
-SAMPLER_NAMES = ("schedule", "guidance_at", "share_noise", "refinement_steps", "solver", "refinement_guidance")
+SAMPLER_NAMES = (
+    *("schedule", "guidance_at", "share_noise", "prior", "temperature", "prior_angle"),
+    *("refinement_steps", "solver", "refinement_guidance"),
+)
 READING_NAMES = ("fit", "resize", "background", "on_error")
 SamplerSet = Annotated[
     list[str] | None,
@@ -133,7 +136,9 @@ SamplerSet = Annotated[
         rich_help_panel=_SAMPLER,
         autocompletion=lambda incomplete: [f"{name}=" for name in SAMPLER_NAMES if name.startswith(incomplete)],
         help="Further options, repeatable: schedule=fixed, decay, angle or [1,0.5]; guidance_at=pixel, latent or both; "
-        "share_noise=false for new noise at each step; of models that refine: refinement_steps=N (0 leaves images "
+        "share_noise=false for new noise at each step; prior=fitted for points where the codes are, with temperature=T "
+        "(below 1 nearer to a class's mean) and prior_angle=A (degrees towards uniform ones); of models that refine: "
+        "refinement_steps=N (0 leaves images "
         "rough), solver=euler, heun or midpoint, refinement_guidance=S. Default: the model's.",
     ),
 ]
@@ -221,7 +226,7 @@ _models, _recipes = _completed("assets/models"), _completed("recipes", ".yaml")
 _MODEL = typer.Argument(
     help="A model folder, the name of a bundled model, or a Hub id.", metavar="MODEL", autocompletion=_models
 )
-_SOURCE_HELP = "`digits`, a folder of images, .zip, .parquet or .tar files (or a pattern), a URL, a Hub data set."
+SOURCE_HELP = "`digits`, a folder of images, .zip, .parquet or .tar files (or a pattern), a URL, a Hub data set."
 
 Model = Annotated[str, _MODEL]
 OptionalModel = Annotated[str | None, _MODEL]
@@ -243,8 +248,8 @@ RecipeSet = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, a.b=c; repeatable."),
 ]
-Source = Annotated[str, typer.Argument(help=_SOURCE_HELP, metavar="SRC")]
-Images = Annotated[list[str], typer.Argument(help=f"Image files, or any data set: {_SOURCE_HELP}", metavar="IMAGES")]
+Source = Annotated[str, typer.Argument(help=SOURCE_HELP, metavar="SRC")]
+Images = Annotated[list[str], typer.Argument(help=f"Image files, or any data set: {SOURCE_HELP}", metavar="IMAGES")]
 Data = Annotated[str | None, typer.Option(help="Images: digits, a folder, zip, parquet or tar files, a Hub data set.")]
 Split = Annotated[str, typer.Option(help="Which part of the data: train, test, all.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Read a Hub data set over the network, without a download.")]

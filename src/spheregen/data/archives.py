@@ -49,7 +49,7 @@ from spheregen.data.names import (
 )
 from spheregen.data.source import Blocks, BlockSource, ImageSource, digest, label_bytes
 from spheregen.errors import DataError, SphereGenError
-from spheregen.files import atomic_path
+from spheregen.files import atomic_path, parse_json
 
 _LARGEST = 256 << 20  # bytes of one image in a zip; more is a mistake or an attack
 _ENCRYPTED = 0x1
@@ -179,7 +179,7 @@ class TarSource(BlockSource):
         shards = [_shard_index(files, file) for file in places]
         ignored = IgnoredFiles()
         for shard in shards:
-            ignored.add_all(Ignored(**one) for one in json.loads(shard.schema.metadata[b"ignored"]))
+            ignored.add_all(Ignored(**one) for one in parse_json(shard.schema.metadata[b"ignored"]))
         index, self._shards = (
             pa.concat_tables(shards).combine_chunks(),
             np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard) for shard in shards]),
@@ -409,7 +409,7 @@ def _label(extension: str, data: bytes, where: str) -> _Label | None:
         if extension == "cls":
             value = int(text) if text.lstrip("-").isdecimal() else text
         else:
-            fields = json.loads(text)
+            fields = parse_json(text)
             there = {str(key).lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {}
             value = next((there[key] for key in (*LABEL_NAMES, "cls") if there.get(key) is not None), None)
             if value is None:
@@ -432,7 +432,7 @@ def _listed_classes(files: Files) -> tuple[str, ...] | None:
     if names := tuple(unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip()):
         return names
     try:
-        listed = json.loads(files.beside("dataset_info.json") or b"{}")["features"]["label"]["names"]
+        listed = parse_json(files.beside("dataset_info.json") or b"{}")["features"]["label"]["names"]
     except (ValueError, KeyError, TypeError):
         return None
     return tuple(map(str, listed)) if isinstance(listed, list) and listed else None

@@ -23,7 +23,7 @@ from spheregen.data.images import ImageOptions, Pixels, decode_bytes, load_array
 from spheregen.data.order import Integers
 from spheregen.data.source import ImageSource, digest
 from spheregen.errors import ConfigError, DataError, SphereGenError
-from spheregen.files import write_json
+from spheregen.files import parse_json, write_json
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -176,7 +176,7 @@ def find_bad(
 def _recall(remembered: Path | None, about: dict[str, Any]) -> list[tuple[int, str]] | None:
     """Return the numbers and reasons that an earlier run wrote of the same data; None if there was none."""
     try:
-        values = json.loads(remembered.read_text(encoding="utf-8")) if remembered else {}
+        values = parse_json(remembered.read_text(encoding="utf-8")) if remembered else {}
         same = {key: values[key] for key in about} == about
         return [(int(index), str(reason)) for index, reason in values["bad"]] if same else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -34,7 +34,7 @@ from spheregen.data.loader import Batch, Batches, to_device
 from spheregen.data.order import SampleOrder, flip_draws
 from spheregen.data.source import digest
 from spheregen.errors import ConfigError, DataError, check_choices
-from spheregen.files import write_json
+from spheregen.files import parse_json, write_json
 
 Dtype = Literal["bf16", "float32"]
 TORCH_DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -163,7 +163,7 @@ def read_index(folder: Path) -> CacheIndex | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if (values["format"], values["version"]) != (FORMAT, VERSION):
             raise ValueError(f"it is of format {values['version']}, and this spheregen reads {VERSION}")
         return TypeAdapter(CacheIndex).validate_python(values)
@@ -204,7 +204,7 @@ def skipped_images(tensors: Mapping[str, Tensor]) -> list[BadImage]:
     """Return the images that a shard covers and lacks."""
     if "skipped" not in tensors:
         return []
-    return [BadImage(**image) for image in json.loads(tensors["skipped"].numpy().tobytes())]
+    return [BadImage(**image) for image in parse_json(tensors["skipped"].numpy().tobytes())]
 
 
 def file_sha256(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import posixpath
 import re
@@ -20,6 +19,7 @@ import torch
 
 from spheregen.data.images import image_suffixes
 from spheregen.errors import DataError, did_you_mean
+from spheregen.files import parse_json
 
 ARCHIVES = (".parquet", ".tar", ".zip")
 """Files that hold many images."""
@@ -347,10 +347,10 @@ def _rows(table: str, data: bytes) -> list[tuple[Any, Any]]:
     text = data.decode("utf-8-sig")
     rows: list[Any]
     if table.endswith(".json"):
-        listed = json.loads(text).get("labels") or []
+        listed = parse_json(text).get("labels") or []
         return list(listed.items()) if isinstance(listed, dict) else [(name, label) for name, label in listed]
     if table.endswith(".jsonl"):
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     else:
         head = text.partition("\n")[0]
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count)))

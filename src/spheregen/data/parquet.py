@@ -8,7 +8,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-import json
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from spheregen.data.files import Files, cause_of
 from spheregen.data.names import LABEL_NAMES, IgnoredFiles, choose_files, number_labels, sort_classes
 from spheregen.data.source import Blocks, BlockSource
 from spheregen.errors import DataError
+from spheregen.files import parse_json
 
 IMAGE_COLUMNS = ("image", "img")
 
@@ -173,7 +173,7 @@ def _read_head(files: Files, file: int) -> _Head:
     there = [name for name in there if name.lower() in LABEL_NAMES[:2] or _is_label(schema.field(name).type)]
     label, class_names = there[0] if there else None, None
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+        names = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
         class_names = tuple(_composed(str(name)) for name in names) if isinstance(names, list) and names else None
     leaf = f"{image}.bytes" if nested else image
     unread = tuple(name for name in schema.names if name not in (image, label))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from spheregen.evaluation.report.sections import (
     reference_facts,
     words,
 )
+from spheregen.files import parse_json
 
 MOST_BYTES = 64 << 20
 """Larger files are refused before they are read."""
@@ -154,7 +154,7 @@ def read_result(path: Path) -> dict[str, Any]:
             raise DataError(f"there is no {file}; {cure}")
         if file.stat().st_size > MOST_BYTES:
             raise DataError(f"{file} is larger than {MOST_BYTES >> 20} MiB: no result of an evaluation; {cure}")
-        found = json.loads(file.read_bytes())
+        found = parse_json(file.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror or error}); check the path") from error
     except (ValueError, RecursionError) as error:

@@ -74,6 +74,10 @@ class RealImages:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def thinned(self, limit: int) -> RealImages:
+        """Return so many of them at most, evenly spread."""
+        return RealImages(self.source, self.options, limit=limit, workers=self.workers)
+
     def describe(self) -> dict[str, Any]:
         return {
             "source": self.source.name,

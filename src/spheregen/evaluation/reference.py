@@ -22,6 +22,7 @@ from spheregen.distributed import joined_world, local_device
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.evaluation.feature_cache import FeatureSet, extract_features
 from spheregen.evaluation.images import ImageSet, RealImages, spread
+from spheregen.files import parse_json
 from spheregen.measure.features import FeatureExtractor, FeatureInfo, load_extractors
 from spheregen.measure.metrics import Gaussian, gaussian
 from spheregen.progress import QuietReporter, Reporter
@@ -214,7 +215,7 @@ def _load_npz(path: Path) -> Reference:
 
 def _load_ours(path: Path) -> Reference:
     with safe_open(path, "pt") as file:
-        record = json.loads((file.metadata() or {})["reference"])
+        record = parse_json((file.metadata() or {})["reference"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if record["format"] != FORMAT:
         raise ValueError(f"its format is {record['format']}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spheregen.errors import did_you_mean
-from spheregen.sampling.loop import PLACES
+from spheregen.sampling.loop import PLACES, STARTS
 from spheregen.sampling.schedules import SCHEDULES
 
 MOST = 10**12
@@ -153,6 +153,8 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(1000, ge=1)
     keep: int = Field(2, ge=1)
     """Checkpoints that are kept."""
+    fit_prior: bool = True
+    """Fit a prior to the codes of the data at the end, which `sample --set prior=fitted` draws from."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Further places for the log; `log.jsonl` is always written."""
 
@@ -172,10 +174,16 @@ class SamplingConfig(Section):
     guidance_at: str = "both"
     share_noise: bool = True
     """One noise for all refinement steps, or a fresh one for each."""
+    prior: str = "sphere"
+    """The random points: uniform ones (`sphere`), or those where the codes of the data are (`fitted`)."""
+    temperature: float = Field(1.0, ge=0)
+    """Of a fitted prior: below 1 its draws are nearer to the mean of their class."""
+    prior_angle: float = Field(0.0, ge=0, le=90)
+    """Degrees by which noise moves draws of a fitted prior."""
 
     @model_validator(mode="after")
     def _known_names(self) -> SamplingConfig:
-        for value, known in ((self.schedule, SCHEDULES), (self.guidance_at, PLACES)):
+        for value, known in ((self.schedule, SCHEDULES), (self.guidance_at, PLACES), (self.prior, STARTS)):
             if value not in known:
                 raise ValueError(f"unknown {value!r}{did_you_mean(value, known)}; use {', '.join(known)}")
         return self

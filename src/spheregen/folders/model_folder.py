@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import spheregen
@@ -24,7 +26,8 @@ from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.member import Member
 from spheregen.family.registry import member_of, member_of_network, network_names
-from spheregen.files import write_json, write_text
+from spheregen.files import parse_json, write_json, write_text
+from spheregen.fitted import FittedPrior
 from spheregen.folders.card import ModelInfo, model_card
 from spheregen.networks.diffusers_models import open_diffusers
 from spheregen.nn.uninitialised import Uninitialised
@@ -32,8 +35,11 @@ from spheregen.protocol import SphereGenerator, Tokenizer
 from spheregen.tensors import check_finite, first_line, load_tensors, save_tensors, weights_hash
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+PRIOR = "prior.safetensors"
+"""The prior fitted to a model's codes, if there is one."""
 RECORD = "fingerprint.json"  # in a tokenizer's sub-folder, written last
 _FINGERPRINTED = 64 << 20  # bytes
+_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SECTIONS = ("sampling", "preprocessing", "training", "provenance")
 
 
@@ -86,14 +92,17 @@ def save_model(
         "class_names": list(info.class_names),
         **{name: dict(getattr(info, name)) for name in _SECTIONS},
     }
+    (folder / PRIOR).unlink(missing_ok=True)  # of the weights before
     save_tensors(folder / WEIGHTS, _below(tensors, member.attribute))
     write_json(folder / CONFIG, config)
+    if (fitted := getattr(model, "fitted", None)) is not None:
+        save_prior(folder, fitted)
     write_text(folder / CARD, model_card(member, network.config, info, title=title or folder.name))
 
 
 @own_defaults()
-def load_model(folder: str | Path) -> LoadedModel:
-    """Read the folder of a generator, on the CPU, in the type it was saved in.
+def load_model(folder: str | Path, *, prior: bool = True) -> LoadedModel:
+    """Read the folder of a generator, on the CPU, in the type it was saved in; with its fitted `prior`, if it has one.
 
     Raises:
         ModelFileError: a missing, broken or foreign folder, or one of a tokenizer.
@@ -105,10 +114,10 @@ def load_model(folder: str | Path) -> LoadedModel:
             f"{path} holds a tokenizer ({config['model_class']}), not a generator: encode "
             f"images with it (spheregen encode {path} IMAGES) and train a latent denoiser on them"
         )
-    return load_any_model(path)
+    return load_any_model(path, prior=prior)
 
 
-def load_any_model(folder: str | Path) -> LoadedModel:
+def load_any_model(folder: str | Path, *, prior: bool = True) -> LoadedModel:
     """Read the folder of a generator or of a tokenizer alike."""
     path = Path(folder)
     model, info = load_network(path)
@@ -120,7 +129,41 @@ def load_any_model(folder: str | Path) -> LoadedModel:
             model = member.assemble(model, inner)
         except ConfigError as error:
             raise ModelFileError(f"{inside}: {error}") from error
-    return LoadedModel(cast(SphereGenerator, model.eval()), info, model_fingerprint(path))
+    loaded = LoadedModel(cast(SphereGenerator, model.eval()), info, model_fingerprint(path))
+    if prior and member.generates and (path / PRIOR).is_file():
+        loaded.model.fitted = load_prior(path, loaded)
+    return loaded
+
+
+def save_prior(folder: Path, prior: FittedPrior, about: Mapping[str, Any] | None = None) -> None:
+    """Write a fitted prior into the model folder whose codes it was fitted to.
+
+    Args:
+        about: what it was fitted to, for people.
+    """
+    tensors = {field.name: getattr(prior, field.name) for field in dataclasses.fields(prior)}
+    metadata = {"weights": model_fingerprint(folder), "about": json.dumps(dict(about or {}))}
+    save_tensors(folder / PRIOR, tensors, metadata)
+
+
+def load_prior(folder: Path, of: LoadedModel) -> FittedPrior:
+    """Read the fitted prior of a model from its folder.
+
+    Raises:
+        ModelFileError: it is broken, or was fitted to other weights.
+    """
+    path, cure = folder / PRIOR, "remove the file, or fit the prior anew with spheregen fit-prior"
+    tensors = load_tensors(path)
+    try:
+        prior = FittedPrior(**tensors)
+        prior.check(math.prod(of.model.latent_shape), of.model.num_classes)
+    except (TypeError, ConfigError) as error:
+        raise ModelFileError(f"{path} does not fit the model ({first_line(error)}); {cure}") from error
+    with safe_open(path, "pt") as file:
+        weights = (file.metadata() or {}).get("weights")
+    if weights != of.fingerprint:
+        raise ModelFileError(f"{path} was fitted to other weights than those of {folder / WEIGHTS}; {cure}")
+    return prior
 
 
 def load_network(folder: str | Path) -> tuple[nn.Module, ModelInfo]:
@@ -139,11 +182,20 @@ def load_network(folder: str | Path) -> tuple[nn.Module, ModelInfo]:
         raise ModelFileError(
             f"{path / WEIGHTS} does not fit {CONFIG}: {len(wrong)} weights differ, the first is {wrong[0]}"
         )
+    kinds = {name: tensor.dtype for name, tensor in state.items() if expected[name].is_floating_point()}
+    if odd := {name: kind for name, kind in kinds.items() if kind not in _TYPES}:
+        name, kind = next(iter(odd.items()))
+        raise ModelFileError(
+            f"{path / WEIGHTS}: {name} is of the type {str(kind).removeprefix('torch.')}; weights are "
+            "float32, float64, bfloat16 or float16"
+        )
     check_finite(path / WEIGHTS, state)
     with Uninitialised():
         network = member.build(architecture)
-    network.to(next(iter(state.values())).dtype).load_state_dict(state)
+    network.to(next(iter(kinds.values()))).load_state_dict(state)
     names = config.get("class_names") or ()
+    if not isinstance(names, list | tuple):
+        raise ModelFileError(f"{path / CONFIG}: class_names is not a list of names; correct it")
     classes = getattr(architecture, "num_classes", 0)
     if len(names) not in (0, classes):
         raise ModelFileError(f"{path / CONFIG} names {len(names)} classes for a model of {classes}; correct it")
@@ -175,7 +227,7 @@ def load_tokenizer(folder: Path, image_size: int | None = None, pack: int | None
 def is_diffusers(folder: Path) -> bool:
     """Return whether a folder is one of the package diffusers."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("_class_name"))
+        return bool(parse_json((folder / CONFIG).read_text(encoding="utf-8")).get("_class_name"))
     return False
 
 
@@ -186,7 +238,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """
     fingerprint = tokenizer_fingerprint(tokenizer)
     with contextlib.suppress(OSError, ValueError):
-        if json.loads((folder / RECORD).read_text(encoding="utf-8")) == {"fingerprint": fingerprint}:
+        if parse_json((folder / RECORD).read_text(encoding="utf-8")) == {"fingerprint": fingerprint}:
             return
     with contextlib.suppress(FileNotFoundError):
         (folder / RECORD).unlink()  # until it is whole again, the folder holds neither the old nor the new
@@ -272,7 +324,7 @@ def _read_config(folder: Path) -> tuple[Member, dict[str, Any]]:
         )
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelFileError(f"cannot read {path}: {first_line(error)}") from error
     member = member_of_network(str(config.get("model_class"))) if isinstance(config, dict) else None

@@ -5,7 +5,6 @@ Of a repository only the files of a model folder, and of the models in it, are r
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 
 from spheregen.errors import ConfigError, ModelFileError, did_you_mean
 from spheregen.family.registry import inner_folders
-from spheregen.folders.model_folder import CARD, CONFIG, WEIGHTS, inner_weights, read_architecture
+from spheregen.files import parse_json
+from spheregen.folders.model_folder import CARD, CONFIG, PRIOR, WEIGHTS, inner_weights, read_architecture
 from spheregen.hub import REPO, REVISION, USER, HubError, download, import_hub, request
 
 _BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
-_FILES = (CONFIG, WEIGHTS, CARD)
+_FILES = (CONFIG, WEIGHTS, CARD, PRIOR)
 _INNER_FILES = ("*.json", "*.safetensors", CARD)
 _PATIENCE = 15.0  # seconds that the Hub has for its first answer
 _TAG = "spheregen"  # of every model card that we write
@@ -170,7 +170,7 @@ def summarise_model(folder: str | Path) -> ModelSummary:
     """Return what a model folder holds, from its configuration and the header of its weights."""
     path = Path(folder)
     architecture = read_architecture(path)
-    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    config = parse_json((path / CONFIG).read_text(encoding="utf-8"))
     return ModelSummary(
         image_size=architecture.image_size,
         num_classes=architecture.num_classes,

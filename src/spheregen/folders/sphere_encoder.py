@@ -10,7 +10,6 @@ Options that are left out are read off the shapes of the weights, where those te
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from torch import Tensor
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, ModelFileError, did_you_mean
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
+from spheregen.files import parse_json
 from spheregen.folders.card import ModelInfo
 from spheregen.folders.model_folder import CARD, CONFIG, WEIGHTS, save_model
 from spheregen.networks.backbones.state import listed, load_renamed, read_weights
@@ -264,7 +264,7 @@ def _read_options(config: str | Path | Mapping[str, Any] | None, folder: Path) -
     if path is None:
         return {}
     try:
-        options = json.loads(path.read_text(encoding="utf-8-sig"))
+        options = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"cannot read the configuration {path}: {first_line(error)}; correct the file") from error
     if not isinstance(options, dict):

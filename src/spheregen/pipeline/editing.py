@@ -17,7 +17,7 @@ from spheregen.conditioning import Condition, mixture
 from spheregen.data.inputs import ImageInput, ImageInputs, deciding_side, load_images, load_mask, open_images
 from spheregen.errors import ConfigError
 from spheregen.pipeline.generation import Generation
-from spheregen.pipeline.options import EditOptions, named, seed_range
+from spheregen.pipeline.options import START_NAMES, EditOptions, named, seed_range, start_of
 from spheregen.pipeline.output import PipelineOutput
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling.loop import Samples, StepNoise
@@ -207,7 +207,8 @@ class Editing(Generation):
         settings = self._edit_settings("interpolate", given, guided=guided, decodes=True)
         settings |= {"path": path, "frames": frames}
         drawn = self._drawn(seeds, settings)
-        points = self.model.prior.project(self._here(drawn.initial))
+        of_ends = None if ids is None else torch.tensor(ids, device=self.device)
+        points, _ = start_of(settings).points(self.model, self._here(drawn.initial), self.model.condition(of_ends))
         photos = [number for number, seeded in enumerate(is_seed) if not seeded]
         if photos:
             of_photos = None if ids is None else torch.tensor([ids[number] for number in photos], device=self.device)
@@ -316,6 +317,10 @@ class Editing(Generation):
         strength = given.pop("strength", EDIT_STRENGTH)
         for key in ("seed", "step_noise", "callback"):
             given.pop(key, None)
+        if name != "interpolate":
+            for key in START_NAMES & given.keys():
+                raise ConfigError(f"{name} starts from images, not from random points; leave {key} out")
+            own["prior"] = "sphere"
         settings = {**self._settings({**own, **given}), "strength": strength}
         check = sampling.generation_angles if decodes else sampling.edit_angles
         check(settings["schedule"], settings["steps"], strength=strength)  # complains before any work is done

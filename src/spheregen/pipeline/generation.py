@@ -32,6 +32,7 @@ from spheregen.pipeline.options import (
     named,
     refinement_of,
     seed_range,
+    start_of,
 )
 from spheregen.pipeline.output import PipelineOutput, Steps, join_outputs
 from spheregen.progress import default_reporter, watched
@@ -113,8 +114,11 @@ class Generation:
 
     @property
     def identity(self) -> str:
-        """The fingerprint of the model's folder, else a hash of its weights: tells them from others."""
-        return self.fingerprint or weights_hash(self.model.state_dict(), 12)
+        """The fingerprint of the model's folder, else a hash of its weights: tells them from others; and of its fitted
+        prior, if it has one."""
+        own = self.fingerprint or weights_hash(self.model.state_dict(), 12)
+        fitted = self.model.fitted
+        return own if fitted is None else f"{own}-{weights_hash(vars(fitted), 12)}"
 
     @property
     def place(self) -> str:
@@ -221,7 +225,7 @@ class Generation:
         numbers = check_seeds(seeds)
         classes, count = self.classes.count, len(numbers)
         chosen = self.classes.one_or_each(labels, count)
-        how = self._loop_options(settings, callback)
+        how, begin = self._loop_options(settings, callback), start_of(settings)
 
         def ids(part: slice) -> Tensor | None:
             if isinstance(chosen, int):
@@ -239,7 +243,7 @@ class Generation:
                 each = self._step_noise(drawn.steps, slice(None), len(start))
             else:
                 each = self._step_noise(step_noise, part, count)
-            return sampling.sample(self.model, start, condition, step_noise=each, **how)
+            return sampling.sample(self.model, start, condition, step_noise=each, start=begin, **how)
 
         if noise is not None or step_noise is not None:
             settings["noise"] = "given"  # noise that the seeds did not make is not in the record of an image

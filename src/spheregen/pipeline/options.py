@@ -19,7 +19,7 @@ from torch import Tensor
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.sampling.flow import Refinement
-from spheregen.sampling.loop import Guidance, StepNoise
+from spheregen.sampling.loop import Guidance, Start, StepNoise
 from spheregen.sampling.schedules import Angles, Schedule
 from spheregen.sampling.seeds import check_seeds
 
@@ -36,12 +36,16 @@ S) float32 in [0, 1] on the CPU."""
 
 class SamplerOptions(TypedDict, total=False):
     """Options of the few-step loop, and of the flow behind it where the model refines, as arguments of methods; what is
-    left out is the model's default. `refinement_guidance` is by default the guidance of the loop."""
+    left out is the model's default. `prior`, `temperature` and `prior_angle` are of random points, see
+    `sampling.Start`; `refinement_guidance` is by default the guidance of the loop."""
 
     schedule: Schedule
     guidance: float | Guidance
     guidance_at: str
     share_noise: bool
+    prior: str
+    temperature: float
+    prior_angle: float
     refinement_steps: int
     solver: str
     refinement_guidance: float
@@ -71,6 +75,9 @@ class GenerationOptions:
     guidance: float | Guidance | None = None
     guidance_at: str | None = None
     share_noise: bool | None = None
+    prior: str | None = None
+    temperature: float | None = None
+    prior_angle: float | None = None
     refinement_steps: int | None = None
     solver: str | None = None
     refinement_guidance: float | None = None
@@ -84,6 +91,9 @@ _LOOP: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "guidance": (1.0, ("a number", Real, Callable)),
     "guidance_at": ("both", _NAME),
     "share_noise": (True, ("true or false", bool)),
+    "prior": ("sphere", _NAME),
+    "temperature": (1.0, ("a number", Real)),
+    "prior_angle": (0.0, ("a number", Real)),
 }
 _FLOW: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "refinement_steps": (4, _INTEGER),
@@ -91,6 +101,8 @@ _FLOW: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "refinement_guidance": (None, ("a number", Real, type(None))),
 }
 """The default of each option, and its type for people and for Python."""
+START_NAMES = frozenset({"prior", "temperature", "prior_angle"})
+"""The options of random points."""
 DEFAULTS = {name: default for name, (default, _) in _LOOP.items()}
 """The paper's settings, for models that bring none."""
 FLOW_DEFAULTS = {name: default for name, (default, _) in _FLOW.items()}
@@ -200,7 +212,10 @@ def complete(options: Mapping[str, Any], own: Mapping[str, Any], *, refines: boo
     if not classes:
         known["guidance"] = 1.0  # a recipe's guidance says nothing about a model without classes
         known.pop("refinement_guidance", None)
+    if given.get("prior", "fitted") != "fitted":  # the model's own say nothing about other points
+        known = {name: value for name, value in known.items() if name not in ("temperature", "prior_angle")}
     settings = {**defaults, **known, **given}
+    start_of(settings)  # complains before any work is done
     if refines:
         guidance = settings["guidance"]
         unguided = "edit" in given and given.get("guidance") == 1
@@ -208,6 +223,11 @@ def complete(options: Mapping[str, Any], own: Mapping[str, Any], *, refines: boo
             settings["refinement_guidance"] = guidance if isinstance(guidance, int | float) else 1.0
         refinement_of(settings)  # complains before any work is done
     return settings
+
+
+def start_of(settings: Mapping[str, Any]) -> Start:
+    """Return the points that settings start from."""
+    return Start(**{name: settings[name] for name in START_NAMES})
 
 
 def refinement_of(settings: Mapping[str, Any]) -> Refinement:

@@ -25,7 +25,8 @@ from spheregen.data import (
     to_pil,
 )
 from spheregen.errors import DataError
-from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, check_types, named
+from spheregen.files import parse_json
+from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, START_NAMES, check_types, named
 
 Steps = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
 """The images after every step, or what makes them."""
@@ -45,8 +46,8 @@ class PipelineOutput:
     labels: tuple[int, ...] | None
     """The class id of each image; None for an unconditional model, the null class and mixtures."""
     settings: Mapping[str, Any]
-    """steps, schedule, guidance, guidance_at and share_noise as used, those of a refinement and of an edit: with a seed
-    they repeat an image."""
+    """steps, schedule, guidance, guidance_at, share_noise and the prior as used, those of a refinement and of an edit:
+    with a seed they repeat an image."""
     steps: Steps = field(default=(), repr=False)
     """What `trajectory` is made of."""
     origin: Mapping[str, str] = field(default_factory=dict)
@@ -187,7 +188,7 @@ def read_record(path: Path) -> ImageRecord:
             "wrote do, as long as no other program saved them again"
         )
     try:
-        settings = json.loads(text["settings"][:_LARGEST_RECORD])
+        settings = parse_json(text["settings"][:_LARGEST_RECORD])
         label = int(text["label"]) if "label" in text else None
         seed = int(text["seed"])
         if "edit" in settings or "noise" in settings:
@@ -195,7 +196,8 @@ def read_record(path: Path) -> ImageRecord:
         if isinstance(settings["schedule"], list):
             settings["schedule"] = [float(r) for r in settings["schedule"]]
         names = DEFAULTS if "refinement_steps" not in settings else {**DEFAULTS, **FLOW_DEFAULTS}
-        settings = {name: settings[name] for name in names}
+        before = {name: DEFAULTS[name] for name in START_NAMES}  # images of a version without them
+        settings = {name: {**before, **settings}[name] for name in names}
         check_types(settings)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} has a damaged record of how it was made ({error}); it cannot be repeated") from error

@@ -25,7 +25,7 @@ from spheregen.conditioning import Condition, Labels
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.prior import Angle, Prior
-from spheregen.protocol import Context, SphereGenerator
+from spheregen.protocol import PRIOR, Context, SphereGenerator
 from spheregen.sampling.schedules import Schedule, generation_angles
 
 StepNoise = Tensor | Sequence[Tensor]
@@ -33,6 +33,7 @@ StepNoise = Tensor | Sequence[Tensor]
 Callback = Callable[[int, int, Tensor], object]
 """Called after each step with its number t = 1 .. T, T and the prediction."""
 PLACES = ("pixel", "latent", "both")
+STARTS = ("sphere", "fitted")
 
 # guidance -------------------------------------------------------------------------------------------------------------
 
@@ -158,6 +159,55 @@ def guide(model: SphereGenerator, labels: Labels, guidance: float | Guidance = 1
     return guidance(model, model.condition(labels))
 
 
+# the start ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The points that a loop starts from.
+
+    Raises:
+        ConfigError: an unknown prior, or a number out of its range.
+    """
+
+    prior: str = "sphere"
+    """`sphere`: uniform points, or what a model of another latent space draws; `fitted`: points where the codes of its
+    data are, see `FittedPrior`."""
+    temperature: float = 1.0
+    """Of a fitted prior: 0 draws a class's mean, 1 from the density as fitted."""
+    prior_angle: float = 0.0
+    """Degrees, 0 to 90, by which noise moves draws of a fitted prior; at 90 they are uniform."""
+
+    def __post_init__(self) -> None:
+        if self.prior not in STARTS:
+            hint = did_you_mean(self.prior, STARTS)
+            raise ConfigError(f"unknown prior {self.prior!r}{hint}; use {', '.join(STARTS)}")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature is not negative, and finite: {self.temperature:g}")
+        if not 0 <= self.prior_angle <= 90:
+            raise ConfigError(f"prior_angle lies between 0 and 90 degrees, not {self.prior_angle:g}")
+        if self.prior != "fitted" and (self.temperature, self.prior_angle) != (1, 0):
+            raise ConfigError("temperature and prior_angle are of a fitted prior; give prior=fitted with them")
+
+    def points(self, model: SphereGenerator, noise: Tensor, condition: Condition) -> tuple[Tensor, float]:
+        """Return the points (B, N, d) of Gaussian noise, and the angle in radians that `predict` is told of them.
+
+        Raises:
+            ConfigError: the model has no fitted prior.
+        """
+        if self.prior != "fitted":
+            return model.prior.project(noise), math.radians(model.start_angle)
+        if model.fitted is None:
+            raise ConfigError(
+                "this model has no fitted prior; fit one with: spheregen fit-prior MODEL --data SRC, or leave prior out"
+            )
+        told = condition.of(PRIOR)
+        weights = model.fitted.embed_labels(None)[-1:] if told is None else told.embedding
+        drawn = model.prior.project(model.fitted.draw(noise, weights, self.temperature))
+        angle = math.radians(self.prior_angle)
+        return model.prior.perturb(drawn, noise, angle), angle
+
+
 # the loop -------------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +308,7 @@ def sample(
     generator: torch.Generator | None = None,
     share_noise: bool = True,
     strength: float = 1.0,
+    start: Start = Start(),
     callback: Callback | None = None,
 ) -> Samples:
     """Generate images: predict from random points on the sphere, then refine that steps-1 times.
@@ -275,6 +326,7 @@ def sample(
         generator: source of the drawn step noise, on the device of `noise` or the CPU.
         share_noise: draw one noise for all steps (the paper's best), else a fresh one for each.
         strength: a factor of the magnitude of the steps' noise.
+        start: the points that noise stands for.
         callback: called after each step with its number, T and the prediction.
 
     Raises:
@@ -284,10 +336,11 @@ def sample(
     if tuple(noise.shape[1:]) != tuple(model.latent_shape):
         shape = ", ".join(map(str, model.latent_shape))
         raise ConfigError(f"noise has shape {tuple(noise.shape)}; this model's latents are (B, {shape})")
-    guided = guide(model, model.condition(labels).check(len(noise)), guidance, guidance_at)
+    condition = model.condition(labels).check(len(noise))
+    guided = guide(model, condition, guidance, guidance_at)
     noises = step_noises(step_noise, len(angles), noise, generator, share=share_noise)
-    start, context = guided.predict(model.prior.project(noise), math.radians(model.start_angle))
-    return run(guided, start, angles, noises, model.to_image, made=True, context=context, callback=callback)
+    prediction, context = guided.predict(*start.points(model, noise, condition))
+    return run(guided, prediction, angles, noises, model.to_image, made=True, context=context, callback=callback)
 
 
 @own_defaults()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from spheregen.distributed import World, assign, distribute_like, full_tensor
 from spheregen.errors import ModelFileError
+from spheregen.files import parse_json
 from spheregen.tensors import load_tensors, save_tensors
 from spheregen.training.optimizer import Optimizer
 
@@ -59,7 +60,7 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
     step, path = found[-1]
     try:
         with safe_open(path, framework="pt") as file:
-            return Checkpoint(path, step, json.loads(file.metadata()["run"]))
+            return Checkpoint(path, step, parse_json(file.metadata()["run"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"cannot read {path}: it is broken; remove it to continue from the one before") from error
 

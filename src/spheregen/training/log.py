@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import SphereGenError
-from spheregen.files import write_text
+from spheregen.files import parse_json, write_text
 from spheregen.training.hooks import RunView, Values
 
 LOG = "log.jsonl"
@@ -55,7 +55,7 @@ class RunLog:
         self.path, kept = run.folder / LOG, ""
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
             with contextlib.suppress(ValueError, TypeError, KeyError):  # it was being written when the run was killed
-                kept += f"{line}\n" if json.loads(line)["step"] <= run.step else ""
+                kept += f"{line}\n" if parse_json(line)["step"] <= run.step else ""
         if self.path.exists():
             write_text(self.path, kept)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spheregen.drawing import look, new_figure
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.files import atomic_path
+from spheregen.files import atomic_path, parse_json
 from spheregen.training.log import LOG
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def read_series(run: Path) -> dict[str, Series]:
     points: dict[str, dict[int, float]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            entry = json.loads(line)
+            entry = parse_json(line)
             step = operator.index(entry["step"])
             for name, value in entry.items():
                 if name not in _NOT_DRAWN and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -23,19 +22,22 @@ from spheregen.errors import ConfigError, TrainingError
 from spheregen.family.objective import Objective
 from spheregen.family.recipe import Recipe
 from spheregen.family.registry import member_of_kind
-from spheregen.files import remove_leftovers, write_json
+from spheregen.files import parse_json, remove_leftovers, write_json
 from spheregen.folders.card import ModelInfo
 from spheregen.folders.model_folder import (
     CONFIG,
+    PRIOR,
     WEIGHTS,
     LoadedModel,
     is_saved,
     load_any_model,
     read_architecture,
     save_model,
+    save_prior,
 )
 from spheregen.folders.model_source import find_model
 from spheregen.progress import Reporter
+from spheregen.protocol import SphereGenerator
 from spheregen.training.checkpoint import FOLDER as STATE
 from spheregen.training.checkpoint import (
     Checkpoint,
@@ -44,6 +46,7 @@ from spheregen.training.checkpoint import (
     save_checkpoint,
     training_state,
 )
+from spheregen.training.codes import SEEN_SHARE, fitted_to, most_codes
 from spheregen.training.estimate import LONG_RUN, largest_micro_batch, memory_warning
 from spheregen.training.feeding import TrainingData, open_data
 from spheregen.training.frozen import build_objective
@@ -197,6 +200,25 @@ class Run:
             info = dataclasses.replace(self.info, training={**self.info.training, "steps": done})
             save_model(self.folder, model, info, title=self.recipe.name, state=tensors)
 
+    def fit_prior(self) -> None:
+        """Fit the prior of the complete run's codes and put it beside its weights, unless one is there."""
+        member = member_of_kind(self.recipe.kind)
+        there = self.world.gather_objects((self.folder / PRIOR).exists())[0]
+        if there or not member.generates or not self.recipe.train.fit_prior:
+            return
+        model = cast(SphereGenerator, self.step.objective.generator(self.step.ema.model))
+        batch = self.recipe.train.batch_size
+        images = min(self.batches.count, int(SEEN_SHARE * self.total * batch), most_codes(model))
+        seen = map(self.batches.batch, range(max(1, images // batch)))
+        prior = fitted_to(
+            model,
+            ((each.inputs, each.labels) for each in seen),
+            encoded=member.inputs == "latents",
+            world=self.world,
+        )
+        if self.world.is_first:
+            save_prior(self.folder, prior, {"data": self.info.training["data"], "images": images})
+
     def _first_batch(self) -> Batch:
         first = self.batches.batch(0)
         return dataclasses.replace(first, inputs=first.inputs.to(self.step.device))
@@ -292,7 +314,7 @@ def _first_batches(batches: Batches, recipe: Recipe) -> Iterator[Batch]:
 def _known_classes(folder: Path) -> tuple[str, ...]:
     """Return the classes of the run in a folder, in the order in which its model knows them."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return tuple(map(str, json.loads((folder / CONFIG).read_text(encoding="utf-8"))["class_names"]))
+        return tuple(map(str, parse_json((folder / CONFIG).read_text(encoding="utf-8"))["class_names"]))
     return ()
 
 

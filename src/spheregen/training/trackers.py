@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from spheregen.errors import ConfigError
-from spheregen.files import write_json
+from spheregen.files import parse_json, write_json
 from spheregen.training.hooks import RunView, Values
 
 CLOSE_SECONDS = 60.0
@@ -60,7 +60,7 @@ def open_wandb(run: RunView) -> tuple[Write, Close]:
     path, known = run.folder / "wandb.json", None
     if run.step:  # a run that starts anew is another run
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(path.read_text(encoding="utf-8"))["id"]
+            known = parse_json(path.read_text(encoding="utf-8"))["id"]
     identity = known or uuid.uuid4().hex[:12]
     tracked: Any = wandb.init(
         project=os.environ.get("WANDB_PROJECT") or "spheregen",

@@ -90,6 +90,7 @@ def train(
         reporter.message(run.headline)
         if run.start >= run.total:
             run.save_model(run.total)
+            run.fit_prior()
             reporter.message(f"the run in {run.folder} is complete; nothing to do")
             return TrainingResult(run.folder, run.total, 0, 0.0, {})
         run.prepare_folder()
@@ -100,6 +101,7 @@ def train(
             reporter.start(run.total, run.start, recipe.train.batch_size)
             with _heard_signals() as heard:
                 metrics = _loop(run, heard)
+            run.fit_prior()
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

@@ -35,7 +35,7 @@ from spheregen.evaluation.report.page import PAGE, to_json
 from spheregen.evaluation.request import HELD_OUT, WORK
 from spheregen.evaluation.speed import sampling_speed
 from spheregen.family.recipe import Recipe
-from spheregen.files import write_text
+from spheregen.files import parse_json, write_text
 from spheregen.lock import locked_folder
 from spheregen.measure.features import load_extractors
 from spheregen.pipeline import Pipeline
@@ -261,7 +261,7 @@ class _Study:
         key = self._key(training, combination)
         if key not in self._results:
             with contextlib.suppress(OSError, ValueError, TypeError):
-                found = json.loads((self.out / RESULTS / f"{key}.json").read_text("utf-8"))
+                found = parse_json((self.out / RESULTS / f"{key}.json").read_text("utf-8"))
                 if "figures" in found or "error" in found:
                     self._results[key] = {"status": "failed" if found.get("error") else "done", **found}
         return self._results.get(key)

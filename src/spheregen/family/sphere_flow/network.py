@@ -248,6 +248,7 @@ class RefinedGenerator(SphereGenerator):
         self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
         self.num_classes = max(source.num_classes, config.num_classes)
         self.alpha_max, self.prior, self.guidance_places = source.alpha_max, source.prior, source.guidance_places
+        self.fitted = source.fitted
         self.rough: nn.Module = source
         self.refiner: FlowRefiner = refiner
 

@@ -1,0 +1,191 @@
+"""A prior fitted to the codes of data: where on the sphere a model has learned, and how to draw from there.
+
+A model that was trained for minutes, or on few images, does not cover the sphere, and uniform points lie where nothing
+was learned. A density of the codes mends that after training and touches no weight: a Gaussian for each class on the
+leading directions of all codes, small and isotropic beside them, whose draws are put back onto the sphere. Classes of
+few images lean on the covariance that all classes share.
+
+Legend: n codes of L numbers, K classes, the null class last: it stands for all codes; k directions.
+Source: Ghosh et al. 2020 (arXiv 1903.12436), ex-post density estimation (method.md, section 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spheregen.errors import ConfigError, DataError
+from spheregen.sphere import full_precision
+
+DIRECTIONS = 64
+"""k, at most."""
+SHRINKAGE = 50.0
+"""A class of so many codes has half its own covariance and half that of all classes."""
+OWN_FACTORS = 1 << 20
+"""Numbers of the factors of all classes beyond which classes share one: 256 classes of 64 directions."""
+_ROUNDS, _SPARE = 4, 16  # of the subspace iteration
+_BLOCK = 1024  # codes at a time
+
+Gather = Callable[[Any], list[Any]]
+"""All-gathers an object over processes; all of them call it together."""
+
+
+def alone(value: Any) -> list[Any]:
+    """Gather within one process."""
+    return [value]
+
+
+@dataclass(frozen=True)
+class FittedPrior:
+    """The density of a model's codes; all tensors are float32 and on the CPU."""
+
+    centre: Tensor
+    """(L,) the mean of all codes."""
+    basis: Tensor
+    """(L, k) orthonormal, the leading directions."""
+    means: Tensor
+    """(K+1, k) of the classes, as coordinates from the centre."""
+    factors: Tensor
+    """(K+1, k, k), or (2, k, k): one that the classes share, and that of the null class. Symmetric roots of the
+    covariances of coordinates."""
+    residual: Tensor
+    """(K+1,) the deviation of each number beside the leading directions."""
+
+    def check(self, numbers: int, classes: int) -> None:
+        """Raise a ConfigError unless this is the prior of latents of so many numbers, and of so many classes."""
+        k = self.basis.shape[-1]
+        shapes = ((numbers,), (numbers, k), (classes + 1, k), (len(self.factors), k, k), (classes + 1,))
+        found = tuple(tuple(getattr(self, field.name).shape) for field in fields(self))
+        if found != shapes or len(self.factors) not in (2, classes + 1):
+            raise ConfigError(f"a prior of shapes {found} does not belong to {classes} classes and {numbers} numbers")
+        if not all(bool(getattr(self, field.name).isfinite().all()) for field in fields(self)):
+            raise ConfigError("a prior of numbers that are not finite")
+
+    def embed_labels(self, labels: Tensor | None) -> Tensor:
+        """Return the weights (R, K+1) of the classes for labels, as `spheregen.conditioning` wants its rows."""
+        rows = torch.eye(len(self.means), device=None if labels is None else labels.device)
+        if labels is None or not labels.is_floating_point():
+            return rows
+        return torch.cat([labels.float(), rows[-1:]])
+
+    def draw(self, noise: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return raw latents (B, ...), to be projected into the latent space, for Gaussian noise of their shape.
+
+        Args:
+            noise: a draw is a smooth function of it.
+            weights: (B or 1, K+1) of the classes; means, factors and deviations of a mixture are mixed by them.
+            temperature: scales deviations from the means; 0 gives a class's mean, 1 the density as fitted.
+        """
+        e = noise.flatten(1).float()
+        place = e.device
+        centre, basis, means, factors, residual = (getattr(self, f.name).to(place) for f in fields(self))
+        weights = weights.to(place, torch.float32).expand(len(e), -1)
+        null, shared = weights[:, -1:], len(factors) == 2 != len(means)
+        of_factors = torch.cat([weights[:, :-1].sum(1, keepdim=True), null], dim=1) if shared else weights
+        with full_precision(place.type):
+            inside = e @ basis
+            moved = weights @ means + temperature * torch.einsum("bc,cij,bj->bi", of_factors, factors, inside)
+            beside = temperature * (weights @ residual)[:, None] * (e - inside @ basis.T)
+            latent = centre + moved @ basis.T + beside
+        found: Tensor = latent.reshape(noise.shape).to(noise.dtype)
+        return found
+
+
+@torch.no_grad()
+def fit_prior(
+    codes: Tensor,
+    labels: Tensor | None,
+    num_classes: int,
+    *,
+    directions: int = DIRECTIONS,
+    shrinkage: float = SHRINKAGE,
+    gather: Gather = alone,
+) -> FittedPrior:
+    """Fit the prior of codes, exactly as all processes see them: the result depends on the set of codes alone.
+
+    Args:
+        codes: (n, ...) points of the latent space, those of this process.
+        labels: (n,) int64 class ids; None without classes.
+        num_classes: K.
+        directions: k at most; fewer where there are fewer codes or numbers.
+        shrinkage: codes of a class at which its covariance counts half, 0 for none.
+        gather: of the processes that hold the rest.
+
+    Raises:
+        DataError: fewer than two codes.
+    """
+    x = codes.flatten(1)
+    numbers = x.shape[1]
+    ids = torch.full((len(x),), num_classes) if labels is None else labels.cpu()
+    total = _summed(torch.tensor([float(len(x))], dtype=torch.float64), gather)
+    count = int(total.item())
+    if count < 2:
+        raise DataError(f"a prior needs at least 2 codes, not {count}; give more images")
+    blocks = [block.cpu() for block in x.split(_BLOCK)]
+    centre = _summed(_total((block.double().sum(0) for block in blocks), numbers), gather) / count
+    rank = min(directions, numbers, count - 1)
+    basis = _leading(blocks, centre, rank, gather)
+
+    sums = torch.zeros(num_classes + 1, rank + rank * rank + 2, dtype=torch.float64)
+    for block, of in zip(blocks, ids.split(_BLOCK), strict=True):
+        centred = block.double() - centre
+        y = centred @ basis
+        beside = centred.square().sum(1) - y.square().sum(1)
+        rows = torch.cat([y, (y[:, :, None] * y[:, None]).flatten(1), beside[:, None], torch.ones(len(y), 1)], dim=1)
+        sums.index_add_(0, of, rows)
+    sums = _summed(sums, gather)
+    if num_classes:  # the null class stands for all
+        sums[-1] = sums.sum(0)
+    members = sums[:, -1]
+    each = sums / members.clamp_min(1)[:, None]
+    means, beside = each[:, :rank], each[:, -2]
+    scatter = each[:, rank:-2].unflatten(1, (rank, rank)) - means[:, :, None] * means[:, None]
+    own = members[:-1] if num_classes else members
+    within = (own[:, None, None] * scatter[: len(own)]).sum(0) / own.sum()
+    lean = torch.where(members > 0, shrinkage / (members + shrinkage), torch.ones_like(members))
+    lean[-1] = 0  # all codes know their covariance themselves
+    covariance = torch.lerp(scatter, within.expand_as(scatter), lean[:, None, None])
+    outside = torch.lerp(beside, beside[-1].expand_as(beside), lean).clamp_min(0) / max(1, numbers - rank)
+    if num_classes > 1 and covariance.numel() > OWN_FACTORS:
+        covariance = torch.stack([within, covariance[-1]])
+    found = (centre, basis, means, _root(covariance), outside.sqrt())
+    return FittedPrior(*(part.float().contiguous() for part in found))
+
+
+def _leading(blocks: Sequence[Tensor], centre: Tensor, rank: int, gather: Gather) -> Tensor:
+    """Return the leading directions (L, k) of codes, by subspace iteration with a few to spare."""
+    numbers = len(centre)
+    wide = min(numbers, rank + _SPARE)
+
+    def seen(basis: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for block in blocks:
+            centred = block.double() - centre
+            yield centred, centred @ basis
+
+    basis = torch.linalg.qr(torch.randn(numbers, wide, generator=torch.Generator().manual_seed(0)).double()).Q
+    if wide < numbers:
+        for _ in range(_ROUNDS):
+            moved = _summed(_total((centred.T @ y for centred, y in seen(basis)), numbers, wide), gather)
+            basis = torch.linalg.qr(moved).Q
+    inside = _summed(_total((y.T @ y for _, y in seen(basis)), wide, wide), gather)
+    found: Tensor = basis @ torch.linalg.eigh(inside).eigenvectors.flip(1)[:, :rank]
+    return found
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Return the symmetric square roots of covariances (..., k, k)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
+    return root
+
+
+def _total(parts: Iterable[Tensor], *shape: int) -> Tensor:
+    return sum(parts, torch.zeros(shape, dtype=torch.float64))
+
+
+def _summed(part: Tensor, gather: Gather) -> Tensor:
+    return _total(gather(part), *part.shape)
