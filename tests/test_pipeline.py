@@ -135,6 +135,13 @@ def test_class_names_are_a_list(folder: Path, names: Any) -> None:
     refuses(lambda: sg.load(folder, device="cpu"), "class_names")
 
 
+@pytest.mark.parametrize("own", [{"guidance_at": 53.0}, {"schedule": 1}, {"steps": "many"}, {"prior": None}])
+def test_sampling_defaults_of_another_type_are_refused(folder: Path, own: dict[str, Any]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sampling": own}))
+    refuses(lambda: sg.Pipeline.from_pretrained(folder, device="cpu", quiet=True).generate(1), *own)
+
+
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
 def test_weights_are_of_a_type_that_networks_compute_in(folder: Path, kind: torch.dtype) -> None:
     weights = load_file(folder / "model.safetensors")

@@ -533,7 +533,11 @@ def test_a_saved_picture_can_be_made_again(classes: int, options: dict[str, Any]
             assert text["class"] == pipe.info.class_names[record.label]
 
 
-GOOD: dict[str, Any] = {"steps": 2, "schedule": "fixed", "guidance": 1.3, "guidance_at": "both", "share_noise": True}
+OF_START: dict[str, Any] = {"prior": "sphere", "temperature": 1.0, "prior_angle": 0.0}
+GOOD: dict[str, Any] = {
+    **{"steps": 2, "schedule": "fixed", "guidance": 1.3, "guidance_at": "both", "share_noise": True},
+    **OF_START,
+}
 DAMAGED: list[dict[str, str | None]] = [
     {"seed": None},
     {"settings": None},
@@ -553,6 +557,9 @@ def test_damaged_records_are_refused(tmp_path: Path) -> None:
         text = {key: value for key, value in {**output.metadata(0), **changes}.items() if value is not None}
         save_png(output.images[0], path, text)
         if not changes:
+            assert read_record(path).settings == GOOD
+            of_a_version_before = {name: value for name, value in GOOD.items() if name not in OF_START}
+            save_png(output.images[0], path, {**text, "settings": json.dumps(of_a_version_before)})
             assert read_record(path).settings == GOOD
             continue
         with pytest.raises(DataError, match=path.name) as caught:

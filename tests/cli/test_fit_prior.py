@@ -53,8 +53,8 @@ def test_a_model_gets_a_prior(folder: Path, run: Run) -> None:
 def test_two_processes_fit_the_prior_of_one(folder: Path, run: Run) -> None:
     for name in ("one", "two"):
         shutil.copytree(folder, name)
-    assert run("fit-prior", "one", "--data", "digits", "--limit", "333", "--batch-size", "50").code == 0
-    arguments = ["fit-prior", "two", "--data", "digits", "--limit", "333", "--batch-size", "50", "--device", "cpu"]
+    assert run("fit-prior", "one", "--data", "digits", "--limit", "333").code == 0
+    arguments = ["fit-prior", "two", "--data", "digits", "--limit", "333", "--device", "cpu"]
     results = [process.finish() for process in world(2, command, arguments)]
     assert [code for code, _, _ in results] == [0, 0], results
     one, two = prior(Path("one")), prior(Path("two"))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from spheregen import distributed
 from spheregen.distributed import World, choose_backend, joined_world
 from spheregen.errors import ConfigError
+from spheregen.folders.model_folder import load_any_model
 from spheregen.training.recipe import load_recipe
 from spheregen.training.trainer import train
 from tests.processes import Started, command, world
@@ -76,7 +77,8 @@ def log(folder: Path) -> list[dict[str, float]]:
 
 
 def assert_same_training(a: Path, b: Path, files: Sequence[str] = ("model.safetensors",), **tolerance: float) -> None:
-    """The same losses, and the same weights up to rounding."""
+    """The same losses, the same weights up to rounding, and a folder that loads."""
+    load_any_model(a)
     assert [entry["loss"] for entry in log(a)] == pytest.approx([entry["loss"] for entry in log(b)], abs=2e-4)
     for file in files:
         ours, theirs = load_file(a / file), load_file(b / file)

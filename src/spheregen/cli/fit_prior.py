@@ -20,8 +20,6 @@ def fit_prior(
     data: Annotated[str, Option(help=f"Images, as the model was trained on: {cli.SOURCE_HELP}")],
     split: cli.Split = "train",
     limit: cli.Limit = None,
-    batch_size: cli.BatchSize = None,
-    workers: cli.Workers = 0,
 ) -> None:
     """Fit a prior to the codes of images, which `sample --set prior=fitted` and all that samples can draw from.
 
@@ -51,7 +49,7 @@ def fit_prior(
     with joined_world(cli.everywhere.device) as world, locked_folder(folder, world):
         loaded = load_model(folder, prior=False)
         pipe = Pipeline(loaded.model, loaded.info, device=local_device(cli.everywhere.device, world))
-        images = open_real(data, split, pipe.image_options, workers=workers, class_names=pipe.info.class_names)
+        images = open_real(data, split, pipe.image_options, class_names=pipe.info.class_names)
         names, known = images.source.class_names, pipe.info.class_names
         if pipe.classes.count and (images.labels is None or (known and names and set(names) - set(known))):
             raise ConfigError(
@@ -61,7 +59,7 @@ def fit_prior(
         most = min(limit or len(images), most_codes(pipe.model))
         if most < len(images):
             images = images.thinned(most)
-        size = batch_size or images_at_once(pipe.model, pipe.device)
+        size = images_at_once(pipe.model, pipe.device)
         parts = [slice(first, first + size) for first in range(0, len(images), size)][world.rank :: world.size]
 
         def inputs() -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -87,7 +87,7 @@ def save_model(
                 save_model(folder / member.inner.folder, inner, about, state=weights)
     config = {
         "spheregen_version": spheregen.__version__,
-        "model_class": type(network).__name__,
+        "model_class": member.network.__name__,  # that of one in shards has another
         "architecture": dataclasses.asdict(network.config),
         "class_names": list(info.class_names),
         **{name: dict(getattr(info, name)) for name in _SECTIONS},

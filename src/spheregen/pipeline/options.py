@@ -209,6 +209,7 @@ def complete(options: Mapping[str, Any], own: Mapping[str, Any], *, refines: boo
     for name in FLOW_DEFAULTS.keys() & given.keys() - defaults.keys():
         raise ConfigError(f"this model has no refiner; leave {name} out, or take a model of kind sphere-flow")
     known = {name: value for name, value in own.items() if name in defaults}
+    check_types(known)
     if not classes:
         known["guidance"] = 1.0  # a recipe's guidance says nothing about a model without classes
         known.pop("refinement_guidance", None)
