@@ -18,9 +18,10 @@ from PIL import Image
 
 from spheregen.data import ImageOptions, ImageSource, TrainingBatches, load_all, open_source
 from spheregen.data.decoding import find_bad
-from spheregen.data.digits import load_digits
+from spheregen.data.embedded import load_digits, load_letters
 from spheregen.errors import ConfigError, DataError
 from tests.data.kinds import CLASSES, all_kinds, contents, labels_of, tar_bytes, write_folder, zip_bytes
+from tests.factories import image_folder
 
 OPTIONS = ImageOptions(image_size=4)
 KINDS = (
@@ -105,7 +106,7 @@ def test_slow_is_a_property_of_the_data(kinds: dict[str, str], monkeypatch: pyte
     assert slow == {"parquet", "remote tar", "remote parquet", "remote pattern", "remote folder"}
 
 
-# --- the embedded digits
+# --- the embedded sets
 
 
 def test_digits_splits_and_pixels() -> None:
@@ -118,6 +119,25 @@ def test_digits_splits_and_pixels() -> None:
     pixels = load_all(everything, ImageOptions(image_size=8, channels=1)).images[:, 0].numpy()
     assert np.array_equal(pixels, np.rint(load_digits()[0] * (255.0 / 16.0)))
     assert "CC BY 4.0" in resources.files("spheregen").joinpath("assets/LICENSE-digits.txt").read_text("utf-8")
+
+
+def test_letters_are_of_typefaces_that_are_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = (open_source("letters", split=split) for split in ("train", "test"))
+    assert (len(train), len(test), train.native_size, train.flips_allowed) == (41974, 4836, 32, False)
+    assert train.class_names == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+    assert all(set(labels_of(each)) == set(range(62)) for each in (train, test))
+    pixels = load_all(test, ImageOptions(image_size=32, channels=1), limit=200).images.numpy()
+    assert set(np.unique(pixels)) <= set(range(0, 256, 17)) and pixels.max() == 255
+    assert len(np.unique(pixels.reshape(200, -1), axis=0)) > 190
+    packed = load_letters()[0][-len(test)]
+    assert np.array_equal(np.asarray(test.read(0))[:, ::2], (packed >> 4) * 17)
+    credits = resources.files("spheregen").joinpath("assets/CREDITS-letters.txt").read_text("utf-8")
+    assert all(licence in credits for licence in ("Open Font License", "Apache", "MIT", "public domain"))
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "letters")  # which older versions meant by this name
+    with pytest.raises(DataError, match=r"\./letters"):
+        open_source("letters")
+    assert open_source("./letters").name == "letters" and len(open_source("./letters")) < 100
 
 
 # --- folders

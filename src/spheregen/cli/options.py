@@ -226,7 +226,9 @@ _models, _recipes = _completed("assets/models"), _completed("recipes", ".yaml")
 _MODEL = typer.Argument(
     help="A model folder, the name of a bundled model, or a Hub id.", metavar="MODEL", autocompletion=_models
 )
-SOURCE_HELP = "`digits`, a folder of images, .zip, .parquet or .tar files (or a pattern), a URL, a Hub data set."
+SOURCE_HELP = (
+    "`digits`, `letters`, a folder of images, .zip, .parquet, .tar files (or a pattern), a URL, a Hub data set."
+)
 
 Model = Annotated[str, _MODEL]
 OptionalModel = Annotated[str | None, _MODEL]
@@ -250,7 +252,7 @@ RecipeSet = Annotated[
 ]
 Source = Annotated[str, typer.Argument(help=SOURCE_HELP, metavar="SRC")]
 Images = Annotated[list[str], typer.Argument(help=f"Image files, or any data set: {SOURCE_HELP}", metavar="IMAGES")]
-Data = Annotated[str | None, typer.Option(help="Images: digits, a folder, zip, parquet or tar files, a Hub data set.")]
+Data = Annotated[str | None, typer.Option(help="Images: digits, letters, a folder, zip, parquet, tar, a Hub data set.")]
 Split = Annotated[str, typer.Option(help="Which part of the data: train, test, all.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Read a Hub data set over the network, without a download.")]
 Labels = Annotated[

@@ -72,7 +72,8 @@ def suggest(
 
 def _from_anywhere(source: str) -> str:
     """Return the data of a recipe by a path that means the same in every folder; names and URLs as they are."""
+    from spheregen.data.embedded import EMBEDDED
+
     path = Path(source).expanduser()
-    return (
-        str(path.absolute()) if source != "digits" and (path.exists() or source.startswith(("./", "../"))) else source
-    )
+    is_path = source not in EMBEDDED and (path.exists() or source.startswith(("./", "../")))
+    return str(path.absolute()) if is_path else source

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spheregen.data.archives import TarSource, ZipSource
-from spheregen.data.digits import DigitsSource
+from spheregen.data.embedded import EMBEDDED, EmbeddedSource
 from spheregen.data.files import Files, cause_of, find_files, retried
 from spheregen.data.folder import FolderSource, all_files
 from spheregen.data.names import (
@@ -33,7 +33,10 @@ _REFERENCE = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<folder>.*))?"
 )
 _COMPANIONS = ("classes.txt", "dataset_info.json")  # they name the classes of shards
-_KINDS = "give 'digits', a folder of images, a .zip, .tar or .parquet, a URL of one, or a Hub data set (user/name)"
+_KINDS = (
+    "give 'digits' or 'letters', a folder of images, a .zip, .tar or .parquet, a URL of one, or a Hub data set "
+    "(user/name)"
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -45,7 +48,7 @@ def open_source(
     Args:
         source: one of
 
-            - "digits" (embedded; "./digits" is a folder of that name);
+            - "digits" or "letters" (embedded; "./digits" is a folder of that name);
             - a folder of images (sub-folders are classes; train, test ... above them are splits), or a .zip of one;
             - a parquet file or a folder of them;
             - WebDataset shards: a .tar file, or a folder of them;
@@ -90,8 +93,13 @@ def open_files(files: Files, split: str, name: str, *, chosen: bool = False) -> 
 
 def _open(source: str | Path, split: str, stream: bool) -> ImageSource:
     text = str(source)
-    if text == "digits":
-        return DigitsSource(split)
+    if text in EMBEDDED:
+        if text != "digits" and Path(text).exists():  # which older versions meant by that name
+            raise DataError(
+                f"{text} is a data set of the package and a folder here; write ./{text} for the folder, or "
+                "run the command elsewhere for the set"
+            )
+        return EmbeddedSource(text, split)
     if text == "":
         raise DataError(f"the name of the data is empty; {_KINDS}")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
@@ -110,8 +118,9 @@ def _open(source: str | Path, split: str, stream: bool) -> ImageSource:
         return open_files(find_files(str(path)), split, path.stem, chosen=True)
     if _HUB_ID.fullmatch(text) and path.suffix.lower() not in ARCHIVES:
         return _open_hub(text, split, stream, path_too=True)
-    hint = did_you_mean(text, ["digits"]) or "; check the path for a typo"
-    raise DataError(f"no data at {path}: neither a folder nor a file nor 'digits' nor a Hub data set (user/name){hint}")
+    hint = did_you_mean(text, EMBEDDED) or "; check the path for a typo"
+    others = "an embedded set nor a Hub data set (user/name)"
+    raise DataError(f"no data at {path}: neither a folder nor a file nor {others}{hint}")
 
 
 def _open_url(url: str, split: str, stream: bool) -> ImageSource:

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from pydantic import ValidationError
 
+from spheregen.data.embedded import EMBEDDED
 from spheregen.data.latent_cache import LatentCache, is_latent_cache
 from spheregen.errors import ConfigError, SphereGenError, did_you_mean
 from spheregen.family.recipe import Recipe
@@ -119,7 +120,7 @@ def _find_paths(values: dict[str, Any], folder: Path) -> None:
     for *sections, key in _NAMES_OF_THINGS:
         place: Any = values.get(sections[0]) if sections else values
         name = place.get(key) if isinstance(place, dict) else None
-        if isinstance(name, str) and name and name != "digits" and name not in bundled_models():
+        if isinstance(name, str) and name and name not in EMBEDDED and name not in bundled_models():
             with contextlib.suppress(OSError, ValueError):
                 if not Path(name).exists() and (folder / name).exists():
                     place[key] = str(folder / name)
@@ -154,7 +155,7 @@ def _fit_to_others(values: dict[str, Any], said: set[str]) -> None:
 
 def _is_remote(name: str) -> bool:
     """Return whether a name of data or of a model can only be one of the Hub, or a URL."""
-    if name == "digits" or name in bundled_models():
+    if name in EMBEDDED or name in bundled_models():
         return False
     with contextlib.suppress(OSError, ValueError):
         if Path(name).expanduser().exists():

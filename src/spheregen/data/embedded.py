@@ -1,0 +1,112 @@
+"""Data sets that come with the package: handwritten digits, and letters of many typefaces.
+
+- `digits`: 1797 grey images of 8x8 pixels in ten classes. E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
+  Digits, UCI Machine Learning Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0: its test set, in its own
+  order, which is also that of scikit-learn's `load_digits` (scripts/build_digits.py).
+- `letters`: 46 810 grey images of 32x32 pixels, A-Z, a-z and 0-9 of 744 free fonts, split by family. Only fonts under
+  OFL-1.1, Apache-2.0, MIT or in the public domain; assets/CREDITS-letters.txt names all of them
+  (scripts/build_letters.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import lzma
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from PIL import Image
+
+from spheregen.data.images import Pixels
+from spheregen.data.source import ImageSource, digest
+from spheregen.errors import DataError, did_you_mean
+
+
+def load_digits() -> tuple[Pixels, Pixels]:
+    """Read the embedded file: images (1797, 8, 8) uint8, 0 (paper) .. 16 (ink), and labels (1797,), 0 .. 9."""
+    with (
+        resources.files("spheregen").joinpath("assets/digits.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
+        return arrays["images"], arrays["labels"]
+
+
+@functools.cache
+def load_letters() -> tuple[Pixels, Pixels]:
+    """Read the embedded file: images (46810, 32, 16) uint8, two pixels of 4 bits in each byte, and labels (46810,)."""
+    data = resources.files("spheregen").joinpath("assets/letters.npz.xz").read_bytes()
+    with np.load(io.BytesIO(lzma.decompress(data)), allow_pickle=False) as arrays:
+        return arrays["images"], arrays["labels"]
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    load: Callable[[], tuple[Pixels, Pixels]]
+    size: int
+    highest: int
+    """The value of full ink."""
+    train_count: int
+    """So many of the first are for training, the others are held out."""
+    class_names: tuple[str, ...]
+    packed: bool = False
+    """Two pixels of 4 bits in each byte."""
+
+
+EMBEDDED: Mapping[str, _Embedded] = MappingProxyType(
+    {
+        "digits": _Embedded(load_digits, 8, 16, 1400, tuple(string.digits)),
+        "letters": _Embedded(
+            load_letters, 32, 15, 41974, (*string.ascii_uppercase, *string.ascii_lowercase, *string.digits), packed=True
+        ),
+    }
+)
+"""The sets by name."""
+
+
+class EmbeddedSource(ImageSource):
+    """An embedded set as images of mode L, light ink on black: value v becomes round(v * 255 / highest).
+
+    Raises:
+        DataError: there is no such split.
+    """
+
+    flips_allowed = False
+
+    def __init__(self, name: str, split: str = "train") -> None:
+        about = EMBEDDED[name]
+        splits = {"train": slice(0, about.train_count), "test": slice(about.train_count, None), "all": slice(0, None)}
+        if split not in splits:
+            hint = did_you_mean(split, splits)
+            raise DataError(f"{name} has no split {split!r}; choose one of {', '.join(splits)}{hint}")
+        part = splits[split]
+        images, labels = (values[part] for values in about.load())
+        self.name, self.split, self.native_size = name, split, about.size
+        self.class_names = about.class_names
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.fingerprint = digest(images.tobytes(), labels.tobytes())
+        self.encoded_bytes = images.nbytes
+        self._first, self._images, self._packed = part.start, images, about.packed
+        self._grey = np.rint(np.arange(about.highest + 1) * (255.0 / about.highest)).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read_bytes(self, index: int) -> bytes:
+        file = io.BytesIO()
+        self.read(index).save(file, "PNG")
+        return file.getvalue()
+
+    def read(self, index: int) -> Image.Image:
+        values = self._images[index]
+        if self._packed:
+            values = np.stack([values >> 4, values & 15], axis=-1).reshape(len(values), -1)
+        return Image.fromarray(self._grey[values])
+
+    def describe(self, index: int) -> str:
+        return f"{self.name} {self._first + index}"
