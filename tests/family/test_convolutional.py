@@ -43,6 +43,11 @@ def test_every_size_and_latent_goes_there_and_back() -> None:
             assert points.shape == (2, grid**2, 6)
             torch.testing.assert_close(points.square().mean((1, 2)), torch.ones(2), atol=1e-3, rtol=0)
             assert model.decode(points, labels).shape == images.shape
+    for size, patch, bottom in ((16, 4, 4), (32, 4, 4), (56, 4, 7), (64, 8, 4)):
+        model = network(image_size=size, patch=patch)
+        assert model.config.bottom == bottom
+        images = images_of(2, size, 1) * 2 - 1
+        assert model(images, torch.tensor([0, 2])).shape == images.shape
 
 
 @torch.no_grad()
@@ -92,6 +97,8 @@ def test_a_trained_one_is_a_tokenizer(whole: Path) -> None:
     ("changes", "said"),
     [
         ({"image_size": 30}, "multiple of 4"),
+        ({"image_size": 36, "patch": 8}, "multiple of 8"),
+        ({"patch": 3}, "2, 4, 8"),
         ({"image_size": 4}, "at least 8"),
         ({"width": 12}, "multiple of 8"),
         ({"latent_grid": 2}, "is 1 \\(one vector\\) or 4"),
