@@ -101,7 +101,7 @@ def result(job: str, made: Path) -> dict[str, str]:
 def timeless(tree: object) -> object:
     """Return a tree of JSON values without what tells time, speed, memory or place."""
     if isinstance(tree, dict):
-        told = re.compile(r"second|time|date|speed|latency|memory|images_per|version|folder|path|created")
+        told = re.compile(r"second|time|date|speed|latency|memory|ms_per|images_per|version|folder|path|created")
         return {k: timeless(v) for k, v in tree.items() if not told.search(k)}
     return [timeless(each) for each in tree] if isinstance(tree, list) else tree
 

@@ -70,6 +70,18 @@ def test_temperature_and_mixtures(prior: FittedPrior) -> None:
     torch.testing.assert_close(prior.draw(noise[2:3], both[:1]), between[2:3], atol=1e-4, rtol=1e-4)
 
 
+def test_the_noise_of_a_draw_is_found_again() -> None:
+    codes, labels = codes_of(3000)
+    prior = fit_prior(codes, labels, CLASSES)
+    noise = gaussian(5, 4, 6)
+    drawn = prior.draw(noise, weights(1, 5))
+    again = prior.noise_of(drawn, weights(1, 5))
+    torch.testing.assert_close(prior.draw(again, weights(1, 5)), drawn, atol=5e-3, rtol=1e-3)
+    one_of_each = torch.eye(CLASSES + 1)[[0, 1, 2, 1, 0]]
+    mixed = prior.draw(noise, one_of_each)
+    torch.testing.assert_close(prior.draw(prior.noise_of(mixed, one_of_each), one_of_each), mixed, atol=5e-3, rtol=1e-3)
+
+
 def test_turning_all_codes_turns_all_draws() -> None:
     codes, labels = codes_of(900)
     turn = torch.linalg.qr(gaussian(NUMBERS, NUMBERS, seed=7)).Q
@@ -235,6 +247,15 @@ def test_a_folder_keeps_its_prior_and_refuses_that_of_other_weights(tmp_path: Pa
 def test_impossible_starts_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         fitted_pipeline().generate(1, **options)
+
+
+def test_a_model_whose_prior_is_not_there_yet_draws_uniform_points() -> None:
+    pipe = fitted_pipeline()
+    pipe.info = dataclasses.replace(pipe.info, sampling={**pipe.info.sampling, "prior": "fitted", "temperature": 0.5})
+    assert pipe.generate(1).settings["prior"] == "fitted"
+    assert pipe.generate(1, prior="sphere").settings["temperature"] == 1
+    pipe.model.fitted = None
+    assert pipe.generate(1).settings["prior"] == "sphere"
 
 
 def test_a_model_without_one_says_how_to_get_it() -> None:

@@ -135,7 +135,7 @@ def test_class_names_are_a_list(folder: Path, names: Any) -> None:
     refuses(lambda: sg.load(folder, device="cpu"), "class_names")
 
 
-@pytest.mark.parametrize("own", [{"guidance_at": 53.0}, {"schedule": 1}, {"steps": "many"}, {"prior": None}])
+@pytest.mark.parametrize("own", [{"guidance_at": 53.0}, {"schedule": 1}, {"steps": "many"}, {"strength": "much"}])
 def test_sampling_defaults_of_another_type_are_refused(folder: Path, own: dict[str, Any]) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"sampling": own}))

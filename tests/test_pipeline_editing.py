@@ -533,7 +533,7 @@ def test_a_saved_picture_can_be_made_again(classes: int, options: dict[str, Any]
             assert text["class"] == pipe.info.class_names[record.label]
 
 
-OF_START: dict[str, Any] = {"prior": "sphere", "temperature": 1.0, "prior_angle": 0.0}
+OF_START: dict[str, Any] = {"strength": 1.0, "prior": "sphere", "temperature": 1.0, "prior_angle": 0.0}
 GOOD: dict[str, Any] = {
     **{"steps": 2, "schedule": "fixed", "guidance": 1.3, "guidance_at": "both", "share_noise": True},
     **OF_START,

@@ -27,6 +27,7 @@ SHRINKAGE = 50.0
 """A class of so many codes has half its own covariance and half that of all classes."""
 OWN_FACTORS = 1 << 20
 """Numbers of the factors of all classes beyond which classes share one: 256 classes of 64 directions."""
+_FLAT = 1e-3  # of the largest deviation: less is none
 _ROUNDS, _SPARE = 4, 16  # of the subspace iteration
 _BLOCK = 1024  # codes at a time
 
@@ -92,6 +93,32 @@ class FittedPrior:
             beside = temperature * (weights @ residual)[:, None] * (e - inside @ basis.T)
             latent = centre + moved @ basis.T + beside
         found: Tensor = latent.reshape(noise.shape).to(noise.dtype)
+        return found
+
+    def noise_of(self, latents: Tensor, weights: Tensor) -> Tensor:
+        """Return the noise whose draw these latents (B, ...) are: what is left of a code without its class.
+
+        Under the weights of another class the same noise draws the point that stands there as these stand in theirs.
+        Directions in which a class does not vary have no noise.
+
+        Args:
+            weights: (B or 1, K+1) of classes, each row one class.
+        """
+        v = latents.flatten(1).float()
+        place, which = v.device, weights.expand(len(v), -1).argmax(1).cpu()
+        shared = len(self.factors) == 2 != len(self.means)
+        factors = self.factors[(which == len(self.means) - 1).long() if shared else which]
+        inverse = torch.linalg.pinv(factors.double(), rtol=_FLAT, hermitian=True).float().to(place)
+        centre, basis, means, residual = (
+            part.to(place) for part in (self.centre, self.basis, self.means, self.residual)
+        )
+        which = which.to(place)
+        with full_precision(place.type):
+            inside = (v - centre) @ basis
+            beside = (v - centre) - inside @ basis.T
+            noise = torch.einsum("bij,bj->bi", inverse, inside - means[which]) @ basis.T
+            noise = noise + beside / residual[which][:, None].clamp_min(_FLAT)
+        found: Tensor = noise.reshape(latents.shape).to(latents.dtype)
         return found
 
 

@@ -124,7 +124,7 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
 _SAMPLER = "Sampling"
 MOST = 10**9  # images: more is a typing error
 SAMPLER_NAMES = (
-    *("schedule", "guidance_at", "share_noise", "prior", "temperature", "prior_angle"),
+    *("schedule", "guidance_at", "share_noise", "strength", "prior", "temperature", "prior_angle"),
     *("refinement_steps", "solver", "refinement_guidance"),
 )
 READING_NAMES = ("fit", "resize", "background", "on_error")
@@ -136,9 +136,9 @@ SamplerSet = Annotated[
         rich_help_panel=_SAMPLER,
         autocompletion=lambda incomplete: [f"{name}=" for name in SAMPLER_NAMES if name.startswith(incomplete)],
         help="Further options, repeatable: schedule=fixed, decay, angle or [1,0.5]; guidance_at=pixel, latent or both; "
-        "share_noise=false for new noise at each step; prior=fitted for points where the codes are, with temperature=T "
-        "(below 1 nearer to a class's mean) and prior_angle=A (degrees towards uniform ones); of models that refine: "
-        "refinement_steps=N (0 leaves images "
+        "share_noise=false for new noise at each step; strength=F, a factor of their noise; prior=fitted for points "
+        "where the codes are, with temperature=T (below 1 nearer to a class's mean) and prior_angle=A (degrees towards "
+        "uniform ones); of models that refine: refinement_steps=N (0 leaves images "
         "rough), solver=euler, heun or midpoint, refinement_guidance=S. Default: the model's.",
     ),
 ]

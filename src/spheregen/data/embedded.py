@@ -45,6 +45,10 @@ def load_letters() -> tuple[Pixels, Pixels]:
         return arrays["images"], arrays["labels"]
 
 
+TWINS = ("Il1", "Oo0")
+"""Letters whose shapes coincide in many typefaces: scores count each group as one."""
+
+
 @dataclass(frozen=True)
 class _Embedded:
     load: Callable[[], tuple[Pixels, Pixels]]

@@ -1,7 +1,8 @@
-"""Quick scores of samples: of digits by a classifier that never saw this package, of others by a Frechet distance."""
+"""Quick scores of samples: of digits and letters by classifiers of real ones, of others by a Frechet distance."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from spheregen.data import ImageOptions, load_all, open_source, to_uint8
+from spheregen.data.embedded import TWINS
 from spheregen.errors import SphereGenError
 from spheregen.evaluation.images import RealImages, take
 from spheregen.folders.card import ModelInfo
+from spheregen.measure.classifier import train_classifier
 from spheregen.measure.features import FEATURE_BATCH, load_extractor
 from spheregen.measure.metrics import Gaussian, Moments, frechet_distance
 
@@ -104,6 +107,55 @@ class DigitScorer:
             "deviation_ratio": _deviation(flat, asked) / self.real_deviation,
             "distance_ratio": float(np.median(_nearest(flat, self.train))) / self.real_distance,
         }
+
+
+class LetterScorer:
+    """Scores samples of the embedded letters by a small classifier that learns from the same typefaces in a minute.
+
+    The typefaces of the other split are held out. Letters whose shapes coincide (`TWINS`) count as one.
+
+    Args:
+        progress: told how many images the classifier has learned from, of how many.
+    """
+
+    def __init__(self, progress: Callable[[int, int], object] = lambda done, total: None) -> None:
+        options = ImageOptions(image_size=32, channels=1)
+        (images, labels), (held_out, held_out_labels) = (
+            (loaded.images, torch.as_tensor(loaded.labels))
+            for loaded in (load_all(open_source("letters", split=split), options) for split in ("train", "test"))
+        )
+        names = open_source("letters").class_names
+        self._one = torch.arange(len(names))
+        for group in TWINS:
+            self._one[[names.index(letter) for letter in group]] = names.index(group[0])
+        self.classifier = train_classifier(images, labels, len(names), progress=progress)
+        self.real_accuracy = self._accuracy(held_out, held_out_labels)
+        """The classifier's accuracy on held-out typefaces."""
+        self.train, self.train_labels = _flat(images / 255), labels.numpy()
+        real, real_labels = _flat(held_out / 255), held_out_labels.numpy()
+        self.real_deviation = _deviation(real, real_labels)
+        self.real_distance = self._distance(real, real_labels)
+
+    def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Score images (B, 1, 32, 32) in [0, 1] that were asked to show `labels` (B,).
+
+        Returns:
+            As of `DigitScorer`, relative to typefaces that were held out; distances are to training images of the same
+            letter.
+        """
+        flat, asked = _flat(images), labels.cpu().numpy()
+        return {
+            "accuracy": self._accuracy(to_uint8(images), labels.cpu()),
+            "deviation_ratio": _deviation(flat, asked) / self.real_deviation,
+            "distance_ratio": self._distance(flat, asked) / self.real_distance,
+        }
+
+    def _accuracy(self, images: Tensor, labels: Tensor) -> float:
+        return float((self._one[self.classifier.classes(images)] == self._one[labels]).float().mean())
+
+    def _distance(self, flat: Array, labels: npt.NDArray[np.int64]) -> float:
+        found = [_nearest(flat[labels == label], self.train[self.train_labels == label]) for label in np.unique(labels)]
+        return float(np.median(np.concatenate(found)))
 
 
 def _real(split: str) -> tuple[Array, npt.NDArray[np.int64]]:

@@ -174,6 +174,8 @@ class SamplingConfig(Section):
     guidance_at: str = "both"
     share_noise: bool = True
     """One noise for all refinement steps, or a fresh one for each."""
+    strength: float = Field(1.0, ge=0)
+    """A factor of the noise of the steps."""
     prior: str = "sphere"
     """The random points: uniform ones (`sphere`), or those where the codes of the data are (`fitted`)."""
     temperature: float = Field(1.0, ge=0)

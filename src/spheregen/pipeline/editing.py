@@ -201,7 +201,7 @@ class Editing(Generation):
         guided = ids is not None and any(label != self.classes.count for label in ids)
         given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         if all(is_seed):
-            given.setdefault("strength", 1.0)
+            given.setdefault("strength", self._settings({})["strength"])
             if given.get("steps", 1) != 1:  # as `generate` goes; a single step has no schedule
                 given.setdefault("schedule", self._settings({})["schedule"])
         settings = self._edit_settings("interpolate", given, guided=guided, decodes=True)

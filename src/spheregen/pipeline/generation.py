@@ -24,6 +24,7 @@ from spheregen.folders.card import ModelInfo
 from spheregen.pipeline.options import (
     DEFAULTS,
     FLOW_DEFAULTS,
+    START_NAMES,
     GenerationOptions,
     SamplerOptions,
     StepCallback,
@@ -137,7 +138,7 @@ class Generation:
             ConfigError: an impossible schedule or number of steps.
         """
         settings = self._settings(vars(options or GenerationOptions()))
-        sampling.generation_angles(settings["schedule"], settings["steps"])
+        sampling.generation_angles(settings["schedule"], settings["steps"], strength=settings["strength"])
         return settings
 
     def refinement_settings(self) -> dict[str, Any]:
@@ -334,7 +335,10 @@ class Generation:
     # the way of every call --------------------------------------------------------------------------------------------
 
     def _settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        return complete(options, self.info.sampling, refines=self.refines, classes=self.classes.count)
+        own = self.info.sampling
+        if self.model.fitted is None:  # as in a run that is not complete: uniform points are all there are
+            own = {name: value for name, value in own.items() if name not in START_NAMES}
+        return complete(options, own, refines=self.refines, classes=self.classes.count)
 
     def _loop_options(self, settings: Mapping[str, Any], callback: StepCallback | None) -> dict[str, Any]:
         """The settings as the loops of `sampling` take them."""

@@ -36,13 +36,16 @@ S) float32 in [0, 1] on the CPU."""
 
 class SamplerOptions(TypedDict, total=False):
     """Options of the few-step loop, and of the flow behind it where the model refines, as arguments of methods; what is
-    left out is the model's default. `prior`, `temperature` and `prior_angle` are of random points, see
-    `sampling.Start`; `refinement_guidance` is by default the guidance of the loop."""
+    left out is the model's default. `strength` is the noise of a step as a fraction of what the schedule says: for
+    edits 0 reconstructs, 1 leaves little of the image, and 0.25 is the default. `prior`, `temperature` and
+    `prior_angle` are of random points, see `sampling.Start`; `refinement_guidance` is by default the guidance of the
+    loop."""
 
     schedule: Schedule
     guidance: float | Guidance
     guidance_at: str
     share_noise: bool
+    strength: float
     prior: str
     temperature: float
     prior_angle: float
@@ -54,9 +57,6 @@ class SamplerOptions(TypedDict, total=False):
 class EditOptions(SamplerOptions, total=False):
     """Options that all edits share. Guidance acts only with a class."""
 
-    strength: float
-    """Noise of a step as a fraction of the training noise: 0 reconstructs, 1 leaves little of the image; 0.25 by
-    default."""
     steps: int
     """Pairs of encode and decode, by default 4; decodes in `vary` and `interpolate`, by default 1."""
     seed: int
@@ -75,6 +75,7 @@ class GenerationOptions:
     guidance: float | Guidance | None = None
     guidance_at: str | None = None
     share_noise: bool | None = None
+    strength: float | None = None
     prior: str | None = None
     temperature: float | None = None
     prior_angle: float | None = None
@@ -91,6 +92,7 @@ _LOOP: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "guidance": (1.0, ("a number", Real, Callable)),
     "guidance_at": ("both", _NAME),
     "share_noise": (True, ("true or false", bool)),
+    "strength": (1.0, ("a number", Real)),
     "prior": ("sphere", _NAME),
     "temperature": (1.0, ("a number", Real)),
     "prior_angle": (0.0, ("a number", Real)),

@@ -196,7 +196,7 @@ def read_record(path: Path) -> ImageRecord:
         if isinstance(settings["schedule"], list):
             settings["schedule"] = [float(r) for r in settings["schedule"]]
         names = DEFAULTS if "refinement_steps" not in settings else {**DEFAULTS, **FLOW_DEFAULTS}
-        before = {name: DEFAULTS[name] for name in START_NAMES}  # images of a version without them
+        before = {name: DEFAULTS[name] for name in {*START_NAMES, "strength"}}  # images of a version without them
         settings = {name: {**before, **settings}[name] for name in names}
         check_types(settings)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
