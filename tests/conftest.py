@@ -20,6 +20,11 @@ def _two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
+@pytest.fixture(autouse=True)
+def _quick_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spheregen.measure.features.classifier.SEEN", 640)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and golden tensors beside the repository."""

@@ -13,9 +13,11 @@ from spheregen.errors import ConfigError
 from spheregen.evaluation import studies as module
 from spheregen.evaluation.curves import parse_curve
 from spheregen.evaluation.evaluator import EvaluationOptions
+from spheregen.evaluation.judge import JUDGE
 from spheregen.evaluation.request import Request, run
 from spheregen.evaluation.sphere import study as sphere
 from spheregen.evaluation.studies import choose_studies
+from spheregen.measure.features import classifier
 from tests.evaluation.stubs import POOLED
 
 STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere")
@@ -32,9 +34,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
             place = folder / "data" / split / str(int(source.labels[number]))  # type: ignore[index]
             place.mkdir(parents=True, exist_ok=True)
             source.read(number).save(place / f"{number}.png")
-    options = EvaluationOptions(count=40, curve_count=4, curves=(parse_curve("steps=1,2"),), metrics=("frechet",))
+    options = EvaluationOptions(
+        count=40, curve_count=4, curves=(parse_curve("steps=1,2"),), metrics=("right_class", "frechet")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SPHERE_IMAGES", 40)
+        patch.setattr(classifier, "SEEN", 6400)
         for name in ("TURNED", "LOOPED", "RANDOM", "UNRELATED"):
             patch.setattr(sphere, name, 16)
         patch.setattr(module, "sampling_speed", lambda _, each, **__: [{"images_per_second": 9.0} for _ in each])
@@ -46,7 +51,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
                 report=folder,
                 options=options,
                 studies=STUDIES,
-                features=(POOLED,),
+                features=(POOLED, JUDGE),
                 device="cpu",
             )
         )
@@ -57,6 +62,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 def test_the_result_holds_every_study(report: tuple[Path, dict[str, Any]]) -> None:
     folder, result = report
     assert set(STUDIES) <= set(result) and not [note for note in result["notes"] if "left out" in note]
+    judged = result["metrics"][JUDGE]
+    assert judged["features"]["accuracy"] > 0.5, "of 60 digits that it learned from"
+    figures = judged["figures"]
+    assert figures["right_class"] == pytest.approx(figures["right_class_of_real"] * judged["features"]["accuracy"])
+    assert figures["right_class"] == result["classes"]["accuracy"] > 0.5, "the bundled digits are digits"
+    assert "right_class" in result["curves"][0]["points"][0]["figures"][JUDGE] and "right class 0." in result["line"]
     saved = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert saved == json.loads(json.dumps(result))
     assert result["metrics"][POOLED]["held_out"]["frechet"] > 0 and result["reconstruction"]["psnr"] > 10

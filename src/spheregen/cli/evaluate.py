@@ -26,10 +26,12 @@ def evaluate(
     image_size: Annotated[
         int | None, Option(help="With --images: bring them to this side in pixels. Default: that of most of them.")
     ] = None,
-    features: cli.Features = "own",
+    features: Annotated[
+        str | None, Option(help=cli.FEATURES_HELP + " Default: own, and judge where real images are given.")
+    ] = None,
     metrics: Annotated[
         str | None,
-        Option(help="frechet,kid,class_score,manifold,cmmd. Default: all that the networks allow."),
+        Option(help="right_class,frechet,kid,class_score,manifold,cmmd. Default: all that the networks allow."),
     ] = None,
     reference: Annotated[
         list[str] | None,
@@ -108,7 +110,7 @@ def evaluate(
         split=split,
         held_out=held_out,
         image_size=image_size,
-        features=tuple(cli.split_list(features) or ()),
+        features=None if features is None else tuple(cli.split_list(features) or ()),
         references=tuple(reference or ()),
         options=options,
         studies=choose_studies(cli.split_list(study)),

@@ -271,11 +271,13 @@ BatchSize = Annotated[
 ImageSize = Annotated[int | None, typer.Option(help="Side of the images in pixels.")]
 Limit = Annotated[int | None, typer.Option(help="Look at this many images, evenly spread.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode images; 0 for this one.")]
+FEATURES_HELP = (
+    "Feature networks, with commas: own, judge (a small classifier that learns the real images), inception, dinov2, "
+    "dinov3, clip, convnext, NAME=FILE, module:factory."
+)
 Features = Annotated[
     str,
-    typer.Option(
-        help="Feature networks, with commas: own, inception, dinov2, dinov3, clip, convnext, NAME=FILE, module:factory."
-    ),
+    typer.Option(help=FEATURES_HELP),
 ]
 OUT_HELP = "A folder, .zip or .tar for single PNGs (a sheet comes beside it), or a .png for the sheet alone."
 Out = Annotated[Path, typer.Option(help=OUT_HELP)]

@@ -127,13 +127,13 @@ def _lists(settings: list[str] | None) -> dict[str, list[Any]]:
 
 def _scorer(pipe: Pipeline, data: str | None, split: str, *, asked: bool) -> Scorer | None:
     """Return what scores this model; what is missing is an error only if scores were asked for."""
-    from spheregen.data import open_source
-    from spheregen.evaluation.images import RealImages
+    from spheregen.evaluation.images import open_real
     from spheregen.evaluation.scorers import find_scorer
 
     try:
-        real = None if data is None else RealImages(open_source(data, split=split), pipe.image_options)
-        scorer = find_scorer(pipe.info, pipe.model.image_shape, real, str(pipe.device))
+        names = pipe.info.class_names
+        real = None if data is None else open_real(data, split, pipe.image_options, class_names=names)
+        scorer = find_scorer(pipe.info, pipe.model.image_shape, real, str(pipe.device), cli.reporter())
     except SphereGenError as error:
         if asked:
             raise

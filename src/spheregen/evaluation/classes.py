@@ -1,9 +1,10 @@
 """Classes of samples: do they show what was asked for, and vary within a class as real images do?
 
-A linear probe on the features, fitted to training images, says what class an image shows; its accuracy on held-out real
-images is the yardstick for that on samples. Diversity within a class is told by three figures relative to as many real
-images: the variance of the features, the distance to the nearest other sample (near 0 where modes collapse), and the
-effective number of different samples (the Vendi score, Friedman and Dieng 2023, arXiv 2210.02410).
+A judge, a small classifier that learned the training images, says what class an image shows; its accuracy on held-out
+real images is the yardstick for that on samples. Diversity within a class is told by three figures on features of
+another network, relative to as many real images: the variance of the features, the distance to the nearest other sample
+(near 0 where modes collapse), and the effective number of different samples (the Vendi score, Friedman and Dieng 2023,
+arXiv 2210.02410).
 
 Legend: n images, D features, K classes.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,59 +23,63 @@ from spheregen.errors import DataError
 from spheregen.evaluation.images import spread
 from spheregen.evaluation.report.parts import Section, Table
 
-RIDGE = 1e-2
-"""Of the probe, relative to features of variance 1 and the mean over images."""
 MOST_OF_A_CLASS = 1000
 """Images of a class whose diversity is looked at: the Vendi score takes the cube of their number."""
 FEWEST = 2  # images of a class
-Labelled = tuple[Tensor, Tensor]
 
 
-def class_figures(
-    samples: Labelled, train: Labelled, held_out: Labelled, class_names: Sequence[str] = ()
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Judged:
+    """Images whose class a judge has told."""
+
+    features: Tensor
+    """(n, D)"""
+    labels: Tensor
+    """(n,) int64 class ids; of samples those asked for."""
+    seen: Tensor
+    """(n,) the class that the judge sees."""
+
+
+def class_figures(samples: Judged, train: Judged, held_out: Judged, class_names: Sequence[str] = ()) -> dict[str, Any]:
     """Return the class accuracy and diversity of samples.
 
     Args:
-        samples, train, held_out: features (n, D) of each, and (n,) int64 class ids; of samples those asked for.
+        samples, train, held_out: the images of each.
         class_names: of the K classes; numbers where there are none.
 
     Returns:
-        Plain values. `names` and `counts` (samples) of the classes; `accuracy`, the share of samples in which the probe
+        Plain values. `names` and `counts` (samples) of the classes; `accuracy`, the share of samples in which the judge
         sees the class that was asked for, and `real_accuracy` on held-out images; `per_class` and `real_per_class`, the
         same by class (None where nothing was held out); `confusion` (K, K), the share of the samples of the row's class
-        that the probe takes for the column's; `diversity` by class and `mean_diversity`: `variance`, `nearest` and
+        that the judge takes for the column's; `diversity` by class and `mean_diversity`: `variance`, `nearest` and
         `vendi` relative to as many real images, where 1 is as varied as these and near 0 is collapse.
 
     Raises:
         DataError: a class of the samples has fewer than two training images or samples, or there is only one class.
     """
-    (features, sample_labels), (known, train_labels), (unseen, held_out_labels) = samples, train, held_out
-    classes = int(max(labels.max() for _, labels in (samples, train, held_out))) + 1
+    asked, seen = samples.labels, samples.seen
+    classes = int(max(each.labels.max() for each in (samples, train, held_out))) + 1
     names = tuple(class_names) if class_names else tuple(map(str, range(classes)))
     if len(names) < classes:
         raise DataError(f"labels go up to {classes - 1}, but there are {len(names)} class names; give data of the same")
     classes = len(names)
     if classes < 2:
         raise DataError("class accuracy needs at least 2 classes; leave the study of the classes out")
-    for labels, what in ((train_labels, "training images"), (sample_labels, "samples")):
+    for labels, what in ((train.labels, "training images"), (asked, "samples")):
         for label, count in enumerate(torch.bincount(labels, minlength=classes).tolist()):
             if count < FEWEST:
                 raise DataError(f"class {names[label]} has {count} {what}, the study of the classes needs {FEWEST}")
-    probe = _Probe(known, train_labels, classes)
-    seen, right = probe(features), (probe(unseen) == held_out_labels).double()
+    right = (held_out.seen == held_out.labels).double()
     confusion = torch.zeros(classes, classes, dtype=torch.float64)
-    confusion.index_put_((sample_labels, seen), torch.ones(len(seen), dtype=torch.float64), accumulate=True)
+    confusion.index_put_((asked, seen), torch.ones(len(seen), dtype=torch.float64), accumulate=True)
     confusion /= confusion.sum(dim=1, keepdim=True)
-    real = [right[held_out_labels == label] for label in range(classes)]
-    diversity = [
-        _diversity(probe.scaled(features[sample_labels == label]), probe.scaled(known[train_labels == label]))
-        for label in range(classes)
-    ]
+    real = [right[held_out.labels == label] for label in range(classes)]
+    made, real_ones = _scaled(samples.features, train.features), _scaled(train.features, train.features)
+    diversity = [_diversity(made[asked == label], real_ones[train.labels == label]) for label in range(classes)]
     return {
         "names": list(names),
-        "counts": torch.bincount(sample_labels, minlength=classes).tolist(),
-        "accuracy": float((seen == sample_labels).double().mean()),
+        "counts": torch.bincount(asked, minlength=classes).tolist(),
+        "accuracy": float((seen == asked).double().mean()),
         "real_accuracy": float(right.mean()),
         "per_class": confusion.diagonal().tolist(),
         "real_per_class": [float(each.mean()) if len(each) else None for each in real],
@@ -88,7 +94,7 @@ def class_section(found: dict[str, Any]) -> Section:
     warnings = []
     if found["accuracy"] < 0.75 * found["real_accuracy"]:
         warnings.append(
-            f"the probe sees the class that was asked for in {found['accuracy']:.0%} of the samples, and in "
+            f"the judge sees the class that was asked for in {found['accuracy']:.0%} of the samples, and in "
             f"{found['real_accuracy']:.0%} of real images: conditioning is weak, or samples are not recognisable"
         )
     if min(found["mean_diversity"].values()) < 0.5:
@@ -109,14 +115,14 @@ def class_section(found: dict[str, Any]) -> Section:
     header = ("class", "samples", "right class", "of real images", "variance", "nearest", "different")
     tables = [Table(title="By class", header=header, rows=tuple(rows))]
     if len(names) <= 20:
-        title = "Asked for (rows), seen by the probe (columns)"
+        title = "Asked for (rows), seen by the judge (columns)"
         seen = tuple((name, *row) for name, row in zip(names, found["confusion"], strict=True))
         tables.append(Table(title=title, header=("class", *names), rows=seen))
     return Section(
         key="classes",
         title="Classes",
         text=(
-            "A linear probe on the features learnt the classes from training images. Its accuracy on held-out real "
+            "A judge, a small classifier, learned the classes from training images. Its accuracy on held-out real "
             "images is the yardstick for that on samples. Diversity within a class is relative to as many real images "
             "of it: the variance of the features, the mean distance to the nearest other image of the class, and the "
             "effective number of different images. 1 is as varied as real images, near 0 is collapse.",
@@ -126,31 +132,12 @@ def class_section(found: dict[str, Any]) -> Section:
     )
 
 
-class _Probe:
-    """Ridge regression of the classes on standardised features, classes of equal weight; closed form."""
-
-    def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
-        x = features.double().cpu()
-        self.mean, deviation = x.mean(dim=0), x.std(dim=0)
-        varies = deviation > 1e-9 * (self.mean.abs() + deviation)
-        self.scale = torch.where(varies, deviation, torch.inf)  # what never varies is mute
-        weight = 1 / torch.bincount(labels, minlength=classes).double()[labels].cpu()
-        weight = weight / weight.sum()
-        z = self.scaled(features)
-        z = torch.cat([z, torch.ones(len(z), 1, dtype=z.dtype)], dim=1)
-        target = torch.nn.functional.one_hot(labels.cpu(), classes).double()
-        gram = (z * weight[:, None]).T @ z + RIDGE * torch.eye(z.shape[1], dtype=z.dtype)
-        self.weights = torch.linalg.solve(gram, (z * weight[:, None]).T @ target)
-
-    def scaled(self, features: Tensor) -> Tensor:
-        """Return features (n, D) float64 of mean 0 and variance 1 over the training images."""
-        return (features.double().cpu() - self.mean) / self.scale
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Return the class (n,) that each image shows."""
-        scores = self.scaled(features) @ self.weights[:-1] + self.weights[-1]
-        seen: Tensor = scores.argmax(dim=1)
-        return seen
+def _scaled(features: Tensor, real: Tensor) -> Tensor:
+    """Return features (n, D) float64, of mean 0 and variance 1 over real ones; what never varies there is 0."""
+    x = real.double().cpu()
+    mean, deviation = x.mean(dim=0), x.std(dim=0)
+    varies = deviation > 1e-9 * (mean.abs() + deviation)
+    return (features.double().cpu() - mean) / torch.where(varies, deviation, torch.inf)
 
 
 def _diversity(samples: Tensor, real: Tensor) -> dict[str, float]:

@@ -1,8 +1,10 @@
-"""Quick scores of samples: of digits and letters by classifiers of real ones, of others by a Frechet distance."""
+"""Quick scores of samples by classifiers of real images and by Frechet distances."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,10 +16,12 @@ from spheregen.data import ImageOptions, load_all, open_source, to_uint8
 from spheregen.data.embedded import TWINS
 from spheregen.errors import SphereGenError
 from spheregen.evaluation.images import RealImages, take
+from spheregen.evaluation.judge import JUDGE, make_judge
 from spheregen.folders.card import ModelInfo
-from spheregen.measure.classifier import train_classifier
 from spheregen.measure.features import FEATURE_BATCH, load_extractor
+from spheregen.measure.features.classifier import train_classifier
 from spheregen.measure.metrics import Gaussian, Moments, frechet_distance
+from spheregen.progress import Reporter
 
 GAMMA = 0.256  # scikit-learn's textbook setting for these digits, moved from pixel values 0..16 to [0, 1]
 REFERENCE_IMAGES = 10_000
@@ -32,7 +36,11 @@ class Scorer(Protocol):
 
 
 def find_scorer(
-    info: ModelInfo, image_shape: tuple[int, int, int], data: RealImages | None = None, device: str = "cpu"
+    info: ModelInfo,
+    image_shape: tuple[int, int, int],
+    data: RealImages | None = None,
+    device: str = "cpu",
+    reporter: Reporter | None = None,
 ) -> Scorer | None:
     """Return the scorer of a model's samples: by the data that is given, else by what it was trained on, else None.
 
@@ -40,34 +48,59 @@ def find_scorer(
         SphereGenError: there is one, but the package that it needs is not installed.
     """
     if data is not None:
-        return FrechetScorer(data, torch.device(device))
+        return FrechetScorer(data, info.class_names, device, reporter)
     if info.training.get("data") == "digits" and image_shape == (1, 8, 8):
         return DigitScorer()
     return None
 
 
 class FrechetScorer:
-    """The Frechet distance to real images under the package's own network: a quick look, see `evaluate` for figures.
+    """What a judge of real images sees, and Frechet distances to them: a quick look, see `evaluate` for figures.
 
     Args:
         data: what to compare with; at most 10 000 images of it.
-        device: where the network runs.
+        class_names: of the model.
+        device: where the networks run.
+        reporter: told that the judge learns, which takes a minute.
     """
 
-    def __init__(self, data: RealImages, device: torch.device) -> None:
-        self._extractor = load_extractor("own", device=device)
-        some = RealImages(data.source, data.options, limit=REFERENCE_IMAGES, workers=data.workers)
-        self._reference = self._gaussian(take(some, len(some)))
+    def __init__(
+        self,
+        data: RealImages,
+        class_names: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+        reporter: Reporter | None = None,
+    ) -> None:
+        some = data.thinned(REFERENCE_IMAGES)
+        with tempfile.TemporaryDirectory() as folder:
+            judge = make_judge(some, Path(folder), class_names=class_names, device=device, reporter=reporter)
+        self._extractors = {"own": load_extractor("own", device=device), JUDGE: judge}
+        real = take(some, len(some))
+        self._references = {name: self._measured(name, real)[0] for name in self._extractors}
+
+    @property
+    def real_accuracy(self) -> float | None:
+        """The share of held-out real images whose class the judge sees; None where there are no classes."""
+        return self._extractors[JUDGE].info.accuracy
 
     def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return the distance of images (B, C, S, S) in [0, 1], B at least 2."""
-        return {"fd_own": frechet_distance(self._gaussian(to_uint8(images)), self._reference)}
+        """Return the share of right classes, where there are some, and distances of images (B, C, S, S) in [0, 1]."""
+        found: dict[str, float] = {}
+        for name, reference in self._references.items():
+            measured, seen = self._measured(name, to_uint8(images))
+            if name == JUDGE and self.real_accuracy is not None:
+                found["right_class"] = float((seen == labels.cpu()).float().mean())
+            found[f"fd_{name}"] = frechet_distance(measured, reference)
+        return found
 
-    def _gaussian(self, images: Tensor) -> Gaussian:
-        moments = Moments()
+    def _measured(self, name: str, images: Tensor) -> tuple[Gaussian, Tensor]:
+        """Return the moments of features, and the classes (n,) that the judge sees."""
+        moments, seen = Moments(), []
         for part in images.split(FEATURE_BATCH):
-            moments.update(self._extractor(part).features.cpu())
-        return moments.gaussian
+            made = self._extractors[name](part)
+            moments.update(made.features.cpu())
+            seen += [made.logits.argmax(dim=1).cpu()] if made.logits is not None else []
+        return moments.gaussian, torch.cat(seen) if seen else torch.empty(0)
 
 
 class DigitScorer:

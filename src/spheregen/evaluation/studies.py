@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spheregen.data import image_grid
 from spheregen.errors import ConfigError, SphereGenError, did_you_mean
-from spheregen.evaluation.classes import class_figures, class_section
+from spheregen.evaluation.classes import Judged, class_figures, class_section
 from spheregen.evaluation.curves import curve_options
 from spheregen.evaluation.evaluator import Evaluator, Scores, reconstruction_figures
 from spheregen.evaluation.feature_cache import FeatureSet
@@ -27,8 +27,8 @@ COPY_SAMPLES = 2000
 """Samples, and as many held-out images, whose originality is checked; they are kept as small images."""
 MOST_TRAIN = 100_000
 """Training images among which copies are sought; of larger sets the first ones."""
-PROBE_IMAGES = 10_000
-"""Training images from which the probe of the classes learns."""
+CLASS_IMAGES = 10_000
+"""Images of each set whose classes and diversity are looked at."""
 SPHERE_IMAGES = 2000
 GRID_ROWS, GRID_COLUMNS = 8, 10
 
@@ -118,7 +118,7 @@ def score_curves(
                 images = GeneratedImages(
                     pipe, options.curve_count, seed=options.seed, options=generation, rounding=options.rounding
                 )
-                points[key] = (generation, evaluator.score(images, metrics=("frechet",)).values)
+                points[key] = (generation, evaluator.score(images, metrics=evaluator.quick).values)
     if not evaluator.world.is_first or not points:
         return []
     speeds = sampling_speed(pipe, [generation for generation, _ in points.values()], repeats=repeats, singles=0)
@@ -160,12 +160,15 @@ def _classes(
 ) -> dict[str, Any]:
     if train is None or train.labels is None or unseen is None or unseen.labels is None:
         raise ConfigError("it needs labelled training images (--data) and labelled held-out ones (--held-out)")
+    judge = next((name for name, each in evaluator.extractors.items() if each.info.accuracy is not None), None)
+    if judge is None:
+        raise ConfigError("it needs a judge of the same classes; leave --features out, or name judge there")
     name = next(iter(evaluator.extractors))
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[Judged] = []
     for of in (samples, train, unseen):
-        chosen = spread(PROBE_IMAGES, len(of.images))
+        chosen = spread(CLASS_IMAGES, len(of.images))
         assert of.labels is not None
-        parts.append((of.features[name][chosen], of.labels[chosen]))
+        parts.append(Judged(of.features[name][chosen], of.labels[chosen], of.logits[judge][chosen].argmax(dim=1)))
     return {"features": name, **class_figures(parts[0], parts[1], parts[2], pipe.info.class_names)}
 
 

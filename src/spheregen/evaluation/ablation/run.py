@@ -30,6 +30,7 @@ from spheregen.evaluation.ablation.plan import Combination, Plan, Training, told
 from spheregen.evaluation.evaluator import Evaluator, evaluate, make_references, reconstruction_figures
 from spheregen.evaluation.feature_cache import extract_features
 from spheregen.evaluation.images import RealImages
+from spheregen.evaluation.judge import JUDGE, make_judge
 from spheregen.evaluation.protocol import EvaluationOptions
 from spheregen.evaluation.report.page import PAGE, to_json
 from spheregen.evaluation.request import HELD_OUT, WORK
@@ -37,7 +38,7 @@ from spheregen.evaluation.speed import sampling_speed
 from spheregen.family.recipe import Recipe
 from spheregen.files import parse_json, write_text
 from spheregen.lock import locked_folder
-from spheregen.measure.features import load_extractors
+from spheregen.measure.features import classifier, load_extractors
 from spheregen.pipeline import Pipeline
 from spheregen.progress import QuietReporter, Reporter
 from spheregen.training.feeding import image_options, open_data
@@ -45,6 +46,7 @@ from spheregen.training.plots import read_series, training_seconds
 from spheregen.training.trainer import train
 
 FORMAT = 1
+RIGHT = "right_class"
 RUNS, TABLE, RESULTS, SAMPLES = "runs", "ablation", "results", "samples"
 """Names in the folder of a study: run folders, the table as .json and .csv, the single results, images of each."""
 SEED = 0
@@ -65,8 +67,8 @@ class StudyOptions:
     """What samples are compared with, where a recipe trains on latents; None: what it trains on."""
     split: str | None = None
     """The part of the data that samples are compared with; None: what is trained on."""
-    features: tuple[str, ...] = ("own",)
-    """Feature networks, see `features.load_extractor`; the first one leads."""
+    features: tuple[str, ...] = ("own", JUDGE)
+    """Feature networks, see `features.load_extractor`, the first leads; `judge` learns what is compared with."""
     count: int = 2000
     """Samples of each combination."""
     device: str = "auto"
@@ -119,7 +121,8 @@ class _Study:
         count_images(plan)  # complain before any work is done
         for training in plan.trainings:
             world.share(training.recipe.train.batch_size)
-        self.extractors = load_extractors(options.features, choose_device(local_device(options.device, world)))
+        self.device = choose_device(local_device(options.device, world))
+        self.extractors = load_extractors([name for name in options.features if name != JUDGE], self.device)
         self.protocols = {each.digest: self._protocol(each.recipe) for each in plan.trainings}
         earlier = {path.name[-9:]: path.name for path in sorted((self.out / RUNS).glob("*-????????"))}
         self.names = {each.digest: earlier.get(f"-{each.digest}", each.name) for each in plan.trainings}
@@ -161,9 +164,20 @@ class _Study:
             device = local_device(self.options.device, world)
             pipe = Pipeline.from_pretrained(folder, device=device, progress=False, quiet=True)
             data = self._compared(training.recipe)
-            references, _ = make_references(data, self.extractors, {}, work, world=world, reporter=reporter)
-            originals = extract_features(self._held_out(training.recipe), self.extractors, work, world=world)
-            evaluator = Evaluator(self.extractors, references, work, world, reporter)
+            held_out, extractors = self._held_out(training.recipe), dict(self.extractors)
+            if JUDGE in self.options.features:
+                extractors[JUDGE] = make_judge(
+                    data,
+                    work,
+                    held_out=held_out,
+                    class_names=pipe.info.class_names,
+                    device=self.device,
+                    world=world,
+                    reporter=reporter,
+                )
+            references, _ = make_references(data, extractors, {}, work, world=world, reporter=reporter)
+            originals = extract_features(held_out, extractors, work, world=world)
+            evaluator = Evaluator(extractors, references, work, world, reporter)
             rebuilt = reconstruction_figures(pipe, originals, evaluator)
             if world.is_first:
                 speeds = sampling_speed(pipe, [each.generation for each in missing], singles=0)
@@ -197,7 +211,7 @@ class _Study:
         """Score samples of one combination and keep some of them as an image."""
         count, generation = self.options.count, combination.generation
         options = EvaluationOptions(
-            count=count, seed=SEED, generation=generation, metrics=("frechet",), thumbnails=SHOWN
+            count=count, seed=SEED, generation=generation, metrics=evaluator.quick, thumbnails=SHOWN
         )
         result, scores = evaluate(pipe, options, evaluator)
         if self.world.is_first:
@@ -206,7 +220,10 @@ class _Study:
             save_png(image, self.out / SAMPLES / f"{self._key(training, combination)}.png", about)
         return {
             "status": "done",
-            "figures": {FRECHET + name: values["frechet"] for name, values in scores.values.items()},
+            "figures": {
+                **{FRECHET + name: values["frechet"] for name, values in scores.values.items()},
+                **{key: value for figures in scores.values.values() for key, value in figures.items() if key == RIGHT},
+            },
             "notes": result["notes"],
             "made_with": {key: result["protocol"][key] for key in ("spheregen", "torch", "device", "dtype")},
         }
@@ -235,11 +252,15 @@ class _Study:
 
     def _protocol(self, recipe: Recipe) -> dict[str, Any]:
         """How a combination is scored: figures of another protocol are other figures."""
+        judged = JUDGE in self.options.features
         return {
             "count": self.options.count,
             "seed": SEED,
             "quantise": "round",
-            "features": {name: extractor.info.as_dict() for name, extractor in self.extractors.items()},
+            "features": {
+                **{name: extractor.info.as_dict() for name, extractor in self.extractors.items()},
+                **({JUDGE: {"format": classifier.FORMAT, "seen": classifier.SEEN}} if judged else {}),
+            },
             "reference": self._compared(recipe).describe(),
             "reconstruction": self._held_out(recipe).describe(),
         }
@@ -282,8 +303,10 @@ class _Study:
         """The whole study as plain JSON values, with all that is needed to repeat it."""
         rows = [self._row(combination) for combination in self.plan.combinations]
         references = {repr(each["reference"]): each["reference"] for each in self.protocols.values()}
+        judged = JUDGE in self.options.features
         columns = [
             *((FRECHET + name, each.info.distance, "lower") for name, each in self.extractors.items()),
+            *([(RIGHT, "right class", "higher"), (FRECHET + JUDGE, "FD-judge", "lower")] if judged else []),
             ("psnr", "PSNR, dB", "higher"),
             ("loss", "final loss", None),
             ("train_seconds", "training, s", None),

@@ -36,8 +36,12 @@ class Figure:
     """The key of its error in the same mapping."""
 
 
+FRECHET = Figure("frechet", "Fréchet distance", "lower")
+RIGHT_CLASS = Figure("right_class", "right class", "higher")
 SAMPLE_FIGURES = (
-    Figure("frechet", "Fréchet distance", "lower"),
+    RIGHT_CLASS,
+    Figure("right_class_of_real", "right class, of real images", "higher"),
+    FRECHET,
     Figure("kid", "KID", "lower", "kid_error"),
     Figure("inception_score", "Inception Score", "higher", "inception_score_deviation"),
     Figure("class_score", "class score", "higher", "class_score_deviation"),
@@ -159,7 +163,7 @@ def _reconstruction(result: Result) -> Section:
         (figure.title, found[figure.key], figure.better) for figure in RECONSTRUCTION_FIGURES if figure.key in found
     ]
     for name, value in (found.get("frechet") or {}).items():
-        rows.append((f"{figure_title(result, name, SAMPLE_FIGURES[0])} of reconstructions", value, "lower"))
+        rows.append((f"{figure_title(result, name, FRECHET)} of reconstructions", value, "lower"))
     why = f"LPIPS where its weights are not found, SSIM of images below {SSIM_WINDOW} pixels"
     images = " ".join(str(found[key]) for key in ("count", "split") if found.get(key))
     return Section(
@@ -178,11 +182,14 @@ def _curves(result: Result) -> Section:
     found: Sequence[Mapping[str, Any]] = [curve for curve in result["curves"] if curve["points"]]
     plots: list[Plot] = []
     for network in dict.fromkeys(name for curve in found for point in curve["points"] for name in point["figures"]):
-        title = figure_title(result, network, SAMPLE_FIGURES[0])
-        for curve in found:
-            if all(is_number(point["value"]) for point in curve["points"]):
-                name, series = _setting(curve), _over(curve, "value", network)
-                plots.append(Plot(title=f"{title} over {name}", x_label=name, y_label=title, series=(series,)))
+        title = figure_title(result, network, FRECHET)
+        for figure in (FRECHET, RIGHT_CLASS):
+            label = figure_title(result, network, figure)
+            for curve in found:
+                values = [point["value"] for point in curve["points"]]
+                if all(map(is_number, values)) and figure.key in curve["points"][0]["figures"][network]:
+                    name, series = _setting(curve), _over(curve, "value", network, figure.key)
+                    plots.append(Plot(title=f"{label} over {name}", x_label=name, y_label=label, series=(series,)))
         for key, label in _COSTS:
             lines = tuple(_over(curve, key, network) for curve in found)
             plots.append(Plot(title=f"{title} over {label}", x_label=label, y_label=title, series=lines, log_x=True))
@@ -190,7 +197,8 @@ def _curves(result: Result) -> Section:
         key="curves",
         title="Quality against cost",
         text=(
-            "The same protocol with one setting changed at a time. A lower distance is better, and further left is "
+            "The same protocol with one setting changed at a time. A lower distance and more right classes are better, "
+            "further left is "
             "cheaper; labels beside points are values of the setting. Distances of fewer samples are larger: compare "
             "points with one another, not with the figures above. Times are of whole batches.",
         ),
@@ -199,8 +207,8 @@ def _curves(result: Result) -> Section:
     )
 
 
-def _over(curve: Mapping[str, Any], x: str, network: str) -> Series:
-    """The distance over the setting or over a cost, as a line in the order of the setting's values.
+def _over(curve: Mapping[str, Any], x: str, network: str, figure: str = FRECHET.key) -> Series:
+    """A figure over the setting or over a cost, as a line in the order of the setting's values.
 
     Where the setting does not change the cost, points without labels: these would lie upon one another.
     """
@@ -209,7 +217,7 @@ def _over(curve: Mapping[str, Any], x: str, network: str) -> Series:
     return Series(
         name=curve["name"],
         x=tuple(point[x] for point in points),
-        y=tuple(point["figures"][network]["frechet"] for point in points),
+        y=tuple(point["figures"][network][figure] for point in points),
         kind="points" if steady else "line",
         labels=None if steady or x == "value" else tuple(_label(point["value"]) for point in points),
     )

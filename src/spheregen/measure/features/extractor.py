@@ -50,6 +50,8 @@ class FeatureInfo:
     """K, where there are logits."""
     normalised: bool = False
     """Whether features have unit norm (CLIP's, for CMMD)."""
+    accuracy: float | None = None
+    """Of a judge, whose logits are of the data's own classes: the share of held-out images whose class it sees."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON and the metadata of files."""
