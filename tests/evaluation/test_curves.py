@@ -16,6 +16,7 @@ from spheregen.evaluation.studies import score_curves
 from spheregen.pipeline import GenerationOptions, Pipeline
 from tests.evaluation.stubs import TinyFeatures
 from tests.family.test_sphere_flow import refined
+from tests.training.runs import run
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +71,16 @@ def test_curves_over_a_refinement(tmp_path: Path) -> None:
     assert costs[0] < costs[1] == costs[2] < costs[3]
 
 
-def test_usual_curves_suit_the_model(pipe: Pipeline) -> None:
+def test_usual_curves_suit_the_model(pipe: Pipeline, tmp_path: Path) -> None:
     names = [curve.name for curve in usual_curves(pipe, GenerationOptions())]
     assert names == ["steps", "guidance", "schedule", "noise", "angle"]
     assert [curve.name for curve in usual_curves(pipe, GenerationOptions(steps=1))] == ["steps", "guidance"]
     with pytest.raises(ConfigError, match="no refiner"):
         check_curves(pipe, GenerationOptions(), [parse_curve("refinement_steps=1,2")])
+    model = run(tmp_path / "model", "train.steps=2", "train.preview_every=0", recipe="conv-debug")
+    fitted = Pipeline.from_pretrained(model, device="cpu", progress=False, quiet=True)
+    assert "prior" in [curve.name for curve in usual_curves(fitted, GenerationOptions())], "both, side by side"
+    assert "temperature" in [curve.name for curve in usual_curves(fitted, GenerationOptions(prior="fitted"))]
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def evaluate(
         list[str] | None,
         Option(
             rich_help_panel="Report",
-            help="A curve: steps=1,2,4 or guidance=, schedule=, noise=, angle=, refinement-steps=, "
-            "refinement-guidance=, solver=; again for more. Default: all that the model has.",
+            help="A curve: steps=1,2,4 or guidance=, prior=, temperature=, schedule=, noise=, angle=, strength=, "
+            "refinement-steps=, refinement-guidance=, solver=; again for more. Default: all that the model has.",
         ),
     ] = None,
     curve_count: Annotated[int, Option(rich_help_panel="Report", help="Samples of each point of a curve.")] = 2000,

@@ -33,12 +33,13 @@ from spheregen.cli.stats import stats
 from spheregen.cli.suggest import suggest
 from spheregen.cli.sweep import sweep
 from spheregen.cli.train import train
+from spheregen.cli.tune import tune
 from spheregen.errors import SphereGenError
 
 GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Start": (demo, models, recipes),
     "Make and change images": (sample, edit, interpolate, crossover, vary, inpaint, upscale, refine, reconstruct),
-    "Train": (suggest, train, plot, encode, fit_prior, stats, bench, info, convert),
+    "Train": (suggest, train, plot, encode, fit_prior, tune, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
 }
 _WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep}

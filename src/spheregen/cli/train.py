@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from spheregen.cli import options as cli
 from spheregen.cli.images import output_folder
+
+if TYPE_CHECKING:
+    from spheregen.family.recipe import Recipe
+    from spheregen.training.trainer import TrainingResult
+
+LONG_RUN = 1200
+"""Seconds of a run from which on its defaults of sampling are measured."""
 
 
 def train(
@@ -49,6 +56,7 @@ def train(
     folder = output_folder(out or Path("runs") / resolved.name)
     result = run_training(resolved, folder, device=cli.everywhere.device, reporter=cli.reporter())
     if is_first_process():
+        _tune(resolved, result)
         use = f"sample it with: spheregen sample {folder}"
         if not member_of_kind(resolved.kind).generates:
             use = f"encode images with it: spheregen encode {folder} IMAGES"
@@ -56,3 +64,28 @@ def train(
             {**dataclasses.asdict(result), "folder": str(result.folder)},
             f"the model is in {folder}; look at {folder / 'previews'}, {use}",
         )
+
+
+def _tune(recipe: Recipe, result: TrainingResult) -> None:
+    """Measure defaults of sampling after a long run, in about a twentieth of its time."""
+    from spheregen.data.latent_cache import is_latent_cache
+    from spheregen.errors import SphereGenError
+    from spheregen.evaluation.tuning import tune_folder
+    from spheregen.family.registry import member_of_kind
+
+    source = recipe.data.source
+    if not recipe.train.tune or result.steps_done_now == 0 or result.seconds < LONG_RUN or source is None:
+        return
+    if not member_of_kind(recipe.kind).generates or is_latent_cache(source):
+        return
+    try:
+        tune_folder(
+            result.folder,
+            source,
+            recipe.data.split,
+            seconds=result.seconds / 20,
+            device=cli.everywhere.device,
+            reporter=cli.reporter(),
+        )
+    except SphereGenError as error:
+        cli.warn(f"the model is whole, but its defaults of sampling were not measured: {error}")

@@ -12,6 +12,7 @@ from spheregen.errors import ConfigError, did_you_mean
 from spheregen.evaluation.protocol import CurveRequest
 from spheregen.pipeline import GenerationOptions, Pipeline
 from spheregen.sampling.flow import SOLVERS
+from spheregen.sampling.loop import STARTS
 from spheregen.sampling.schedules import SCHEDULES, Angles
 
 _STEPS = (1, 2, 4, 6, 8)
@@ -19,6 +20,7 @@ _GUIDANCE = (1.0, 1.2, 1.4, 1.8)
 _REFINEMENT_STEPS = (0, 1, 2, 4, 8)
 _BELOW_MAX = (30.0, 20.0, 10.0, 5.0, 0.0)  # degrees: angles of the steps' noise below that of the training
 _NOISE = ("shared", "fresh")
+_TEMPERATURES = (0.7, 0.85, 1.0, 1.15)
 _KINDS: Mapping[str, Any] = {
     "steps": int,
     "guidance": FiniteFloat,
@@ -28,6 +30,9 @@ _KINDS: Mapping[str, Any] = {
     "solver": Literal[tuple(SOLVERS)],
     "noise": Literal[_NOISE],
     "angle": Annotated[float, Field(ge=0, le=90)],  # degrees
+    "strength": Annotated[FiniteFloat, Field(ge=0)],
+    "prior": Literal[tuple(STARTS)],
+    "temperature": Annotated[FiniteFloat, Field(ge=0)],
 }
 NAMES = tuple(_KINDS)
 
@@ -50,8 +55,13 @@ def parse_curve(text: str) -> CurveRequest:
 
 def usual_curves(pipe: Pipeline, options: GenerationOptions) -> list[CurveRequest]:
     """Return the curves of a report: those whose settings change something for this model and its number of steps."""
-    steps = pipe.settings(options)["steps"]
+    settings = pipe.settings(options)
+    steps = settings["steps"]
     curves: dict[str, Sequence[Any]] = {"steps": _STEPS}
+    if pipe.model.fitted is not None:
+        curves["prior"] = tuple(STARTS)
+        if settings["prior"] == "fitted":
+            curves["temperature"] = _TEMPERATURES
     if pipe.classes.count:
         curves["guidance"] = _GUIDANCE
     if pipe.model.refiner is not None:

@@ -27,6 +27,8 @@ from spheregen.errors import ConfigError, DataError
 from spheregen.pipeline import GenerationOptions, Pipeline
 from spheregen.sampling.schedules import Angles
 
+HELD_OUT = ("test", "val", "validation")
+"""Splits that are taken for held-out images where none is named."""
 SURVEYED = 1000
 """Real images whose colours are looked at, evenly spread."""
 
@@ -288,6 +290,19 @@ def open_real(
     if class_names and source.class_names and set(source.class_names) <= set(class_names):
         source = open_source(name, split=split, class_names=tuple(class_names))
     return RealImages(source, options, workers=workers)
+
+
+def find_held_out(
+    name: str, split: str, options: ImageOptions, class_names: Sequence[str] = (), *, workers: int = 0
+) -> RealImages | None:
+    """Return the images held out from a split, by the usual names of such splits; None where there are none."""
+    for other in HELD_OUT:
+        try:
+            if split not in (other, "all"):
+                return open_real(name, other, options, workers=workers, class_names=class_names)
+        except DataError:
+            continue
+    return None
 
 
 def open_sets(names: Sequence[str | Path | ImageSource], split: str) -> list[ImageSource]:

@@ -15,10 +15,10 @@ from typing import Any
 from spheregen.data import ImageOptions
 from spheregen.devices import choose_device, own_defaults
 from spheregen.distributed import World, joined_world, local_device
-from spheregen.errors import ConfigError, DataError
+from spheregen.errors import ConfigError
 from spheregen.evaluation.curves import check_curves, usual_curves
 from spheregen.evaluation.evaluator import Evaluator, evaluate, evaluate_images, make_references
-from spheregen.evaluation.images import GivenImages, RealImages, open_real, open_sets
+from spheregen.evaluation.images import GivenImages, RealImages, find_held_out, open_real, open_sets
 from spheregen.evaluation.judge import JUDGE, make_judge
 from spheregen.evaluation.protocol import EvaluationOptions, check_metrics
 from spheregen.evaluation.reference import load_references
@@ -30,8 +30,6 @@ from spheregen.measure.features import load_extractors
 from spheregen.pipeline import Pipeline
 from spheregen.progress import QuietReporter, Reporter
 
-HELD_OUT = ("test", "val", "validation")
-"""Splits that are taken for held-out images where none is named."""
 WORK = "work"
 """The folder of a report that holds what was measured; it may be deleted."""
 
@@ -179,14 +177,9 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
 def _held_out(request: Request, name: str, geometry: ImageOptions, class_names: Sequence[str]) -> RealImages | None:
     if request.held_out == request.split:
         raise ConfigError(f"the split {request.split!r} cannot be held out: it is what samples are compared with")
-    for split in HELD_OUT if request.held_out is None else (request.held_out,):
-        try:
-            if request.split not in (split, "all") or request.held_out is not None:
-                return open_real(name, split, geometry, workers=request.workers, class_names=class_names)
-        except DataError:
-            if request.held_out is not None:
-                raise
-    return None
+    if request.held_out is not None:
+        return open_real(name, request.held_out, geometry, workers=request.workers, class_names=class_names)
+    return find_held_out(name, request.split, geometry, class_names, workers=request.workers)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from spheregen.measure.metrics import Gaussian, Moments, frechet_distance
 from spheregen.progress import Reporter
 
 GAMMA = 0.256  # scikit-learn's textbook setting for these digits, moved from pixel values 0..16 to [0, 1]
-REFERENCE_IMAGES = 10_000
+JUDGE_IMAGES, REFERENCE_IMAGES, FEWEST_HELD_OUT = 50_000, 10_000, 200
 Array = npt.NDArray[np.float64]
 
 
@@ -58,10 +58,11 @@ class FrechetScorer:
     """What a judge of real images sees, and Frechet distances to them: a quick look, see `evaluate` for figures.
 
     Args:
-        data: what to compare with; at most 10 000 images of it.
+        data: what the judge learns from, and what to compare with; at most 10 000 images of it.
         class_names: of the model.
         device: where the networks run.
         reporter: told that the judge learns, which takes a minute.
+        held_out: images to compare with instead, if there are at least 200.
     """
 
     def __init__(
@@ -70,12 +71,19 @@ class FrechetScorer:
         class_names: Sequence[str] = (),
         device: torch.device | str = "cpu",
         reporter: Reporter | None = None,
+        *,
+        held_out: RealImages | None = None,
     ) -> None:
-        some = data.thinned(REFERENCE_IMAGES)
+        learned = data.thinned(JUDGE_IMAGES)
         with tempfile.TemporaryDirectory() as folder:
-            judge = make_judge(some, Path(folder), class_names=class_names, device=device, reporter=reporter)
+            judge = make_judge(
+                learned, Path(folder), held_out=held_out, class_names=class_names, device=device, reporter=reporter
+            )
         self._extractors = {"own": load_extractor("own", device=device), JUDGE: judge}
+        some = data if held_out is None or len(held_out) < FEWEST_HELD_OUT else held_out
+        some = some.thinned(REFERENCE_IMAGES)
         real = take(some, len(some))
+        self.compared_with = f"{len(some)} images of {some.source.name}, split {some.source.split}"
         self._references = {name: self._measured(name, real)[0] for name in self._extractors}
 
     @property

@@ -155,6 +155,9 @@ class TrainConfig(Section):
     """Checkpoints that are kept."""
     fit_prior: bool = True
     """Fit a prior to the codes of the data at the end, which `sample --set prior=fitted` draws from."""
+    tune: bool = True
+    """Measure the defaults of sampling at the end, of runs of 20 minutes and more on images, in about a twentieth of
+    their time; see `spheregen tune`."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Further places for the log; `log.jsonl` is always written."""
 
@@ -226,6 +229,7 @@ class Recipe(Section):
             "data.prefetch",
             "data.cache_mb",
             "train.micro_batch",
+            "train.tune",
             "train.compile",
             "train.recompute",
             "train.parallel",

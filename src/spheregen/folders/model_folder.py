@@ -135,6 +135,20 @@ def load_any_model(folder: str | Path, *, prior: bool = True) -> LoadedModel:
     return loaded
 
 
+def save_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
+    """Make these options the defaults of the model in a folder; those that it had beside them stay."""
+    member, config = _read_config(folder)
+    before = load_network(folder)[1]
+    after = dataclasses.replace(before, sampling={**before.sampling, **sampling})
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), "")
+    old, new = (model_card(member, _architecture(folder, member, config), of, title=title) for of in (before, after))
+    if text == old:  # nobody has edited it
+        write_text(card, new)
+    write_json(folder / CONFIG, {**config, "sampling": dict(after.sampling)})
+
+
 def save_prior(folder: Path, prior: FittedPrior, about: Mapping[str, Any] | None = None) -> None:
     """Write a fitted prior into the model folder whose codes it was fitted to.
 

@@ -29,11 +29,11 @@ from spheregen.evaluation.ablation.page import FRECHET, study_page
 from spheregen.evaluation.ablation.plan import Combination, Plan, Training, told
 from spheregen.evaluation.evaluator import Evaluator, evaluate, make_references, reconstruction_figures
 from spheregen.evaluation.feature_cache import extract_features
-from spheregen.evaluation.images import RealImages
+from spheregen.evaluation.images import HELD_OUT, RealImages
 from spheregen.evaluation.judge import JUDGE, make_judge
 from spheregen.evaluation.protocol import EvaluationOptions
 from spheregen.evaluation.report.page import PAGE, to_json
-from spheregen.evaluation.request import HELD_OUT, WORK
+from spheregen.evaluation.request import WORK
 from spheregen.evaluation.speed import sampling_speed
 from spheregen.family.recipe import Recipe
 from spheregen.files import parse_json, write_text

@@ -1,0 +1,213 @@
+"""Defaults of sampling that are measured: the settings whose samples are nearest to real images that were held out.
+
+A setting is scored by the geometric mean of two Frechet distances, of texture (`own`) and of things (`judge`), over the
+share of right classes relative to real images. Settings are tried in rounds, each around the best so far, until the
+time is up; of settings that are alike the cheaper one stays.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spheregen.errors import ConfigError
+from spheregen.evaluation.images import find_held_out, open_real
+from spheregen.evaluation.scorers import FrechetScorer
+from spheregen.files import write_json
+from spheregen.folders.model_folder import save_sampling
+from spheregen.lock import locked_folder
+from spheregen.pipeline import GenerationOptions, Pipeline
+from spheregen.progress import QuietReporter, Reporter
+
+TABLE = "sampling.json"
+"""In the folder of a model: what was tried, with its figures."""
+COUNT = 500
+"""Samples of each setting, at least; evenly of all classes."""
+SEED = 1 << 40
+"""Of the first sample: seeds that nobody else begins with."""
+MARGIN = 0.98
+"""What takes more decodes must score below this share of the best so far."""
+SETTINGS = ("steps", "schedule", "guidance", "guidance_at", "share_noise", "strength", "prior", "temperature")
+
+
+class Judge(Protocol):
+    """What scores samples, such as `scorers.FrechetScorer`."""
+
+    @property
+    def real_accuracy(self) -> float | None:
+        """The share of held-out real images whose class it sees; None without classes."""
+
+    def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return `fd_own`, `fd_judge` and, with classes, `right_class`."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting with its figures."""
+
+    settings: Mapping[str, Any]
+    figures: Mapping[str, float]
+    score: float
+    """Lower is better."""
+    ms_per_image: float
+
+    def row(self) -> dict[str, Any]:
+        """Return plain values, for tables and JSON."""
+        return {**self.settings, **self.figures, "score": self.score, "ms_per_image": self.ms_per_image}
+
+
+def tune_sampling(
+    pipe: Pipeline,
+    judge: Judge,
+    *,
+    seconds: float,
+    count: int = COUNT,
+    told: Callable[[Trial], object] = lambda trial: None,
+) -> tuple[Trial, list[Trial]]:
+    """Return the best setting found within some time, and all that were tried, in order.
+
+    The model's own defaults are tried first, whatever the time. Nothing is written.
+
+    Args:
+        seconds: no setting is begun that would end later, by the time of those before.
+        count: samples of each, rounded up to as many of each class.
+        told: of each trial as it is done.
+
+    Raises:
+        ConfigError: the model has no settings that could be tried, such as a tokenizer alone.
+    """
+    if count < 2:
+        raise ConfigError(f"a distance needs at least 2 samples, not {count}")
+    classes = pipe.classes.count
+    count = max(1, -(-count // max(1, classes))) * max(1, classes)
+    begun, pace = time.monotonic(), 0.0  # seconds of a decode of all samples
+    tried: list[Trial] = []
+    best: Trial | None = None
+    for proposals in _rounds(pipe):
+        for settings in proposals(best.settings if best else {}):
+            if any(trial.settings == settings for trial in tried):
+                continue
+            if tried and time.monotonic() - begun + pace * _decodes(settings) > seconds:
+                continue  # a cheaper one may still fit
+            start = time.monotonic()
+            output = pipe.generate(count, seed=SEED, **settings)
+            made = time.monotonic() - start
+            labels = torch.tensor(output.labels) if output.labels is not None else torch.zeros(count)
+            figures = judge.figures(output.tensor, labels)
+            trial = Trial(settings, figures, _score(figures, judge.real_accuracy), 1000 * made / count)
+            pace = max(pace, (time.monotonic() - start) / _decodes(settings))
+            tried.append(trial)
+            told(trial)
+            if best is None or trial.score < best.score * (MARGIN if _dearer(settings, best.settings) else 1):
+                best = trial
+    assert best is not None
+    return best, tried
+
+
+Proposals = Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]]
+
+
+def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
+    """Return the rounds of proposals: each is told the best setting so far."""
+    own = pipe.settings(GenerationOptions())
+    own = {name: own[name] for name in SETTINGS}
+    plain = {"guidance": 1.0, "guidance_at": "both", "share_noise": True, "strength": 1.0, "temperature": 1.0}
+
+    def starts(_: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        yield own
+        if pipe.model.fitted is not None:
+            for steps, strength, temperature in ((1, 1.0, 1.0), (2, 0.1, 1.0), (2, 0.25, 1.0), (1, 1.0, 0.85)):
+                changed = {"steps": steps, "strength": strength, "temperature": temperature}
+                yield {**own, **plain, "prior": "fitted", "schedule": "fixed", **changed}
+        for steps, schedule in ((1, "fixed"), (4, "angle"), (4, "fixed"), (6, "angle")):
+            yield {**own, **plain, "prior": "sphere", "steps": steps, "schedule": schedule}
+
+    def guided(best: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        for guidance, place in itertools.product((1.3, 1.6, 2.0) if pipe.classes.count else (), ("pixel", "both")):
+            yield {**best, "guidance": guidance, "guidance_at": place}
+
+    def refined(best: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        if best["prior"] == "fitted":
+            for temperature in (best["temperature"] * factor for factor in (0.85, 0.925, 1.08)):
+                yield {**best, "temperature": round(temperature, 3)}
+            for strength in (0.1, 0.4) if best["steps"] > 1 else ():
+                yield {**best, "strength": strength}
+            yield {**best, "steps": best["steps"] + 1, "strength": min(best["strength"], 0.1)}
+        elif best["steps"] > 1:
+            yield {**best, "share_noise": not best["share_noise"]}
+            yield {**best, "steps": best["steps"] + 2}
+
+    return (starts, guided, refined)
+
+
+def _score(figures: Mapping[str, float], real_accuracy: float | None) -> float:
+    distance = math.sqrt(max(figures["fd_own"], 0) * max(figures["fd_judge"], 0))
+    if "right_class" not in figures:
+        return distance
+    return distance / max(figures["right_class"] / (real_accuracy or 1), 1e-3)
+
+
+def _decodes(settings: Mapping[str, Any]) -> int:
+    guided = 2 if settings["guidance"] != 1 else 1
+    return int(settings["steps"]) * guided
+
+
+def _dearer(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return _decodes(one) > _decodes(other)
+
+
+def tune_folder(
+    folder: Path,
+    data: str,
+    split: str = "train",
+    *,
+    seconds: float,
+    count: int = COUNT,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Measure settings of the model in a folder, make the best ones its defaults, and write what was tried beside them.
+
+    Returns:
+        The contents of `sampling.json`: `chosen`, its `figures`, all that were `tried`, and how they were measured.
+
+    Raises:
+        SphereGenError: the folder holds no generator, the data cannot be read, or the folder not be written to.
+    """
+    reporter = reporter or QuietReporter()
+
+    def tell(trial: Trial) -> None:
+        settings, figures = (
+            ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in part)
+            for part in (trial.settings.items(), trial.figures.items())
+        )
+        reporter.message(f"{settings}: {figures}")
+
+    with locked_folder(folder):
+        pipe = Pipeline.from_pretrained(folder, device=device, quiet=True, progress=False)
+        names, geometry = pipe.info.class_names, pipe.image_options
+        train = open_real(data, split, geometry, class_names=names)
+        held_out = find_held_out(data, split, geometry, names)
+        scorer = FrechetScorer(train, names, pipe.device, reporter, held_out=held_out)
+        best, tried = tune_sampling(pipe, scorer, seconds=seconds, count=count, told=tell)
+        found = {
+            "chosen": dict(best.settings),
+            "figures": {**best.figures, "score": best.score},
+            "judge_accuracy_on_real_images": scorer.real_accuracy,
+            "compared_with": scorer.compared_with,
+            "samples": count,
+            "device": str(pipe.device),
+            "torch": torch.__version__,
+            "tried": [trial.row() for trial in tried],
+        }
+        save_sampling(folder, best.settings)
+        write_json(folder / TABLE, found)
+    return found

@@ -1,0 +1,57 @@
+"""`spheregen tune` as a user types it, and what long trainings do by themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spheregen.cli import train as command
+from spheregen.folders.model_folder import load_model
+from tests.cli.conftest import Run
+from tests.training.runs import run as trained
+
+SHORT = ("train.steps=30", "train.preview_every=0")
+
+
+def test_the_best_of_what_was_measured_becomes_the_default(run: Run) -> None:
+    model = trained(Path("model"), *SHORT, recipe="conv-debug")
+    weights, card = load_model(model).fingerprint, (model / "README.md").read_text(encoding="utf-8")
+    found = run("tune", "model", "--data", "digits", "--seconds", "60", "-n", "20", "--json").json
+    tried = found["tried"]
+    assert len(tried) >= 12 and {row["prior"] for row in tried} == {"sphere", "fitted"}
+    assert all(row["score"] > 0 and 0 <= row["right_class"] <= 1 for row in tried)
+    own, best = tried[0]["score"], found["figures"]["score"]
+    assert best <= own and best <= min(row["score"] for row in tried) / 0.9
+    assert found["compared_with"] == "397 images of digits, split test"
+    loaded = load_model(model)
+    assert loaded.fingerprint == weights and loaded.model.fitted is not None
+    assert {name: loaded.info.sampling[name] for name in found["chosen"]} == found["chosen"]
+    assert json.loads((model / "sampling.json").read_text(encoding="utf-8")) == found
+    steps = found["chosen"]["steps"]
+    assert (model / "README.md").read_text(encoding="utf-8") == card.replace("steps=4", f"steps={steps}")
+    again = run("tune", "model", "--data", "digits", "--seconds", "0.001", "-n", "20", "--json").json
+    assert [again["chosen"]] == [{name: row[name] for name in again["chosen"]} for row in again["tried"]]
+
+
+def test_a_card_that_somebody_edited_stays(run: Run) -> None:
+    model = trained(Path("model"), *SHORT, recipe="conv-debug")
+    (model / "README.md").write_text("mine", encoding="utf-8")
+    assert run("tune", "model", "--data", "digits", "--seconds", "0.001", "-n", "20").code == 0
+    assert (model / "README.md").read_text(encoding="utf-8") == "mine"
+
+
+def test_long_trainings_tune_themselves_unless_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "LONG_RUN", 0)
+    for name, more in (("yes", ()), ("no", ("--set", "train.tune=false"))):
+        settings = [part for each in SHORT for part in ("--set", each)]
+        assert run("train", "conv-debug", "--out", name, *settings, *more).code == 0
+    assert (Path() / "yes" / "sampling.json").is_file() and not (Path() / "no" / "sampling.json").exists()
+
+
+def test_what_cannot_be_tuned_is_one_line(run: Run) -> None:
+    run("tune", "digits", "--data", "digits").fails("save_pretrained")
+    model = trained(Path("model"), *SHORT, recipe="conv-debug")
+    run("tune", str(model), "--data", "digits", "--seconds", "0").fails("--seconds")
+    run("tune", str(model), "--data", "nowhere").fails("nowhere")
