@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError
+from spheregen.family import ConvolutionalAutoencoder, ConvolutionalConfig
 from spheregen.family.sphere_encoder.loss import AutoencoderLossConfig, AutoencoderObjective
-from spheregen.family.sphere_encoder.network import SphereAutoencoder
+from spheregen.family.sphere_encoder.network import ImageAutoencoder, SphereAutoencoder
 from spheregen.family.terms import LossTerms, latent_distance, pixel_distance
 from spheregen.family.uniformity import hyperspherical_energy, sliced_wasserstein
 from spheregen.networks.perceptual import Features, PerceptualLoss
@@ -52,7 +53,7 @@ def model_of(classes: int = 3, **options: Any) -> SphereAutoencoder:
 
 
 def objective_of(
-    model: SphereAutoencoder | None = None, perceptual: PerceptualLoss | None = None, **options: Any
+    model: ImageAutoencoder | None = None, perceptual: PerceptualLoss | None = None, **options: Any
 ) -> AutoencoderObjective:
     noise = options.pop("noise", NoiseConfig())
     return AutoencoderObjective(model or model_of(), AutoencoderLossConfig(**options), noise, perceptual)
@@ -116,6 +117,23 @@ def test_the_terms_by_their_formulas() -> None:
     }
     for name, value in expected.items():
         torch.testing.assert_close(result.terms[name], value.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_perceptual_terms_can_compare_smaller_images() -> None:
+    config = ConvolutionalConfig(image_size=16, width=8, embedding=8, latent_channels=6)
+    images = torch.rand((4, 3, 16, 16), generator=seeded()) * 2 - 1
+    asked = {}
+    for scale in (1, 2):
+        torch.manual_seed(0)
+        perceptual = CountingPerceptual()
+        objective = objective_of(ConvolutionalAutoencoder(config), perceptual, perceptual_scale=scale)
+        objective.loss(images, None, objective.draw(4, seeded()))
+        asked[scale] = perceptual.asked
+    for large, small in zip(asked[1], asked[2], strict=True):
+        torch.testing.assert_close(torch.nn.functional.avg_pool2d(large, 2), small)
+    for scale, said in ((0, "at least 1"), (3, "does not divide"), (4, "8 px or more")):
+        with pytest.raises(ConfigError, match=said):
+            objective_of(ConvolutionalAutoencoder(config), perceptual_scale=scale)
 
 
 def calls_of(module: torch.nn.Module) -> list[int]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from spheregen.conditioning import Condition, Labels
 from spheregen.errors import ConfigError
@@ -35,6 +36,8 @@ from spheregen.nn.norm import recalibrate
 from spheregen.noise import NoiseConfig, TrainingNoise, draw_training_noise
 from spheregen.sphere import upcast
 
+SMALLEST_PERCEIVED = 8
+"""Pixels along a side of the smallest images that perceptual networks take."""
 CALLS = 4  # encode, decode weak, decode strong, encode again: each drops labels for itself
 
 
@@ -66,6 +69,9 @@ class AutoencoderLossConfig(AdversarialConfig):
     """w3 of smoothL1(x_strong, sg(x_weak))."""
     perceptual_consistency: float = 0.5
     """w4 of perceptual(x_strong, sg(x_weak))."""
+    perceptual_scale: int = 1
+    """Images are reduced by this factor before they are compared perceptually: at 2 it costs a quarter, and a network
+    of small photos sees whole things."""
     latent_consistency: float = 0.1
     """w5 of 1 - cos(E(x_strong), sg(z))."""
     uniformity: float = 0.0
@@ -84,6 +90,8 @@ class AutoencoderLossConfig(AdversarialConfig):
         super().__post_init__()
         if self.pixel_reconstruction == self.perceptual_reconstruction == 0:
             raise ConfigError("without a reconstruction term nothing ties images to latents; give one of them a weight")
+        if self.perceptual_scale < 1:
+            raise ConfigError(f"loss.perceptual_scale is at least 1, not {self.perceptual_scale}")
         if self.uniformity_projections < 1:
             raise ConfigError(f"loss.uniformity_projections is at least 1, not {self.uniformity_projections}")
         if not 0 <= self.uniformity_exponent <= LARGEST_EXPONENT:
@@ -155,6 +163,11 @@ class AutoencoderObjective(Objective):
         self.autoencoder, self.config, self.noise = autoencoder, loss, noise
         self.use_perceptual(perceptual, "pixel_reconstruction", loss.pixel_reconstruction)
         channels, size, _ = autoencoder.image_shape
+        if size % loss.perceptual_scale or size // loss.perceptual_scale < SMALLEST_PERCEIVED:
+            raise ConfigError(
+                f"loss.perceptual_scale={loss.perceptual_scale} does not divide images of {size} px into such of "
+                f"{SMALLEST_PERCEIVED} px or more"
+            )
         self.critic = loss.new_critic(channels, size, perceptual)
         self.model = autoencoder if self.critic is None else Learned(autoencoder, self.critic)
 
@@ -209,6 +222,12 @@ class AutoencoderObjective(Objective):
             decoded = model.decoder(points, twice)
         return Passes(condition=condition, latent=z, weak=weak, strong=strong, decoded=decoded, tokens=last)
 
+    def _features(self, images: Tensor) -> Features:
+        """Return what is compared perceptually of images (B, C, S, S) in [0, 1]."""
+        assert self.perceptual is not None
+        scale = self.config.perceptual_scale
+        return self.perceptual.features(functional.avg_pool2d(images, scale) if scale > 1 else images)
+
     def terms(self, passes: Passes, images: Tensor, noise: TrainingNoise) -> LossTerms:
         """Return the loss of what `passes` made of the same images and noise."""
         weights, z, decoded = self.config.weights(), passes.latent, passes.decoded
@@ -225,12 +244,12 @@ class AutoencoderObjective(Objective):
         strong_features: Features = ()
         if self.perceptual is not None and (weights["perceptual_reconstruction"] or self.config.judges_features):
             with torch.no_grad():
-                image_features = self.perceptual.features(x)
+                image_features = self._features(x)
         if self.perceptual is not None and (weights["perceptual_consistency"] or self.config.judges_features):
-            strong_features = self.perceptual.features(strong)
+            strong_features = self._features(strong)
         if self.perceptual is not None and self.config.compares_features:
             with torch.set_grad_enabled(weights["perceptual_reconstruction"] > 0):
-                weak_features = self.perceptual.features(weak)  # once for both terms
+                weak_features = self._features(weak)  # once for both terms
             if weights["perceptual_reconstruction"]:
                 terms["perceptual_reconstruction"] = self.perceptual.distance(weak_features, image_features).mean()
             if weights["perceptual_consistency"]:
