@@ -5,8 +5,12 @@ was learned. A density of the codes mends that after training and touches no wei
 leading directions of all codes, small and isotropic beside them, whose draws are put back onto the sphere. Classes of
 few images lean on the covariance that all classes share.
 
+One noise under all classes makes images that go together, such as letters of one typeface: a class's draws are those of
+the covariance that all classes share, moved by as little as makes them the class's own.
+
 Legend: n codes of L numbers, K classes, the null class last: it stands for all codes; k directions.
-Source: Ghosh et al. 2020 (arXiv 1903.12436), ex-post density estimation (method.md, section 8).
+Sources: Ghosh et al. 2020 (arXiv 1903.12436), ex-post density estimation (method.md, section 8); Olkin and Pukelsheim
+1982, the least transport between Gaussians.
 """
 
 from __future__ import annotations
@@ -51,8 +55,8 @@ class FittedPrior:
     means: Tensor
     """(K+1, k) of the classes, as coordinates from the centre."""
     factors: Tensor
-    """(K+1, k, k), or (2, k, k): one that the classes share, and that of the null class. Symmetric roots of the
-    covariances of coordinates."""
+    """(K+1, k, k), or (2, k, k): one that the classes share, and that of the null class. Each times its transpose is a
+    covariance of coordinates."""
     residual: Tensor
     """(K+1,) the deviation of each number beside the leading directions."""
 
@@ -108,7 +112,7 @@ class FittedPrior:
         place, which = v.device, weights.expand(len(v), -1).argmax(1).cpu()
         shared = len(self.factors) == 2 != len(self.means)
         factors = self.factors[(which == len(self.means) - 1).long() if shared else which]
-        inverse = torch.linalg.pinv(factors.double(), rtol=_FLAT, hermitian=True).float().to(place)
+        inverse = torch.linalg.pinv(factors.double(), rtol=_FLAT).float().to(place)
         centre, basis, means, residual = (
             part.to(place) for part in (self.centre, self.basis, self.means, self.residual)
         )
@@ -179,7 +183,8 @@ def fit_prior(
     outside = torch.lerp(beside, beside[-1].expand_as(beside), lean).clamp_min(0) / max(1, numbers - rank)
     if num_classes > 1 and covariance.numel() > OWN_FACTORS:
         covariance = torch.stack([within, covariance[-1]])
-    found = (centre, basis, means, _root(covariance), outside.sqrt())
+    factors = torch.cat([_moved(within, covariance[:-1]), _root(covariance[-1:])])
+    found = (centre, basis, means, factors, outside.sqrt())
     return FittedPrior(*(part.float().contiguous() for part in found))
 
 
@@ -208,6 +213,14 @@ def _root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
     return root
+
+
+def _moved(shared: Tensor, covariance: Tensor) -> Tensor:
+    """Return factors F (..., k, k) of covariances F F^T: the root of a shared one, moved by the least transport."""
+    root = _root(shared)
+    back = torch.linalg.pinv(root, rtol=1e-6, hermitian=True)
+    found: Tensor = back @ _root(root @ covariance @ root)
+    return found
 
 
 def _total(parts: Iterable[Tensor], *shape: int) -> Tensor:

@@ -25,7 +25,7 @@ from spheregen.progress import Reporter
 
 GAMMA = 0.256  # scikit-learn's textbook setting for these digits, moved from pixel values 0..16 to [0, 1]
 JUDGE_IMAGES, REFERENCE_IMAGES, FEWEST_HELD_OUT = 50_000, 10_000, 200
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating[Any]]
 
 
 class Scorer(Protocol):
@@ -172,8 +172,8 @@ class LetterScorer:
         self.classifier = train_classifier(images, labels, len(names), progress=progress)
         self.real_accuracy = self._accuracy(held_out, held_out_labels)
         """The classifier's accuracy on held-out typefaces."""
-        self.train, self.train_labels = _flat(images / 255), labels.numpy()
-        real, real_labels = _flat(held_out / 255), held_out_labels.numpy()
+        self.train, self.train_labels = _flat(images / 255).astype(np.float32), labels.numpy()
+        real, real_labels = _flat(held_out / 255).astype(np.float32), held_out_labels.numpy()
         self.real_deviation = _deviation(real, real_labels)
         self.real_distance = self._distance(real, real_labels)
 
@@ -184,7 +184,7 @@ class LetterScorer:
             As of `DigitScorer`, relative to typefaces that were held out; distances are to training images of the same
             letter.
         """
-        flat, asked = _flat(images), labels.cpu().numpy()
+        flat, asked = _flat(images).astype(np.float32), labels.cpu().numpy()
         return {
             "accuracy": self._accuracy(to_uint8(images), labels.cpu()),
             "deviation_ratio": _deviation(flat, asked) / self.real_deviation,
