@@ -107,7 +107,9 @@ def typefaces(pipe: Pipeline) -> Tensor:
     import torch
 
     letters = list(range(pipe.classes.count))
-    return torch.cat([pipe.generate(labels=letters, seeds=[seed] * len(letters), temperature=1.0).tensor for seed in TYPEFACES])
+    return torch.cat(
+        [pipe.generate(labels=letters, seeds=[seed] * len(letters), temperature=1.0).tensor for seed in TYPEFACES]
+    )
 
 
 def styles(pipe: Pipeline) -> Tensor:
