@@ -21,7 +21,7 @@ def _two_threads() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quick_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick_classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spheregen.measure.features.classifier.SEEN", 640)
 
 

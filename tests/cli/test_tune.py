@@ -21,7 +21,7 @@ def test_the_best_of_what_was_measured_becomes_the_default(run: Run) -> None:
     found = run("tune", "model", "--data", "digits", "--seconds", "60", "-n", "20", "--json").json
     tried = found["tried"]
     assert len(tried) >= 12 and {row["prior"] for row in tried} == {"sphere", "fitted"}
-    assert all(row["score"] > 0 and 0 <= row["right_class"] <= 1 for row in tried)
+    assert all(row["score"] > 0 and 0 <= row["class_accuracy"] <= 1 for row in tried)
     own, best = tried[0]["score"], found["figures"]["score"]
     assert best <= own and best <= min(row["score"] for row in tried) / 0.9
     assert found["compared_with"] == "397 images of digits, split test"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import DataError
-from spheregen.evaluation.classes import Judged, class_figures, class_section
+from spheregen.evaluation.classes import Classified, class_figures, class_section
 
 CLASSES, DIM = 4, 12
 
@@ -23,15 +23,15 @@ def clouds(count: int, *, seed: int, spread: float = 1.0) -> tuple[Tensor, Tenso
     return centres[labels] + spread * noise, labels
 
 
-def judged(features: Tensor, labels: Tensor) -> Judged:
-    """Look at images as a judge does who knows the centres."""
+def classified(features: Tensor, labels: Tensor) -> Classified:
+    """Look at images as a classifier does who knows the centres."""
     centres = clouds(CLASSES, seed=0, spread=0)[0]
-    return Judged(features, labels, torch.cdist(features, centres).argmin(dim=1))
+    return Classified(features, labels, torch.cdist(features, centres).argmin(dim=1))
 
 
 def figures_of(samples: Tensor, labels: Tensor) -> dict[str, Any]:
-    train, held_out = judged(*clouds(400, seed=1)), judged(*clouds(80, seed=2))
-    return class_figures(judged(samples, labels), train, held_out, ("a", "b", "c", "d"))
+    train, held_out = classified(*clouds(400, seed=1)), classified(*clouds(80, seed=2))
+    return class_figures(classified(samples, labels), train, held_out, ("a", "b", "c", "d"))
 
 
 def test_samples_like_real_images_score_like_them() -> None:

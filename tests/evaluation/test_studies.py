@@ -11,9 +11,9 @@ import pytest
 from spheregen.data import open_source
 from spheregen.errors import ConfigError
 from spheregen.evaluation import studies as module
+from spheregen.evaluation.classifier import CLASSIFIER
 from spheregen.evaluation.curves import parse_curve
 from spheregen.evaluation.evaluator import EvaluationOptions
-from spheregen.evaluation.judge import JUDGE
 from spheregen.evaluation.request import Request, run
 from spheregen.evaluation.sphere import study as sphere
 from spheregen.evaluation.studies import choose_studies
@@ -35,7 +35,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
             place.mkdir(parents=True, exist_ok=True)
             source.read(number).save(place / f"{number}.png")
     options = EvaluationOptions(
-        count=40, curve_count=4, curves=(parse_curve("steps=1,2"),), metrics=("right_class", "frechet")
+        count=40, curve_count=4, curves=(parse_curve("steps=1,2"),), metrics=("class_accuracy", "frechet")
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SPHERE_IMAGES", 40)
@@ -51,7 +51,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
                 report=folder,
                 options=options,
                 studies=STUDIES,
-                features=(POOLED, JUDGE),
+                features=(POOLED, CLASSIFIER),
                 device="cpu",
             )
         )
@@ -62,12 +62,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 def test_the_result_holds_every_study(report: tuple[Path, dict[str, Any]]) -> None:
     folder, result = report
     assert set(STUDIES) <= set(result) and not [note for note in result["notes"] if "left out" in note]
-    judged = result["metrics"][JUDGE]
-    assert judged["features"]["accuracy"] > 0.5, "of 60 digits that it learned from"
-    figures = judged["figures"]
-    assert figures["right_class"] == pytest.approx(figures["right_class_of_real"] * judged["features"]["accuracy"])
-    assert figures["right_class"] == result["classes"]["accuracy"] > 0.5, "the bundled digits are digits"
-    assert "right_class" in result["curves"][0]["points"][0]["figures"][JUDGE] and "right class 0." in result["line"]
+    classified = result["metrics"][CLASSIFIER]
+    assert classified["features"]["accuracy"] > 0.5, "of 60 digits that it learned from"
+    figures = classified["figures"]
+    assert figures["class_accuracy"] == pytest.approx(
+        figures["class_accuracy_of_real"] * classified["features"]["accuracy"]
+    )
+    assert figures["class_accuracy"] == result["classes"]["accuracy"] > 0.5, "the bundled digits are digits"
+    assert (
+        "class_accuracy" in result["curves"][0]["points"][0]["figures"][CLASSIFIER]
+        and "class accuracy 0." in result["line"]
+    )
     saved = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert saved == json.loads(json.dumps(result))
     assert result["metrics"][POOLED]["held_out"]["frechet"] > 0 and result["reconstruction"]["psnr"] > 10

@@ -40,7 +40,7 @@ def ablate(
     split: Annotated[
         str | None, Option(help="Part of the data that samples are compared with. Default: what is trained on.")
     ] = None,
-    features: cli.Features = "own,judge",
+    features: cli.Features = "own,classifier",
     count: Annotated[int, Option("--count", "-n", help="Samples of each combination to score.")] = 2000,
     out: Annotated[Path | None, Option(help="The folder of the study; ablation-RECIPE by default.")] = None,
     dry_run: Annotated[

@@ -27,11 +27,11 @@ def evaluate(
         int | None, Option(help="With --images: bring them to this side in pixels. Default: that of most of them.")
     ] = None,
     features: Annotated[
-        str | None, Option(help=cli.FEATURES_HELP + " Default: own, and judge where real images are given.")
+        str | None, Option(help=cli.FEATURES_HELP + " Default: own, and classifier where real images are given.")
     ] = None,
     metrics: Annotated[
         str | None,
-        Option(help="right_class,frechet,kid,class_score,manifold,cmmd. Default: all that the networks allow."),
+        Option(help="class_accuracy,frechet,kid,class_score,manifold,cmmd. Default: all that the networks allow."),
     ] = None,
     reference: Annotated[
         list[str] | None,

@@ -272,7 +272,7 @@ ImageSize = Annotated[int | None, typer.Option(help="Side of the images in pixel
 Limit = Annotated[int | None, typer.Option(help="Look at this many images, evenly spread.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode images; 0 for this one.")]
 FEATURES_HELP = (
-    "Feature networks, with commas: own, judge (a small classifier that learns the real images), inception, dinov2, "
+    "Feature networks, with commas: own, classifier (a small one that learns the real images), inception, dinov2, "
     "dinov3, clip, convnext, NAME=FILE, module:factory."
 )
 Features = Annotated[

@@ -15,7 +15,7 @@ def tune(
     model: cli.Model,
     data: Annotated[str, Option(help=f"Images, as the model was trained on: {cli.SOURCE_HELP}")],
     split: cli.Split = "train",
-    seconds: Annotated[float, Option(help="Begin no setting that would end later. The judge learns before.")] = 120,
+    seconds: Annotated[float, Option(help="Begin no setting that would end later.")] = 120,
     count: Annotated[int, Option("--count", "-n", help="Samples of each setting.")] = 500,
 ) -> None:
     """Choose steps, schedule, guidance and prior by what is measured, and make them the model's defaults.

@@ -1,7 +1,7 @@
 """Classes of samples: do they show what was asked for, and vary within a class as real images do?
 
-A judge, a small classifier that learned the training images, says what class an image shows; its accuracy on held-out
-real images is the yardstick for that on samples. Diversity within a class is told by three figures on features of
+A small classifier that learned the training images says what class an image shows; its accuracy on held-out real images
+is the yardstick for that on samples. Diversity within a class is told by three figures on features of
 another network, relative to as many real images: the variance of the features, the distance to the nearest other sample
 (near 0 where modes collapse), and the effective number of different samples (the Vendi score, Friedman and Dieng 2023,
 arXiv 2210.02410).
@@ -29,18 +29,20 @@ FEWEST = 2  # images of a class
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Images whose class a judge has told."""
+class Classified:
+    """Images whose class a classifier has told."""
 
     features: Tensor
     """(n, D)"""
     labels: Tensor
     """(n,) int64 class ids; of samples those asked for."""
     seen: Tensor
-    """(n,) the class that the judge sees."""
+    """(n,) the class that the classifier sees."""
 
 
-def class_figures(samples: Judged, train: Judged, held_out: Judged, class_names: Sequence[str] = ()) -> dict[str, Any]:
+def class_figures(
+    samples: Classified, train: Classified, held_out: Classified, class_names: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the class accuracy and diversity of samples.
 
     Args:
@@ -48,10 +50,10 @@ def class_figures(samples: Judged, train: Judged, held_out: Judged, class_names:
         class_names: of the K classes; numbers where there are none.
 
     Returns:
-        Plain values. `names` and `counts` (samples) of the classes; `accuracy`, the share of samples in which the judge
-        sees the class that was asked for, and `real_accuracy` on held-out images; `per_class` and `real_per_class`, the
+        Plain values. `names` and `counts` (samples) of the classes; `accuracy`, the share of samples in which it sees
+        the class that was asked for, and `real_accuracy` on held-out images; `per_class` and `real_per_class`, the
         same by class (None where nothing was held out); `confusion` (K, K), the share of the samples of the row's class
-        that the judge takes for the column's; `diversity` by class and `mean_diversity`: `variance`, `nearest` and
+        that the classifier takes for the column's; `diversity` by class and `mean_diversity`: `variance`, `nearest` and
         `vendi` relative to as many real images, where 1 is as varied as these and near 0 is collapse.
 
     Raises:
@@ -94,7 +96,7 @@ def class_section(found: dict[str, Any]) -> Section:
     warnings = []
     if found["accuracy"] < 0.75 * found["real_accuracy"]:
         warnings.append(
-            f"the judge sees the class that was asked for in {found['accuracy']:.0%} of the samples, and in "
+            f"the classifier sees the class that was asked for in {found['accuracy']:.0%} of the samples, and in "
             f"{found['real_accuracy']:.0%} of real images: conditioning is weak, or samples are not recognisable"
         )
     if min(found["mean_diversity"].values()) < 0.5:
@@ -112,17 +114,17 @@ def class_section(found: dict[str, Any]) -> Section:
     diversity = (each.values() for each in found["diversity"])
     rows = [("all", *mean.values())]
     rows += [(*row, *each) for *row, each in zip(names, counts, right, real, diversity, strict=True)]
-    header = ("class", "samples", "right class", "of real images", "variance", "nearest", "different")
+    header = ("class", "samples", "class accuracy", "of real images", "variance", "nearest", "different")
     tables = [Table(title="By class", header=header, rows=tuple(rows))]
     if len(names) <= 20:
-        title = "Asked for (rows), seen by the judge (columns)"
+        title = "Asked for (rows), seen by the classifier (columns)"
         seen = tuple((name, *row) for name, row in zip(names, found["confusion"], strict=True))
         tables.append(Table(title=title, header=("class", *names), rows=seen))
     return Section(
         key="classes",
         title="Classes",
         text=(
-            "A judge, a small classifier, learned the classes from training images. Its accuracy on held-out real "
+            "A small classifier learned the classes from training images. Its accuracy on held-out real "
             "images is the yardstick for that on samples. Diversity within a class is relative to as many real images "
             "of it: the variance of the features, the mean distance to the nearest other image of the class, and the "
             "effective number of different images. 1 is as varied as real images, near 0 is collapse.",

@@ -83,9 +83,9 @@ class Evaluator:
 
     @property
     def quick(self) -> tuple[str, ...]:
-        """The metrics that compare settings: a Frechet distance and, where there is a judge, what it sees."""
-        judged = any(each.info.accuracy is not None for each in self.extractors.values())
-        return ("right_class", "frechet") if judged else ("frechet",)
+        """The metrics that compare settings: a Frechet distance and, where there is a classifier, what it sees."""
+        classified = any(each.info.accuracy is not None for each in self.extractors.values())
+        return ("class_accuracy", "frechet") if classified else ("frechet",)
 
     def extract(self, images: ImageSet, *, thumbnails: int = 0) -> FeatureSet:
         """Return the features of a set of images; all processes call it together."""
@@ -109,8 +109,8 @@ class Evaluator:
         for name, extractor in self.extractors.items() if self.world.is_first else ():
             values[name] = {}
             for metric in choose_metrics(metrics, extractor.info):
-                if metric == "right_class" and images.labels is None:
-                    notes.append(f"{name}: no right_class: the images have no classes")
+                if metric == "class_accuracy" and images.labels is None:
+                    notes.append(f"{name}: no class_accuracy: the images have no classes")
                     continue
                 try:
                     values[name] |= _compute(metric, measured, self.references[name], extractor.info, self.device)
@@ -130,8 +130,8 @@ class Evaluator:
 def _compute(
     metric: str, measured: FeatureSet, reference: Reference, info: FeatureInfo, device: torch.device | str
 ) -> dict[str, float]:
-    if metric == "right_class":
-        return _right_class(measured, info)
+    if metric == "class_accuracy":
+        return _class_accuracy(measured, info)
     if metric == "class_score":
         score = inception_score(measured.logits[info.name].to(device), splits=SPLITS)
         name = "inception_score" if info.name == "inception" else "class_score"
@@ -153,13 +153,13 @@ def _compute(
     return {"cmmd": cmmd(samples, real)} if metric == "cmmd" else dict(vars(manifold(samples, real)))
 
 
-def _right_class(measured: FeatureSet, info: FeatureInfo) -> dict[str, float]:
-    """Return the share of images in which a judge sees their class, and that relative to held-out real images."""
+def _class_accuracy(measured: FeatureSet, info: FeatureInfo) -> dict[str, float]:
+    """Return the share of images in which a classifier sees their class, and that relative to held-out real images."""
     assert measured.labels is not None
     assert info.accuracy is not None
     right = measured.logits[info.name].argmax(dim=1) == torch.as_tensor(measured.labels)
     share = float(right.double().mean())
-    return {"right_class": share, **({"right_class_of_real": share / info.accuracy} if info.accuracy else {})}
+    return {"class_accuracy": share, **({"class_accuracy_of_real": share / info.accuracy} if info.accuracy else {})}
 
 
 def make_references(

@@ -12,8 +12,8 @@ from spheregen.evaluation.report.sections import Figure, figures_in
 from spheregen.measure.features import FeatureInfo
 from spheregen.pipeline import GenerationOptions
 
-METRICS = ("right_class", "frechet", "kid", "class_score", "manifold", "cmmd")
-"""The share of samples in which a judge sees the class that was asked for; Frechet distance; kernel distance; the
+METRICS = ("class_accuracy", "frechet", "kid", "class_score", "manifold", "cmmd")
+"""The share of samples in which a classifier sees the class that was asked for; Frechet distance; kernel distance; the
 Inception Score (of other classifiers: class score); precision, recall, density and coverage; CLIP's
 maximum mean discrepancy."""
 KID_SUBSET = 1000
@@ -62,26 +62,26 @@ def choose_metrics(names: Sequence[str] | None, info: FeatureInfo) -> tuple[str,
 def _lacking(info: FeatureInfo) -> dict[str, str]:
     """Return the metrics that a feature extractor does not allow, and what they need."""
     return {
-        **({} if info.accuracy is not None else {"right_class": "a classifier of the data's own classes (judge)"}),
+        **({} if info.accuracy is not None else {"class_accuracy": "the network classifier"}),
         **({} if info.classes and info.accuracy is None else {"class_score": "logits of many classes"}),
         **({} if info.normalised else {"cmmd": "features of unit norm (clip)"}),
     }
 
 
 def check_metrics(
-    names: Sequence[str] | None, infos: Sequence[FeatureInfo], count: int, *, judged: bool = False
+    names: Sequence[str] | None, infos: Sequence[FeatureInfo], count: int, *, classified: bool = False
 ) -> None:
     """Refuse metrics that were asked for and cannot be had of `count` samples, before any work is done.
 
     Args:
         infos: of the networks; one of them must allow the metric.
-        judged: there will be a judge beside them.
+        classified: there will be a classifier beside them.
     """
     for name in names or ():
         if name not in METRICS:
             raise ConfigError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; use {', '.join(METRICS)}")
         lacking = [_lacking(info).get(name) for info in infos]
-        if all(lacking) and not (judged and name != "cmmd"):
+        if all(lacking) and not (classified and name != "cmmd"):
             networks = " and ".join(info.name for info in infos)
             raise ConfigError(f"the metric {name} needs {lacking[0]}, which {networks} does not give")
     if names is not None and "kid" in names and count < KID_SUBSET:
@@ -145,7 +145,7 @@ def _told(figure: Figure, values: Mapping[str, float], info: Mapping[str, Any]) 
     value = values[figure.key]
     if figure.key == "frechet":
         return f"{info['distance']} {value:.4f}"
-    whose = "" if info["name"] in ("inception", "clip", "judge") else f"-{info['name']}"
+    whose = "" if info["name"] in ("inception", "clip", "classifier") else f"-{info['name']}"
     name, digits = (f"KID{whose}", 6) if figure.key == "kid" else (figure.title, 4)
     error = values.get(figure.error) if figure.error else None
     return f"{name} {value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")

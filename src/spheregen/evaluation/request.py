@@ -16,10 +16,10 @@ from spheregen.data import ImageOptions
 from spheregen.devices import choose_device, own_defaults
 from spheregen.distributed import World, joined_world, local_device
 from spheregen.errors import ConfigError
+from spheregen.evaluation.classifier import CLASSIFIER, make_classifier
 from spheregen.evaluation.curves import check_curves, usual_curves
 from spheregen.evaluation.evaluator import Evaluator, evaluate, evaluate_images, make_references
 from spheregen.evaluation.images import GivenImages, RealImages, find_held_out, open_real, open_sets
-from spheregen.evaluation.judge import JUDGE, make_judge
 from spheregen.evaluation.protocol import EvaluationOptions, check_metrics
 from spheregen.evaluation.reference import load_references
 from spheregen.evaluation.report.page import check_report, render, write_report
@@ -52,7 +52,7 @@ class Request:
     """The part that the model never saw; None: test or val, where the data has one."""
     features: tuple[str, ...] | None = None
     """Feature extractors, see `measure.features.load_extractor`; `NAME=FILE` gives the weights. None: `own`, and with
-    real images a `judge` that learns from them."""
+    real images a `classifier` that learns from them."""
     references: tuple[str, ...] = ()
     """Files of `save_reference`, or published .npz; `NETWORK=FILE` says of which network."""
     options: EvaluationOptions = field(default_factory=EvaluationOptions)
@@ -94,9 +94,9 @@ def run(request: Request, *, reporter: Reporter | None = None) -> dict[str, Any]
 
 def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict[str, Any]:
     device = choose_device(local_device(request.device, world))
-    extractors = load_extractors([name for name in request.features or ("own",) if name != JUDGE], device)
-    judged = request.features is None or JUDGE in request.features
-    given = load_references(request.references, [*extractors, *([JUDGE] if judged else [])])
+    extractors = load_extractors([name for name in request.features or ("own",) if name != CLASSIFIER], device)
+    classified = request.features is None or CLASSIFIER in request.features
+    given = load_references(request.references, [*extractors, *([CLASSIFIER] if classified else [])])
     infos = [each.info for each in extractors.values()]
     if request.images is not None:
         sets = [each for each in (request.images, request.data) if each is not None]
@@ -110,17 +110,17 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
             channels=min(told, default=None),
             workers=request.workers,
         )
-        check_metrics(request.options.metrics, infos, len(samples), judged=judged)
+        check_metrics(request.options.metrics, infos, len(samples), classified=classified)
         data = None if real is None else RealImages(real, samples.options, workers=request.workers)
-        if judged and data is not None:
-            extractors[JUDGE] = make_judge(data, work, device=device, world=world, reporter=reporter)
+        if classified and data is not None:
+            extractors[CLASSIFIER] = make_classifier(data, work, device=device, world=world, reporter=reporter)
             if source.class_names != data.source.class_names:
                 samples.labels = None  # its numbers mean others
         references, _ = make_references(data, extractors, given, work, world=world, reporter=reporter)
         evaluator = Evaluator(extractors, references, work, world, reporter)
         return evaluate_images(samples, evaluator, request.options.metrics)
     assert request.model is not None
-    check_metrics(request.options.metrics, infos, request.options.count, judged=judged)
+    check_metrics(request.options.metrics, infos, request.options.count, classified=classified)
     pipe = Pipeline.from_pretrained(
         request.model,
         device=local_device(request.device, world),
@@ -152,8 +152,8 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
     if name is not None:
         data = open_real(name, request.split, geometry, workers=request.workers, class_names=names)
         held_out = _held_out(request, name, geometry, names)
-    if judged and data is not None:
-        extractors[JUDGE] = make_judge(
+    if classified and data is not None:
+        extractors[CLASSIFIER] = make_classifier(
             data, work, held_out=held_out, class_names=names, device=device, world=world, reporter=reporter
         )
     kept = MOST_TRAIN if "originality" in studies else 0

@@ -15,8 +15,8 @@ from torch import Tensor
 from spheregen.data import ImageOptions, load_all, open_source, to_uint8
 from spheregen.data.embedded import TWINS
 from spheregen.errors import SphereGenError
+from spheregen.evaluation.classifier import CLASSIFIER, make_classifier
 from spheregen.evaluation.images import RealImages, take
-from spheregen.evaluation.judge import JUDGE, make_judge
 from spheregen.folders.card import ModelInfo
 from spheregen.measure.features import FEATURE_BATCH, load_extractor
 from spheregen.measure.features.classifier import train_classifier
@@ -24,7 +24,7 @@ from spheregen.measure.metrics import Gaussian, Moments, frechet_distance
 from spheregen.progress import Reporter
 
 GAMMA = 0.256  # scikit-learn's textbook setting for these digits, moved from pixel values 0..16 to [0, 1]
-JUDGE_IMAGES, REFERENCE_IMAGES, FEWEST_HELD_OUT = 50_000, 10_000, 200
+CLASSIFIER_IMAGES, REFERENCE_IMAGES, FEWEST_HELD_OUT = 50_000, 10_000, 200
 Array = npt.NDArray[np.floating[Any]]
 
 
@@ -55,13 +55,13 @@ def find_scorer(
 
 
 class FrechetScorer:
-    """What a judge of real images sees, and Frechet distances to them: a quick look, see `evaluate` for figures.
+    """What a classifier of real images sees, and Frechet distances to them: a quick look, see `evaluate` for figures.
 
     Args:
-        data: what the judge learns from, and what to compare with; at most 10 000 images of it.
+        data: what the classifier learns from, and what to compare with; at most 10 000 images of it.
         class_names: of the model.
         device: where the networks run.
-        reporter: told that the judge learns, which takes a minute.
+        reporter: told that the classifier learns, which takes a minute.
         held_out: images to compare with instead, if there are at least 200.
     """
 
@@ -74,12 +74,12 @@ class FrechetScorer:
         *,
         held_out: RealImages | None = None,
     ) -> None:
-        learned = data.thinned(JUDGE_IMAGES)
+        learned = data.thinned(CLASSIFIER_IMAGES)
         with tempfile.TemporaryDirectory() as folder:
-            judge = make_judge(
+            classifier = make_classifier(
                 learned, Path(folder), held_out=held_out, class_names=class_names, device=device, reporter=reporter
             )
-        self._extractors = {"own": load_extractor("own", device=device), JUDGE: judge}
+        self._extractors = {"own": load_extractor("own", device=device), CLASSIFIER: classifier}
         some = data if held_out is None or len(held_out) < FEWEST_HELD_OUT else held_out
         some = some.thinned(REFERENCE_IMAGES)
         real = take(some, len(some))
@@ -88,21 +88,21 @@ class FrechetScorer:
 
     @property
     def real_accuracy(self) -> float | None:
-        """The share of held-out real images whose class the judge sees; None where there are no classes."""
-        return self._extractors[JUDGE].info.accuracy
+        """The share of held-out real images whose class the classifier sees; None where there are no classes."""
+        return self._extractors[CLASSIFIER].info.accuracy
 
     def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """Return the share of right classes, where there are some, and distances of images (B, C, S, S) in [0, 1]."""
         found: dict[str, float] = {}
         for name, reference in self._references.items():
             measured, seen = self._measured(name, to_uint8(images))
-            if name == JUDGE and self.real_accuracy is not None:
-                found["right_class"] = float((seen == labels.cpu()).float().mean())
+            if name == CLASSIFIER and self.real_accuracy is not None:
+                found["class_accuracy"] = float((seen == labels.cpu()).float().mean())
             found[f"fd_{name}"] = frechet_distance(measured, reference)
         return found
 
     def _measured(self, name: str, images: Tensor) -> tuple[Gaussian, Tensor]:
-        """Return the moments of features, and the classes (n,) that the judge sees."""
+        """Return the moments of features, and the classes (n,) that the classifier sees."""
         moments, seen = Moments(), []
         for part in images.split(FEATURE_BATCH):
             made = self._extractors[name](part)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spheregen.data import image_grid
 from spheregen.errors import ConfigError, SphereGenError, did_you_mean
-from spheregen.evaluation.classes import Judged, class_figures, class_section
+from spheregen.evaluation.classes import Classified, class_figures, class_section
 from spheregen.evaluation.curves import curve_options
 from spheregen.evaluation.evaluator import Evaluator, Scores, reconstruction_figures
 from spheregen.evaluation.feature_cache import FeatureSet
@@ -160,15 +160,19 @@ def _classes(
 ) -> dict[str, Any]:
     if train is None or train.labels is None or unseen is None or unseen.labels is None:
         raise ConfigError("it needs labelled training images (--data) and labelled held-out ones (--held-out)")
-    judge = next((name for name, each in evaluator.extractors.items() if each.info.accuracy is not None), None)
-    if judge is None:
-        raise ConfigError("it needs a judge of the same classes; leave --features out, or name judge there")
+    classifier = next((name for name, each in evaluator.extractors.items() if each.info.accuracy is not None), None)
+    if classifier is None:
+        raise ConfigError(
+            "it needs the network classifier and the same classes; leave --features out, or name it there"
+        )
     name = next(iter(evaluator.extractors))
-    parts: list[Judged] = []
+    parts: list[Classified] = []
     for of in (samples, train, unseen):
         chosen = spread(CLASS_IMAGES, len(of.images))
         assert of.labels is not None
-        parts.append(Judged(of.features[name][chosen], of.labels[chosen], of.logits[judge][chosen].argmax(dim=1)))
+        parts.append(
+            Classified(of.features[name][chosen], of.labels[chosen], of.logits[classifier][chosen].argmax(dim=1))
+        )
     return {"features": name, **class_figures(parts[0], parts[1], parts[2], pipe.info.class_names)}
 
 

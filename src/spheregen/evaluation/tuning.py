@@ -1,8 +1,8 @@
 """Defaults of sampling that are measured: the settings whose samples are nearest to real images that were held out.
 
-A setting is scored by the geometric mean of two Frechet distances, of texture (`own`) and of things (`judge`), over the
-share of right classes relative to real images. Settings are tried in rounds, each around the best so far, until the
-time is up; of settings that are alike the cheaper one stays.
+A setting is scored by the geometric mean of two Frechet distances, of texture (`own`) and of things (`classifier`), over the class
+accuracy relative to that of real images. Settings are tried in rounds, each around the best so far, until the time is up;
+of settings that are alike the cheaper one stays.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MARGIN = 0.98
 SETTINGS = ("steps", "schedule", "guidance", "guidance_at", "share_noise", "strength", "prior", "temperature")
 
 
-class Judge(Protocol):
+class Scorer(Protocol):
     """What scores samples, such as `scorers.FrechetScorer`."""
 
     @property
@@ -46,7 +46,7 @@ class Judge(Protocol):
         """The share of held-out real images whose class it sees; None without classes."""
 
     def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return `fd_own`, `fd_judge` and, with classes, `right_class`."""
+        """Return `fd_own`, `fd_classifier` and, with classes, `class_accuracy`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Trial:
 
 def tune_sampling(
     pipe: Pipeline,
-    judge: Judge,
+    classifier: Scorer,
     *,
     seconds: float,
     count: int = COUNT,
@@ -101,8 +101,8 @@ def tune_sampling(
             output = pipe.generate(count, seed=SEED, **settings)
             made = time.monotonic() - start
             labels = torch.tensor(output.labels) if output.labels is not None else torch.zeros(count)
-            figures = judge.figures(output.tensor, labels)
-            trial = Trial(settings, figures, _score(figures, judge.real_accuracy), 1000 * made / count)
+            figures = classifier.figures(output.tensor, labels)
+            trial = Trial(settings, figures, _score(figures, classifier.real_accuracy), 1000 * made / count)
             pace = max(pace, (time.monotonic() - start) / _decodes(settings))
             tried.append(trial)
             told(trial)
@@ -149,10 +149,10 @@ def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
 
 
 def _score(figures: Mapping[str, float], real_accuracy: float | None) -> float:
-    distance = math.sqrt(max(figures["fd_own"], 0) * max(figures["fd_judge"], 0))
-    if "right_class" not in figures:
+    distance = math.sqrt(max(figures["fd_own"], 0) * max(figures["fd_classifier"], 0))
+    if "class_accuracy" not in figures:
         return distance
-    return distance / max(figures["right_class"] / (real_accuracy or 1), 1e-3)
+    return distance / max(figures["class_accuracy"] / (real_accuracy or 1), 1e-3)
 
 
 def _decodes(settings: Mapping[str, Any]) -> int:
@@ -201,7 +201,7 @@ def tune_folder(
         found = {
             "chosen": dict(best.settings),
             "figures": {**best.figures, "score": best.score},
-            "judge_accuracy_on_real_images": scorer.real_accuracy,
+            "classifier_accuracy_on_real_images": scorer.real_accuracy,
             "compared_with": scorer.compared_with,
             "samples": count,
             "device": str(pipe.device),

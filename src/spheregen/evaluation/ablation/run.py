@@ -27,10 +27,10 @@ from spheregen.distributed import World, joined_world, local_device
 from spheregen.errors import ConfigError, DataError, SphereGenError
 from spheregen.evaluation.ablation.page import FRECHET, study_page
 from spheregen.evaluation.ablation.plan import Combination, Plan, Training, told
+from spheregen.evaluation.classifier import CLASSIFIER, make_classifier
 from spheregen.evaluation.evaluator import Evaluator, evaluate, make_references, reconstruction_figures
 from spheregen.evaluation.feature_cache import extract_features
 from spheregen.evaluation.images import HELD_OUT, RealImages
-from spheregen.evaluation.judge import JUDGE, make_judge
 from spheregen.evaluation.protocol import EvaluationOptions
 from spheregen.evaluation.report.page import PAGE, to_json
 from spheregen.evaluation.request import WORK
@@ -46,7 +46,7 @@ from spheregen.training.plots import read_series, training_seconds
 from spheregen.training.trainer import train
 
 FORMAT = 1
-RIGHT = "right_class"
+RIGHT = "class_accuracy"
 RUNS, TABLE, RESULTS, SAMPLES = "runs", "ablation", "results", "samples"
 """Names in the folder of a study: run folders, the table as .json and .csv, the single results, images of each."""
 SEED = 0
@@ -67,8 +67,8 @@ class StudyOptions:
     """What samples are compared with, where a recipe trains on latents; None: what it trains on."""
     split: str | None = None
     """The part of the data that samples are compared with; None: what is trained on."""
-    features: tuple[str, ...] = ("own", JUDGE)
-    """Feature networks, see `features.load_extractor`, the first leads; `judge` learns what is compared with."""
+    features: tuple[str, ...] = ("own", CLASSIFIER)
+    """Feature networks, see `features.load_extractor`, the first leads; `classifier` learns what is compared with."""
     count: int = 2000
     """Samples of each combination."""
     device: str = "auto"
@@ -122,7 +122,7 @@ class _Study:
         for training in plan.trainings:
             world.share(training.recipe.train.batch_size)
         self.device = choose_device(local_device(options.device, world))
-        self.extractors = load_extractors([name for name in options.features if name != JUDGE], self.device)
+        self.extractors = load_extractors([name for name in options.features if name != CLASSIFIER], self.device)
         self.protocols = {each.digest: self._protocol(each.recipe) for each in plan.trainings}
         earlier = {path.name[-9:]: path.name for path in sorted((self.out / RUNS).glob("*-????????"))}
         self.names = {each.digest: earlier.get(f"-{each.digest}", each.name) for each in plan.trainings}
@@ -165,8 +165,8 @@ class _Study:
             pipe = Pipeline.from_pretrained(folder, device=device, progress=False, quiet=True)
             data = self._compared(training.recipe)
             held_out, extractors = self._held_out(training.recipe), dict(self.extractors)
-            if JUDGE in self.options.features:
-                extractors[JUDGE] = make_judge(
+            if CLASSIFIER in self.options.features:
+                extractors[CLASSIFIER] = make_classifier(
                     data,
                     work,
                     held_out=held_out,
@@ -252,14 +252,14 @@ class _Study:
 
     def _protocol(self, recipe: Recipe) -> dict[str, Any]:
         """How a combination is scored: figures of another protocol are other figures."""
-        judged = JUDGE in self.options.features
+        classified = CLASSIFIER in self.options.features
         return {
             "count": self.options.count,
             "seed": SEED,
             "quantise": "round",
             "features": {
                 **{name: extractor.info.as_dict() for name, extractor in self.extractors.items()},
-                **({JUDGE: {"format": classifier.FORMAT, "seen": classifier.SEEN}} if judged else {}),
+                **({CLASSIFIER: {"format": classifier.FORMAT, "seen": classifier.SEEN}} if classified else {}),
             },
             "reference": self._compared(recipe).describe(),
             "reconstruction": self._held_out(recipe).describe(),
@@ -303,10 +303,14 @@ class _Study:
         """The whole study as plain JSON values, with all that is needed to repeat it."""
         rows = [self._row(combination) for combination in self.plan.combinations]
         references = {repr(each["reference"]): each["reference"] for each in self.protocols.values()}
-        judged = JUDGE in self.options.features
+        classified = CLASSIFIER in self.options.features
         columns = [
             *((FRECHET + name, each.info.distance, "lower") for name, each in self.extractors.items()),
-            *([(RIGHT, "right class", "higher"), (FRECHET + JUDGE, "FD-judge", "lower")] if judged else []),
+            *(
+                [(RIGHT, "class accuracy", "higher"), (FRECHET + CLASSIFIER, "FD-classifier", "lower")]
+                if classified
+                else []
+            ),
             ("psnr", "PSNR, dB", "higher"),
             ("loss", "final loss", None),
             ("train_seconds", "training, s", None),

@@ -37,10 +37,10 @@ class Figure:
 
 
 FRECHET = Figure("frechet", "Fréchet distance", "lower")
-RIGHT_CLASS = Figure("right_class", "right class", "higher")
+CLASS_ACCURACY = Figure("class_accuracy", "class accuracy", "higher")
 SAMPLE_FIGURES = (
-    RIGHT_CLASS,
-    Figure("right_class_of_real", "right class, of real images", "higher"),
+    CLASS_ACCURACY,
+    Figure("class_accuracy_of_real", "class accuracy, of real images", "higher"),
     FRECHET,
     Figure("kid", "KID", "lower", "kid_error"),
     Figure("inception_score", "Inception Score", "higher", "inception_score_deviation"),
@@ -183,7 +183,7 @@ def _curves(result: Result) -> Section:
     plots: list[Plot] = []
     for network in dict.fromkeys(name for curve in found for point in curve["points"] for name in point["figures"]):
         title = figure_title(result, network, FRECHET)
-        for figure in (FRECHET, RIGHT_CLASS):
+        for figure in (FRECHET, CLASS_ACCURACY):
             label = figure_title(result, network, figure)
             for curve in found:
                 values = [point["value"] for point in curve["points"]]

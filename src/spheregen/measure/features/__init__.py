@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.measure.features.classifier import load_judge
+from spheregen.measure.features.classifier import load_classifier
 from spheregen.measure.features.extractor import FEATURE_BATCH, FeatureBatch, FeatureExtractor, FeatureInfo
 from spheregen.measure.features.inception import load_inception
 from spheregen.measure.features.networks import load_convnext, load_custom, load_own
@@ -33,7 +33,7 @@ EXTRACTORS: Mapping[str, str] = MappingProxyType(
         "dinov3": "DINOv3 ViT-L/16, FD-DINOv3 (1.2 GB, licence on the Hub; needs the extra encoders)",
         "clip": "CLIP ViT-L/14 at 336 px, for CMMD (1.7 GB; needs the extra encoders)",
         "convnext": "ConvNeXt-Small of ImageNet (200 MB)",
-        "judge": "a small classifier that learns the classes of --data in about a minute",
+        "classifier": "a small classifier that learns the classes of --data in about a minute",
     }
 )
 """Name of each network -> what it is, in a line. Besides them, `module:factory` is a network of the user's own."""
@@ -63,10 +63,10 @@ def load_extractor(
     device = torch.device(device)
     if name in _LOADERS:
         return _LOADERS[name](weights, device)
-    if name == "judge":
+    if name == "classifier":
         if weights is None:
-            raise ConfigError("a judge learns from labelled images, and none are given here; choose another network")
-        return load_judge(weights, device)
+            raise ConfigError("the network classifier learns from real images, and none are given here; choose another")
+        return load_classifier(weights, device)
     if name in EXTRACTORS:
         return load_transformer(name, weights, device)
     if ":" in name:

@@ -34,12 +34,12 @@ _WIDTH, _MOST_STAGES = 32, 4
 _LR, _DECAY, _SMOOTHING, _DROPOUT, _WARMUP = 3e-3, 0.02, 0.05, 0.2, 50
 _MOVED, _SHADED = 0.15, 0.2
 """Augmentation: logarithm of the scale, radians, half widths; contrast, and brightness in halves of the range."""
-FORMAT = "spheregen-judge-1"
+FORMAT = "spheregen-classifier-1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeFacts:
-    """What a figure of a judge must say of it."""
+class ClassifierFacts:
+    """What a figure of a classifier must say of it."""
 
     class_names: tuple[str, ...]
     labelled: bool
@@ -132,35 +132,35 @@ def train_classifier(
     return model
 
 
-def save_judge(path: Path, model: SmallClassifier, facts: JudgeFacts) -> None:
+def save_classifier(path: Path, model: SmallClassifier, facts: ClassifierFacts) -> None:
     """Write a trained classifier with what figures say of it, as safetensors."""
     record = {"format": FORMAT, "shape": model.shape, **vars(facts)}
-    save_tensors(path, model.state_dict(), {"judge": json.dumps(record)})
+    save_tensors(path, model.state_dict(), {"classifier": json.dumps(record)})
 
 
-def load_judge(path: Path | str, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """Return the feature extractor `judge` of a file of `save_judge`.
+def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> FeatureExtractor:
+    """Return the feature extractor `classifier` of a file of `save_classifier`.
 
     Raises:
         ModelFileError: the file is missing, broken or another one.
     """
     try:
         with safe_open(path, "pt") as file:
-            record = parse_json((file.metadata() or {})["judge"])
+            record = parse_json((file.metadata() or {})["classifier"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if record.pop("format") != FORMAT:
             raise ValueError("another format")
         channels, size, classes = (min(int(number), 1 << 16) for number in record.pop("shape"))
-        facts = JudgeFacts(**{**record, "class_names": tuple(record["class_names"])})
+        facts = ClassifierFacts(**{**record, "class_names": tuple(record["class_names"])})
         model = SmallClassifier(channels, size, classes)
         model.load_state_dict(state)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelFileError(f"{path} is no file of a judge ({reason})") from error
-    return judge_features(model, facts, torch.device(device))
+        raise ModelFileError(f"{path} is no file of a classifier ({reason})") from error
+    return classifier_features(model, facts, torch.device(device))
 
 
-def judge_features(model: SmallClassifier, facts: JudgeFacts, device: torch.device) -> FeatureExtractor:
+def classifier_features(model: SmallClassifier, facts: ClassifierFacts, device: torch.device) -> FeatureExtractor:
     """Return a classifier as a feature extractor, whose logits tell whether images show what was asked for."""
     channels = model.shape[0]
 
@@ -171,10 +171,10 @@ def judge_features(model: SmallClassifier, facts: JudgeFacts, device: torch.devi
     what = f"{len(facts.class_names)} classes" if facts.labelled else "how images were turned"
 
     info = FeatureInfo(
-        name="judge",
+        name="classifier",
         title=f"a small classifier that learned {what} from {facts.images} images of {facts.data}; right on "
         f"{facts.accuracy:.1%} of {facts.held_out} held-out ones; comparable with itself alone",
-        distance="FD-judge",
+        distance="FD-classifier",
         dim=model.head.in_features,
         preprocessing=f"[-1, 1]; {model.side} px (bilinear, antialiased)",
         weights=weights_hash(model.state_dict()),

@@ -51,7 +51,7 @@ class FeatureInfo:
     normalised: bool = False
     """Whether features have unit norm (CLIP's, for CMMD)."""
     accuracy: float | None = None
-    """Of a judge, whose logits are of the data's own classes: the share of held-out images whose class it sees."""
+    """Of a classifier, whose logits are of the data's own classes: the share of held-out images whose class it sees."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON and the metadata of files."""

@@ -1,4 +1,4 @@
-"""The judge of an evaluation: a small classifier of the data's own classes, trained once for each data set.
+"""The classifier of an evaluation: a small classifier of the data's own classes, trained once for each data set.
 
 Source of what it learns where there are no classes: Gidaris et al. 2018 (arXiv 1803.07728).
 """
@@ -18,10 +18,10 @@ from spheregen.evaluation.images import RealImages, take
 from spheregen.measure.features import FeatureExtractor, classifier
 from spheregen.measure.features.classifier import (
     FORMAT,
-    JudgeFacts,
+    ClassifierFacts,
     class_names_of,
-    load_judge,
-    save_judge,
+    load_classifier,
+    save_classifier,
     train_classifier,
 )
 from spheregen.progress import QuietReporter, Reporter
@@ -29,21 +29,21 @@ from spheregen.progress import QuietReporter, Reporter
 MOST_BYTES = 1 << 30
 """Of the images that it learns from; of more an evenly spread part."""
 MOST_HELD_OUT = 2000
-JUDGE = "judge"
+CLASSIFIER = "classifier"
 QUARTERS = ("upright", "a quarter", "half", "three quarters")
 """Classes of images without classes."""
 _OWN_HELD_OUT = 10  # every tenth image is kept back where no split is
 
 
 def has_classes(data: RealImages, class_names: Sequence[str] = ()) -> bool:
-    """Return whether a judge can learn the classes of images: two of them at least, named as those of a model."""
+    """Return whether a classifier can learn the classes of images: two of them at least, named as those of a model."""
     if data.labels is None or (class_names and tuple(data.source.class_names) != tuple(class_names)):
         return False
     counts = torch.bincount(torch.as_tensor(data.labels))
     return int((counts > 1).sum()) > 1
 
 
-def make_judge(
+def make_classifier(
     data: RealImages,
     folder: Path,
     *,
@@ -53,7 +53,7 @@ def make_judge(
     world: World | None = None,
     reporter: Reporter | None = None,
 ) -> FeatureExtractor:
-    """Train a judge on real images, in about a minute; one that lies in `folder` already is taken.
+    """Train a classifier on real images, in about a minute; one that lies in `folder` already is taken.
 
     It learns the classes of the images or, where there are none, by how many quarters of a circle they were turned:
     then it only has features. All processes of a world call it together and see the same folder; the first one trains.
@@ -61,21 +61,23 @@ def make_judge(
 
     Args:
         held_out: images on which its accuracy is measured; None keeps back every tenth image.
-        class_names: of the model that is judged; images of other classes count as such without classes.
+        class_names: of the model that is classified; images of other classes count as such without classes.
     """
     world, reporter = world or World(), reporter or QuietReporter()
     labelled = has_classes(data, class_names)
     if held_out is not None and labelled and not has_classes(held_out, data.source.class_names):
         held_out = None
     about = [data.describe(), None if held_out is None else held_out.describe(), labelled, classifier.SEEN, FORMAT]
-    path = folder / f"judge-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}.safetensors"
+    path = (
+        folder / f"classifier-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}.safetensors"
+    )
     if world.is_first and not path.is_file():
         what = "the classes of" if labelled else "how images were turned, of"
         reporter.message(f"a small classifier learns {what} {data.source.name}, to judge samples")
         folder.mkdir(parents=True, exist_ok=True)
         _train(data, held_out, labelled, path)
     world.wait_for_all()
-    return load_judge(path, device)
+    return load_classifier(path, device)
 
 
 def _train(data: RealImages, held_out: RealImages | None, labelled: bool, path: Path) -> None:
@@ -96,7 +98,7 @@ def _train(data: RealImages, held_out: RealImages | None, labelled: bool, path: 
     classes = max(int(labels.max()), int(truth.max())) + 1
     names = class_names_of(data.source.class_names if labelled else QUARTERS, classes)
     model = train_classifier(images, labels, len(names), flips=labelled and channels == 3)
-    facts = JudgeFacts(
+    facts = ClassifierFacts(
         class_names=names,
         labelled=labelled,
         data=data.source.name,
@@ -104,7 +106,7 @@ def _train(data: RealImages, held_out: RealImages | None, labelled: bool, path: 
         accuracy=float((model.classes(unseen) == truth).float().mean()),
         held_out=len(unseen),
     )
-    save_judge(path, model, facts)
+    save_classifier(path, model, facts)
 
 
 def turned(images: Tensor) -> tuple[Tensor, Tensor]:
