@@ -162,9 +162,7 @@ def _classes(
         raise ConfigError("it needs labelled training images (--data) and labelled held-out ones (--held-out)")
     classifier = next((name for name, each in evaluator.extractors.items() if each.info.accuracy is not None), None)
     if classifier is None:
-        raise ConfigError(
-            "it needs the network classifier and the same classes; leave --features out, or name it there"
-        )
+        raise ConfigError("it needs the network classifier and its classes; leave --features out, or name it there")
     name = next(iter(evaluator.extractors))
     parts: list[Classified] = []
     for of in (samples, train, unseen):
