@@ -1,8 +1,8 @@
 """Defaults of sampling that are measured: the settings whose samples are nearest to real images that were held out.
 
 A setting is scored by the geometric mean of two Frechet distances, of texture (`own`) and of things (`classifier`),
-over the class accuracy relative to that of real images. Settings are tried in rounds, each around the best so far, until the
-time is up; of settings that are alike the cheaper one stays.
+over the class accuracy relative to that of real images. Settings are tried in rounds, each around the best so far, until
+the time is up; of settings that are alike the cheaper one stays.
 """
 
 from __future__ import annotations
