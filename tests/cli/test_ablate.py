@@ -24,7 +24,7 @@ def test_a_study_from_the_command_line(run: Run) -> None:
     header, *rows = result.out.splitlines()
     assert header.split()[:3] == ["optimizer.lr", "sampling.steps", "FD-own"]
     assert [row.split()[1] for row in rows] == ["1", "2", "1", "2"]
-    assert " *" in result.out and result.out.count("±") == 10
+    assert " *" in result.out and result.out.count("±") == 14
     assert "failed 2 of 2: " in rows[2]
     assert "training 1 of 4" in result.err and "page: ablation-debug/index.html" in result.err
     assert {path.name for path in Path("ablation-debug").iterdir()} >= {"ablation.json", "ablation.csv", "index.html"}

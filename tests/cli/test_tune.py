@@ -28,7 +28,7 @@ def test_the_best_of_what_was_measured_becomes_the_default(run: Run) -> None:
     loaded = load_model(model)
     assert loaded.fingerprint == weights and loaded.model.fitted is not None
     assert {name: loaded.info.sampling[name] for name in found["chosen"]} == found["chosen"]
-    assert json.loads((model / "sampling.json").read_text(encoding="utf-8")) == found
+    assert json.loads((model / "tuning.json").read_text(encoding="utf-8")) == found
     steps = found["chosen"]["steps"]
     assert (model / "README.md").read_text(encoding="utf-8") == card.replace("steps=4", f"steps={steps}")
     again = run("tune", "model", "--data", "digits", "--seconds", "0.001", "-n", "20", "--json").json
@@ -47,7 +47,7 @@ def test_long_trainings_tune_themselves_unless_told(run: Run, monkeypatch: pytes
     for name, more in (("yes", ()), ("no", ("--set", "train.tune=false"))):
         settings = [part for each in SHORT for part in ("--set", each)]
         assert run("train", "conv-debug", "--out", name, *settings, *more).code == 0
-    assert (Path() / "yes" / "sampling.json").is_file() and not (Path() / "no" / "sampling.json").exists()
+    assert (Path() / "yes" / "tuning.json").is_file() and not (Path() / "no" / "tuning.json").exists()
 
 
 def test_what_cannot_be_tuned_is_one_line(run: Run) -> None:

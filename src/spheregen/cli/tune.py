@@ -22,7 +22,7 @@ def tune(
 
     A small classifier learns the images in about a minute. Samples of each setting are compared with held-out images
     (test or val), or where there are none with those that were learned from: texture, things, and whether they show
-    what was asked for. The best setting goes into config.json, all figures into sampling.json.
+    what was asked for. The best setting goes into config.json, all figures into tuning.json.
     Training does so by itself at the end of runs of 20 minutes and more.
 
     Examples:

@@ -1,8 +1,8 @@
 """Defaults of sampling that are measured: the settings whose samples are nearest to real images that were held out.
 
 A setting is scored by the geometric mean of two Frechet distances, of texture (`own`) and of things (`classifier`),
-over the class accuracy relative to that of real images. Settings are tried in rounds, each around the best so far, until
-the time is up; of settings that are alike the cheaper one stays.
+over the class accuracy relative to that of real images. Settings are tried in rounds, each around the best so far,
+until the time is up; of settings that are alike the cheaper one stays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spheregen.lock import locked_folder
 from spheregen.pipeline import GenerationOptions, Pipeline
 from spheregen.progress import QuietReporter, Reporter
 
-TABLE = "sampling.json"
+TABLE = "tuning.json"
 """In the folder of a model: what was tried, with its figures."""
 COUNT = 500
 """Samples of each setting, at least; evenly of all classes."""
@@ -177,7 +177,7 @@ def tune_folder(
     """Measure settings of the model in a folder, make the best ones its defaults, and write what was tried beside them.
 
     Returns:
-        The contents of `sampling.json`: `chosen`, its `figures`, all that were `tried`, and how they were measured.
+        The contents of `tuning.json`: `chosen`, its `figures`, all that were `tried`, and how they were measured.
 
     Raises:
         SphereGenError: the folder holds no generator, the data cannot be read, or the folder not be written to.
