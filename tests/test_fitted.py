@@ -277,3 +277,40 @@ def test_a_model_whose_prior_is_not_there_yet_draws_uniform_points() -> None:
 def test_a_model_without_one_says_how_to_get_it() -> None:
     with pytest.raises(ConfigError, match="fit-prior"):
         tiny_pipeline().generate(1, prior="fitted")
+
+
+def test_edits_move_codes_into_the_density_of_a_class() -> None:
+    pipe = tiny_pipeline()
+    images = images_of(40)
+    labels = torch.arange(40) % CLASSES
+    prior = fit_prior(pipe.encode(images, labels.tolist()), labels, CLASSES)
+    pipe.model.fitted = prior
+    each, asked = prior.embed_labels(None), [2, 0, 1]
+    made = pipe.edit(images[:3], asked, prior="fitted", guidance=1.0)
+    noise = prior.noise_of(pipe.encode(images[:3]), each[-1:])
+    points = pipe.model.prior.project(prior.draw(noise, each[asked]))
+    torch.testing.assert_close(made.tensor, pipe.decode(points, asked), atol=1e-5, rtol=0)
+    assert made.settings["steps"] == 1 and made.settings["prior"] == "fitted"
+    alone = pipe.edit(images[1:2], asked[1], prior="fitted", guidance=1.0, seed=1)
+    torch.testing.assert_close(alone.tensor[0], made.tensor[1], atol=1e-3, rtol=0)
+    cold = pipe.edit(images[:3], 1, prior="fitted", temperature=0.0, guidance=1.0).tensor
+    torch.testing.assert_close(cold, cold[:1].expand_as(cold), atol=1e-5, rtol=0)
+    assert len(pipe.edit(images[:1], 1, prior="fitted", steps=3).trajectory) == 3
+    loop = pipe.edit(images[:3], asked)  # the model's default has no fitted prior
+    assert torch.equal(loop.tensor, pipe.edit(images[:3], asked, prior="sphere").tensor)
+    assert not torch.equal(loop.tensor, made.tensor)
+    with pytest.raises(ConfigError, match="prior_angle"):
+        pipe.edit(images[:1], 1, prior="fitted", prior_angle=10)
+    how: dict[str, Any] = {"prior": "fitted", "guidance": 1.0}
+    near, far = (pipe.vary(images[:1], 6, angle=angle, labels=2, **how).tensor for angle in (0.0, 90.0))
+    code = pipe.encode(images[:1], 2)
+    again = prior.draw(prior.noise_of(code, each[2:3]), each[2:3])
+    torch.testing.assert_close(near, pipe.decode(again, 2).expand_as(near), atol=1e-3, rtol=0)
+    drawn = pipe.generate(6, labels=2, prior="fitted", guidance=1.0, steps=1).tensor
+    torch.testing.assert_close(far, drawn, atol=1e-3, rtol=0)
+    exact = pipe.vary(images[:1], 2, labels=2)
+    assert exact.settings["prior"] == "sphere" and not torch.equal(
+        exact.tensor, pipe.vary(images[:1], 2, angle=20).tensor
+    )
+    with pytest.raises(ConfigError, match="temperature"):
+        pipe.edit(images[:1], 1, temperature=0.5)

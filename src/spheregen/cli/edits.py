@@ -90,8 +90,8 @@ class Work:
 def edit(work: Work, loop: cli.Editing) -> None:
     """Pull images towards a class.
 
-    They are encoded with noise and decoded under the class, a few times. A row of the sheet shows an image, then each
-    step.
+    A model whose default is a fitted prior moves their codes into the class; others, and --set prior=sphere, encode
+    with noise and decode under the class, a few times. A row of the sheet shows an image, then each step.
 
     Examples:
         spheregen edit digits seven.png --labels 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,6 +17,7 @@ from spheregen.classes import Labels
 from spheregen.conditioning import Condition, mixture
 from spheregen.data.inputs import ImageInput, ImageInputs, deciding_side, load_images, load_mask, open_images
 from spheregen.errors import ConfigError
+from spheregen.fitted import FittedPrior
 from spheregen.pipeline.generation import Generation
 from spheregen.pipeline.options import START_NAMES, EditOptions, named, seed_range, start_of
 from spheregen.pipeline.output import PipelineOutput
@@ -31,17 +33,33 @@ class Editing(Generation):
 
     @named
     def edit(self, images: ImageInputs, labels: Labels = None, **options: Unpack[EditOptions]) -> PipelineOutput:
-        """Pull images towards a class: encode with noise and decode, under the class, `steps` times.
+        """Pull images towards a class, and keep what they have beside it.
+
+        A model that draws its random points from a fitted prior moves the codes: out of the density of all codes into
+        that of the class, to the place that they have there. One decode shows the result; further steps refine
+        it. Other models, and `prior="sphere"`, encode with noise and decode, under the class, `steps` times.
 
         Args:
             images: images of any size.
             labels: the class to pull towards, one for all or one for each; None is the null class.
-            options: see `EditOptions`. `trajectory` of the output holds the images after each step.
+            options: see `EditOptions`; `prior`, and with a fitted one `temperature`, below 1 nearer to the mean of the
+                class. `trajectory` of the output holds the images after each step.
 
         Raises:
             DataError, ConfigError: images, classes or options that are impossible.
         """
-        return self._edited("edit", self._to_tensor(images), labels, sampling.edit, options)
+        x = self._to_tensor(images)
+        given, fitted = self._prior_of(options)
+        if labels is None or fitted is None:
+            return self._edited("edit", x, labels, sampling.edit, given)
+        settings = self._edit_settings("edit", {**given, "prior": "fitted"}, guided=True, decodes=True)
+        rows, ids = fitted.embed_labels(None), self._ids(labels, len(x))
+        assert ids is not None
+        noise = fitted.noise_of(self.encode(images), rows[-1:])
+        moved = fitted.draw(noise, rows[ids.cpu()], settings["temperature"])
+        seeds = seed_range(given.get("seed", 0), len(x))
+        drawn = self._drawn(seeds, settings)
+        return self._run(sampling.sample, self.model.prior.project(moved), ids, drawn.steps, seeds, settings, given)
 
     @named
     def crossover(
@@ -145,23 +163,35 @@ class Editing(Generation):
         labels: Labels = None,
         **options: Unpack[EditOptions],
     ) -> PipelineOutput:
-        """Variations of an image: decode points at exactly `angle` degrees around its code.
+        """Variations of an image: decode points around its code.
+
+        They lie at exactly `angle` degrees from it. A model that draws its random points from a fitted prior turns what
+        the prior has drawn the code from instead, so that variations lie where codes are; `prior="sphere"` does not.
 
         Args:
             image: one image of any size.
             count: how many variations; number i goes in the direction of seed `seed + i`.
-            angle: degrees on the sphere, 0 to 180; 0 is the reconstruction, at 90 nothing is left of the image.
+            angle: degrees, 0 to 180; 0 is the reconstruction, at 90 nothing is left of the image.
             labels: the class under which it is encoded and decoded; None is the null class.
-            options: see `EditOptions`; steps after the first refine, as `edit` does.
+            options: see `EditOptions`, and `prior`; steps after the first refine, as `edit` does.
         """
         if len(open_images(image)) != 1:
             raise ConfigError("variations are made of one image at a time")
         seeds = seed_range(options.get("seed", 0), count)
-        v = self.encode(image, labels)
-        settings = self._edit_settings("vary", options, guided=labels is not None, decodes=True) | {"angle": angle}
+        v, (given, fitted) = self.encode(image, labels), self._prior_of(options)
+        if fitted is not None:
+            given["prior"] = "fitted"
+        settings = self._edit_settings("vary", given, guided=labels is not None, decodes=True) | {"angle": angle}
         drawn = self._drawn(seeds, settings)
-        start = sampling.vary(v.expand(count, *v.shape[1:]), self._here(drawn.initial), angle)
-        return self._run(sampling.sample, start, self._ids(labels, count), drawn.steps, seeds, settings, options)
+        ids, noise = self._ids(labels, count), self._here(drawn.initial)
+        if fitted is None:
+            start = sampling.vary(v.expand(count, *v.shape[1:]), noise, angle)
+        else:
+            turn, rows = math.radians(angle), fitted.embed_labels(None)
+            of = rows[-1:] if ids is None else rows[ids[:1].cpu()]
+            turned = math.cos(turn) * fitted.noise_of(v, of) + math.sin(turn) * noise
+            start = self.model.prior.project(fitted.draw(turned, of))
+        return self._run(sampling.sample, start, ids, drawn.steps, seeds, settings, given)
 
     @named
     def interpolate(
@@ -233,6 +263,14 @@ class Editing(Generation):
         return self._run(sampling.sample, start, mixed, noise, own_seeds, settings, options, flow_noise)
 
     # the ways that edits share ----------------------------------------------------------------------------------------
+
+    def _prior_of(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], FittedPrior | None]:
+        """Return the options that are given, without `prior="sphere"`, and the fitted prior if it is to be used."""
+        given = {key: value for key, value in options.items() if value is not None}
+        prior = self._settings({name: given[name] for name in ("prior",) if name in given})["prior"]
+        if given.get("prior") == "sphere":
+            given.pop("prior")
+        return given, self.model.fitted if prior == "fitted" else None
 
     def _edited(
         self,
@@ -317,9 +355,11 @@ class Editing(Generation):
         strength = given.pop("strength", EDIT_STRENGTH)
         for key in ("seed", "step_noise", "callback"):
             given.pop(key, None)
+        edit = {"prior", "temperature"} if decodes else set()
+        takes = {"interpolate": START_NAMES, "edit": edit, "vary": {"prior"}}.get(name, set())
+        for key in (START_NAMES & given.keys()) - takes:
+            raise ConfigError(f"{name} starts from images, not from random points; leave {key} out")
         if name != "interpolate":
-            for key in START_NAMES & given.keys():
-                raise ConfigError(f"{name} starts from images, not from random points; leave {key} out")
             own["prior"] = "sphere"
         settings = {**self._settings({**own, **given}), "strength": strength}
         check = sampling.generation_angles if decodes else sampling.edit_angles
