@@ -27,7 +27,8 @@ def evaluate(
         int | None, Option(help="With --images: bring them to this side in pixels. Default: that of most of them.")
     ] = None,
     features: Annotated[
-        str | None, Option(help=cli.FEATURES_HELP + " Default: own, and classifier where real images are given.")
+        str | None,
+        Option(help=cli.FEATURES_HELP + " Default: own, and classifier where real images of classes are given."),
     ] = None,
     metrics: Annotated[
         str | None,

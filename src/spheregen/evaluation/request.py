@@ -16,7 +16,7 @@ from spheregen.data import ImageOptions
 from spheregen.devices import choose_device, own_defaults
 from spheregen.distributed import World, joined_world, local_device
 from spheregen.errors import ConfigError
-from spheregen.evaluation.classifier import CLASSIFIER, make_classifier
+from spheregen.evaluation.classifier import CLASSIFIER, has_classes, make_classifier
 from spheregen.evaluation.curves import check_curves, usual_curves
 from spheregen.evaluation.evaluator import Evaluator, evaluate, evaluate_images, make_references
 from spheregen.evaluation.images import GivenImages, RealImages, find_held_out, open_real, open_sets
@@ -52,7 +52,7 @@ class Request:
     """The part that the model never saw; None: test or val, where the data has one."""
     features: tuple[str, ...] | None = None
     """Feature extractors, see `measure.features.load_extractor`; `NAME=FILE` gives the weights. None: `own`, and with
-    real images a `classifier` that learns from them."""
+    real images of classes a `classifier` that learns from them."""
     references: tuple[str, ...] = ()
     """Files of `save_reference`, or published .npz; `NETWORK=FILE` says of which network."""
     options: EvaluationOptions = field(default_factory=EvaluationOptions)
@@ -112,7 +112,7 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
         )
         check_metrics(request.options.metrics, infos, len(samples), classified=classified)
         data = None if real is None else RealImages(real, samples.options, workers=request.workers)
-        if classified and data is not None:
+        if classified and data is not None and (request.features or has_classes(data)):
             extractors[CLASSIFIER] = make_classifier(data, work, device=device, world=world, reporter=reporter)
             if source.class_names != data.source.class_names:
                 samples.labels = None  # its numbers mean others
@@ -152,7 +152,7 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
     if name is not None:
         data = open_real(name, request.split, geometry, workers=request.workers, class_names=names)
         held_out = _held_out(request, name, geometry, names)
-    if classified and data is not None:
+    if classified and data is not None and (request.features or has_classes(data, names)):
         extractors[CLASSIFIER] = make_classifier(
             data, work, held_out=held_out, class_names=names, device=device, world=world, reporter=reporter
         )

@@ -26,8 +26,8 @@ from spheregen.measure.features.extractor import FeatureBatch, FeatureExtractor,
 from spheregen.measure.features.preprocessing import antialiased
 from spheregen.tensors import save_tensors, weights_hash
 
-SEEN = 60_000
-"""Images that it learns from, repetitions included."""
+SEEN, FEWEST_SEEN, EPOCHS = 60_000, 6_400, 80
+"""Images that it learns from, repetitions included: of small sets so many epochs, or the lower number."""
 BATCH = 64
 LARGEST = 64  # pixels; larger images are brought to it
 _WIDTH, _MOST_STAGES = 32, 4
@@ -105,10 +105,10 @@ def train_classifier(
         labels: (N,) int64.
         classes: K.
         flips: mirror images at random.
-        seen: images that it learns from, repetitions included; by default `SEEN`, which takes a minute of two cores.
+        seen: images that it learns from, repetitions included; by default up to `SEEN`: a minute of two cores.
         progress: told how many are done, of how many.
     """
-    total = -(-(seen or SEEN) // BATCH)
+    total = -(-(seen or min(SEEN, max(FEWEST_SEEN, EPOCHS * len(images)))) // BATCH)
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.int64)
     with torch.random.fork_rng(devices=[]):
