@@ -13,6 +13,7 @@ from spheregen.errors import ConfigError
 from spheregen.family.sphere_encoder.loss import AutoencoderLossConfig, AutoencoderObjective
 from spheregen.family.sphere_flow.loss import FlowLossConfig, FlowNoise, FlowObjective, Teacher
 from spheregen.family.sphere_flow.network import RefinedGenerator
+from spheregen.fitted import fit_prior
 from spheregen.networks.perceptual import random_perceptual
 from spheregen.noise import NoiseConfig
 from spheregen.sampling.flow import LEAST_REMAINDER, Refinement, refine_samples
@@ -102,6 +103,25 @@ def test_random_points_have_nothing_to_do_with_the_image(
     t = draws.times.view(-1, 1, 1, 1)
     start = 0.3 * draws.noise + 0.7 * expected
     torch.testing.assert_close(at, (1 - t) * start + t * x, atol=1e-5, rtol=1e-4)
+
+
+def test_random_points_may_lie_where_the_codes_of_the_source_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = refined(rho=0.3)
+    loss = FlowLossConfig(random_share=1, random_prior="fitted", label_dropout=0)
+    with pytest.raises(ConfigError, match="fit-prior"):
+        FlowObjective(network, loss, NoiseConfig())
+    x, labels = images(8)
+    network.fitted = fit_prior(network.encode(x, labels), labels, network.num_classes)
+    with pytest.raises(ConfigError, match="source"):
+        joint(network, loss)
+    objective = FlowObjective(network, loss, NoiseConfig())
+    draws = objective.draw(8, torch.Generator().manual_seed(0))
+    calls = watched(network, lambda at, times: at, monkeypatch)
+    objective.loss(x, labels, draws)
+    ((_, _, _, context, _),) = calls
+    weights = network.fitted.embed_labels(None)[labels]
+    point = network.prior.project(network.fitted.draw(draws.source.noise, weights))
+    torch.testing.assert_close(context.latent, point, atol=1e-5, rtol=1e-4)  # type: ignore[attr-defined]
 
 
 def test_the_loss_is_the_squared_error_of_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spheregen.conditioning import Condition, Labels
-from spheregen.errors import ConfigError
+from spheregen.errors import ConfigError, check_choices
 from spheregen.family.adversarial import AdversarialConfig
 from spheregen.family.objective import Batches, Gather, Objective
 from spheregen.family.sphere_encoder.loss import CALLS, AutoencoderObjective, Passes
@@ -28,7 +28,7 @@ from spheregen.nn.critic import PatchCritic
 from spheregen.noise import BatchNoise, NoiseConfig, TrainingNoise, draw_angles, gaussian
 from spheregen.protocol import Context
 from spheregen.sampling.flow import LEAST_REMAINDER, Refinement, refine_images
-from spheregen.sampling.loop import guide
+from spheregen.sampling.loop import Start, guide
 from spheregen.sphere import per_sample, upcast
 
 
@@ -52,6 +52,8 @@ class FlowLossConfig(AdversarialConfig):
     random_share: float = 0.0
     """Share of samples whose x_0 is decoded from a random point instead, which has nothing to do with x, as in
     sampling; 0 as published."""
+    random_prior: Literal["sphere", "fitted"] = "sphere"
+    """Where these random points lie: uniformly, or where the codes of a trained `source` do; as sampling will begin."""
     time_law: Literal["uniform", "logit_normal"] = "logit_normal"
     """The law of times in (0, 1)."""
     time_mean: float = 0.0
@@ -65,6 +67,7 @@ class FlowLossConfig(AdversarialConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choices(self, "loss.")
         if self.velocity == self.perceptual == 0:
             raise ConfigError("loss.velocity and loss.perceptual are both 0: nothing would be learned")
         if not abs(self.time_mean) < float("inf") or not 0 <= self.time_deviation < float("inf"):
@@ -197,6 +200,11 @@ class FlowObjective(Objective):
         if teacher is not None:
             teacher.check(network.config)
             self.frozen = [*self.frozen, teacher.network.refiner]
+        if loss.random_prior == "fitted" and (autoencoder is not None or network.fitted is None):
+            raise ConfigError(
+                "loss.random_prior=fitted wants a trained `source` with a fitted prior; train one first, or fit its "
+                "prior with spheregen fit-prior"
+            )
         for each in self.frozen:
             each.eval().requires_grad_(False)
 
@@ -280,7 +288,8 @@ class FlowObjective(Objective):
         """Return x_0, its context and the clean latents, by passes of their own; random points have no latents."""
         network, source = self.network, noise.source
         e = source.noise.to(images.dtype)
-        point, latent = network.prior.project(e), None
+        start = Start(prior=self.config.random_prior)
+        (point, _), latent = start.points(network, e, told.own), None
         if self.config.random_share < 1:
             # labels are dropped as an autoencoder drops them while it learns
             latent = network.encode_raw(images, told.own.dropped(source.dropped[:, 0]))
