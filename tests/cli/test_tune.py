@@ -50,6 +50,18 @@ def test_long_trainings_tune_themselves_unless_told(run: Run, monkeypatch: pytes
     assert (Path() / "yes" / "tuning.json").is_file() and not (Path() / "no" / "tuning.json").exists()
 
 
+def test_a_model_of_a_schedule_of_its_own_or_without_classes_is_tuned_too(run: Run) -> None:
+    for name, more in (("own", "sampling.steps=2"), ("plain", "model.num_classes=0")):
+        trained(Path(name), *SHORT, more, recipe="conv-debug")
+        if name == "own":
+            config = json.loads(Path("own/config.json").read_text(encoding="utf-8"))
+            config["sampling"]["schedule"] = [0.4]
+            Path("own/config.json").write_text(json.dumps(config), encoding="utf-8")
+        found = run("tune", name, "--data", "digits", "--seconds", "60", "-n", "20", "--json").json
+        assert ("class_accuracy" in found["figures"]) == (name == "own")
+        assert len(found["tried"]) > 6 and found["samples"] == 20
+
+
 def test_what_cannot_be_tuned_is_one_line(run: Run) -> None:
     run("tune", "digits", "--data", "digits").fails("save_pretrained")
     model = trained(Path("model"), *SHORT, recipe="conv-debug")

@@ -13,6 +13,7 @@ from spheregen.evaluation.classifier import make_classifier, turned
 from spheregen.evaluation.images import RealImages, take
 from spheregen.evaluation.protocol import EvaluationOptions
 from spheregen.evaluation.request import Request, run
+from spheregen.evaluation.scorers import DataScorer
 from spheregen.measure.features import classifier, load_extractor
 from spheregen.measure.features.classifier import SmallClassifier, load_classifier, train_classifier
 from tests.evaluation.stubs import POOLED
@@ -72,6 +73,24 @@ def test_a_file_of_something_else_is_one_line(tmp_path: Path) -> None:
         load_classifier(path)
     with pytest.raises(ConfigError, match="learns from real images"):
         load_extractor("classifier")
+
+
+def test_what_it_cannot_give_is_one_line_before_any_work(tmp_path: Path) -> None:
+    for metric in ("cmmd", "class_score"):
+        options = EvaluationOptions(metrics=(metric,), count=4)
+        with pytest.raises(ConfigError, match=f"the metric {metric} needs"):
+            run(Request(model="digits", data="digits", features=("classifier",), options=options, device="cpu"))
+    with pytest.raises(ConfigError, match="--data"):
+        run(Request(model="digits", features=(POOLED, "classifier"), device="cpu"))
+
+
+def test_samples_without_classes_have_no_class_accuracy() -> None:
+    scorer = DataScorer(digits(limit=60))
+    images = take(digits("test"), 20) / 255
+    assert scorer.real_accuracy is not None
+    found = scorer.figures(images, None)
+    assert found.keys() == {"fd_own", "fd_classifier"}
+    assert scorer.figures(images, torch.zeros(20)).keys() == {*found, "class_accuracy"}
 
 
 def test_samples_in_a_folder_are_judged_by_the_classes_of_their_folders(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_perceptual_terms_can_compare_smaller_images() -> None:
         asked[scale] = perceptual.asked
     for large, small in zip(asked[1], asked[2], strict=True):
         torch.testing.assert_close(torch.nn.functional.avg_pool2d(large, 2), small)
+    objective_of(model_of(image_size=4, patch_size=2))  # nothing is compared that is too small
     for scale, said in ((0, "at least 1"), (3, "does not divide"), (4, "8 px or more")):
         with pytest.raises(ConfigError, match=said):
             objective_of(ConvolutionalAutoencoder(config), perceptual_scale=scale)

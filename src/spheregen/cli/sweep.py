@@ -96,7 +96,8 @@ def sweep(
         cells.append(output.tensor)
         if scorer is not None:
             samples = pipe.generate(scored, seed=seed, **each)
-            figures[-1] |= scorer.figures(samples.tensor, torch.tensor(samples.labels or [0] * scored))
+            asked = None if samples.labels is None else torch.tensor(samples.labels)
+            figures[-1] |= scorer.figures(samples.tensor, asked)
     *outer, last = swept
     columns = len(swept[last])
     starts = range(0, len(cells), columns)

@@ -19,7 +19,6 @@ from spheregen.measure.features import FeatureExtractor, classifier
 from spheregen.measure.features.classifier import (
     FORMAT,
     ClassifierFacts,
-    class_names_of,
     load_classifier,
     save_classifier,
     train_classifier,
@@ -96,7 +95,7 @@ def _train(data: RealImages, held_out: RealImages | None, labelled: bool, path: 
     if not labelled:
         (images, labels), (unseen, truth) = (turned(each) for each in (images, unseen))
     classes = max(int(labels.max()), int(truth.max())) + 1
-    names = class_names_of(data.source.class_names if labelled else QUARTERS, classes)
+    names = tuple(data.source.class_names if labelled else QUARTERS) or tuple(map(str, range(classes)))
     model = train_classifier(images, labels, len(names), flips=labelled and channels == 3)
     facts = ClassifierFacts(
         class_names=names,

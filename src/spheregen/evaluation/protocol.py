@@ -80,10 +80,11 @@ def check_metrics(
     for name in names or ():
         if name not in METRICS:
             raise ConfigError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; use {', '.join(METRICS)}")
-        lacking = [_lacking(info).get(name) for info in infos]
-        if all(lacking) and not (classified and name != "cmmd"):
-            networks = " and ".join(info.name for info in infos)
-            raise ConfigError(f"the metric {name} needs {lacking[0]}, which {networks} does not give")
+        needs = [_lacking(info).get(name, "") for info in infos]
+        if all(needs) and not (classified and name not in ("class_score", "cmmd")):
+            networks = " and ".join(info.name for info in infos) or "the network classifier"
+            need = needs[0] if needs else "another network"
+            raise ConfigError(f"the metric {name} needs {need}; {networks} does not give it")
     if names is not None and "kid" in names and count < KID_SUBSET:
         raise DataError(f"the metric kid takes subsets of {KID_SUBSET} samples, and there are {count}; give more")
 

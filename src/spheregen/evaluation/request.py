@@ -96,6 +96,8 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
     device = choose_device(local_device(request.device, world))
     extractors = load_extractors([name for name in request.features or ("own",) if name != CLASSIFIER], device)
     classified = request.features is None or CLASSIFIER in request.features
+    if CLASSIFIER in (request.features or ()) and request.data is None:
+        raise ConfigError("the network classifier learns from real images; name them by --data, or leave it out")
     given = load_references(request.references, [*extractors, *([CLASSIFIER] if classified else [])])
     infos = [each.info for each in extractors.values()]
     if request.images is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +31,8 @@ Array = npt.NDArray[np.floating[Any]]
 class Scorer(Protocol):
     """Scores samples of one kind of image."""
 
-    def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return named figures of images (B, C, S, S) in [0, 1] that were asked to show `labels` (B,)."""
+    def figures(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+        """Return named figures of images (B, C, S, S) in [0, 1] that were asked to show `labels` (B,), if any."""
 
 
 def find_scorer(
@@ -48,13 +48,13 @@ def find_scorer(
         SphereGenError: there is one, but the package that it needs is not installed.
     """
     if data is not None:
-        return FrechetScorer(data, info.class_names, device, reporter)
-    if info.training.get("data") == "digits" and image_shape == (1, 8, 8):
+        return DataScorer(data, info.class_names, device, reporter)
+    if info.training.get("data") == "digits" and image_shape == (1, 8, 8) and info.class_names:
         return DigitScorer()
     return None
 
 
-class FrechetScorer:
+class DataScorer:
     """What a classifier of real images sees, and Frechet distances to them: a quick look, see `evaluate` for figures.
 
     Args:
@@ -91,12 +91,12 @@ class FrechetScorer:
         """The share of held-out real images whose class the classifier sees; None where there are no classes."""
         return self._extractors[CLASSIFIER].info.accuracy
 
-    def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return the share of right classes, where there are some, and distances of images (B, C, S, S) in [0, 1]."""
+    def figures(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+        """Return the class accuracy, where there are classes, and distances of images (B, C, S, S) in [0, 1]."""
         found: dict[str, float] = {}
         for name, reference in self._references.items():
             measured, seen = self._measured(name, to_uint8(images))
-            if name == CLASSIFIER and self.real_accuracy is not None:
+            if name == CLASSIFIER and self.real_accuracy is not None and labels is not None:
                 found["class_accuracy"] = float((seen == labels.cpu()).float().mean())
             found[f"fd_{name}"] = frechet_distance(measured, reference)
         return found
@@ -133,7 +133,7 @@ class DigitScorer:
         self.real_deviation = _deviation(self.train, self.train_labels)
         self.real_distance = float(np.median(_nearest(held_out, self.train)))
 
-    def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def figures(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Score images (B, 1, 8, 8) in [0, 1] that were asked to show `labels` (B,).
 
         Returns:
@@ -142,6 +142,7 @@ class DigitScorer:
             full variety. `distance_ratio`: median distance to the nearest training digit, relative to that of held-out
             real digits: near 0 for copies.
         """
+        assert labels is not None
         flat, asked = _flat(images), labels.cpu().numpy()
         return {
             "accuracy": float(np.mean(self.classifier.predict(flat) == asked)),
@@ -154,12 +155,9 @@ class LetterScorer:
     """Scores samples of the embedded letters by a small classifier that learns from the same typefaces in a minute.
 
     The typefaces of the other split are held out. Letters whose shapes coincide (`TWINS`) count as one.
-
-    Args:
-        progress: told how many images the classifier has learned from, of how many.
     """
 
-    def __init__(self, progress: Callable[[int, int], object] = lambda done, total: None) -> None:
+    def __init__(self) -> None:
         options = ImageOptions(image_size=32, channels=1)
         (images, labels), (held_out, held_out_labels) = (
             (loaded.images, torch.as_tensor(loaded.labels))
@@ -169,7 +167,7 @@ class LetterScorer:
         self._one = torch.arange(len(names))
         for group in TWINS:
             self._one[[names.index(letter) for letter in group]] = names.index(group[0])
-        self.classifier = train_classifier(images, labels, len(names), progress=progress)
+        self.classifier = train_classifier(images, labels, len(names))
         self.real_accuracy = self._accuracy(held_out, held_out_labels)
         """The classifier's accuracy on held-out typefaces."""
         self.train, self.train_labels = _flat(images / 255).astype(np.float32), labels.numpy()
@@ -177,13 +175,14 @@ class LetterScorer:
         self.real_deviation = _deviation(real, real_labels)
         self.real_distance = self._distance(real, real_labels)
 
-    def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def figures(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Score images (B, 1, 32, 32) in [0, 1] that were asked to show `labels` (B,).
 
         Returns:
             As of `DigitScorer`, relative to typefaces that were held out; distances are to training images of the same
             letter.
         """
+        assert labels is not None
         flat, asked = _flat(images).astype(np.float32), labels.cpu().numpy()
         return {
             "accuracy": self._accuracy(to_uint8(images), labels.cpu()),

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from spheregen.errors import ConfigError
 from spheregen.evaluation.images import find_held_out, open_real
-from spheregen.evaluation.scorers import FrechetScorer
+from spheregen.evaluation.scorers import DataScorer
 from spheregen.files import write_json
 from spheregen.folders.model_folder import save_sampling
 from spheregen.lock import locked_folder
@@ -36,17 +35,6 @@ SEED = 1 << 40
 MARGIN = 0.98
 """What takes more decodes must score below this share of the best so far."""
 SETTINGS = ("steps", "schedule", "guidance", "guidance_at", "share_noise", "strength", "prior", "temperature")
-
-
-class Scorer(Protocol):
-    """What scores samples, such as `scorers.FrechetScorer`."""
-
-    @property
-    def real_accuracy(self) -> float | None:
-        """The share of held-out real images whose class it sees; None without classes."""
-
-    def figures(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return `fd_own`, `fd_classifier` and, with classes, `class_accuracy`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class Trial:
 
 def tune_sampling(
     pipe: Pipeline,
-    classifier: Scorer,
+    scorer: DataScorer,
     *,
     seconds: float,
     count: int = COUNT,
@@ -86,8 +74,7 @@ def tune_sampling(
     """
     if count < 2:
         raise ConfigError(f"a distance needs at least 2 samples, not {count}")
-    classes = pipe.classes.count
-    count = max(1, -(-count // max(1, classes))) * max(1, classes)
+    count = balanced(count, pipe.classes.count)
     begun, pace = time.monotonic(), 0.0  # seconds of a decode of all samples
     tried: list[Trial] = []
     best: Trial | None = None
@@ -100,9 +87,8 @@ def tune_sampling(
             start = time.monotonic()
             output = pipe.generate(count, seed=SEED, **settings)
             made = time.monotonic() - start
-            labels = torch.tensor(output.labels) if output.labels is not None else torch.zeros(count)
-            figures = classifier.figures(output.tensor, labels)
-            trial = Trial(settings, figures, _score(figures, classifier.real_accuracy), 1000 * made / count)
+            figures = scorer.figures(output.tensor, None if output.labels is None else torch.tensor(output.labels))
+            trial = Trial(settings, figures, _score(figures, scorer.real_accuracy), 1000 * made / count)
             pace = max(pace, (time.monotonic() - start) / _decodes(settings))
             tried.append(trial)
             told(trial)
@@ -110,6 +96,11 @@ def tune_sampling(
                 best = trial
     assert best is not None
     return best, tried
+
+
+def balanced(count: int, classes: int) -> int:
+    """Return the least number of samples from `count` on that has as many of each class."""
+    return -(-count // max(1, classes)) * max(1, classes)
 
 
 Proposals = Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]]
@@ -135,15 +126,18 @@ def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
             yield {**best, "guidance": guidance, "guidance_at": place}
 
     def refined(best: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        named = isinstance(best["schedule"], str)  # others are of one number of steps
         if best["prior"] == "fitted":
             for temperature in (best["temperature"] * factor for factor in (0.85, 0.925, 1.08)):
                 yield {**best, "temperature": round(temperature, 3)}
             for strength in (0.1, 0.4) if best["steps"] > 1 else ():
                 yield {**best, "strength": strength}
-            yield {**best, "steps": best["steps"] + 1, "strength": min(best["strength"], 0.1)}
+            if named:
+                yield {**best, "steps": best["steps"] + 1, "strength": min(best["strength"], 0.1)}
         elif best["steps"] > 1:
             yield {**best, "share_noise": not best["share_noise"]}
-            yield {**best, "steps": best["steps"] + 2}
+            if named:
+                yield {**best, "steps": best["steps"] + 2}
 
     return (starts, guided, refined)
 
@@ -196,14 +190,14 @@ def tune_folder(
         names, geometry = pipe.info.class_names, pipe.image_options
         train = open_real(data, split, geometry, class_names=names)
         held_out = find_held_out(data, split, geometry, names)
-        scorer = FrechetScorer(train, names, pipe.device, reporter, held_out=held_out)
+        scorer = DataScorer(train, names, pipe.device, reporter, held_out=held_out)
         best, tried = tune_sampling(pipe, scorer, seconds=seconds, count=count, told=tell)
         found = {
             "chosen": dict(best.settings),
             "figures": {**best.figures, "score": best.score},
             "classifier_accuracy_on_real_images": scorer.real_accuracy,
             "compared_with": scorer.compared_with,
-            "samples": count,
+            "samples": balanced(count, pipe.classes.count),
             "device": str(pipe.device),
             "torch": torch.__version__,
             "tried": [trial.row() for trial in tried],

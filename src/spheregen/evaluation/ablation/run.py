@@ -169,7 +169,7 @@ class _Study:
                 extractors[CLASSIFIER] = make_classifier(
                     data,
                     work,
-                    held_out=held_out,
+                    held_out=None if held_out.source.split == data.source.split else held_out,
                     class_names=pipe.info.class_names,
                     device=self.device,
                     world=world,

@@ -163,9 +163,10 @@ class AutoencoderObjective(Objective):
         self.autoencoder, self.config, self.noise = autoencoder, loss, noise
         self.use_perceptual(perceptual, "pixel_reconstruction", loss.pixel_reconstruction)
         channels, size, _ = autoencoder.image_shape
-        if size % loss.perceptual_scale or size // loss.perceptual_scale < SMALLEST_PERCEIVED:
+        scale = loss.perceptual_scale
+        if scale > 1 and (size % scale or size // scale < SMALLEST_PERCEIVED):
             raise ConfigError(
-                f"loss.perceptual_scale={loss.perceptual_scale} does not divide images of {size} px into such of "
+                f"loss.perceptual_scale={scale} does not divide images of {size} px into such of "
                 f"{SMALLEST_PERCEIVED} px or more"
             )
         self.critic = loss.new_critic(channels, size, perceptual)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +95,6 @@ def train_classifier(
     flips: bool = False,
     seen: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> SmallClassifier:
     """Train a classifier; the same arguments give the same one.
 
@@ -106,7 +104,6 @@ def train_classifier(
         classes: K.
         flips: mirror images at random.
         seen: images that it learns from, repetitions included; by default up to `SEEN`: a minute of two cores.
-        progress: told how many are done, of how many.
     """
     total = -(-(seen or min(SEEN, max(FEWEST_SEEN, EPOCHS * len(images)))) // BATCH)
     generator = torch.Generator().manual_seed(seed)
@@ -127,7 +124,6 @@ def train_classifier(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            progress((step + 1) * BATCH, total * BATCH)
     model.eval()
     return model
 
@@ -154,10 +150,10 @@ def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Fea
         facts = ClassifierFacts(**{**record, "class_names": tuple(record["class_names"])})
         model = SmallClassifier(channels, size, classes)
         model.load_state_dict(state)
+        return classifier_features(model, facts, torch.device(device))
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelFileError(f"{path} is no file of a classifier ({reason})") from error
-    return classifier_features(model, facts, torch.device(device))
 
 
 def classifier_features(model: SmallClassifier, facts: ClassifierFacts, device: torch.device) -> FeatureExtractor:
@@ -169,7 +165,6 @@ def classifier_features(model: SmallClassifier, facts: ClassifierFacts, device: 
         return FeatureBatch(features, model.head(features) if facts.labelled else None)
 
     what = f"{len(facts.class_names)} classes" if facts.labelled else "how images were turned"
-
     info = FeatureInfo(
         name="classifier",
         title=f"a small classifier that learned {what} from {facts.images} images of {facts.data}; right on "
@@ -182,11 +177,6 @@ def classifier_features(model: SmallClassifier, facts: ClassifierFacts, device: 
         accuracy=facts.accuracy if facts.labelled else None,
     )
     return NetworkFeatures(model, info, extract, device, channels_last=True)
-
-
-def class_names_of(names: Sequence[str], classes: int) -> tuple[str, ...]:
-    """Return the names of classes, or their numbers where they have none."""
-    return tuple(names) or tuple(map(str, range(classes)))
 
 
 def _augmented(x: Tensor, flips: bool, generator: torch.Generator) -> Tensor:
