@@ -66,4 +66,5 @@ def test_what_cannot_be_tuned_is_one_line(run: Run) -> None:
     run("tune", "digits", "--data", "digits").fails("save_pretrained")
     model = trained(Path("model"), *SHORT, recipe="conv-debug")
     run("tune", str(model), "--data", "digits", "--seconds", "0").fails("--seconds")
+    run("tune", str(model), "--data", "digits", "-n", "1").fails("--count 1")
     run("tune", str(model), "--data", "nowhere").fails("nowhere")

@@ -39,6 +39,8 @@ def tune(
             "model or of one of the Hub by Pipeline.save_pretrained, and name its folder"
         )
     cli.check_count(count)
+    if count < 2:
+        raise ConfigError(f"a distance needs at least 2 samples, not --count {count}")
     if not seconds > 0:
         raise ConfigError(f"--seconds is above 0, not {seconds:g}")
     found = tune_folder(
