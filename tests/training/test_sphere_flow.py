@@ -130,6 +130,17 @@ def test_behind_a_latent_denoiser(cache: Path, tmp_path: Path) -> None:
     assert read_architecture(folder).decoder_width == 0
 
 
+def test_behind_the_fitted_prior_of_its_source(tmp_path: Path) -> None:
+    source = train(load_recipe("debug", ["train.steps=2", "train.fit_prior=true"]), tmp_path / "source", device="cpu")
+    behind = ("autoencoder=null", f"source={source.folder}", "loss.random_prior=fitted", "train.steps=2")
+    assert estimate_memory(load_recipe("flow-debug", behind), precision="float32").total > 0  # its networks have random weights
+    folder = run(tmp_path / "run", *behind)
+    assert load_model(folder).model.fitted is not None
+    (source.folder / "prior.safetensors").unlink()
+    with pytest.raises(ConfigError, match="fit-prior"):
+        run(tmp_path / "other", *behind)
+
+
 def test_another_source_is_another_run(behind: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(behind, folder)

@@ -11,7 +11,15 @@ from spheregen.family.recipe import Recipe
 from spheregen.family.registry import blank_model, member_of, member_of_kind
 from spheregen.family.representation.network import with_architecture
 from spheregen.folders.card import ModelInfo
-from spheregen.folders.model_folder import LoadedModel, load_model, read_architecture, read_inner_architecture
+from spheregen.folders.model_folder import (
+    PRIOR,
+    LoadedModel,
+    load_model,
+    load_prior,
+    model_fingerprint,
+    read_architecture,
+    read_inner_architecture,
+)
 from spheregen.folders.model_source import find_model
 from spheregen.folders.tokenizers import blank_tokenizer
 from spheregen.networks.encoders import build_encoder
@@ -36,7 +44,9 @@ class _Networks:
             return load_model(folder)
         inner = read_inner_architecture(folder)
         model: Any = blank_model(read_architecture(folder), None if inner is None else blank_model(inner))
-        return LoadedModel(model, ModelInfo())
+        loaded = LoadedModel(model, ModelInfo(), model_fingerprint(folder))
+        model.fitted = load_prior(folder, loaded) if (folder / PRIOR).is_file() else None
+        return loaded
 
     def tokenizer(self) -> Any:
         return self._tokenizer
