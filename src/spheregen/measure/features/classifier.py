@@ -87,6 +87,8 @@ class SmallClassifier(nn.Module):
 
 
 @own_defaults()
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_classifier(
     images: Tensor,
     labels: Tensor,

@@ -1,0 +1,211 @@
+"""Which member samples best after so many minutes of one core: the table behind `suggest`.
+
+    python benchmarks/members.py --data flowers=PATH@64 --minutes 10 [--members vit,conv] [--out runs/members]
+
+Trains every member with one thread, as many steps as fit into the minutes by the library's own estimate, and scores
+samples of random points and of the fitted prior. `NAME=PATH@SIZE` is in colour, `NAME=PATH@SIZE,grey` is not: then it
+is not mirrored, and has no perceptual term. Rows are appended to OUT/members.jsonl, with the CPU seconds that training
+took; sheets lie beside it; what is there already is not done again.
+
+Members: `vit` and `conv`, a transformer and a convolutional Sphere Encoder; `denoiser`, a latent denoiser on a
+tokenizer of its own, which has a third of the time; `flow`, Sphere Flow, a third of the time for its autoencoder;
+`plain`, a flow from noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures import Figures, keep, sheet
+
+import spheregen as sg
+from spheregen.data import open_source, to_uint8
+from spheregen.family.recipe import Recipe
+from spheregen.folders.tokenizers import open_tokenizer
+from spheregen.training.estimate import estimate_time
+from spheregen.training.recipe import load_recipe
+
+Settings = dict[str, Any]
+RANDOM: Settings = {"prior": "sphere", "steps": 4, "guidance": 1.5, "guidance_at": "pixel", "schedule": "angle"}
+REFINED: Settings = {"steps": 1, "refinement_steps": 4}
+SAMPLINGS: Mapping[str, tuple[Settings, ...]] = {
+    "vit": (RANDOM, {"prior": "fitted", "steps": 1}, {"prior": "fitted", "steps": 2, "strength": 0.2}),
+    "conv": (RANDOM, {"prior": "fitted", "steps": 1}, {"prior": "fitted", "steps": 2, "strength": 0.2}),
+    "denoiser": ({"steps": 4, "guidance": 1}, {"steps": 4, "guidance": 1.5}),
+    "flow": (
+        {**REFINED, "guidance": 1.8, "refinement_guidance": 1.3},
+        {**REFINED, "guidance": 1.8, "refinement_guidance": 2},
+    ),
+    "plain": (
+        {**REFINED, "guidance": 1, "refinement_guidance": 1},
+        {**REFINED, "guidance": 1, "refinement_guidance": 2},
+    ),
+}
+SHARE = 0.33
+"""Of a tokenizer, in the time of a latent denoiser."""
+
+
+class Case:
+    """A data set and a length, and the runs on them."""
+
+    def __init__(self, text: str, minutes: float, out: Path) -> None:
+        self.name, _, rest = text.partition("=")
+        rest, _, kind = rest.partition(",")
+        self.path, _, size = rest.rpartition("@")
+        self.size, self.grey, self.minutes, self.out = int(size), kind == "grey", minutes, out
+
+    def recipe(self, name: str, settings: Settings, share: float = 1.0) -> Recipe:
+        """A shipped recipe for these images, as long as its share of the minutes allows on one thread."""
+        classes = _classes(self.path)
+        shape = {"image_size": self.size, "image_channels": 1 if self.grey else 3, "num_classes": classes}
+        both = [part for part in ("model", "autoencoder") if part != "autoencoder" or name.startswith("flow-")]
+        found: Settings = {"data.flips": not self.grey, "data.resize": "adm", "train.tune": False}
+        found |= {f"{part}.{key}": value for part in both for key, value in shape.items()}
+        if name.startswith("rae"):
+            found.pop("model.num_classes")
+        if self.grey and not name.startswith("sle"):
+            found |= {"perceptual": "none"} | _without_perceptual(name)
+        found |= settings
+        recipe = _recipe(name, self.path, found | {"train.steps": 1000})
+        seconds = estimate_time(recipe, None, torch.device("cpu"), "float32", budget=20).seconds_per_step
+        steps = max(50, int(60 * self.minutes * share / seconds))
+        often = {"train.steps": steps, "train.checkpoint_every": steps, "train.preview_every": steps}
+        return _recipe(name, self.path, found | often)
+
+    def train(self, recipe: Recipe, folder: Path) -> float:
+        """Train in a process of one thread; the CPU seconds that it took."""
+        folder.mkdir(parents=True, exist_ok=True)
+        written = folder.with_suffix(".yaml")
+        written.write_text(json.dumps(recipe.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
+        return _run("train", str(written), "--out", str(folder), "--device", "cpu", log=folder.with_suffix(".log"))
+
+
+def _without_perceptual(name: str) -> Settings:
+    if name.startswith("rae"):
+        return {"loss.perceptual": 0, "loss.critic_features": False}
+    terms = {"perceptual_reconstruction": 0, "perceptual_consistency": 0, "pixel_reconstruction": 10}
+    if name.startswith("flow-"):
+        return {"loss.perceptual": 0} | {f"autoencoder_loss.{key}": value for key, value in terms.items()}
+    return {f"loss.{key}": value for key, value in terms.items()} | {"loss.pixel_consistency": 2}
+
+
+def _classes(data: str) -> int:
+    return len(open_source(data).class_names)
+
+
+def _recipe(name: str, data: str, settings: Settings) -> Recipe:
+    return load_recipe(name, [f"{key}={json.dumps(value)}" for key, value in settings.items()], data=data)
+
+
+def _run(*command: str, log: Path) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    how = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with log.open("a", encoding="utf-8") as file:
+        subprocess.run([sys.executable, "-m", "spheregen", *command], env=how, stdout=file, stderr=file, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def vit(case: Case, folder: Path) -> float:
+    like, patch = ("flowers-laptop", 8) if case.size >= 48 else ("cifar10-laptop", 4)
+    settings = {"model.patch_size": patch, "loss.perceptual_scale": 2 if case.size >= 48 and not case.grey else 1}
+    return case.train(case.recipe(like, settings), folder)
+
+
+def conv(case: Case, folder: Path) -> float:
+    like = "conv-letters" if case.grey else "conv-flowers" if case.size >= 48 else "conv-cifar10"
+    return case.train(case.recipe(like, {}), folder)
+
+
+def denoiser(case: Case, folder: Path) -> float:
+    patch = 8 if case.size >= 48 else 4
+    tokenizer, latents = folder.with_name(folder.name + "-tokenizer"), folder.with_name(folder.name + "-latents")
+    settings: Settings = {"model.patch_size": patch}
+    if case.grey or case.size != 32:
+        settings |= {"model.encoder": {"kind": "feature_net", "stage": 4}}
+    spent = case.train(case.recipe("rae-cifar10-laptop", settings, SHARE), tokenizer)
+    flips = [] if case.grey else ["--flips"]
+    log = folder.with_suffix(".log")
+    spent += _run("encode", str(tokenizer), case.path, *flips, "--out", str(latents), "--set", "resize=adm", log=log)
+    tokens, channels = open_tokenizer(str(tokenizer)).tokenizer.latent_shape
+    inner = Case(f"{case.name}={latents}@{case.size}{',grey' if case.grey else ''}", case.minutes, case.out)
+    shape = {"model.tokens": tokens, "model.channels": channels, "data.resize": "published", "data.flips": False}
+    left = 1 - spent / 60 / case.minutes
+    return spent + inner.train(inner.recipe("sle-cifar10-laptop", shape, left), folder)
+
+
+def flow(case: Case, folder: Path) -> float:
+    patch = 8 if case.size >= 48 else 4
+    settings = {"model.patch_size": patch, "autoencoder.patch_size": patch}
+    return case.train(case.recipe("flow-cifar10-laptop", settings), folder)
+
+
+def plain(case: Case, folder: Path) -> float:
+    stub = folder.with_name(folder.name + "-unused")
+    if not (stub / "model.safetensors").is_file():  # a refiner wants a generator in front, which is not used
+        case.train(_recipe("conv-debug", case.path, _toy(case)), stub)
+    settings = {
+        "model.patch_size": 8 if case.size >= 48 else 4,
+        "autoencoder": None,
+        "source": str(stub),
+        "model.rho": 1,
+        "model.latent_channels": 0,
+        "model.decoder_width": 0,
+        "model.size": {"width": 176, "depth": 4, "heads": 4},
+        "loss.random_share": 0,
+    }
+    return case.train(case.recipe("flow-cifar10-laptop", settings), folder)
+
+
+def _toy(case: Case) -> Settings:
+    classes = _classes(case.path)
+    shape = {"image_size": case.size, "image_channels": 1 if case.grey else 3, "num_classes": classes}
+    return {**{f"model.{key}": value for key, value in shape.items()}, "train.steps": 1, "data.resize": "adm"}
+
+
+MEMBERS = {"vit": vit, "conv": conv, "denoiser": denoiser, "flow": flow, "plain": plain}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="append", required=True)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[10.0])
+    parser.add_argument("--members", default=",".join(MEMBERS))
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--out", type=Path, default=Path("runs/members"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    table = given.out / "members.jsonl"
+    rows = [json.loads(line) for line in table.read_text().splitlines()] if table.is_file() else []
+    done = {(row["data"], row["minutes"], row["member"]) for row in rows}
+    for minutes in given.minutes:
+        for text in given.data:
+            case = Case(text, minutes, given.out)
+            figures: Figures | None = None
+            for member in given.members.split(","):
+                if (case.name, minutes, member) in done:
+                    continue
+                folder = given.out / f"{case.name}-{member}-{minutes:g}"
+                seconds = MEMBERS[member](case, folder)
+                pipe = sg.Pipeline.from_pretrained(folder, device="cpu", quiet=True)
+                figures = figures or Figures(pipe, case.path, given.out / "classifiers")
+                about = {"data": case.name, "minutes": minutes, "member": member, "cpu_seconds": round(seconds)}
+                for how in SAMPLINGS[member]:
+                    out = pipe.generate(given.count, seed=0, **how)
+                    scores = figures.of(to_uint8(out.tensor), out.labels or [])
+                    keep(table, {**about, "sampling": how, "real": figures.accuracy, **scores})
+                    place = given.out / f"{folder.name}-{SAMPLINGS[member].index(how)}.png"
+                    sheet(out.tensor, out.labels or [], place)
+
+
+if __name__ == "__main__":
+    main()
