@@ -3,7 +3,8 @@
     python benchmarks/priors.py FOLDER --data SRC [--count 2000] [--denoiser RUN] [--out priors.jsonl]
 
 The weights of the model are never touched. All families draw for the same classes, evenly, from the same noise, and one
-decode makes the image. `--denoiser` is a latent denoiser that was trained on the codes of the same model:
+decode makes the image: of the draw, then of the draw turned by ANGLE degrees toward its noise and guided at pixels by
+GUIDANCE. `--denoiser` is a latent denoiser that was trained on the codes of the same model:
 
     spheregen encode FOLDER SRC --out latents
     spheregen train sle-debug --data latents --set ... --out RUN
@@ -12,6 +13,8 @@ decode makes the image. `--denoiser` is a latent denoiser that was trained on th
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--denoiser", type=Path)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--turned", type=float, nargs=2, default=(55.0, 3.0), metavar=("ANGLE", "GUIDANCE"))
     parser.add_argument("--out", type=Path, default=Path("priors.jsonl"))
     parser.add_argument("--sheets", type=Path)
     given = parser.parse_args()
@@ -108,12 +112,13 @@ def main() -> None:
         "random points": lambda noise, labels, uniform: noise,
         "Gaussians, one covariance": gaussians(fit_prior(codes, labels, classes, shrinkage=1e9)),
         "Gaussians, shrinkage 500": gaussians(fit_prior(codes, labels, classes, shrinkage=500)),
-        "Gaussians, shrinkage 50": gaussians(fit_prior(codes, labels, classes)),
-        "the same, temperature 0.8": gaussians(fit_prior(codes, labels, classes), 0.8),
-        "the same, temperature 1.2": gaussians(fit_prior(codes, labels, classes), 1.2),
+        "Gaussians, shrinkage 50": gaussians(fit_prior(codes, labels, classes, shrinkage=50)),
+        "Gaussians, shrinkage 10": gaussians(fit_prior(codes, labels, classes, shrinkage=10)),
+        "the same, temperature 0.8": gaussians(fit_prior(codes, labels, classes, shrinkage=10), 0.8),
+        "the same, temperature 1.2": gaussians(fit_prior(codes, labels, classes, shrinkage=10), 1.2),
+        "the same, 16 directions": gaussians(fit_prior(codes, labels, classes, shrinkage=10, directions=16)),
+        "the same, 200 directions": gaussians(fit_prior(codes, labels, classes, shrinkage=10, directions=200)),
         "Gaussians, no shrinkage": gaussians(fit_prior(codes, labels, classes, shrinkage=0)),
-        "the same, 16 directions": gaussians(fit_prior(codes, labels, classes, directions=16)),
-        "the same, 200 directions": gaussians(fit_prior(codes, labels, classes, directions=200)),
         "mixtures of 4": mixtures(codes, labels, classes, 4),
         "mixtures of 16": mixtures(codes, labels, classes, 16),
         "between neighbours": neighbours(codes, labels, classes),
@@ -131,12 +136,20 @@ def main() -> None:
             given.sheets.mkdir(parents=True, exist_ok=True)
             sheet(images, asked.tolist(), given.sheets / f"{given.folder.name}-{name.replace(' ', '-')}.png")
 
-    for name, draw in families.items():
+    angle, guidance = given.turned
+    null = torch.full((PART,), classes)
+    for (name, draw), turned in itertools.product(families.items(), (False, True)):
         begun, made = time.process_time(), []
         for e, y, u in zip(noise.split(PART), asked.split(PART), uniform.split(PART), strict=True):
-            latents = model.prior.project(draw(e, y, u))
-            made.append(model.to_image(model.decode(latents, y)).clamp(-1, 1) / 2 + 0.5)
-        score(name, torch.cat(made), time.process_time() - begun)
+            point = model.prior.project(draw(e, y, u))
+            if turned:
+                point = model.prior.perturb(point, e, math.radians(angle))
+            images = model.to_image(model.decode(point, y))
+            if turned:
+                plain = model.to_image(model.decode(point, null[: len(y)]))
+                images = plain + guidance * (images - plain)
+            made.append(images.clamp(-1, 1) / 2 + 0.5)
+        score(f"{name}{', turned' * turned}", torch.cat(made), time.process_time() - begun)
     if given.denoiser:
         other = sg.Pipeline.from_pretrained(given.denoiser, device="cpu", quiet=True)
         for steps in (1, 4):

@@ -27,7 +27,7 @@ from spheregen.sphere import full_precision
 
 DIRECTIONS = 64
 """k, at most."""
-SHRINKAGE = 50.0
+SHRINKAGE = 10.0
 """A class of so many codes has half its own covariance and half that of all classes."""
 OWN_FACTORS = 1 << 20
 """Numbers of the factors of all classes beyond which classes share one: 256 classes of 64 directions."""

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from spheregen.training import suggestion
+from spheregen.training.estimate import step_cost
 from spheregen.training.recipe import Recipe, load_recipe
 from tests.cli.conftest import Run
 
@@ -18,7 +19,7 @@ def _same_machine_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, *_: object) -> None: ...
 
         def guess(self, recipe: Recipe) -> float:
-            return 1e-8 * recipe.model.image_size**2 * recipe.train.batch_size * recipe.model.decoder_size.width**2
+            return recipe.train.batch_size * step_cost(recipe).flops_per_image / 1e10
 
         measure = guess
 

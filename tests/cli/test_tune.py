@@ -18,7 +18,7 @@ SHORT = ("train.steps=30", "train.preview_every=0")
 def test_the_best_of_what_was_measured_becomes_the_default(run: Run) -> None:
     model = trained(Path("model"), *SHORT, recipe="conv-debug")
     weights, card = load_model(model).fingerprint, (model / "README.md").read_text(encoding="utf-8")
-    found = run("tune", "model", "--data", "digits", "--seconds", "60", "-n", "20", "--json").json
+    found = run("tune", "model", "--data", "digits", "--seconds", "100000", "-n", "20", "--json").json
     tried = found["tried"]
     assert len(tried) >= 12 and {row["prior"] for row in tried} == {"sphere", "fitted"}
     assert all(row["score"] > 0 and 0 <= row["class_accuracy"] <= 1 for row in tried)
@@ -57,7 +57,7 @@ def test_a_model_of_a_schedule_of_its_own_or_without_classes_is_tuned_too(run: R
             config = json.loads(Path("own/config.json").read_text(encoding="utf-8"))
             config["sampling"]["schedule"] = [0.4]
             Path("own/config.json").write_text(json.dumps(config), encoding="utf-8")
-        found = run("tune", name, "--data", "digits", "--seconds", "60", "-n", "20", "--json").json
+        found = run("tune", name, "--data", "digits", "--seconds", "100000", "-n", "20", "--json").json
         assert ("class_accuracy" in found["figures"]) == (name == "own")
         assert len(found["tried"]) > 6 and found["samples"] == 20
 

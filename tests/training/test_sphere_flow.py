@@ -133,7 +133,7 @@ def test_behind_a_latent_denoiser(cache: Path, tmp_path: Path) -> None:
 def test_behind_the_fitted_prior_of_its_source(tmp_path: Path) -> None:
     source = train(load_recipe("debug", ["train.steps=2", "train.fit_prior=true"]), tmp_path / "source", device="cpu")
     behind = ("autoencoder=null", f"source={source.folder}", "loss.random_prior=fitted", "train.steps=2")
-    assert estimate_memory(load_recipe("flow-debug", behind), precision="float32").total > 0  # its networks have random weights
+    assert estimate_memory(load_recipe("flow-debug", behind), precision="float32").total > 0
     folder = run(tmp_path / "run", *behind)
     assert load_model(folder).model.fitted is not None
     (source.folder / "prior.safetensors").unlink()

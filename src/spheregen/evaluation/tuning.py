@@ -34,7 +34,10 @@ SEED = 1 << 40
 """Of the first sample: seeds that nobody else begins with."""
 MARGIN = 0.98
 """What takes more decodes must score below this share of the best so far."""
-SETTINGS = ("steps", "schedule", "guidance", "guidance_at", "share_noise", "strength", "prior", "temperature")
+SETTINGS = (
+    *("steps", "schedule", "guidance", "guidance_at", "share_noise", "strength", "prior", "temperature"),
+    "prior_angle",
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
     own = pipe.settings(GenerationOptions())
     own = {name: own[name] for name in SETTINGS}
     plain = {"guidance": 1.0, "guidance_at": "both", "share_noise": True, "strength": 1.0, "temperature": 1.0}
+    plain |= {"prior_angle": 0.0}
 
     def starts(_: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield own
@@ -122,6 +126,10 @@ def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
             yield {**own, **plain, "prior": "sphere", "steps": steps, "schedule": schedule}
 
     def guided(best: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        if best["prior"] == "fitted" and pipe.classes.count:  # beside the codes details are sharper and classes vaguer
+            for angle, guidance in ((30.0, 2.0), (55.0, 3.0), (70.0, 3.0)):
+                turned = {"prior_angle": angle, "guidance": guidance, "guidance_at": "pixel"}
+                yield {**best, **turned, "steps": 1, "strength": 1.0}
         for guidance, place in itertools.product((1.3, 1.6, 2.0) if pipe.classes.count else (), ("pixel", "both")):
             yield {**best, "guidance": guidance, "guidance_at": place}
 
@@ -130,6 +138,10 @@ def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
         if best["prior"] == "fitted":
             for temperature in (best["temperature"] * factor for factor in (0.85, 0.925, 1.08)):
                 yield {**best, "temperature": round(temperature, 3)}
+            for angle in (-10, 10) if best["prior_angle"] else ():
+                yield {**best, "prior_angle": best["prior_angle"] + angle}
+            for factor in (0.8, 1.2) if best["prior_angle"] else ():
+                yield {**best, "guidance": round(best["guidance"] * factor, 2)}
             for strength in (0.1, 0.4) if best["steps"] > 1 else ():
                 yield {**best, "strength": strength}
             if named:

@@ -20,6 +20,7 @@ class ModelInfo:
     # of weights that were not trained from scratch here: `source` (the file or place they were converted from),
     # `base_model` (the model they were fine-tuned from), `license` (an SPDX id or words)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, str] = field(default_factory=dict)  # what was measured of its samples -> a number or words
 
 
 def model_card(member: Member, config: Any, info: ModelInfo, *, title: str) -> str:
@@ -35,6 +36,7 @@ def model_card(member: Member, config: Any, info: ModelInfo, *, title: str) -> s
         ("data", training.get("data")),
         ("training", _training(info)),
         ("perceptual loss", training.get("perceptual")),
+        *info.figures.items(),
     ]
     licence = origin.get("license")
     tag = licence if licence and " " not in licence else "other"

@@ -40,7 +40,7 @@ PRIOR = "prior.safetensors"
 RECORD = "fingerprint.json"  # in a tokenizer's sub-folder, written last
 _FINGERPRINTED = 64 << 20  # bytes
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_SECTIONS = ("sampling", "preprocessing", "training", "provenance")
+_SECTIONS = ("sampling", "preprocessing", "training", "provenance", "figures")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def save_model(
             weights = _below(tensors, member.inner.attribute)
             if not is_saved(folder / member.inner.folder, inner, weights):
                 names = info.class_names if getattr(inner, "num_classes", 0) else ()
-                about = inner_info or dataclasses.replace(info, class_names=names, sampling={}, provenance={})
+                about = inner_info or dataclasses.replace(
+                    info, class_names=names, sampling={}, provenance={}, figures={}
+                )
                 save_model(folder / member.inner.folder, inner, about, state=weights)
     config = {
         "spheregen_version": spheregen.__version__,

@@ -57,7 +57,8 @@ class Pipeline(Editing):
             model: a model folder, the name of a bundled model (see `spheregen models`), or a Hub id `user/name`.
             revision: a branch, tag or commit of a Hub model.
             device: a torch device or `auto`.
-            dtype: `float32`, `bfloat16` or `float64`, as text or torch type; by default that of the saved weights.
+            dtype: `float32`, `bfloat16` or `float64`, as text or torch type; by default that of the saved weights, and
+                float32 of half ones on a CPU.
             batch_size, progress: see the class.
             quiet: say nothing.
 
@@ -66,6 +67,8 @@ class Pipeline(Editing):
             ConfigError: an unknown device or dtype.
         """
         loaded = load_model(find_model(model, revision=revision))
+        if dtype is None and loaded.model.dtype.itemsize < 4 and choose_device(device).type == "cpu":
+            dtype = torch.float32
         pipe = cls(
             loaded.model, loaded.info, device=device, name=str(model), batch_size=batch_size, progress=progress
         ).to(dtype=dtype)

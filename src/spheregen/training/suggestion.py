@@ -38,6 +38,7 @@ FEW_IMAGES = 5000  # below it a trained model is a better start than random weig
 LEAST_PASS = 8  # images; where fewer fit, blocks are computed twice instead
 SATURATED = 0.1  # share of pure black and white pixels from which tanh is not trusted
 STROKES = 0.75  # share of nearly black or white pixels from which images are taken for drawings or writing
+CONVOLUTIONAL, CONVOLUTIONAL_SIDE = "convolutional", 4  # pixels that its image sizes are multiples of
 DEFAULT_CACHE = 2 << 30  # bytes that recipes keep in memory by default
 
 # Latent numbers and the noise angle of shipped recipes; between them the angle follows the logarithm.
@@ -62,14 +63,22 @@ class ModelSize(NamedTuple):
     """Of encoder and decoder; None: the recipe's."""
     unlabelled: str | None = None
     """The recipe for images without classes, if it is another."""
+    strokes: str | None = None
+    """The recipe for drawings and writing, if it is another."""
+
+    def suits(self, side: int) -> bool:
+        """Return whether images of so many pixels can be cut up for it."""
+        if _kind(self.like) == CONVOLUTIONAL:
+            return side % CONVOLUTIONAL_SIDE == 0
+        return _patch(side, self.grid) is not None
 
 
 MODEL_SIZES = (
     ModelSize("nano", "digits", (4, 11), 2, 50_000),
     ModelSize("nano", "digits", (12, 23), 4, 50_000),
-    ModelSize("laptop", "cifar10-laptop", (24, 55), 8, 30_000),
-    ModelSize("laptop", "flowers-laptop", (56, 95), 8, 30_000),
-    ModelSize("laptop", "flowers-laptop", (96, 1024), 16, 200_000),
+    ModelSize("laptop", "conv-cifar10", (24, 55), 8, 30_000, strokes="conv-letters"),
+    ModelSize("laptop", "conv-flowers", (56, 128), 16, 30_000, strokes="conv-emoji"),
+    ModelSize("laptop", "flowers-laptop", (129, 1024), 16, 200_000),
     ModelSize("small", "cifar10", (24, 55), 8, 2_000_000, 500, "small"),
     ModelSize("small", "flowers102", (56, 1024), 16, 2_000_000, 500, "small", "animal-faces"),
     ModelSize("base", "cifar10", (24, 55), 16, 10_000_000, 5000),
@@ -177,7 +186,8 @@ def suggest_recipe(
         if not drafts:
             raise ConfigError(f"not even {stop}; free some, or use another device")
     draft = drafts[-1]
-    draft.reasons["model.encoder"] += f" No larger, for {stop}." if stop else ""
+    sized = "model.width" if draft.pattern.kind == CONVOLUTIONAL else "model.encoder"
+    draft.reasons[sized] += f" No larger, for {stop}." if stop else ""
     seconds = clock.measure(draft.recipe())
     steps = case.decide_length(draft, seconds)
     shown = steps * draft.settings["train"]["batch_size"]
@@ -205,10 +215,10 @@ def check_wishes(hours: float | None, image_size: int | None) -> None:
     if not SIDES[0] <= image_size <= SIDES[1]:
         raise ConfigError(f"image_size is {image_size}; give a side from {SIDES[0]} to {SIDES[1]} pixels")
     lowest = next(model for model in MODEL_SIZES if model.sides[0] <= image_size <= model.sides[1])
-    if _patch(image_size, lowest.grid) is None:
+    if not lowest.suits(image_size):
         raise ConfigError(
-            f"no patch divides an image of {image_size} px into a fit number of tokens; choose a multiple of 8 from 32 "
-            f"px on, of 4 below, such as {divisible(image_size)}"
+            f"no model divides an image of {image_size} px evenly; choose a multiple of 8 from 32 px on, of 4 below, "
+            f"such as {divisible(image_size)}"
         )
 
 
@@ -240,8 +250,14 @@ class _Draft:
         self.pattern: Any = load_recipe(pattern)
         written = self.pattern.model_dump(mode="json", exclude_defaults=True)
         del written["name"]
-        order = ("description", "data", "model", "loss", "perceptual", "optimizer", "train", "sampling")
-        self.settings: dict[str, Any] = {**{section: {} for section in order}, **written, "data": {}}
+        order = ("data", "model", "loss", "perceptual", "optimizer", "train", "sampling")
+        self.settings: dict[str, Any] = {
+            "description": "",
+            **({"kind": self.pattern.kind} if self.pattern.kind == CONVOLUTIONAL else {}),
+            **{section: {} for section in order},
+            **written,
+            "data": {},
+        }
         self.reasons: dict[str, str] = {}
 
     def set(self, key: str, value: Any, why: str = "") -> None:
@@ -288,12 +304,12 @@ class _Case:
         side = self.asked or divisible(min(self.native, PUBLISHED_SIDE))
         if side > most >= 16 and not self.asked:  # 8 px are for images of 8 px
             side = 1 << (most.bit_length() - 1)
-        patch = _patch(side, model.grid)
-        if patch is None or not least <= side <= most:
+        if not (least <= side <= most and model.suits(side)):
             return None
-        draft = _Draft(model, side, model.like if self.classes else model.unlabelled or model.like)
+        like = model.like if self.classes else model.unlabelled or model.like
+        draft = _Draft(model, side, like if self.photos else model.strokes or like)
         self._decide_data(draft)
-        self._decide_model(draft, patch)
+        self._decide_model(draft)
         self._decide_training(draft)
         return draft
 
@@ -331,14 +347,30 @@ class _Case:
         elif decoded > DEFAULT_CACHE:
             put("data.cache_mb", math.ceil(decoded / 2**20), why)
 
-    def _decide_model(self, draft: _Draft, patch: int) -> None:
-        found, look, pattern, put, size = self.found, self.look, draft.pattern, draft.set, draft.model.size
+    def _decide_model(self, draft: _Draft) -> None:
+        found, look, pattern, put = self.found, self.look, draft.pattern, draft.set
         larger = f" Larger than {PUBLISHED_SIDE} px must be asked for." if self.native > PUBLISHED_SIDE else ""
         put("model.image_size", draft.side, f"The images suit {self.native} px.{larger}")
         put("model.image_channels", found.channels, f"{found.grey:,} of {found.examined:,} images are grey.")
         counts = found.class_counts
         why = f"{min(counts)} to {max(counts)} images each." if self.classes else "No labels that a model can learn."
         put("model.num_classes", self.classes, why)
+        if pattern.kind == CONVOLUTIONAL:
+            why = "One short vector, which minutes can cover; that of 64 tokens takes days."
+            put("model.latent_channels", pattern.model.latent_channels, why)
+            put("model.width", pattern.model.width, f"As in {pattern.name}.")
+        else:
+            self._decide_tokens(draft)
+        background = look.background(found.transparent)
+        saturated = look.saturated_on(background and background[0])
+        activation = "none" if saturated > SATURATED else pattern.model.output_activation
+        why = f"{saturated:.0%} of the pixels are pure black or white, where tanh stops learning."
+        put("model.output_activation", activation, why)
+
+    def _decide_tokens(self, draft: _Draft) -> None:
+        found, pattern, put, size = self.found, draft.pattern, draft.set, draft.model.size
+        patch = _patch(draft.side, draft.model.grid)
+        assert patch is not None
         put("model.latent_resolution", None)
         tokens = (draft.side // patch) ** 2
         put("model.patch_size", patch, f"{tokens} tokens.")
@@ -351,11 +383,6 @@ class _Case:
             put("model.latent_channels", channels, "3/8 of the numbers of an image.")
         why = f"For a latent of {tokens * channels:,} numbers; small ones leave little empty space on the sphere."
         put("model.max_angle", noise_angle(tokens * channels), why)
-        background = look.background(found.transparent)
-        saturated = look.saturated_on(background and background[0])
-        activation = "none" if saturated > SATURATED else pattern.model.output_activation
-        why = f"{saturated:.0%} of the pixels are pure black or white, where tanh stops learning."
-        put("model.output_activation", activation, why)
 
     def _decide_training(self, draft: _Draft) -> None:
         count, pattern, put = self.found.count, draft.pattern, draft.set
@@ -367,7 +394,8 @@ class _Case:
             put("loss.perceptual_consistency", 0)
         if not self.classes:
             put("loss.label_dropout", None)
-            put("sampling.guidance", None)
+            for key in ("guidance", "guidance_at", "prior_angle"):
+                put(f"sampling.{key}", None)
         batch = min(pattern.train.batch_size, max(16, 1 << (count.bit_length() - 1)))
         put("train.batch_size", batch, f"For {count:,} images.")
         for key in ("train.epochs", "train.steps", "optimizer.warmup_epochs", "optimizer.warmup_steps"):
@@ -422,6 +450,12 @@ class _Case:
             )
         if draft.side > self.native:
             yield f"the images suit {self.native} px and are enlarged to {draft.side}, which adds work and no detail"
+
+
+@functools.cache
+def _kind(name: str) -> str:
+    """Return the kind of model that a shipped recipe trains."""
+    return load_recipe(name).kind
 
 
 def _native_size(found: SourceStatistics, asked: int | None) -> int:
