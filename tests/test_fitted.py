@@ -218,6 +218,17 @@ def test_an_angle_of_90_degrees_makes_fitted_points_uniform() -> None:
     )
 
 
+def test_edits_leave_out_the_guidance_of_points_beside_the_codes() -> None:
+    pipe, images = fitted_pipeline(), images_of(2)
+    sampling = {"prior": "fitted", "prior_angle": 50.0, "guidance": 3.0, "steps": 1}
+    pipe.info = dataclasses.replace(pipe.info, sampling=sampling)
+    for edited in (pipe.edit(images, 1), pipe.vary(images[:1], 2, labels=1)):
+        assert edited.settings["guidance"] == 1
+    assert pipe.edit(images, 1, guidance=2.0).settings["guidance"] == 2
+    ends = pipe.interpolate([1, 2], 3, labels=[0, 1]).tensor[[0, -1]]
+    torch.testing.assert_close(ends, pipe.generate(labels=[0, 1], seeds=[1, 2], steps=1).tensor, atol=1e-5, rtol=1e-5)
+
+
 def test_interpolation_starts_from_fitted_points_and_edits_from_images() -> None:
     pipe = fitted_pipeline()
     how: dict[str, Any] = {"prior": "fitted", "temperature": 0.5}

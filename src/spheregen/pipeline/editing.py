@@ -345,12 +345,15 @@ class Editing(Generation):
     def _edit_settings(
         self, name: str, options: Mapping[str, Any], *, guided: bool, decodes: bool = False
     ) -> dict[str, Any]:
-        """The options of an edit, checked. The model's schedule is meant for generation; guidance wants a class.
+        """The options of an edit, checked. The model's schedule is meant for generation, as is guidance that goes with
+        points turned away from the codes; guidance wants a class.
 
         Args:
             decodes: the first step decodes a point, by default the only one.
         """
-        own = {"edit": name, "schedule": "fixed", "steps": 1 if decodes else 4, **({} if guided else {"guidance": 1.0})}
+        own: dict[str, Any] = {"edit": name, "schedule": "fixed", "steps": 1 if decodes else 4}
+        if not guided or (name != "interpolate" and self._settings({})["prior_angle"]):
+            own["guidance"] = 1.0
         given = {key: value for key, value in options.items() if value is not None}
         strength = given.pop("strength", EDIT_STRENGTH)
         for key in ("seed", "step_noise", "callback"):
