@@ -68,7 +68,9 @@ def test_a_file_is_replaced_only_by_overwrite(run: Run, photos: str) -> None:
     assert Path("mine.yaml").read_text("utf-8") == "precious"
     answer = run("suggest", photos, "--out", "mine.yaml", "--overwrite", "--image-size", 24, "--json").json
     assert load_recipe("mine.yaml").model.image_size == 24
-    assert set(answer) == {*("recipe", "settings", "reasons", "warnings", "seconds_per_step", "hours", "epochs")}
+    assert set(answer) == {
+        *("recipe", "settings", "reasons", "warnings", "seconds_per_step", "hours", "epochs", "expectation")
+    }
     assert answer["settings"]["train"]["steps"] == answer["recipe"]["train"]["steps"]
     assert "train.steps" in answer["reasons"] and all(answer["reasons"].values())
 

@@ -220,6 +220,11 @@ def test_on_a_laptop_it_is_close_to_the_shipped_recipes(
     assert chosen.optimizer.lr == pattern.optimizer.lr
 
 
+def test_what_to_expect_is_of_recipes_that_it_suggests() -> None:
+    suggested = {name for model in module.MODEL_SIZES for name in (model.like, model.strokes, model.unlabelled) if name}
+    assert module.EXPECTED.keys() <= suggested
+
+
 @pytest.mark.parametrize(
     ("side", "count", "classes", "shipped"),
     [

@@ -60,6 +60,8 @@ def suggest(
         cli.answer(
             {**dataclasses.asdict(suggestion), "recipe": suggestion.recipe.model_dump(mode="json")}, text.rstrip("\n")
         )
+    if suggestion.expectation:
+        cli.say(f"what to expect: {suggestion.expectation}")
     for warning in suggestion.warnings:
         cli.warn(f"warning: {warning}")
     load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0  # this process included
