@@ -204,7 +204,7 @@ def test_what_the_pictures_decide(
         ("digits", 8, 1400, 10, "digits"),
         ("glyphs", 32, 40_000, 62, "conv-letters"),
         ("photos", 32, 50_000, 10, "conv-cifar10"),
-        ("photos", 64, 720, 12, "conv-flowers"),
+        ("photos", 224, 720, 12, "conv-flowers"),
     ],
 )
 def test_on_a_laptop_it_is_close_to_the_shipped_recipes(
