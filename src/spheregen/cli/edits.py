@@ -311,6 +311,9 @@ def interpolate(
     ] = Path("interpolation.png"),
     frames: Annotated[int, Option(help="Images along each side, ends included.")] = 16,
     path: Annotated[str, Option(help="slerp (constant speed) or lerp (straight, then back to the sphere).")] = "slerp",
+    class_path: Annotated[
+        str, Option(help="Between two classes: lerp or slerp of their conditions, or hard, a switch in the middle.")
+    ] = "lerp",
     labels: Annotated[
         str | None,
         Option(
@@ -340,7 +343,8 @@ def interpolate(
     pipe = cli.load_pipeline(model, progress=True)
     chosen = cli.class_list(pipe, labels)
     each = chosen[0] if chosen and len(chosen) == 1 else chosen
-    output = pipe.interpolate([_end(end) for end in ends], frames, path=path, labels=each, seed=seed, **loop.given())
+    found = [_end(end) for end in ends]
+    output = pipe.interpolate(found, frames, path=path, class_path=class_path, labels=each, seed=seed, **loop.given())
     own = {"ends": ", ".join(ends)} | ({} if labels is None else {"labels": labels})
     if writer is not None:
         with writer:

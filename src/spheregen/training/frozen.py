@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ class _Networks:
         if not self._random:
             return build_encoder(config, pretrained=True)
         return build_encoder(with_architecture(config), pretrained=False)
+
+    def network(self, build: Callable[[bool], Any]) -> Any:
+        return build(not self._random)
 
 
 def build_objective(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Objective:
