@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -11,22 +11,40 @@ from spheregen.cli import options as cli
 from spheregen.cli.images import output_folder
 from spheregen.errors import ConfigError, did_you_mean
 
-FORMAT = "sphere-encoder"
+FORMATS = {
+    "sphere-encoder": "the published Sphere Encoder implementation",
+    "sphere-encoder-2": "that of Sphere Encoder 2",
+}
 WEIGHTS = {"model": "raw weights", "ema_model": "EMA weights", "bare": "a bare state dictionary"}
 
 
 def convert(
     form: Annotated[
         str,
-        Argument(help="sphere-encoder: the published Sphere Encoder implementation.", metavar="FORMAT"),
+        Argument(help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + ".", metavar="FORMAT"),
     ],
-    weights: Annotated[Path, Option(help="A .pth or .safetensors file, or a folder with one.", show_default=False)],
+    weights: Annotated[
+        str,
+        Option(
+            help="A .pth or .safetensors file, a folder with one, or, of Sphere Encoder 2, a Hub id user/name or "
+            "user/name:EXPERIMENT.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, Option(help="The model folder to write.", show_default=False)],
     config: Annotated[
         Path | None,
         Option(help="The training's cfg.json. Default: the one beside the weights; else the shapes tell."),
     ] = None,
-    ema: Annotated[bool, Option("--ema", help="Take the EMA weights of a training checkpoint.")] = False,
+    ema: Annotated[
+        bool | None,
+        Option(
+            "--ema/--raw",
+            help="Take the EMA weights of a training checkpoint, or the raw ones. Default: as the published evaluations, "
+            "raw ones of sphere-encoder, else EMA where there are any.",
+            show_default=False,
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         Option("--set", help="A published option, NAME=VALUE, such as noise_sigma_max_angle=80; repeatable."),
@@ -39,27 +57,50 @@ def convert(
         Option("--license", help="Licence of the weights. Default: a note that it is that of their origin."),
     ] = None,
     dtype: Annotated[str, Option(help="Type of the written weights: float32 or bfloat16.")] = "float32",
+    decoder_only: Annotated[
+        bool,
+        Option("--decoder-only", help="sphere-encoder-2: leave the frozen encoder out; one step is all that is left."),
+    ] = False,
+    encoder_licence: Annotated[
+        Path | None,
+        Option("--encoder-license", help="sphere-encoder-2: a text file with the licence of the frozen encoder."),
+    ] = None,
+    angle_rounding: Annotated[
+        str, Option(help="sphere-encoder-2: bf16 rounds its tables as the published evaluation does; none.")
+    ] = "none",
 ) -> None:
     """Make a model folder of a published checkpoint. Nothing in the checkpoint is executed.
 
     Examples:
         spheregen convert sphere-encoder --weights checkpoint.pth --ema --out models/converted
         spheregen convert sphere-encoder --weights w.safetensors --set noise_sigma_max_angle=80 --out models/w
+        spheregen convert sphere-encoder-2 --weights ep1999.pth --config cfg.json --out models/flowers
     """
-    from spheregen.interop import convert_sphere_encoder
+    from spheregen import interop
 
-    if form != FORMAT:
-        raise ConfigError(f"unknown format {form!r}{did_you_mean(form, [FORMAT])}; known: {FORMAT}")
-    result = convert_sphere_encoder(
-        weights,
-        output_folder(out),
-        config=config,
-        ema=ema,
-        options=cli.assignments(settings, (), "noise_sigma_max_angle=80"),
-        class_names=_class_names(class_names),
-        licence=licence,
-        dtype=dtype,
-    )
+    if form not in FORMATS:
+        raise ConfigError(f"unknown format {form!r}{did_you_mean(form, FORMATS)}; known: {', '.join(FORMATS)}")
+    of_second: dict[str, Any] = {
+        "decoder_only": decoder_only,
+        "encoder_licence": encoder_licence,
+        "angle_rounding": angle_rounding,
+    }
+    if form != "sphere-encoder-2" and (decoder_only or encoder_licence or angle_rounding != "none"):
+        raise ConfigError(
+            "--decoder-only, --encoder-license and --angle-rounding are of sphere-encoder-2; leave them out"
+        )
+    shared: dict[str, Any] = {
+        "config": config,
+        "options": cli.assignments(settings, (), "noise_sigma_max_angle=80"),
+        "class_names": _class_names(class_names),
+        "licence": licence,
+        "dtype": dtype,
+    }
+    result: Any
+    if form == "sphere-encoder":
+        result = interop.convert_sphere_encoder(weights, output_folder(out), ema=bool(ema), **shared)
+    else:
+        result = interop.convert_sphere_encoder_2(weights, output_folder(out), ema=ema, **shared, **of_second)
     made = result.config
     told = {
         "folder": str(result.folder),
