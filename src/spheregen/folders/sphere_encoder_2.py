@@ -58,7 +58,7 @@ ENCODER_LICENCES: Mapping[str, tuple[str, str]] = {
 ENCODER_LICENCE_FILE = "LICENSE-encoder.txt"
 HEAD_CHANNELS = 64
 """Channels of an attention head of the published encoders; weights do not tell them."""
-HEADS = {"linear": "linear", "linear+conv": "smooth", "linear_conv": "smooth", "conv": "conv"}
+HEADS = {"linear": "linear", "linear+conv": "smooth", "linear-conv": "smooth", "linear_conv": "smooth", "conv": "conv"}
 SPHERES = {"global": "global", "local": "token"}
 _NEVER_WEIGHTS = re.compile(
     r"(encoder|decoder)\.(.*\.)?(inctx_)?(rope\w*|freqs?\w*|rates?|inv_freq|mask_token|(image_|pixel_)?(mean|std))"
@@ -535,7 +535,7 @@ def _encoder(given: PublishedOptions2, shapes: Mapping[str, tuple[int, ...]]) ->
         source=None if source is None else source.source,
         config=config,
         input_size=given.pretrained_encoder_input_size or size,
-        filter=how,  # type: ignore[arg-type]
+        filter=how,
         clamp=True,
     )
 
