@@ -40,7 +40,7 @@ def convert(
         bool | None,
         Option(
             "--ema/--raw",
-            help="Take the EMA weights of a training checkpoint, or the raw ones. Default, as the published evaluations: "
+            help="Take the EMA weights of a training checkpoint, or the raw ones. Default, as published evaluations: "
             "raw ones of sphere-encoder, else EMA where there are any.",
             show_default=False,
         ),

@@ -33,7 +33,7 @@ LEAST_SIGMA = 2e-3
 NORM_EPS = 1e-5
 _LEAST_VARIANCE, _LEAST_STD = 1e-12, 1e-6
 _BALANCE_DECAY = 0.99
-_LEAST_BALANCE, _MOST_BALANCE = 0.05, 20.0
+_LEAST_BALANCE, _MOST_BALANCE, _LEAST_PULL = 0.05, 20.0, 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,7 +375,9 @@ class ScoreMatching(nn.Module):
         units = torch.stack([scale.unit for scale in self.scales])  # type: ignore[misc]
         pulls = self.strengths / (units * sizes.to(units))
         self.target.copy_(torch.where(calibrates, pulls.mean(), self.target))
-        return (self.target / pulls).clamp(_LEAST_BALANCE, _MOST_BALANCE)
+        # fresh denoisers agree exactly: nothing pulls, and there is nothing to balance
+        weights = torch.where(pulls > 0, self.target / pulls.clamp_min(_LEAST_PULL), 1.0)
+        return weights.clamp(_LEAST_BALANCE, _MOST_BALANCE)
 
     def denoising(
         self,
