@@ -484,7 +484,7 @@ def _config(
         raise ModelFileError(f"{file} holds a decoder without an encoder; give the whole checkpoint")
     elif decoder_only:
         raise ConfigError("--decoder-only leaves a frozen encoder out; this model has one of its own, which it needs")
-    mode = taken("angle_condition_mode", "both") if values["use_angle_condition"] else "none"
+    mode: Any = taken("angle_condition_mode", "both") if values["use_angle_condition"] else "none"
     modulated = "decoder.blocks.0.adaLN_modulation.1.weight" in shapes
     if mode == "token" and modulated and not values["num_classes"]:
         raise ConfigError("angle_condition_mode is token, but the weights are modulated: it is adaln or both")

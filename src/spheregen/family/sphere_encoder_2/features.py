@@ -17,10 +17,14 @@ from torch.nn import functional
 
 from spheregen.errors import ConfigError, ModelFileError, Settings, check_choices, did_you_mean
 from spheregen.external import import_package, locate, quiet, reason
+from spheregen.measure.features.inception import PYTORCH_FID, TORCH_FIDELITY
+from spheregen.measure.features.preprocessing import tf1_bilinear
 from spheregen.networks.backbones.feature_net import WIDTHS, FeatureNet, load_feature_net
+from spheregen.networks.backbones.inception import FEATURES, SIZE, FidInception, load_inception
 from spheregen.networks.encoders import resized
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
 from spheregen.networks.perceptual import as_colour
+from spheregen.networks.weights import locate_file
 from spheregen.sphere import full_precision, upcast
 
 NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -34,7 +38,7 @@ NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }
 """Names of ConvNeXts, each a network on the Hub and its architecture."""
-OURS = "feature_net"
+OURS, INCEPTION = "feature_net", "inception"
 SMALL = 0.015625
 """The share of the side by which images are moved before they are compared."""
 
@@ -48,9 +52,10 @@ class FeatureConfig(Settings):
     """
 
     network: str = OURS
-    """`feature_net`, or `convnextv2-nano` as published, or `convnextv2-tiny`."""
+    """`feature_net`, or `convnextv2-nano` as published, or `convnextv2-tiny`; a judge may be `inception`, the network
+    of FID, of which there is the last layer alone."""
     source: str | None = None
-    """A folder or Hub id of the weights in place of the network's own; a file for `feature_net`."""
+    """A folder or Hub id of the weights in place of the network's own; a file for `feature_net` and `inception`."""
     layers: tuple[int, ...] = (1, 2)
     """The stages whose maps count, from 0 on. Those of `feature_net` have 16, 48, 96 and 160 channels and 1, 2, 4 and 8
     pixels a side, those of a ConvNeXt 4, 8, 16 and 32 pixels."""
@@ -61,12 +66,14 @@ class FeatureConfig(Settings):
 
     def __post_init__(self) -> None:
         check_choices(self, "loss.features.")
-        if self.network != OURS and self.network not in NETWORKS:
-            known = (OURS, *NETWORKS)
+        if self.network not in (OURS, INCEPTION, *NETWORKS):
+            known = (OURS, INCEPTION, *NETWORKS)
             hint = did_you_mean(self.network, known)
             raise ConfigError(f"unknown features {self.network!r}{hint}; use one of {', '.join(known)}")
         if not self.layers or any(not 0 <= layer < 4 for layer in self.layers):
             raise ConfigError(f"loss.features.layers are stages from 0 to 3, not {self.layers}")
+        if self.network == INCEPTION and (self.layers != (3,) or self.input_size is not None):
+            raise ConfigError("inception has one layer, 3, and an input size of its own: layers: [3], no input_size")
         if sorted(set(self.layers)) != list(self.layers):
             raise ConfigError(f"loss.features.layers are in order, each once, not {self.layers}")
 
@@ -76,6 +83,8 @@ class FeatureConfig(Settings):
         Raises:
             ConfigError: the images are too small or their size does not divide.
         """
+        if self.network == INCEPTION:
+            return [(1, FEATURES)]
         size = self.input_size or image_size
         channels = WIDTHS if self.network == OURS else NETWORKS[self.network][1]["hidden_sizes"]
         first = 1 if self.network == OURS else 4
@@ -90,6 +99,8 @@ class FeatureConfig(Settings):
     @property
     def final_channels(self) -> int:
         """Channels of the last stage's map."""
+        if self.network == INCEPTION:
+            return FEATURES
         return int(WIDTHS[-1] if self.network == OURS else NETWORKS[self.network][1]["hidden_sizes"][-1])
 
 
@@ -147,6 +158,19 @@ class ConvNextStages(nn.Module):
         return found[1:]  # type: ignore[no-any-return]
 
 
+class InceptionStages(nn.Module):
+    """The pooled features of the network of FID as a last map (B, 2048, 1, 1), for images (B, 3, S, S) in [0, 1], which
+    are not rounded to 8 bits."""
+
+    def __init__(self, net: FidInception) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Sequence[Tensor]:
+        found: Tensor = self.net((tf1_bilinear(255 * images, SIZE) - 128) / 128)
+        return [found[:, :, None, None]] * 4
+
+
 def build_features(config: FeatureConfig, pretrained: bool) -> FeatureMaps:
     """Build the network of features, float32, on the CPU.
 
@@ -160,6 +184,14 @@ def build_features(config: FeatureConfig, pretrained: bool) -> FeatureMaps:
     """
     if config.network == OURS:
         return FeatureMaps(config, OurStages(load_feature_net(config.source) if pretrained else FeatureNet()))
+    if config.network == INCEPTION:
+        user, other = "the judge inception", "give its file as loss.judge.source"
+        file = (
+            locate_file(config.source, (PYTORCH_FID, TORCH_FIDELITY), user=user, other_way=other)
+            if pretrained
+            else None
+        )
+        return FeatureMaps(config, InceptionStages(FidInception() if file is None else load_inception(file)))
     name, architecture = NETWORKS[config.network]
     source = config.source or name
     transformers = import_package("transformers", "encoders", f"the features {config.network}")

@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spheregen.conditioning import Labels
 from spheregen.devices import own_defaults
-from spheregen.errors import ConfigError
+from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.objective import Batches, Gather, Objective, Part
+from spheregen.family.sphere_encoder.loss import SMALLEST_PERCEIVED
 from spheregen.family.sphere_encoder_2.features import FeatureConfig, FeatureMaps, affine, most_shift, shifted
 from spheregen.family.sphere_encoder_2.frechet import FrechetConfig, FrechetLoss
 from spheregen.family.sphere_encoder_2.network import AngleDecoder, PretrainedEncoder, SphereEncoder2
@@ -75,6 +79,8 @@ class SphereEncoder2LossConfig(LossConfig):
     """Half the squared error for differences below 1, as published, or all of it."""
     perceptual: float = 1.0
     """Of the perceptual distance to the image at low angles, with a classifier's at all angles."""
+    perceptual_scale: int = 1
+    """Images are reduced by this factor before the maps of that term are compared: at 2 they cost a quarter."""
     latent_consistency: float = 0.1
     """Of 1 - cos(f(E(x')), sg(f(z))) at high angles."""
     score_matching: float = 0.0
@@ -110,6 +116,9 @@ class SphereEncoder2LossConfig(LossConfig):
     """Of all Frechet terms."""
     judge: FeatureConfig = field(default_factory=lambda: FeatureConfig(layers=(3,)))
     """The judge: the mean of the last of its layers is compared."""
+    judge_reference: str | None = None
+    """An .npz file with `mu` and `sigma` of the judge's features; None: they are measured on the first images of the
+    data before the first step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +128,8 @@ class SphereEncoder2LossConfig(LossConfig):
             raise ConfigError("loss.threshold and loss.band are degrees between 0 and 90")
         if not 0 <= self.shift < 0.5 or not 0 < self.scale[0] <= self.scale[1] <= 2:
             raise ConfigError("loss.shift is a share below 0.5, and loss.scale from above 0 to 2, the lesser one first")
+        if self.perceptual_scale < 1:
+            raise ConfigError(f"loss.perceptual_scale is at least 1, not {self.perceptual_scale}")
         if self.path_drop == 1:
             raise ConfigError("loss.path_drop is a share below 1")
 
@@ -231,6 +242,13 @@ class SphereEncoder2Objective(Objective):
         self.score: ScoreMatching | None = None
         self.optimizer: ScoreOptimizer | None = None
         size, config = network.config.image_size, network.config
+        if loss.needs_perceptual and (
+            size % loss.perceptual_scale or size // loss.perceptual_scale < SMALLEST_PERCEIVED
+        ):
+            raise ConfigError(
+                f"loss.perceptual_scale={loss.perceptual_scale} does not divide images of {size} px into such of "
+                f"{SMALLEST_PERCEIVED} px or more"
+            )
         if loss.score_matching:
             self.score = ScoreMatching(loss.score, loss.features.shapes(size), config.num_classes)
             self.optimizer = ScoreOptimizer(self.score, lambda tensor: self.world.mean(tensor))
@@ -266,6 +284,10 @@ class SphereEncoder2Objective(Objective):
         """Measure the judge's features of the data."""
         if self.judge is None or "frechet_judge" not in self.frechets:
             return
+        reference = cast(FrechetLoss, self.frechets["frechet_judge"])
+        if self.config.judge_reference is not None:
+            reference.set_reference(*_read_reference(Path(self.config.judge_reference)))
+            return
         own = Moments()
         with torch.no_grad():
             for images, _ in batches:
@@ -274,7 +296,7 @@ class SphereEncoder2Objective(Objective):
         for part in gather(own):
             total.merge(part)
         found = total.gaussian
-        cast(FrechetLoss, self.frechets["frechet_judge"]).set_reference(found.mean.cpu(), found.covariance.cpu())
+        reference.set_reference(found.mean.cpu(), found.covariance.cpu())
 
     # random numbers ---------------------------------------------------------------------------------------------------
 
@@ -376,11 +398,15 @@ class SphereEncoder2Objective(Objective):
     def _perceptual(self, perceptual: PerceptualLoss, y: Tensor, x: Tensor, low: Tensor, moves: Tensor) -> Tensor:
         """(maps at low angles + 0.1 * classifier at all angles) / 1.1; both images under the same random affine map."""
         with torch.no_grad():
-            maps, logits = perceptual.maps(x), perceptual.logits(affine(x, moves))
-        near = (low * perceptual.map_distance(perceptual.maps(y), maps)).mean()
+            maps, logits = perceptual.maps(self._reduced(x)), perceptual.logits(affine(x, moves))
+        near = (low * perceptual.map_distance(perceptual.maps(self._reduced(y)), maps)).mean()
         # a mean over the batch, which the regimes do not weigh: as published
         seen = logit_distance(perceptual.logits(affine(y, moves)), logits).mean()
         return (near + CLASSIFIER_WEIGHT * seen) / (1 + CLASSIFIER_WEIGHT)
+
+    def _reduced(self, images: Tensor) -> Tensor:
+        scale = self.config.perceptual_scale
+        return functional.avg_pool2d(images, scale) if scale > 1 else images
 
     def _matching(
         self, features: FeatureMaps, x: Tensor, y: Tensor, labels: Labels, on: SphereNoise, share: float
@@ -596,6 +622,22 @@ class SphereEncoder2Objective(Objective):
         if self.optimizer is not None:
             moments = {name: tensor for name, tensor in state.items() if name.startswith("moment.")}
             self.optimizer.load_state({name.removeprefix("moment."): each for name, each in moments.items()})
+
+
+def _read_reference(path: Path) -> tuple[Tensor, Tensor]:
+    """Read mean (D,) and covariance (D, D) of features from a published reference file.
+
+    Raises:
+        ModelFileError: it is missing, broken, or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelFileError(f"{path} is no reference with mu and sigma ({error}); give an .npz of FID") from error
+    if covariance.shape != (len(mean), len(mean)):
+        raise ModelFileError(f"{path}: mu and sigma are of other sizes; give an .npz of FID")
+    return mean, covariance
 
 
 def _moments(real: Sequence[Tensor], share: float) -> dict[str, Tensor]:
