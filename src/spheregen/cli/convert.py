@@ -14,7 +14,16 @@ from spheregen.errors import ConfigError, did_you_mean
 FORMATS = {
     "sphere-encoder": "the published Sphere Encoder implementation",
     "sphere-encoder-2": "that of Sphere Encoder 2",
+    "sphere-latent-encoder": "a latent denoiser, with its --tokenizer",
+    "rae": "a folder of model.pt and stat.pt, a tokenizer",
 }
+OF_FORMAT = {
+    "sphere-encoder": ("config", "ema", "class_names"),
+    "sphere-encoder-2": ("config", "ema", "class_names", "decoder_only", "encoder_licence", "angle_rounding"),
+    "sphere-latent-encoder": ("ema", "class_names", "tokenizer"),
+    "rae": ("encoder",),
+}
+"""The options of each format beside those that all have."""
 WEIGHTS = {"model": "raw weights", "ema_model": "EMA weights", "bare": "a bare state dictionary"}
 
 
@@ -66,8 +75,14 @@ def convert(
         Option("--encoder-license", help="sphere-encoder-2: a text file with the licence of the frozen encoder."),
     ] = None,
     angle_rounding: Annotated[
-        str, Option(help="sphere-encoder-2: bf16 rounds its tables as the published evaluation does; none.")
-    ] = "none",
+        str | None, Option(help="sphere-encoder-2: bf16 rounds its tables as the published evaluation does; none.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, Option(help="sphere-latent-encoder: the tokenizer of its latents, a folder or Hub id.")
+    ] = None,
+    encoder: Annotated[
+        str | None, Option(help="rae: a folder or Hub id of its frozen encoder. Default: the published one.")
+    ] = None,
 ) -> None:
     """Make a model folder of a published checkpoint. Nothing in the checkpoint is executed.
 
@@ -80,43 +95,63 @@ def convert(
 
     if form not in FORMATS:
         raise ConfigError(f"unknown format {form!r}{did_you_mean(form, FORMATS)}; known: {', '.join(FORMATS)}")
-    of_second: dict[str, Any] = {
-        "decoder_only": decoder_only,
+    given: dict[str, Any] = {
+        "config": config,
+        "ema": ema,
+        "class_names": _class_names(class_names) or None,
+        "decoder_only": decoder_only or None,
         "encoder_licence": encoder_licence,
         "angle_rounding": angle_rounding,
+        "tokenizer": tokenizer,
+        "encoder": encoder,
     }
-    if form != "sphere-encoder-2" and (decoder_only or encoder_licence or angle_rounding != "none"):
-        raise ConfigError(
-            "--decoder-only, --encoder-license and --angle-rounding are of sphere-encoder-2; leave them out"
-        )
-    shared: dict[str, Any] = {
-        "config": config,
-        "options": cli.assignments(settings, (), "noise_sigma_max_angle=80"),
-        "class_names": _class_names(class_names),
-        "licence": licence,
-        "dtype": dtype,
-    }
-    result: Any
-    if form == "sphere-encoder":
-        result = interop.convert_sphere_encoder(weights, output_folder(out), ema=bool(ema), **shared)
-    else:
-        result = interop.convert_sphere_encoder_2(weights, output_folder(out), ema=ema, **shared, **of_second)
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given.keys() - set(OF_FORMAT[form]):
+        others = " or ".join(each for each, names in OF_FORMAT.items() if name in names)
+        raise ConfigError(f"--{name.replace('_', '-').replace('licence', 'license')} is of {others}; leave it out")
+    if form == "sphere-latent-encoder" and tokenizer is None:
+        raise ConfigError("a latent denoiser belongs to a tokenizer; name it with --tokenizer")
+    call = {
+        "sphere-encoder": interop.convert_sphere_encoder,
+        "sphere-encoder-2": interop.convert_sphere_encoder_2,
+        "sphere-latent-encoder": interop.convert_sphere_latent,
+        "rae": interop.convert_rae,
+    }[form]
+    options = cli.assignments(settings, (), "noise_sigma_max_angle=80")
+    result: Any = call(  # type: ignore[operator]
+        weights, output_folder(out), options=options, licence=licence, dtype=dtype, **given
+    )
     made = result.config
     told = {
         "folder": str(result.folder),
         "weights": result.weights,
         "epoch": result.epoch,
         "parameters": result.parameters,
-        "image_size": made.image_size,
-        "patch_size": made.patch,
-        "num_classes": made.num_classes,
-        "latent": {"tokens": made.tokens, "channels": made.channels},
-        "max_angle": made.max_angle,
-        "inferred": list(result.inferred),
+        **_facts(made),
+        "inferred": list(getattr(result, "inferred", ())),
         "assumed": dict(result.assumed),
     }
     cli.answer(told, lambda: cli.details({**told, "weights": WEIGHTS[result.weights]}))
-    cli.say(f"the model is in {out}; sample it with: spheregen sample {out}")
+    use = (
+        f"encode images with it: spheregen encode {out} IMAGES"
+        if form == "rae"
+        else f"sample it with: spheregen sample {out}"
+    )
+    cli.say(f"the model is in {out}; {use}")
+
+
+def _facts(config: Any) -> dict[str, Any]:
+    """Return what a configuration says of a model, for people."""
+    if hasattr(config, "decoder") and hasattr(config.decoder, "channels_in"):
+        return {"image_size": config.decoder.image_size, "latent": [config.decoder.tokens, config.decoder.channels_in]}
+    patch = {"patch_size": config.patch} if hasattr(config, "patch") else {}
+    return {
+        "image_size": config.image_size,
+        **patch,
+        "num_classes": config.num_classes,
+        "latent": {"tokens": config.tokens, "channels": config.channels},
+        "max_angle": config.max_angle,
+    }
 
 
 def _class_names(text: str | None) -> tuple[str, ...]:

@@ -90,11 +90,15 @@ def find_weights(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ModelFileError(f"no checkpoint at {path}: give a folder or a .safetensors or .pth file")
-    found = sorted({*path.glob("*.safetensors"), *path.glob("*.pth")} - {path / "io.safetensors"})  # of golden folders
+        raise ModelFileError(f"no checkpoint at {path}: give a folder or a .safetensors, .pth or .pt file")
+    found = sorted(
+        {*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.pt")} - {path / "io.safetensors"}
+    )  # of golden folders
     if len(found) != 1:
         names = listed(file.name for file in found) or "none"
-        raise ModelFileError(f"{path} must hold one weight file (.safetensors or .pth), found {names}; name the file")
+        raise ModelFileError(
+            f"{path} must hold one weight file (.safetensors, .pth or .pt), found {names}; name the file"
+        )
     return found[0]
 
 
@@ -131,6 +135,8 @@ def read_checkpoint(
     """
     content = read_weights(path, mapped=True)
     weights, epoch = "bare", None
+    if isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):
+        content = {**content, "ema_model": content["ema"]}  # as SiT and its kin have it
     if ema is None and isinstance(content, Mapping):
         ema = isinstance(content.get("ema_model"), Mapping)
     if isinstance(content, Mapping) and any(isinstance(content.get(name), Mapping) for name in ("model", "ema_model")):
