@@ -6,6 +6,7 @@ et al. 2025 (arXiv 2510.11690). The names inside the denoiser's files are those 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
