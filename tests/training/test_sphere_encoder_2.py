@@ -12,7 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import spheregen as sg
+from spheregen.errors import ConfigError
+from spheregen.family.registry import cost_of
+from spheregen.folders.tokenizers import open_tokenizer
 from spheregen.training.estimate import estimate_memory, step_cost
+from spheregen.training.frozen import blank_of_folder
 from spheregen.training.recipe import load_recipe
 from spheregen.training.trainer import train
 from tests.processes import Started, command, world
@@ -133,3 +137,39 @@ def test_estimates_and_fine_tuning(alone: Path, tmp_path: Path) -> None:
     train(tuned, tmp_path / "tuned", device="cpu")
     assert log(tmp_path / "tuned")[0]["distance"] < log(alone)[0]["distance"]
     assert torch.cuda.is_initialized() is False
+
+
+CODED = """
+kind: sphere-encoder-2-coded
+data: {source: digits}
+tokenizer: digits
+model: {image_size: 8, image_channels: 1, latent_tokens: TOKENS, latent_channels: CHANNELS, num_classes: 10,
+  decoder: {width: 32, depth: 2, heads: 2}}
+perceptual: builtin
+optimizer: {lr: 1.0e-3, scale_lr: false}
+train: {steps: 12, batch_size: 8, log_every: 1, checkpoint_every: 5, preview_every: 0, ema: 0.5}
+"""
+
+
+def test_behind_the_encoder_of_a_tokenizer(tmp_path: Path) -> None:
+    tokens, channels = open_tokenizer("digits").tokenizer.latent_shape
+    recipe = tmp_path / "coded.yaml"
+    recipe.write_text(CODED.replace("TOKENS", str(tokens)).replace("CHANNELS", str(channels)))
+    whole = run(tmp_path / "whole", recipe=str(recipe))
+    again = run(interrupted(tmp_path / "again", stop=7, recipe=str(recipe)), recipe=str(recipe))
+    assert_same_run(again, whole)
+    assert (whole / "tokenizer" / "config.json").is_file()
+    model = sg.load(whole)
+    images = torch.rand(2, 1, 8, 8) * 2 - 1
+    codes = open_tokenizer("digits").tokenizer.encode(images)
+    torch.testing.assert_close(model.encode(images), model.prior.project(codes))
+    pipe = sg.Pipeline.from_pretrained(whole, device="cpu", quiet=True)
+    assert pipe.generate(2, labels=3, steps=2, guidance=5.0).tensor.shape == (2, 1, 8, 8)
+    pipe.save_pretrained(tmp_path / "copy")
+    assert torch.equal(sg.load(tmp_path / "copy").encode(images), model.encode(images))
+    loaded = load_recipe(str(recipe))
+    assert estimate_memory(loaded, precision="float32").total > 0
+    assert cost_of(blank_of_folder(whole)).parts.keys() == {"encoder", "decoder"}
+    wrong = load_recipe(str(recipe), ["model.latent_channels=3"])
+    with pytest.raises(ConfigError, match="the tokenizer's are"):
+        train(wrong, tmp_path / "wrong", device="cpu")

@@ -128,5 +128,8 @@ class Frozen(Protocol):
     def encoder(self, config: Any) -> Any:
         """Return the frozen encoder of this configuration."""
 
+    def codec(self, name: str) -> Any:
+        """Return the tokenizer of this folder, bundled name or Hub id."""
+
     def network(self, build: Callable[[bool], Any]) -> Any:
         """Return what `build(pretrained)` makes: with weights, or without for an estimate."""

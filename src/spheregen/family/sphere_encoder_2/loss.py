@@ -30,7 +30,7 @@ from spheregen.family.objective import Batches, Gather, Objective, Part
 from spheregen.family.sphere_encoder.loss import SMALLEST_PERCEIVED
 from spheregen.family.sphere_encoder_2.features import FeatureConfig, FeatureMaps, affine, most_shift, shifted
 from spheregen.family.sphere_encoder_2.frechet import FrechetConfig, FrechetLoss
-from spheregen.family.sphere_encoder_2.network import AngleDecoder, PretrainedEncoder, SphereEncoder2
+from spheregen.family.sphere_encoder_2.network import AngleDecoder, OwnEncoder, PretrainedEncoder, SphereEncoder2
 from spheregen.family.sphere_encoder_2.score import (
     ScoreConfig,
     ScoreMatching,
@@ -229,12 +229,14 @@ class SphereEncoder2Objective(Objective):
     ) -> None:
         self.network, self.config = network, loss
         self.use_perceptual(perceptual, "distance", loss.distance)
-        self.frozen_encoder = isinstance(network.encoder, PretrainedEncoder)
-        learns = network.encoder.adapter if self.frozen_encoder else network.encoder
-        self.model = Learned(network.decoder, learns)
-        own = [network.encoder.frozen] if self.frozen_encoder else []
-        for each in own:
-            weights = each.state_dict()
+        encoder = network.encoder
+        self.frozen_encoder = not isinstance(encoder, OwnEncoder)
+        adapter = getattr(encoder, "adapter", None)
+        self.model = Learned(network.decoder, adapter if self.frozen_encoder else encoder)
+        own = []
+        if self.frozen_encoder:  # a network of others, or a tokenizer
+            own = [encoder.frozen if isinstance(encoder, PretrainedEncoder) else encoder.tokenizer]
+            weights = own[0].state_dict()
             if not any(tensor.is_meta for tensor in weights.values()):  # as in estimates
                 self.facts = {**self.facts, "encoder": weights_hash(weights)}
         self.features, self.judge = features, judge

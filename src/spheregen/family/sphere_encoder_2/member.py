@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from spheregen.family.sphere_encoder_2.network import (
     SphereEncoder2,
     SphereEncoder2Config,
 )
-from spheregen.measure.cost import Cost, part_cost
+from spheregen.measure.cost import Cost, PartCost, part_cost
 
 
 class SphereEncoder2Sampling(SamplingConfig):
@@ -50,13 +51,18 @@ class SphereEncoder2Recipe(Recipe):
         return (*super().bound_to_length, *(name for name, bound in more.items() if bound))
 
 
-def _objective(recipe: SphereEncoder2Recipe, frozen: Frozen) -> SphereEncoder2Objective:
-    loss, config = recipe.loss, recipe.model
-    perceptual = frozen.perceptual(recipe.perceptual) if loss.needs_perceptual else None
-    features = (
-        frozen.network(lambda pretrained: build_features(loss.features, pretrained)) if loss.needs_features else None
+def loss_networks(recipe: SphereEncoder2Recipe, frozen: Frozen) -> tuple[Any, Any, Any]:
+    """Return the perceptual distance, the feature network and the judge of a recipe; None where it needs none."""
+    loss = recipe.loss
+    return (
+        frozen.perceptual(recipe.perceptual) if loss.needs_perceptual else None,
+        frozen.network(partial(build_features, loss.features)) if loss.needs_features else None,
+        frozen.network(partial(build_features, loss.judge)) if loss.frechet_judge else None,
     )
-    judge = frozen.network(lambda pretrained: build_features(loss.judge, pretrained)) if loss.frechet_judge else None
+
+
+def _objective(recipe: SphereEncoder2Recipe, frozen: Frozen) -> SphereEncoder2Objective:
+    config, networks = recipe.model, loss_networks(recipe, frozen)
     seen = config.pretrained_encoder
     encoder = None if seen is None else frozen.encoder(seen)
     torch.manual_seed(recipe.train.seed)
@@ -65,35 +71,49 @@ def _objective(recipe: SphereEncoder2Recipe, frozen: Frozen) -> SphereEncoder2Ob
     else:
         config = dataclasses.replace(config, pretrained=encoder.config, has_encoder=True)
         network = SphereEncoder2(config, PretrainedEncoder(config, encoder))
-    return SphereEncoder2Objective(network, loss, perceptual, features, judge)
+    return SphereEncoder2Objective(network, recipe.loss, *networks)
 
 
-def _cost(model: SphereEncoder2, cost_of: Callable[[Any], Cost]) -> Cost:
-    """T steps take T decodes and T-1 encodes; guidance follows a second prediction, but not in the last decode."""
+def decode_cost(model: SphereEncoder2, encoder: PartCost | None) -> Cost:
+    """Return the cost of a model with an encoder of this cost: T steps take T decodes and T-1 encodes.
+
+    Guidance follows a second prediction, but not in the last decode.
+    """
     config = model.config
     with torch.device("meta"):
-        decoder = AngleDecoder(config)
-        images, latents = torch.empty(1, *model.image_shape), torch.empty(1, *model.latent_shape)
+        latents = torch.empty(1, *model.latent_shape)
         labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
-        parts = {"decoder": part_cost(decoder, latents, labels, torch.zeros(1))}
-        if not isinstance(model.encoder, NoEncoder):
-            parts = {"encoder": part_cost(SphereEncoder2(config).encoder, images), **parts}
+        decoder = part_cost(AngleDecoder(config), latents, labels, torch.zeros(1))
 
     def calls(steps: int, guided: bool, guidance_at: str) -> Mapping[str, int]:
         twice = 2 if guided else 1
         found = {"decoder": twice * (steps - 1) + 1}
-        return found if "encoder" not in parts else {"encoder": twice * (steps - 1), **found}
+        return found if encoder is None else {"encoder": twice * (steps - 1), **found}
 
+    parts = {"decoder": decoder} if encoder is None else {"encoder": encoder, "decoder": decoder}
     return Cost(parts, calls, unguided=0.0)
+
+
+def _cost(model: SphereEncoder2, cost_of: Callable[[Any], Cost]) -> Cost:
+    if isinstance(model.encoder, NoEncoder):
+        return decode_cost(model, None)
+    with torch.device("meta"):
+        encoder = part_cost(SphereEncoder2(model.config).encoder, torch.empty(1, *model.image_shape))
+    return decode_cost(model, encoder)
+
+
+def sphere_facts(config: SphereEncoder2Config) -> list[tuple[str, str]]:
+    """Return the rows of a model card on latent and noise."""
+    where = "one sphere" if config.sphere == "global" else "a sphere for each"
+    return [
+        ("latent", f"{config.tokens} tokens of {config.channels} channels on {where}"),
+        ("noise", f"rotation up to {config.max_angle:g} degrees; sampled at {config.told_angle:g}"),
+    ]
 
 
 def _facts(config: SphereEncoder2Config) -> Sequence[tuple[str, str]]:
     """Rows of the model card."""
-    where = "one sphere" if config.sphere == "global" else "a sphere for each"
-    found = [
-        ("latent", f"{config.tokens} tokens of {config.channels} channels on {where}"),
-        ("noise", f"rotation up to {config.max_angle:g} degrees; sampled at {config.told_angle:g}"),
-    ]
+    found = sphere_facts(config)
     if (seen := config.pretrained_encoder) is None:
         return [*found, ("encoder", "its own")]
     name = seen.source or str((seen.config or {}).get("model_type"))

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ class SphereEncoder2Config(TransformerConfig):
         ConfigError: an impossible combination, with the reason.
     """
 
-    transformer_fields = ("encoder", "decoder")
+    transformer_fields: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
 
     image_size: int
     """Height and width S in pixels."""
@@ -157,6 +157,29 @@ class SphereEncoder2Config(TransformerConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
+        self._check_encoder()
+        check_architecture(self, "num_classes", "in_context_tokens")
+        if self.compression is not None and self.latent_channels is not None:
+            raise ConfigError("give compression or latent_channels, not both: each determines the other")
+        if self.compression is not None and not 0 < self.compression < float("inf"):
+            raise ConfigError(f"compression is a positive number, not {self.compression:g}")
+        if self.channels < 1:
+            raise ConfigError(
+                f"compression {self.compression} and latent_channels {self.latent_channels} leave no latent channel"
+            )
+        if self.pixel_head != "linear" and self.grid < 2:
+            raise ConfigError(f"the pixel head {self.pixel_head} needs 2x2 tokens or more; take the linear one")
+        if self.sampling_angle is not None and not 0 < self.sampling_angle <= 90:
+            raise ConfigError(f"sampling_angle lies between 0 and 90 degrees, not {self.sampling_angle:g}")
+        for name, size in zip(self._trained, self.transformers, strict=True):
+            if self.in_context_tokens and size.in_context_start >= size.depth:
+                raise ConfigError(
+                    f"the {name}'s in-context tokens would join before block {size.in_context_start}, but it has only "
+                    f"{size.depth} blocks (counted from 0); lower in_context_start"
+                )
+
+    def _check_encoder(self) -> None:
+        """Refuse what does not fit the encoder."""
         seen = self.pretrained_encoder
         if seen is None and self.patch_size is None and self.image_size not in DEFAULT_PATCH:
             raise ConfigError(
@@ -178,25 +201,6 @@ class SphereEncoder2Config(TransformerConfig):
             raise ConfigError(
                 "has_encoder=false leaves a frozen encoder out, and this model has none; name `pretrained`"
             )
-        check_architecture(self, "num_classes", "in_context_tokens")
-        if self.compression is not None and self.latent_channels is not None:
-            raise ConfigError("give compression or latent_channels, not both: each determines the other")
-        if self.compression is not None and not 0 < self.compression < float("inf"):
-            raise ConfigError(f"compression is a positive number, not {self.compression:g}")
-        if self.channels < 1:
-            raise ConfigError(
-                f"compression {self.compression} and latent_channels {self.latent_channels} leave no latent channel"
-            )
-        if self.pixel_head != "linear" and self.grid < 2:
-            raise ConfigError(f"the pixel head {self.pixel_head} needs 2x2 tokens or more; take the linear one")
-        if self.sampling_angle is not None and not 0 < self.sampling_angle <= 90:
-            raise ConfigError(f"sampling_angle lies between 0 and 90 degrees, not {self.sampling_angle:g}")
-        for name, size in zip(self._trained, self.transformers, strict=True):
-            if self.in_context_tokens and size.in_context_start >= size.depth:
-                raise ConfigError(
-                    f"the {name}'s in-context tokens would join before block {size.in_context_start}, but it has only "
-                    f"{size.depth} blocks (counted from 0); lower in_context_start"
-                )
 
     @property
     def _trained(self) -> tuple[str, ...]:
