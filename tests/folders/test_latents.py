@@ -72,7 +72,7 @@ def write(folder: Path, state: dict[str, Tensor]) -> Path:
 @torch.no_grad()
 def test_a_sit_becomes_a_denoiser_with_its_tokenizer(denoiser: LatentDenoiser, tmp_path: Path) -> None:
     path = write(tmp_path, published(denoiser))
-    arguments = ["convert", "sphere-latent-encoder", "--weights", str(path), "--tokenizer", "digits"]
+    arguments = ["convert", "sphere-latent-encoder", "--weights", str(path), "--set", "tokenizer=digits"]
     done = CliRunner().invoke(app, [*arguments, "--set", "heads=2", "--out", str(tmp_path / "out")])
     assert done.exit_code == 0 and "EMA weights" in done.output, done.output
     model: Any = sg.load(tmp_path / "out")
@@ -164,7 +164,7 @@ def test_an_rae_under_both_maps_of_names(tmp_path: Path) -> None:
         folder.mkdir()
         torch.save(weights, folder / "model.pt")
         torch.save(statistics, folder / "stat.pt")
-        arguments = ["--weights", str(folder), "--encoder", str(tmp_path / "encoder"), "--set", "heads=2"]
+        arguments = ["--weights", str(folder), "--set", f"encoder={tmp_path / 'encoder'}", "--set", "heads=2"]
         done = CliRunner().invoke(app, ["convert", "rae", *arguments, "--out", str(tmp_path / f"{name}-out")])
         assert done.exit_code == 0, done.output
         tokenizer = open_tokenizer(tmp_path / f"{name}-out").tokenizer
@@ -177,8 +177,8 @@ def test_an_rae_under_both_maps_of_names(tmp_path: Path) -> None:
 def test_options_of_other_formats_are_refused(tmp_path: Path) -> None:
     for form, option, words in (
         ("rae", ["--decoder-only"], "sphere-encoder-2"),
-        ("sphere-encoder", ["--tokenizer", "digits"], "sphere-latent-encoder"),
-        ("sphere-latent-encoder", [], "--tokenizer"),
+        ("sphere-encoder", ["--set", "tokenizer=digits"], "sphere-latent-encoder"),
+        ("sphere-latent-encoder", [], "tokenizer=FOLDER"),
         ("sphere-encoder-3", [], "did you mean"),
     ):
         done = CliRunner().invoke(app, ["convert", form, "--weights", "w", *option, "--out", str(tmp_path / "o")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,16 +15,23 @@ from spheregen.errors import ConfigError, did_you_mean
 FORMATS = {
     "sphere-encoder": "the published Sphere Encoder implementation",
     "sphere-encoder-2": "that of Sphere Encoder 2",
-    "sphere-latent-encoder": "a latent denoiser, with its --tokenizer",
+    "sphere-latent-encoder": "a latent denoiser, with --set tokenizer=TOKENIZER",
     "rae": "a folder of model.pt and stat.pt, a tokenizer",
 }
-OF_FORMAT = {
+OF_FORMAT: Mapping[str, tuple[str, ...]] = {
     "sphere-encoder": ("config", "ema", "class_names"),
     "sphere-encoder-2": ("config", "ema", "class_names", "decoder_only", "encoder_licence", "angle_rounding"),
     "sphere-latent-encoder": ("ema", "class_names", "tokenizer"),
     "rae": ("encoder",),
 }
 """The options of each format beside those that all have."""
+BY_SET = {
+    "encoder_license": "encoder_licence",
+    "angle_rounding": "angle_rounding",
+    "tokenizer": "tokenizer",
+    "encoder": "encoder",
+}
+"""Those that `--set` gives, by their name there."""
 WEIGHTS = {"model": "raw weights", "ema_model": "EMA weights", "bare": "a bare state dictionary"}
 
 
@@ -56,7 +64,12 @@ def convert(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        Option("--set", help="A published option, NAME=VALUE, such as noise_sigma_max_angle=80; repeatable."),
+        Option(
+            "--set",
+            help="A published option, NAME=VALUE, such as noise_sigma_max_angle=80; repeatable. Of sphere-encoder-2 "
+            "also angle_rounding=bf16, its tables as the published evaluation rounds them, and encoder_license=FILE, "
+            "the text of the frozen encoder's licence; of sphere-latent-encoder tokenizer=NAME; of rae encoder=FOLDER.",
+        ),
     ] = None,
     class_names: Annotated[
         str | None, Option(help="Names in the order of the ids: cat,dog, or a text file with one a line.")
@@ -70,19 +83,6 @@ def convert(
         bool,
         Option("--decoder-only", help="sphere-encoder-2: leave the frozen encoder out; one step is all that is left."),
     ] = False,
-    encoder_licence: Annotated[
-        Path | None,
-        Option("--encoder-license", help="sphere-encoder-2: a text file with the licence of the frozen encoder."),
-    ] = None,
-    angle_rounding: Annotated[
-        str | None, Option(help="sphere-encoder-2: bf16 rounds its tables as the published evaluation does; none.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, Option(help="sphere-latent-encoder: the tokenizer of its latents, a folder or Hub id.")
-    ] = None,
-    encoder: Annotated[
-        str | None, Option(help="rae: a folder or Hub id of its frozen encoder. Default: the published one.")
-    ] = None,
 ) -> None:
     """Make a model folder of a published checkpoint. Nothing in the checkpoint is executed.
 
@@ -95,29 +95,26 @@ def convert(
 
     if form not in FORMATS:
         raise ConfigError(f"unknown format {form!r}{did_you_mean(form, FORMATS)}; known: {', '.join(FORMATS)}")
+    options = dict(cli.assignments(settings, (), "noise_sigma_max_angle=80"))
     given: dict[str, Any] = {
         "config": config,
         "ema": ema,
         "class_names": _class_names(class_names) or None,
         "decoder_only": decoder_only or None,
-        "encoder_licence": encoder_licence,
-        "angle_rounding": angle_rounding,
-        "tokenizer": tokenizer,
-        "encoder": encoder,
+        **{ours: options.pop(name, None) for name, ours in BY_SET.items()},
     }
     given = {name: value for name, value in given.items() if value is not None}
     for name in given.keys() - set(OF_FORMAT[form]):
         others = " or ".join(each for each, names in OF_FORMAT.items() if name in names)
-        raise ConfigError(f"--{name.replace('_', '-').replace('licence', 'license')} is of {others}; leave it out")
-    if form == "sphere-latent-encoder" and tokenizer is None:
-        raise ConfigError("a latent denoiser belongs to a tokenizer; name it with --tokenizer")
+        raise ConfigError(f"{name.replace('_', ' ')} is of {others}; leave it out")
+    if form == "sphere-latent-encoder" and "tokenizer" not in given:
+        raise ConfigError("a latent denoiser belongs to a tokenizer; name it: --set tokenizer=FOLDER")
     call = {
         "sphere-encoder": interop.convert_sphere_encoder,
         "sphere-encoder-2": interop.convert_sphere_encoder_2,
         "sphere-latent-encoder": interop.convert_sphere_latent,
         "rae": interop.convert_rae,
     }[form]
-    options = cli.assignments(settings, (), "noise_sigma_max_angle=80")
     result: Any = call(  # type: ignore[operator]
         weights, output_folder(out), options=options, licence=licence, dtype=dtype, **given
     )

@@ -310,10 +310,13 @@ def interpolate(
         ),
     ] = Path("interpolation.png"),
     frames: Annotated[int, Option(help="Images along each side, ends included.")] = 16,
-    path: Annotated[str, Option(help="slerp (constant speed) or lerp (straight, then back to the sphere).")] = "slerp",
-    class_path: Annotated[
-        str, Option(help="Between two classes: lerp or slerp of their conditions, or hard, a switch in the middle.")
-    ] = "lerp",
+    path: Annotated[
+        str,
+        Option(
+            help="slerp (constant speed) or lerp (straight, then back to the sphere); after a comma the way between two "
+            "classes: lerp, slerp or hard, a switch in the middle."
+        ),
+    ] = "slerp",
     labels: Annotated[
         str | None,
         Option(
@@ -344,7 +347,9 @@ def interpolate(
     chosen = cli.class_list(pipe, labels)
     each = chosen[0] if chosen and len(chosen) == 1 else chosen
     found = [_end(end) for end in ends]
-    output = pipe.interpolate(found, frames, path=path, class_path=class_path, labels=each, seed=seed, **loop.given())
+    path, _, classes = path.partition(",")
+    how = {"path": path, "class_path": classes.strip() or "lerp", "labels": each, "seed": seed}
+    output = pipe.interpolate(found, frames, **how, **loop.given())  # type: ignore[arg-type]
     own = {"ends": ", ".join(ends)} | ({} if labels is None else {"labels": labels})
     if writer is not None:
         with writer:

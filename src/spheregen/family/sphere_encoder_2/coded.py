@@ -39,7 +39,7 @@ class CodedSphereEncoder2Config(SphereEncoder2Config):
         ConfigError: an impossible combination, with the reason.
     """
 
-    transformer_fields = ("decoder",)
+    transformer_fields = ("decoder",)  # type: ignore[assignment]
 
     latent_tokens: int
     """Tokens N of the tokenizer's latents, a square number."""

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ class SphereEncoder2Config(TransformerConfig):
         ConfigError: an impossible combination, with the reason.
     """
 
-    transformer_fields: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    transformer_fields = ("encoder", "decoder")
 
     image_size: int
     """Height and width S in pixels."""
@@ -136,6 +136,9 @@ class SphereEncoder2Config(TransformerConfig):
     """One linear, as published; the same and a 3x3 convolution; or convolutions behind a linear."""
     output_activation: Literal["none", "tanh"] = "none"
     """"tanh" scales pixels by tanh(x) / tanh(1.5) in training alone, as published."""
+    output_init: Literal["zero", "xavier"] = "zero"
+    """The last linears of decoder and own encoder start at zero, as published, or Xavier-uniform: an encoder of its own
+    then has codes from the first step on."""
     in_context_tokens: int = 0
     """Extra tokens that carry the condition; they join before block `in_context_start` of the size."""
     spherify_decoder_blocks: bool = False
@@ -314,7 +317,7 @@ class OwnEncoder(nn.Module):
     """Images (B, C, S, S) in [-1, 1] to raw latents (B, N, d); it learns, and sees no labels.
 
     At the start its latents are exactly 0, as published: the sphere's slope there, 1/sqrt(1e-5), makes them large at
-    once.
+    once; `model.output_init=xavier` begins with codes that differ.
     """
 
     gathered_methods: tuple[str, ...] = ()
@@ -331,7 +334,7 @@ class OwnEncoder(nn.Module):
             context_tokens=config.in_context_tokens,
             options=BlockOptions(qk_norm=config.qk_norm, eps=NORM_EPS),
         )
-        self.project = linear(size.width, config.channels, init="zero")
+        self.project = linear(size.width, config.channels, init=config.output_init)
 
     def forward(self, images: Tensor, labels: Labels = None, *, kept: Tensor | None = None) -> Tensor:
         check_shape(images, self.image_shape, "images")
@@ -454,9 +457,10 @@ class AngleDecoder(nn.Module):
         patch, channels, grid = config.patch, config.image_channels, config.grid
         self.head: ConvPixelHead | LinearPixelHead
         if config.pixel_head == "conv":
-            self.head = ConvPixelHead(size.width, patch, channels, grid)
+            self.head = ConvPixelHead(size.width, patch, channels, grid, init=config.output_init)
         else:
-            self.head = LinearPixelHead(size.width, patch, channels, grid, smooth=config.pixel_head == "smooth")
+            smooth = config.pixel_head == "smooth"
+            self.head = LinearPixelHead(size.width, patch, channels, grid, init=config.output_init, smooth=smooth)
         self.tanh = config.output_activation == "tanh"
 
     def embed_labels(self, labels: Tensor | None) -> Tensor | None:
