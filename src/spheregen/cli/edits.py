@@ -313,7 +313,7 @@ def interpolate(
     path: Annotated[
         str,
         Option(
-            help="slerp (constant speed) or lerp (straight, then back to the sphere); after a comma the way between two "
+            help="slerp (constant speed) or lerp (straight, then back to the sphere); after a comma that between two "
             "classes: lerp, slerp or hard, a switch in the middle."
         ),
     ] = "slerp",
