@@ -35,6 +35,12 @@ class NetworkCondition:
         self._rows, self._index = rows, index
         self._made: dict[Any, tuple[Tensor, ...]] = {}
 
+    def plus(self, embedding: Tensor) -> NetworkCondition:
+        """Return the condition with another embedding added: (1, W) the same for all samples, or (B, W)."""
+        if len(embedding) == 1:
+            return NetworkCondition(self._rows + embedding, self._index)
+        return NetworkCondition(self.embedding + embedding, torch.arange(len(embedding), device=embedding.device))
+
     def of(self, layer: Any) -> Modulated:
         """Return the embedding; without gradients what the layer made of it, which is kept from step to step.
 

@@ -62,7 +62,9 @@ class SphereGenerator(nn.Module):
     num_classes: int = 0
     """Classes that labels may name; 0 for an unconditional generator. The null class is id `num_classes`."""
     alpha_max: float = 85.0
-    """Degrees, 0 to 90: the angle of the strongest training noise, which schedules start from."""
+    """Degrees, 0 to 90: the angle that schedules start from, that of the strongest training noise or somewhat less."""
+    max_angle: float = 90.0
+    """Degrees: no step turns a point by more."""
     prior: Prior = SPHERE
     """The latent space, and the law by which noise moves its points."""
     token_width: int = 0
@@ -70,6 +72,13 @@ class SphereGenerator(nn.Module):
     guidance_places: tuple[str, ...] = ("pixel", "latent")
     """The spaces that a step goes through, where guidance can act, in this order: that of predictions, then that of raw
     latents where it is another. `("pixel", "latent")` if predictions are images, `("latent",)` if latents."""
+    guidance_law: str = "scale"
+    """The law of guidance by a number: a `scale` of the difference to the null class, or a `rotation` away from it by
+    degrees; a name in `sampling.GUIDANCES`."""
+    unguided: float = 1.0
+    """The number that is no guidance: a scale of 1, a rotation by 0 degrees."""
+    reuses_noise: bool = False
+    """Where all steps share one noise, it is that of the start; else another draw."""
 
     def __init__(self, config: Any = None) -> None:
         super().__init__()
@@ -161,8 +170,15 @@ class SphereGenerator(nn.Module):
         return self.prior.project(self.encode_raw(images, labels))
 
     def decode(self, latents: Tensor, labels: Labels = None, angle: Angle = 0.0) -> Tensor:
-        """Return points (B, N, d), moved by noise of `angle` radians, as images (B, C, S, S) in [-1, 1]."""
-        return self.to_image(self.predict(latents, labels, angle))
+        """Return points (B, N, d) as images (B, C, S, S) in [-1, 1].
+
+        Args:
+            latents: points of the latent space.
+            labels: or the condition.
+            angle: degrees, one number or (B,): how far noise moved the points.
+        """
+        radians = torch.deg2rad(angle.double()) if isinstance(angle, Tensor) else math.radians(angle)
+        return self.to_image(self.predict(latents, labels, radians))
 
     def forward(self, images: Tensor, labels: Labels = None) -> Tensor:
         """Return images there and back: decode(encode(x))."""

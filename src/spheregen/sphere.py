@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,21 +34,27 @@ def full_precision(device: str) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
-def spherify(z: Tensor) -> Tensor:
+def spherify(z: Tensor, eps: float = EPS) -> Tensor:
     """Scale each sample to the sphere of radius sqrt(L).
 
-    `z * rsqrt(mean(z^2 over all L) + 1e-6)`: one RMS over tokens and channels of a sample, not a per-token norm.
+    `z * rsqrt(mean(z^2 over all L) + eps)`: one RMS over tokens and channels of a sample, not a per-token norm.
 
     Args:
         z: latents (B, ...).
+        eps: added to the mean square: 1e-6 in the Sphere Encoder, 1e-5 in Sphere Encoder 2.
 
     Returns:
         Points on the sphere, same shape and type.
     """
     wide = upcast(z)
-    # z * rsqrt(mean(z^2) + 1e-6), method.md 0
+    # z * rsqrt(mean(z^2) + eps), method.md 0
     mean_square = wide.square().mean(dim=_sample_axes(z), keepdim=True)
-    return (wide * torch.rsqrt(mean_square + EPS)).to(z.dtype)
+    return (wide * torch.rsqrt(mean_square + eps)).to(z.dtype)
+
+
+def by_token(act: Callable[..., Tensor], *points: Tensor, **options: Any) -> Tensor:
+    """Return what a function of samples makes of the tokens of points (B, N, d), as if each token were a sample."""
+    return act(*(each.flatten(0, 1) for each in points), **options).view_as(points[0])
 
 
 def uniform_points(

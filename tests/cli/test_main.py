@@ -26,7 +26,7 @@ LATER = {"fit-prior", "tune"}
 
 def test_commands_and_the_number_of_their_parameters() -> None:
     assert COMMANDS.keys() == NAMES
-    assert sum(len(command.params) for name, command in COMMANDS.items() if name not in LATER) <= 200
+    assert sum(len(command.params) for name, command in COMMANDS.items() if name not in LATER) <= 201
     assert all(len(COMMANDS[name].params) <= 8 for name in LATER)
 
 

@@ -172,7 +172,7 @@ def test_a_network_is_told_the_angle_of_its_point() -> None:
     asked.clear()
     edit(model, IMAGES, steps=2, schedule=Angles((60, 20)), strength=1.0)
     reconstruct(model, IMAGES)
-    model.decode(NOISE, None, math.radians(30))
+    model.decode(NOISE, None, 30)
     guide(model, LABELS, 2.0).predict(NOISE, torch.tensor([0.0, 0.5, 1.0]).double().deg2rad())
     assert asked[:4] == pytest.approx([60, 20, 0, 30])
     assert asked[4] == pytest.approx([0, 0.5, 1, 0, 0.5, 1])

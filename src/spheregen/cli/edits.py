@@ -310,7 +310,13 @@ def interpolate(
         ),
     ] = Path("interpolation.png"),
     frames: Annotated[int, Option(help="Images along each side, ends included.")] = 16,
-    path: Annotated[str, Option(help="slerp (constant speed) or lerp (straight, then back to the sphere).")] = "slerp",
+    path: Annotated[
+        str,
+        Option(
+            help="slerp (constant speed) or lerp (straight, then back to the sphere); after a comma that between two "
+            "classes: lerp, slerp or hard, a switch in the middle."
+        ),
+    ] = "slerp",
     labels: Annotated[
         str | None,
         Option(
@@ -340,7 +346,10 @@ def interpolate(
     pipe = cli.load_pipeline(model, progress=True)
     chosen = cli.class_list(pipe, labels)
     each = chosen[0] if chosen and len(chosen) == 1 else chosen
-    output = pipe.interpolate([_end(end) for end in ends], frames, path=path, labels=each, seed=seed, **loop.given())
+    found = [_end(end) for end in ends]
+    path, _, classes = path.partition(",")
+    how = {"path": path, "class_path": classes.strip() or "lerp", "labels": each, "seed": seed}
+    output = pipe.interpolate(found, frames, **how, **loop.given())  # type: ignore[arg-type]
     own = {"ends": ", ".join(ends)} | ({} if labels is None else {"labels": labels})
     if writer is not None:
         with writer:

@@ -125,6 +125,7 @@ _SAMPLER = "Sampling"
 MOST = 10**9  # images: more is a typing error
 SAMPLER_NAMES = (
     *("schedule", "guidance_at", "share_noise", "strength", "prior", "temperature", "prior_angle"),
+    *("start_angle", "loop_angle"),
     *("refinement_steps", "solver", "refinement_guidance"),
 )
 READING_NAMES = ("fit", "resize", "background", "on_error")
@@ -138,7 +139,8 @@ SamplerSet = Annotated[
         help="Further options, repeatable: schedule=fixed, decay, angle or [1,0.5]; guidance_at=pixel, latent or both; "
         "share_noise=false for new noise at each step; strength=F, a factor of their noise; prior=fitted for points "
         "where the codes are, with temperature=T (below 1 nearer to a class's mean) and prior_angle=A (degrees towards "
-        "uniform ones); of models that refine: refinement_steps=N (0 leaves images "
+        "uniform ones); start_angle=A and loop_angle=A, the degrees that the start and the steps have; of models that "
+        "refine: refinement_steps=N (0 leaves images "
         "rough), solver=euler, heun or midpoint, refinement_guidance=S. Default: the model's.",
     ),
 ]
@@ -155,7 +157,8 @@ class Sampling:
         float | None,
         typer.Option(
             rich_help_panel=_SAMPLER,
-            help="Classifier-free guidance scale; 1 is none. Default: the model's; 1 without a class.",
+            help="Classifier-free guidance scale; 1 is none. Degrees of models that are guided by rotation; 0 is none. "
+            "Default: the model's; none without a class.",
         ),
     ] = None
     settings: SamplerSet = None

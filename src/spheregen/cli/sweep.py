@@ -62,7 +62,7 @@ def sweep(
     import torch
 
     from spheregen.data import labelled_sheet, save_png
-    from spheregen.sampling import ClassifierFreeGuidance, generation_angles
+    from spheregen.sampling import GUIDANCES, generation_angles
 
     output_file(out, suffix=".png")
     cli.check_count(count)
@@ -80,8 +80,10 @@ def sweep(
         )
     for each in combinations:  # complain before any work is done
         generation_angles(each.get("schedule", "fixed"), each["steps"])
-        ClassifierFreeGuidance(each.get("guidance", 1.0), each.get("guidance_at", "both"))
     pipe = cli.load_pipeline(model)
+    for each in combinations:
+        guide = GUIDANCES[pipe.model.guidance_law]
+        guide(each.get("guidance", pipe.model.unguided), each.get("guidance_at", "both"))
     named = cli.class_list(pipe, labels)
     scorer = None if score == 0 else _scorer(pipe, data, split, asked=score is not None or data is not None)
     scored = score or SCORED if scorer is not None else 0

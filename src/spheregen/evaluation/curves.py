@@ -17,6 +17,7 @@ from spheregen.sampling.schedules import SCHEDULES, Angles
 
 _STEPS = (1, 2, 4, 6, 8)
 _GUIDANCE = (1.0, 1.2, 1.4, 1.8)
+_TURNS = (0.0, 5.0, 10.0)  # degrees of guidance by rotation
 _REFINEMENT_STEPS = (0, 1, 2, 4, 8)
 _BELOW_MAX = (30.0, 20.0, 10.0, 5.0, 0.0)  # degrees: angles of the steps' noise below that of the training
 _NOISE = ("shared", "fresh")
@@ -63,7 +64,7 @@ def usual_curves(pipe: Pipeline, options: GenerationOptions) -> list[CurveReques
         if settings["prior"] == "fitted":
             curves["temperature"] = _TEMPERATURES
     if pipe.classes.count:
-        curves["guidance"] = _GUIDANCE
+        curves["guidance"] = _GUIDANCE if pipe.model.unguided == 1 else _TURNS
     if pipe.model.refiner is not None:
         curves["refinement_steps"] = _REFINEMENT_STEPS
         if pipe.classes.count:
@@ -86,7 +87,8 @@ def curve_options(pipe: Pipeline, options: GenerationOptions, name: str, value: 
         noisy = pipe.settings(options)["steps"] - 1
         changed = dataclasses.replace(options, schedule=Angles((value,) * noisy))
     else:
-        if name in ("guidance", "refinement_guidance") and value != 1 and not pipe.classes.count:
+        unguided = pipe.model.unguided if name == "guidance" else 1
+        if name in ("guidance", "refinement_guidance") and value != unguided and not pipe.classes.count:
             raise ConfigError("a model without classes has no guidance; leave the curve over guidance out")
         changed = dataclasses.replace(options, **{name: value})
     pipe.settings(changed)

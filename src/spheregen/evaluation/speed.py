@@ -70,7 +70,7 @@ def cost_figures(pipe: Pipeline, options: GenerationOptions, *, batch: int = 64)
         "device": device_name(pipe.device),
         "threads": torch.get_num_threads() if pipe.device.type == "cpu" else None,
         "dtype": str(pipe.dtype).removeprefix("torch."),
-        "guidance": pipe.settings(options)["guidance"] if pipe.classes.count else 1.0,
+        "guidance": pipe.settings(options)["guidance"] if pipe.classes.count else pipe.model.unguided,
         "convention": "two operations a multiply-add; `gflops` leaves attention products out, as the published tables "
         "do, `counted_gflops` has them",
     }

@@ -79,23 +79,25 @@ def tune_sampling(
         raise ConfigError(f"a distance needs at least 2 samples, not {count}")
     count = balanced(count, pipe.classes.count)
     begun, pace = time.monotonic(), 0.0  # seconds of a decode of all samples
+    unguided = pipe.model.unguided
     tried: list[Trial] = []
     best: Trial | None = None
     for proposals in _rounds(pipe):
         for settings in proposals(best.settings if best else {}):
             if any(trial.settings == settings for trial in tried):
                 continue
-            if tried and time.monotonic() - begun + pace * _decodes(settings) > seconds:
+            if tried and time.monotonic() - begun + pace * _decodes(settings, unguided) > seconds:
                 continue  # a cheaper one may still fit
             start = time.monotonic()
             output = pipe.generate(count, seed=SEED, **settings)
             made = time.monotonic() - start
             figures = scorer.figures(output.tensor, None if output.labels is None else torch.tensor(output.labels))
             trial = Trial(settings, figures, _score(figures, scorer.real_accuracy), 1000 * made / count)
-            pace = max(pace, (time.monotonic() - start) / _decodes(settings))
+            pace = max(pace, (time.monotonic() - start) / _decodes(settings, unguided))
             tried.append(trial)
             told(trial)
-            if best is None or trial.score < best.score * (MARGIN if _dearer(settings, best.settings) else 1):
+            dearer = best is not None and _decodes(settings, unguided) > _decodes(best.settings, unguided)
+            if best is None or trial.score < best.score * (MARGIN if dearer else 1):
                 best = trial
     assert best is not None
     return best, tried
@@ -113,8 +115,9 @@ def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
     """Return the rounds of proposals: each is told the best setting so far."""
     own = pipe.settings(GenerationOptions())
     own = {name: own[name] for name in SETTINGS}
-    plain = {"guidance": 1.0, "guidance_at": "both", "share_noise": True, "strength": 1.0, "temperature": 1.0}
-    plain |= {"prior_angle": 0.0}
+    scale = pipe.model.guidance_law == "scale"
+    plain = {"guidance": pipe.model.unguided, "guidance_at": "both", "share_noise": True}
+    plain |= {"strength": 1.0, "temperature": 1.0, "prior_angle": 0.0}
 
     def starts(_: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield own
@@ -126,11 +129,14 @@ def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
             yield {**own, **plain, "prior": "sphere", "steps": steps, "schedule": schedule}
 
     def guided(best: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        if best["prior"] == "fitted" and pipe.classes.count:  # beside the codes details are sharper and classes vaguer
+        if not pipe.classes.count or (not scale and best["steps"] == 1):  # a rotation acts from the second step on
+            return
+        if best["prior"] == "fitted" and scale:  # beside the codes details are sharper and classes vaguer
             for angle, guidance in ((30.0, 2.0), (55.0, 3.0), (70.0, 3.0)):
                 turned = {"prior_angle": angle, "guidance": guidance, "guidance_at": "pixel"}
                 yield {**best, **turned, "steps": 1, "strength": 1.0}
-        for guidance, place in itertools.product((1.3, 1.6, 2.0) if pipe.classes.count else (), ("pixel", "both")):
+        tried = itertools.product((1.3, 1.6, 2.0), ("pixel", "both")) if scale else ((5.0, "both"), (10.0, "both"))
+        for guidance, place in tried:
             yield {**best, "guidance": guidance, "guidance_at": place}
 
     def refined(best: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -161,13 +167,8 @@ def _score(figures: Mapping[str, float], real_accuracy: float | None) -> float:
     return distance / max(figures["class_accuracy"] / (real_accuracy or 1), 1e-3)
 
 
-def _decodes(settings: Mapping[str, Any]) -> int:
-    guided = 2 if settings["guidance"] != 1 else 1
-    return int(settings["steps"]) * guided
-
-
-def _dearer(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return _decodes(one) > _decodes(other)
+def _decodes(settings: Mapping[str, Any], unguided: float) -> int:
+    return int(settings["steps"]) * (2 if settings["guidance"] != unguided else 1)
 
 
 def tune_folder(

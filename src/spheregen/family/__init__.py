@@ -28,6 +28,10 @@ _HOMES = {
     "RepresentationAutoencoder": "representation.network",
     "RepresentationConfig": "representation.network",
     "SphereAutoencoder": "sphere_encoder.network",
+    "SphereEncoder2": "sphere_encoder_2.network",
+    "SphereEncoder2Config": "sphere_encoder_2.network",
+    "SphereEncoder2LossConfig": "sphere_encoder_2.loss",
+    "SphereEncoder2Objective": "sphere_encoder_2.loss",
     "members": "registry",
     "register": "registry",
 }

@@ -9,10 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from spheregen.distributed import World
 from spheregen.errors import ConfigError
 from spheregen.family.terms import LossTerms
 from spheregen.networks.perceptual import PerceptualLoss, perceptual_name
 
+Part = tuple[Tensor, Tensor | None, Any]
+"""Inputs, labels and noise of a micro-batch, on the device."""
 Batches = Iterable[tuple[Tensor, Tensor | None]]
 """Inputs and their labels, of this process's part of the data."""
 Gather = Callable[[object], list[Any]]
@@ -33,6 +36,11 @@ class Objective:
     """Plain values that decide the run beside recipe and data, such as the names of frozen networks."""
     perceptual: PerceptualLoss | None = None
     """The perceptual distance of those that compare images; see `use_perceptual`."""
+    beside: nn.Module | None = None
+    """Networks that learn beside the model by optimisers of the objective's own, and statistics that run along: no part
+    of what is saved as the model, but of the state of a run."""
+    world: World = World()
+    """The processes that share each batch."""
 
     def use_perceptual(self, perceptual: PerceptualLoss | None, term: str, weight: float) -> None:
         """Take over the perceptual distance; without one (None) its terms are left out.
@@ -63,6 +71,37 @@ class Objective:
         """Compute the loss, a mean over samples, so that parts of a batch average."""
         raise NotImplementedError
 
+    def begin_step(self, parts: Sequence[Callable[[], Part]]) -> None:
+        """Get ready for a step's loss of these parts of this process's batch; nothing by default.
+
+        All processes call it together. What an earlier attempt at the step has left is put back.
+        """
+
+    def end_step(
+        self, parts: Sequence[Callable[[], Part]], observed: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Let what is beside the model learn, after the model has; nothing by default. All processes call it together.
+
+        Args:
+            parts: those of the batch, as in `begin_step`.
+            observed: of the loss of each.
+
+        Returns:
+            Scalars for the log, the same on every process.
+        """
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps of what is beside the model, the same on every process."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned.
+
+        Raises:
+            KeyError: something is missing; its argument is the name.
+        """
+
     def generator(self, model: nn.Module) -> nn.Module:
         """Return what users get of the trained model, or of its EMA: with the frozen networks that belong to it."""
         return model
@@ -88,3 +127,9 @@ class Frozen(Protocol):
 
     def encoder(self, config: Any) -> Any:
         """Return the frozen encoder of this configuration."""
+
+    def codec(self, name: str) -> Any:
+        """Return the tokenizer of this folder, bundled name or Hub id."""
+
+    def network(self, build: Callable[[bool], Any]) -> Any:
+        """Return what `build(pretrained)` makes: with weights, or without for an estimate."""

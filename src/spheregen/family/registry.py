@@ -11,6 +11,8 @@ from spheregen.family.convolutional import member as convolutional
 from spheregen.family.member import Member
 from spheregen.family.representation import member as representation
 from spheregen.family.sphere_encoder import member as sphere_encoder
+from spheregen.family.sphere_encoder_2 import coded as sphere_encoder_2_coded
+from spheregen.family.sphere_encoder_2 import member as sphere_encoder_2
 from spheregen.family.sphere_flow import member as sphere_flow
 from spheregen.family.sphere_latent_encoder import member as sphere_latent_encoder
 from spheregen.measure.cost import Cost
@@ -117,5 +119,7 @@ for _member in (
     representation.MEMBER,
     representation.PUBLISHED,
     sphere_flow.MEMBER,
+    sphere_encoder_2.MEMBER,
+    sphere_encoder_2_coded.MEMBER,
 ):
     register(_member)

@@ -22,7 +22,7 @@ from spheregen.folders.model_folder import CARD, CONFIG, PRIOR, WEIGHTS, inner_w
 from spheregen.hub import REPO, REVISION, USER, HubError, download, import_hub, request
 
 _BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
-_FILES = (CONFIG, WEIGHTS, CARD, PRIOR)
+_FILES = (CONFIG, WEIGHTS, CARD, PRIOR, "LICENSE*.txt")
 _INNER_FILES = ("*.json", "*.safetensors", CARD)
 _PATIENCE = 15.0  # seconds that the Hub has for its first answer
 _TAG = "spheregen"  # of every model card that we write

@@ -18,34 +18,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
-from torch import Tensor
 
 from spheregen.devices import own_defaults
-from spheregen.errors import ConfigError, ModelFileError, did_you_mean
+from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
-from spheregen.files import parse_json
 from spheregen.folders.card import ModelInfo
-from spheregen.folders.model_folder import CARD, CONFIG, WEIGHTS, save_model
-from spheregen.networks.backbones.state import listed, load_renamed, read_weights
-from spheregen.nn.sizes import SIZES, TransformerSize
+from spheregen.folders.model_folder import save_model
+from spheregen.folders.published import (
+    DTYPES,
+    SAME_MEANING,
+    TRUNK_NAMES,
+    PublishedOptions,
+    check_target,
+    find_weights,
+    override,
+    read_checkpoint,
+    read_options,
+    transformer,
+)
+from spheregen.networks.backbones.state import listed, load_renamed
 from spheregen.nn.uninitialised import Uninitialised
-from spheregen.tensors import first_line
 
 ORIGIN = "published Sphere Encoder checkpoint, arXiv 2602.15030"
 LICENCE = (  # of a converted folder where nobody states one
     "that of the checkpoint's origin, which this conversion does not change; the published Sphere Encoder code is for "
     "non-commercial use, so read the terms of the weights before you use or pass them on"
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Sizes of the publication: their widths differ, so a width and a depth tell the heads and the in-context start.
-PUBLISHED_SIZES = ("small", "base", "large", "xlarge", "huge", "giant")
-# Constructor's name and training option that determine the same thing.
-_SAME_MEANING = (
-    ("input_size", "image_size"), ("patch_size", "latent_resolution"), ("token_channels", "compression_ratio"),
-)  # fmt: skip
 _NEVER_WEIGHTS = re.compile(r"(encoder|decoder)\.(inctx_)?rope")  # tables of `ema_model` that the configuration tells
-_WRAPPERS = re.compile(r"\b(_orig_mod|module)\.")
 _MIXER_NORMS = {"encoder.out.norm.weight", "decoder.x_embedder.1.norm.weight"}
 _CONV_1X1 = "encoder.x_embedder.1.weight"  # published as a 1x1 convolution; a linear here
 
@@ -59,20 +58,7 @@ _RENAMES = (
     (r"^decoder\.head\.linear\.", "decoder.ffn.linear."),
     (r"^decoder\.head\.smooth\.", "decoder.out.2."),
     (r"^decoder\.head\.up\.", "decoder.out.4."),
-    (r"\.trunk\.labels\.table\.", ".y_embedder.embedding_table."),
-    (r"\.trunk\.positions$", ".pos_embed"),
-    (r"\.trunk\.context$", ".inctx_embed"),
-    (r"\.trunk\.context_positions$", ".inctx_pos_embed"),
-    (r"\.output\.norm\.", ".ffn.norm."),
-    (r"\.output\.modulation\.linear\.", ".ffn.adaLN_modulation.1."),
-    (r"\.trunk\.blocks\.", ".blocks."),
-    (r"\.attention_norm\.", ".norm1."),
-    (r"\.mlp_norm\.", ".norm2."),
-    (r"\.attention\.qkv\.", ".attn.qkv."),
-    (r"\.attention\.out\.", ".attn.proj."),
-    (r"\.mlp\.gate_value\.", ".mlp.w12."),
-    (r"\.mlp\.out\.", ".mlp.w3."),
-    (r"\.modulation\.linear\.", ".adaLN_modulation.1."),
+    *TRUNK_NAMES,
     (r"\.token_norm\.", ".norm1."),
     (r"\.channel_norm\.", ".norm2."),
     (r"\.token_mlp\.", ".tok_mixer.mix."),
@@ -80,35 +66,6 @@ _RENAMES = (
     (r"\.token_gain$", ".alpha1"),
     (r"\.channel_gain$", ".alpha2"),
 )
-
-
-class PublishedOptions(BaseModel):
-    """The published options that are read, under the constructor's names or the training's; all others are ignored."""
-
-    input_size: int | None = None
-    image_size: int | None = None
-    patch_size: int | None = None
-    latent_resolution: int | None = None  # tokens along one side
-    token_channels: int | None = None
-    compression_ratio: float | None = None
-    num_classes: int | None = None  # of the data in training options, and nothing where `cond_generator` is false
-    cond_generator: bool | None = None
-    pixel_head_type: str | None = None
-    affine_latent_mlp_mixer: bool | None = None
-    in_context_size: int | None = None
-    noise_sigma_max_angle: float | None = None  # degrees
-    spherify_model: bool | None = None
-    halve_model_size: bool | None = None
-    sizes: dict[str, dict[str, int | None]] = Field(default_factory=dict)
-    """Width, layers, heads and in_context_start by name, of transformers that were not published."""
-    vit_enc_model_size: str | None = None
-    vit_dec_model_size: str | None = None
-    vit_enc_latent_mlp_mixer_depth: int | None = None
-    vit_dec_latent_mlp_mixer_depth: int | None = None
-    vit_enc_heads: int | None = None  # a name of ours, for sizes that were not published; the following too
-    vit_dec_heads: int | None = None
-    vit_enc_in_context_start: int | None = None
-    vit_dec_in_context_start: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +140,7 @@ def convert_sphere_encoder(
         SphereGenError: the folder cannot be written to.
     """
     folder = Path(out)
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use {' or '.join(DTYPES)}")
-    if folder.is_file() or any((folder / name).exists() for name in (CONFIG, WEIGHTS, CARD)):
-        raise ConfigError(f"{folder} is a file or holds a model, which would be lost; choose another folder (--out)")
+    check_target(folder, dtype)
     model, found = _read(source, config, ema, options)
     if len(class_names) not in (0, model.num_classes):
         raise ConfigError(f"{len(class_names)} class names for {model.num_classes} classes; give all in order, or none")
@@ -208,9 +162,9 @@ def _read(
     source: str | Path, config: str | Path | Mapping[str, Any] | None, ema: bool, options: Mapping[str, Any] | None
 ) -> tuple[SphereAutoencoder, ConvertedModel]:
     """Return the model, and what was found; the folder is that of the checkpoint."""
-    file = _find_weights(Path(source))
-    given = _override(_read_options(config, file.parent), options or {})
-    state, weights, epoch = _read_checkpoint(file, ema)
+    file = find_weights(Path(source))
+    given = override(read_options(config, file.parent), options or {}, PublishedOptions)
+    state, weights, epoch = read_checkpoint(file, ema, ignored=_NEVER_WEIGHTS)
     revealed = _options_of_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, file)
     model_config = _autoencoder_config(given, revealed, file)
     with torch.device("meta"):
@@ -226,7 +180,7 @@ def _read(
     if broken := [names[name] for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
         raise ModelFileError(f"{file} holds NaN or infinite numbers in {listed(broken)}; take another checkpoint")
     told = {name for name, value in given if value is not None}
-    told |= {name for name, other in _SAME_MEANING if other in told}
+    told |= {name for name, other in SAME_MEANING if other in told}
     return model.eval(), ConvertedModel(
         folder=file.parent,
         file=file.name,
@@ -239,88 +193,7 @@ def _read(
     )
 
 
-# files
-
-
-def _find_weights(path: Path) -> Path:
-    """Return the weight file that `path` is, or the only one in the folder `path`."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise ModelFileError(f"no checkpoint at {path}: give a folder or a .safetensors or .pth file")
-    found = sorted({*path.glob("*.safetensors"), *path.glob("*.pth")} - {path / "io.safetensors"})  # of golden folders
-    if len(found) != 1:
-        names = listed(file.name for file in found) or "none"
-        raise ModelFileError(f"{path} must hold one weight file (.safetensors or .pth), found {names}; name the file")
-    return found[0]
-
-
-def _read_options(config: str | Path | Mapping[str, Any] | None, folder: Path) -> dict[str, Any]:
-    """Return the options of a configuration; of `config.json` or `cfg.json` in `folder` where none is given."""
-    if isinstance(config, Mapping):
-        return dict(config)
-    beside = (folder / name for name in ("config.json", "cfg.json"))
-    path = next((path for path in beside if path.is_file()), None) if config is None else Path(config)
-    if path is None:
-        return {}
-    try:
-        options = parse_json(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"cannot read the configuration {path}: {first_line(error)}; correct the file") from error
-    if not isinstance(options, dict):
-        raise ModelFileError(f"{path} is not a JSON object of options; give the training's cfg.json")
-    return options
-
-
-def _read_checkpoint(path: Path, ema: bool) -> tuple[dict[str, Tensor], str, int | None]:
-    """Return the weights under the published names, which of the file's they are, and their epoch."""
-    content = read_weights(path)
-    weights, epoch = "bare", None
-    if isinstance(content, Mapping) and any(isinstance(content.get(name), Mapping) for name in ("model", "ema_model")):
-        weights, other = ("ema_model", "model") if ema else ("model", "ema_model")
-        if not isinstance(content.get(weights), Mapping):
-            cure = "leave ema (--ema) out" if ema else "ask for them with ema (--ema)"
-            raise ModelFileError(f"{path} holds no {weights}, only {other}; {cure}")
-        epoch = content.get("epoch")
-        content = content[weights]
-    elif ema:
-        raise ModelFileError(f"{path} is a bare state dictionary without EMA weights; load it without ema (--ema)")
-    if not isinstance(content, Mapping):
-        raise ModelFileError(f"{path} holds no Sphere Encoder but a {type(content).__name__}; give another checkpoint")
-    state: dict[str, Tensor] = {}
-    for key, value in content.items():
-        name = _WRAPPERS.sub("", str(key))
-        if _NEVER_WEIGHTS.fullmatch(name):
-            continue
-        dense = isinstance(value, Tensor) and value.layout is torch.strided and value.is_floating_point()
-        if name in state or not dense or value.is_meta:
-            problem = "is there twice, under different prefixes" if name in state else "is no dense tensor of numbers"
-            raise ModelFileError(f"{path}: {listed([name])} {problem}; give a state dictionary of the published model")
-        state[name] = value.detach()
-    return state, weights, epoch if isinstance(epoch, int) else None
-
-
 # options
-
-
-def _override(config: Mapping[str, Any], changes: Mapping[str, Any]) -> PublishedOptions:
-    """Return `config` with `changes`, which also win over other words for the same thing."""
-    changed = dict(config)
-    for name, value in changes.items():
-        if name not in PublishedOptions.model_fields:
-            hint = did_you_mean(str(name), PublishedOptions.model_fields)
-            raise ConfigError(f"unknown option {name!r} of a published checkpoint{hint}; see docs/models.md")
-        for other in next((pair for pair in _SAME_MEANING if name in pair), ()):
-            changed.pop(other, None)
-        if name == "num_classes" and "cond_generator" not in changes:
-            changed["cond_generator"] = None if value is None else value != 0
-        changed[name] = value
-    try:
-        return PublishedOptions.model_validate({name: value for name, value in changed.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"the published option {name} is {first['input']!r}: {first['msg']}; correct it") from error
 
 
 def _options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[str, Any]:
@@ -378,7 +251,7 @@ def _autoencoder_config(given: PublishedOptions, revealed: Mapping[str, Any], fi
         raise ConfigError(f"the configuration does not fit {file.name}: {'; '.join(wrong)}; correct it or leave it out")
     lacking = [] if "noise_sigma_max_angle" in told else ["noise_sigma_max_angle (degrees, such as 85)"]
     encoder, decoder = (
-        _transformer(given, prefix, revealed[f"{prefix}_model_size"], values["in_context_size"] > 0, lacking)
+        transformer(given, prefix, revealed[f"{prefix}_model_size"], values["in_context_size"] > 0, lacking)
         for prefix in ("vit_enc", "vit_dec")
     )
     if lacking or encoder is None or decoder is None:
@@ -403,42 +276,6 @@ def _autoencoder_config(given: PublishedOptions, revealed: Mapping[str, Any], fi
         spherify_decoder_blocks=told.get("spherify_model", False),
         max_angle=told["noise_sigma_max_angle"],
     )
-
-
-def _transformer(
-    given: PublishedOptions, prefix: str, found: tuple[int, int], in_context: bool, lacking: list[str]
-) -> str | TransformerSize | None:
-    """Return the size of a part by its name or, where it has none, by `found`, the width and depth of the weights.
-
-    None, and an entry of `lacking`, where the heads or the in-context start are not known.
-    """
-    width, depth = found
-    name = getattr(given, f"{prefix}_model_size")
-    if name is None:
-        fits = (each for each in PUBLISHED_SIZES if SIZES[each].width == width)
-        name = next((each for each in fits if depth in (SIZES[each].depth, SIZES[each].depth // 2)), "")
-    spec, size = given.sizes.get(name), SIZES.get(name)
-    if spec is None and size is not None and (name in PUBLISHED_SIZES or (size.width, size.depth) == (width, depth)):
-        spec = {**dataclasses.asdict(size), "layers": size.depth}
-    told = {key: value for key, value in (spec or {}).items() if value is not None}
-    for key in ("heads", "in_context_start"):
-        if (value := getattr(given, f"{prefix}_{key}")) is not None:
-            told[key] = value
-    unknown = [key for key in ("heads", "in_context_start")[: 1 + in_context] if key not in told]
-    if unknown:
-        lacking += [f"{prefix}_{key}" for key in unknown]
-        lacking[-1] += f" (width {width}, {depth} blocks)"
-        return None
-    layers = told.get("layers", depth)
-    if "layers" in told and (depth == layers // 2 if given.halve_model_size is None else given.halve_model_size):
-        layers //= 2
-    size = TransformerSize(
-        width=told.get("width", width),
-        depth=layers,
-        heads=told["heads"],
-        in_context_start=told.get("in_context_start", 0),
-    )
-    return name if size == SIZES.get(name) else size
 
 
 def _published_name(name: str, config: AutoencoderConfig) -> str:

@@ -44,6 +44,8 @@ class Cost:
     """Runs of each part: (steps, guided, guidance_at) -> by name; guidance is at `pixel`, `latent` or `both`."""
     refinement_calls: Callable[[int, str, bool], Mapping[str, int]] | None = None
     """Runs of each part to refine a generated image: (flow steps, solver, guided) -> by name; None: nothing refines."""
+    unguided: float = 1.0
+    """The guidance that is none."""
 
     def generation_gflops(
         self, steps: int, *, guided: bool = False, guidance_at: str = "both", counted: bool = False
@@ -64,7 +66,7 @@ class Cost:
 
     def sampling_gflops(self, settings: Mapping[str, Any], *, counted: bool = False) -> float:
         """Return the GFLOPs of a sample under the settings of a sampler, those of its refinement among them."""
-        steps, guided, at = settings["steps"], settings["guidance"] != 1, settings["guidance_at"]
+        steps, guided, at = settings["steps"], settings["guidance"] != self.unguided, settings["guidance_at"]
         total = self.generation_gflops(steps, guided=guided, guidance_at=at, counted=counted)
         if self.refinement_calls is not None:
             steps, solver, guidance = (settings[name] for name in ("refinement_steps", "solver", "refinement_guidance"))

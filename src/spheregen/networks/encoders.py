@@ -49,9 +49,13 @@ class EncoderConfig(Settings):
     """transformers: the architecture as in its config.json. An encoder that was built has it filled in, so that it can
     be built again without its source."""
     input_size: int | None = None
-    """Images are resized to this many pixels (bicubic); None leaves them as they are."""
+    """Images are resized to this many pixels; None leaves them as they are."""
+    filter: Literal["bicubic", "bilinear"] = "bicubic"
+    """The filter that resizes them."""
+    clamp: bool = False
+    """Bring what leaves [0, 1], after it was resized, back to it."""
     antialias: bool = True
-    """True: as Pillow resizes, with a filter as wide as the reduction. False: PyTorch's bicubic filter without, as the
+    """True: as Pillow resizes, with a filter as wide as the reduction. False: PyTorch's filter without, as the
     published RAE has it."""
     mean: tuple[float, float, float] | None = None
     """transformers: of the input in [0, 1]. None: what networks of its kind were trained with (ImageNet's; CLIP's own;
@@ -111,17 +115,17 @@ class FrozenEncoder(Frozen):
         self.grid_of(images.shape[2])
         x = (upcast(images).expand(-1, 3, -1, -1) + 1) / 2
         if self.config.input_size is not None:
-            x = resized(x, self.config.input_size, antialias=self.config.antialias)
-        return upcast(self.network(x))
+            x = resized(x, self.config.input_size, antialias=self.config.antialias, filter=self.config.filter)
+        return upcast(self.network(x.clamp(0, 1) if self.config.clamp else x))
 
 
-def resized(images: Tensor, size: int, *, antialias: bool) -> Tensor:
-    """Resize square images (B, C, S, S) to (B, C, size, size), bicubic, not clamped; see `EncoderConfig.antialias`."""
+def resized(images: Tensor, size: int, *, antialias: bool, filter: str = "bicubic") -> Tensor:
+    """Resize square images (B, C, S, S) to (B, C, size, size), not clamped; see `EncoderConfig`."""
     if images.shape[2] == size:
         return images
     # Apple's GPU lacks the antialiased filter
     x = images.cpu() if antialias and images.device.type == "mps" else images
-    x = functional.interpolate(x, size=(size, size), mode="bicubic", antialias=antialias, align_corners=False)
+    x = functional.interpolate(x, size=(size, size), mode=filter, antialias=antialias, align_corners=False)
     return x.to(images.device)
 
 

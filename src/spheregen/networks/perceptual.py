@@ -83,6 +83,18 @@ class PerceptualLoss(Frozen):
         """Return the distance of each sample, (B,) float32: at least 0, symmetric, 0 for equal images."""
         raise NotImplementedError
 
+    def maps(self, images: torch.Tensor) -> Features:
+        """Return the feature maps of `features` alone, without what a classifier makes of them."""
+        return self.features(images)
+
+    def map_distance(self, a: Features, b: Features) -> torch.Tensor:
+        """Return the distance (B,) float32 of `maps` alone."""
+        return self.distance(a, b)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what a frozen classifier makes of images (B, C, H, W) in [0, 1], (B, K) float32."""
+        raise NotImplementedError
+
     def forward(self, images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Return the mean distance of two batches of images of one shape, a scalar."""
         return self.distance(self.features(images), self.features(reference)).mean()
@@ -121,22 +133,30 @@ class PublishedPerceptual(PerceptualLoss):
         self.freeze()
 
     def features(self, images: torch.Tensor) -> Features:
-        images = as_colour(images)
-        maps = self.vgg16((images - self.vgg16_mean) / self.vgg16_std)
-        size = (self.logit_size, self.logit_size)
-        large = images
-        if images.shape[2:] != size:
-            large = functional.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
-        logits = self.convnext((large - self.convnext_mean) / self.convnext_std)
-        return (*[unit_norm(x, 1e-10) for x in maps], logits.float())
+        return (*self.maps(images), self.logits(images))
+
+    def maps(self, images: torch.Tensor) -> Features:
+        maps = self.vgg16((as_colour(images) - self.vgg16_mean) / self.vgg16_std)
+        return tuple(unit_norm(x, 1e-10) for x in maps)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        size, large = (self.logit_size, self.logit_size), as_colour(images)
+        if large.shape[2:] != size:
+            large = functional.interpolate(large, size=size, mode="bilinear", antialias=True, align_corners=False)
+        logits: torch.Tensor = self.convnext((large - self.convnext_mean) / self.convnext_std)
+        return logits.float()
 
     def distance(self, a: Features, b: Features) -> torch.Tensor:
         (*maps_a, logits_a), (*maps_b, logits_b) = a, b
-        lpips = torch.zeros(len(logits_a), device=logits_a.device)
-        for weight, x, y in zip(self.channel_weights, maps_a, maps_b, strict=True):
-            lpips = lpips + (weight * (x - y).square()).sum(dim=1).mean(dim=(1, 2))
         logit_error = (logits_a - logits_b).square().mean(dim=1)
+        lpips = self.map_distance(tuple(maps_a), tuple(maps_b))
         return (lpips + self.logit_weight * logit_error) / (1 + self.logit_weight)
+
+    def map_distance(self, a: Features, b: Features) -> torch.Tensor:
+        lpips = torch.zeros(len(a[0]), device=a[0].device)
+        for weight, x, y in zip(self.channel_weights, a, b, strict=True):
+            lpips = lpips + (weight * (x - y).square()).sum(dim=1).mean(dim=(1, 2))
+        return lpips
 
 
 class BuiltinPerceptual(PerceptualLoss):
@@ -166,6 +186,10 @@ class BuiltinPerceptual(PerceptualLoss):
         for weight, x, y in zip(_STAGE_WEIGHTS, a, b, strict=True):
             total = total + weight * (x - y).square().sum(dim=1).mean(dim=(1, 2))
         return total
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(as_colour(images))
+        return logits.float()
 
 
 def find_weights(weights: Path | str | None = None) -> dict[WeightFile, Path]:

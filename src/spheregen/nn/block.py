@@ -24,9 +24,10 @@ from spheregen.nn.linear import HIDDEN, NO_DECAY, PaddedLinear, linear, prepared
 from spheregen.nn.norm import LayerNorm, RMSNorm
 from spheregen.nn.positions import AxialRotary, sincos_table
 from spheregen.nn.sizes import TransformerSize
-from spheregen.sphere import spherify, upcast
+from spheregen.sphere import EPS, spherify, upcast
 
-QK_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
+"""Of the norms of the Sphere Encoder; Sphere Encoder 2 has 1e-5."""
 
 
 class Attention(nn.Module):
@@ -36,15 +37,16 @@ class Attention(nn.Module):
 
     Args:
         qk_norm: an RMSNorm with a gain over the channels of each head of q and of k, before they are rotated.
+        eps: of that norm.
     """
 
-    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False, eps: float = NORM_EPS) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.eps = heads, eps
         self.qkv = linear(width, 3 * width)
         self.out = linear(width, width)
-        self.q_norm = RMSNorm(width // heads, eps=QK_NORM_EPS) if qk_norm else None
-        self.k_norm = RMSNorm(width // heads, eps=QK_NORM_EPS) if qk_norm else None
+        self.q_norm = RMSNorm(width // heads, eps=eps) if qk_norm else None
+        self.k_norm = RMSNorm(width // heads, eps=eps) if qk_norm else None
 
     def forward(self, x: Tensor, rotary: AxialRotary | None) -> Tensor:
         """`rotary=None`: no rotary positions."""
@@ -55,7 +57,7 @@ class Attention(nn.Module):
             wide = upcast(qk)
             weights: list[Tensor] = [norm.weight for norm in (self.q_norm, self.k_norm) if norm.weight is not None]
             gains = torch.stack(weights).to(wide.dtype).unsqueeze(1)  # (2, 1, D)
-            qk = (functional.rms_norm(wide, wide.shape[-1:], eps=QK_NORM_EPS) * gains).to(qk.dtype)
+            qk = (functional.rms_norm(wide, wide.shape[-1:], eps=self.eps) * gains).to(qk.dtype)
         if rotary is not None:
             qk = rotary(qk)
         q, k = qk.unbind(2)
@@ -167,9 +169,17 @@ class BlockOptions(Settings):
     """An RMSNorm on the queries and keys of each head."""
     rotary: bool = True
     """Rotary positions in the attention, beside the sin-cos table that is added to the tokens."""
+    eps: float = NORM_EPS
+    """Of all norms, those of queries and keys among them."""
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if not 0 < self.eps < 1:
+            raise ConfigError(f"eps of a norm is a small positive number, not {self.eps:g}")
+
+    def new_norm(self, width: int) -> RMSNorm | LayerNorm:
+        """Return a norm of tokens of this width."""
+        return RMSNorm(width, eps=self.eps) if self.norm == "rms" else LayerNorm(width, eps=self.eps)
 
 
 class Block(nn.Module):
@@ -177,7 +187,7 @@ class Block(nn.Module):
 
     A conditional block modulates both by adaLN-Zero (shift, scale, gate of the attention, then of the MLP); an
     unconditional one has no modulation and gates of 1. The condition is an embedding (B, W), or what `vectors` made of
-    it, where the same one is needed again and again.
+    it, where the same one is needed again and again; a block without a modulation of its own takes such vectors too.
     """
 
     gathered_methods: tuple[str, ...] = ("vectors",)
@@ -185,10 +195,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, *, conditional: bool, options: BlockOptions | None = None) -> None:
         super().__init__()
         options = options or BlockOptions()
-        norm = RMSNorm if options.norm == "rms" else LayerNorm
-        self.attention_norm = norm(width)
-        self.attention = Attention(width, heads, qk_norm=options.qk_norm)
-        self.mlp_norm = norm(width)
+        self.attention_norm = options.new_norm(width)
+        self.attention = Attention(width, heads, qk_norm=options.qk_norm, eps=options.eps)
+        self.mlp_norm = options.new_norm(width)
         self.mlp = SwiGLU(width) if options.mlp == "swiglu" else GELUMLP(width)
         self.modulation = Modulation(width, 6) if conditional else None
         hidden = (*self.attention.parameters(), *self.mlp.parameters())
@@ -201,18 +210,36 @@ class Block(nn.Module):
         assert self.modulation is not None
         return self.modulation(embedding)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, rotary: AxialRotary | None, condition: Modulated | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: AxialRotary | None, condition: Modulated | None, kept: Tensor | None = None
+    ) -> Tensor:
+        """Transform tokens (B, T, W).
+
+        Args:
+            kept: (B, 2) factors of the attention and of the MLP for each sample: stochastic depth. None: 1.
+        """
         if self.recompute and torch.is_grad_enabled():
             # blocks draw no random numbers, so there is no state to put back
-            return checkpoint(self._compute, x, rotary, condition, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
-        return self._compute(x, rotary, condition)
+            return checkpoint(self._compute, x, rotary, condition, kept, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return self._compute(x, rotary, condition, kept)
 
-    def _compute(self, x: Tensor, rotary: AxialRotary | None, condition: Modulated | None) -> Tensor:
-        if self.modulation is None or condition is None:
-            x = x + self.attention(self.attention_norm(x), rotary)
-            return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
-        vectors = condition if isinstance(condition, tuple) else self.modulation(condition)
+    def _compute(
+        self, x: Tensor, rotary: AxialRotary | None, condition: Modulated | None, kept: Tensor | None
+    ) -> Tensor:
+        first, second = (None, None) if kept is None else kept.to(x.dtype)[:, :, None, None].unbind(1)
+        if condition is None:
+            change = self.attention(self.attention_norm(x), rotary)
+            x = x + change if first is None else gated(x, first, change)
+            change = self.mlp(self.mlp_norm(x))
+            return x + change if second is None else gated(x, second, change)
+        if isinstance(condition, tuple):
+            vectors = condition
+        else:
+            assert self.modulation is not None
+            vectors = self.modulation(condition)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
+        if first is not None and second is not None:
+            gate_a, gate_m = gate_a * first, gate_m * second
         x = gated(x, gate_a, self.attention(modulate(self.attention_norm(x), shift_a, scale_a), rotary))
         return gated(x, gate_m, self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m)))
 
@@ -242,7 +269,8 @@ class Trunk(nn.Module):
         num_classes: 0 for an unconditional trunk.
         name: the network's in a `Condition`.
         context_tokens: extra tokens that carry the condition.
-        spherify_blocks: spherify the tokens after every block but the last.
+        spherify_blocks: spherify the grid's tokens after every block but the last.
+        sphere_eps: of that sphere.
         options: what the blocks are made of.
         conditional: whether blocks take a condition; by default where there are classes.
         front_grids: tokens along one side of further grids that come in front of the trunk's own, which they cover.
@@ -260,6 +288,7 @@ class Trunk(nn.Module):
         name: str = "",
         context_tokens: int = 0,
         spherify_blocks: bool = False,
+        sphere_eps: float = EPS,
         options: BlockOptions | None = None,
         conditional: bool | None = None,
         front_grids: tuple[int, ...] = (),
@@ -274,11 +303,11 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, size.heads, conditional=conditional, options=options) for _ in range(size.depth)
         )
-        self.spherify_blocks = spherify_blocks
+        self.spherify_blocks, self.sphere_eps = spherify_blocks, sphere_eps
         self.context_tokens, self.context_start = context_tokens, size.in_context_start
         self.context = self.context_positions = None
         if context_tokens:
-            if self.labels is None:
+            if not conditional:
                 self.context = _context_parameter(context_tokens, width)
             self.context_positions = _context_parameter(context_tokens, width)
 
@@ -299,7 +328,11 @@ class Trunk(nn.Module):
         return told
 
     def forward(
-        self, tokens: Tensor, told: NetworkCondition | Tensor | None = None, front: Tensor | None = None
+        self,
+        tokens: Tensor,
+        told: NetworkCondition | Tensor | None = None,
+        front: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """Transform tokens (B, N, W).
 
@@ -307,6 +340,7 @@ class Trunk(nn.Module):
             tokens: of the grid.
             told: of `told`, or an embedding (B, W) of anything; None for an unconditional trunk.
             front: (B, F, W) tokens that come in front and are taken away again, of the `front_grids`.
+            kept: (B, blocks, 2) factors of stochastic depth, see `Block`.
         """
         x = upcast(tokens) + self.positions
         if front is not None:
@@ -314,9 +348,12 @@ class Trunk(nn.Module):
         for index, block in enumerate(self.blocks):
             if self.context_tokens and index == self.context_start:
                 x = torch.cat([self._context(told, x), x], dim=1)
-            x = block(x, self.rotary, told.of(block) if isinstance(told, NetworkCondition) else told)
+            condition = told.of(block) if isinstance(told, NetworkCondition) else told
+            x = block(x, self.rotary, condition, None if kept is None else kept[:, index])
             if self.spherify_blocks and index < len(self.blocks) - 1:
-                x = spherify(x)
+                extra = x.shape[1] - tokens.shape[1]
+                grid = spherify(x[:, extra:], self.sphere_eps)
+                x = torch.cat([x[:, :extra], grid], dim=1) if extra else grid
         return x[:, -tokens.shape[1] :] if x.shape[1] > tokens.shape[1] else x
 
     def _context(self, told: NetworkCondition | Tensor | None, x: Tensor) -> Tensor:
@@ -330,7 +367,7 @@ class Output(nn.Module):
 
     def __init__(self, width: int, options: BlockOptions | None = None) -> None:
         super().__init__()
-        self.norm = LayerNorm(width) if options is not None and options.norm == "layer" else RMSNorm(width)
+        self.norm = (options or BlockOptions()).new_norm(width)
         self.modulation = Modulation(width, 2)
 
     def vectors(self, embedding: Tensor) -> tuple[Tensor, ...]:

@@ -30,18 +30,21 @@ class PatchEmbedding(nn.Module):
 class LinearPixelHead(nn.Module):
     """Tokens to pixels by one linear W -> C*P*P (channel slowest, then row, then column), then a 3x3 convolution.
 
-    (B, N, W) to (B, C, S, S), before the output activation.
+    (B, N, W) to (B, C, S, S), before the output activation. `smooth=False` leaves the convolution out.
     """
 
-    def __init__(self, width: int, patch: int, channels: int, grid: int, *, init: Init = "zero") -> None:
+    def __init__(
+        self, width: int, patch: int, channels: int, grid: int, *, init: Init = "zero", smooth: bool = True
+    ) -> None:
         super().__init__()
         self.patch, self.grid = patch, grid
         self.linear = linear(width, channels * patch * patch, init=init)
-        self.smooth = _small_conv(channels, channels)
+        self.smooth = _small_conv(channels, channels) if smooth else None
 
     def forward(self, tokens: Tensor) -> Tensor:
         maps = self.linear(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return self.smooth(functional.pixel_shuffle(maps, self.patch))  # type: ignore[no-any-return]
+        images = functional.pixel_shuffle(maps, self.patch)
+        return images if self.smooth is None else self.smooth(images)
 
 
 class ConvPixelHead(nn.Module):

@@ -86,6 +86,23 @@ def _turn_real(pairs: Tensor, turns: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
 
 
+def sinusoids(values: Tensor, after: float = 1.0) -> Tensor:
+    """Return 128 cosines, then 128 sines (B, 256) float32 of numbers (B,), at rates from 1 down to nearly 1/10000.
+
+    Args:
+        values: of any float type, computed in float32.
+        after: multiplies the products of values and rates.
+    """
+    angles = upcast(values)[:, None] * sinusoid_rates(values.device) * after
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def sinusoid_rates(device: torch.device | str | None = None) -> Tensor:
+    """Return the 128 rates exp(-ln(10000) i / 128), float32."""
+    numbers = torch.arange(FREQUENCIES, device=device, dtype=torch.float32)
+    return torch.exp(-math.log(LOWEST) * numbers / FREQUENCIES)
+
+
 FREQUENCIES = 128
 LOWEST = 10_000.0  # the slowest wave has this period, for times of 0 to SCALE
 SCALE = 1000.0
@@ -100,8 +117,8 @@ class TimeEmbedding(nn.Module):
         self.outer = linear(width, width)
 
     def forward(self, times: Tensor) -> Tensor:
-        numbers = torch.arange(FREQUENCIES, device=times.device, dtype=torch.float32)
-        speeds = torch.exp(-math.log(LOWEST) * numbers / FREQUENCIES)
-        angles = SCALE * upcast(times)[:, None] * speeds
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.inner.weight.dtype)
-        return self.outer(functional.silu(self.inner(waves)))  # type: ignore[no-any-return]
+        return self.embed(sinusoids(SCALE * upcast(times)))
+
+    def embed(self, waves: Tensor) -> Tensor:
+        """Return the embeddings (B, W) of waves (B, 256)."""
+        return self.outer(functional.silu(self.inner(waves.to(self.inner.weight.dtype))))  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from spheregen.errors import ConfigError, Settings, did_you_mean
+from spheregen.prior import PRIORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def check_architecture(config: Any, *counts: str) -> None:
     """Refuse values that no configuration of a model can have: its images, its numbers, its largest angle.
 
     Args:
-        config: has `image_size` and `image_channels`; `patch` and `max_angle` are looked at where it has them.
+        config: has `image_size` and `image_channels`; `patch`, `max_angle` and `prior` are looked at where it has them.
         counts: names of fields that must not be negative; None passes.
 
     Raises:
@@ -120,6 +121,9 @@ def check_architecture(config: Any, *counts: str) -> None:
     for name in counts:
         if (getattr(config, name) or 0) < 0:
             raise ConfigError(f"{name} is not negative: {getattr(config, name)}")
-    angle = getattr(config, "max_angle", 85.0)
-    if not 0 < angle < 90:
-        raise ConfigError(f"max_angle lies between 0 and 90 degrees, not {angle:g}; 80 to 85 works best")
+    angle, turns = getattr(config, "max_angle", 85.0), PRIORS[getattr(config, "prior", "sphere")].turns
+    if not 0 < angle < 90 and not (angle == 90 and turns):
+        raise ConfigError(
+            f"max_angle lies between 0 and 90 degrees, not {angle:g}; 80 to 85 works best, and 90 itself needs a prior "
+            "that rotates"
+        )

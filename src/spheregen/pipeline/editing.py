@@ -19,13 +19,22 @@ from spheregen.data.inputs import ImageInput, ImageInputs, deciding_side, load_i
 from spheregen.errors import ConfigError
 from spheregen.fitted import FittedPrior
 from spheregen.pipeline.generation import Generation
-from spheregen.pipeline.options import START_NAMES, EditOptions, named, seed_range, start_of
+from spheregen.pipeline.options import ANGLE_NAMES, START_NAMES, EditOptions, named, seed_range, start_of
 from spheregen.pipeline.output import PipelineOutput
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling.loop import Samples, StepNoise
 from spheregen.sampling.seeds import check_seeds
 
 EDIT_STRENGTH = 0.25  # the published one
+
+
+def _revise(
+    model: SphereGenerator, part: Tensor, of: Condition, *, steps: int, step_noise: StepNoise, **how: Any
+) -> Samples:
+    """The loop of an edit that was given an angle; schedule and strength are of the other one."""
+    angle = how.pop("angle", None) or how.get("loop_angle", 0.0)
+    own = {name: value for name, value in how.items() if name in ("loop_angle", "guidance", "callback")}
+    return sampling.revise(model, part, of, steps, angle, step_noise=step_noise, **own)
 
 
 class Editing(Generation):
@@ -37,7 +46,8 @@ class Editing(Generation):
 
         A model that draws its random points from a fitted prior moves the codes: out of the density of all codes into
         that of the class, to the place that they have there. One decode shows the result; further steps refine
-        it. Other models, and `prior="sphere"`, encode with noise and decode, under the class, `steps` times.
+        it. Other models, and `prior="sphere"`, encode with noise and decode, under the class, `steps` times. With an
+        `start_angle`, the code is decoded as if noise had turned it by so much, see `sampling.revise`.
 
         Args:
             images: images of any size.
@@ -50,6 +60,8 @@ class Editing(Generation):
         """
         x = self._to_tensor(images)
         given, fitted = self._prior_of(options)
+        if given.keys() & set(ANGLE_NAMES):
+            return self._edited("edit", x, labels, _revise, given)
         if labels is None or fitted is None:
             return self._edited("edit", x, labels, sampling.edit, given)
         settings = self._edit_settings("edit", {**given, "prior": "fitted"}, guided=True, decodes=True)
@@ -200,6 +212,7 @@ class Editing(Generation):
         frames: int = 16,
         *,
         path: str = "slerp",
+        class_path: str = "lerp",
         labels: Labels = None,
         **options: Unpack[EditOptions],
     ) -> PipelineOutput:
@@ -210,6 +223,8 @@ class Editing(Generation):
                 code, an integer for the random point of that seed; both may be mixed.
             frames: images along each side, ends included: F for two ends, F*F row by row for four.
             path: `slerp` (constant angular speed) or `lerp` (straight, then back onto the sphere).
+            class_path: the way between the conditions of two ends with classes of their own: `lerp`, `slerp`, or `hard`
+                (a switch in the middle). Four corners take `lerp`.
             labels: the class, or one for each end, between which the condition is mixed; the same seed twice with two
                 labels goes from class to class. By default photos are under the null class and seeds under their own
                 class (seed modulo classes), so that a seed's end is what `generate` makes of it.
@@ -236,6 +251,13 @@ class Editing(Generation):
                 given.setdefault("schedule", self._settings({})["schedule"])
         settings = self._edit_settings("interpolate", given, guided=guided, decodes=True)
         settings |= {"path": path, "frames": frames}
+        if class_path not in sampling.CLASS_PATHS or (class_path != "lerp" and len(items) != 2):
+            raise ConfigError(
+                f"class_path is {', '.join(sampling.CLASS_PATHS[:-1])} or {sampling.CLASS_PATHS[-1]} between two ends, "
+                f"and lerp between four, not {class_path!r}"
+            )
+        if class_path != "lerp":
+            settings["class_path"] = class_path
         drawn = self._drawn(seeds, settings)
         of_ends = None if ids is None else torch.tensor(ids, device=self.device)
         points, _ = start_of(settings).points(self.model, self._here(drawn.initial), self.model.condition(of_ends))
@@ -259,8 +281,15 @@ class Editing(Generation):
         flow_noise = None
         if self.refines:  # the same way between the noises of the ends, so that a seed's end is its own image
             flow_noise = sampling.interpolate(sampling.refinement_noise(seeds, self.model.image_shape), frames)
+        if all(is_seed) and self.model.reuses_noise and settings["share_noise"] and settings["prior"] == "sphere":
+            noise = start  # each frame's own, as `generate` goes
         own_seeds = [seeds[0]] * len(start)
-        return self._run(sampling.sample, start, mixed, noise, own_seeds, settings, options, flow_noise)
+        between = None
+        if class_path != "lerp" and mixed is not None and ids is not None and len(set(ids)) > 1:
+            shares, _ = sampling.interpolation.positions(2, frames)
+            first, second = (self.model.condition(torch.tensor([end] * frames, device=self.device)) for end in ids)
+            between = sampling.mix_conditions(first, second, shares, class_path)
+        return self._run(sampling.sample, start, mixed, noise, own_seeds, settings, options, flow_noise, between)
 
     # the ways that edits share ----------------------------------------------------------------------------------------
 
@@ -319,10 +348,12 @@ class Editing(Generation):
         settings: Mapping[str, Any],
         options: Mapping[str, Any],
         flow_noise: Tensor | None = None,
+        conditions: Condition | None = None,
     ) -> PipelineOutput:
         """Run a loop from images or points (B, ...) under ids or mixtures, with this noise unless one is given.
 
         Args:
+            conditions: in place of those of the ids.
             flow_noise: (B, C, S, S) of the flow of a model that refines; by default that of the seeds.
         """
         how = self._loop_options(settings, options.get("callback"))
@@ -330,7 +361,8 @@ class Editing(Generation):
         noise = drawn if given is None else given
 
         def loop(part: slice, of: Condition) -> Samples:
-            return call(self.model, x[part], of, step_noise=self._step_noise(noise, part, len(x)), **how)
+            under = of if conditions is None else conditions[part]
+            return call(self.model, x[part], under, step_noise=self._step_noise(noise, part, len(x)), **how)
 
         return self._joined(self._batches(seeds, ids, settings, loop, flow_noise=flow_noise), len(x))
 
@@ -353,11 +385,14 @@ class Editing(Generation):
         """
         own: dict[str, Any] = {"edit": name, "schedule": "fixed", "steps": 1 if decodes else 4}
         if not guided or (name != "interpolate" and self._settings({})["prior_angle"]):
-            own["guidance"] = 1.0
+            own["guidance"] = self.model.unguided
         given = {key: value for key, value in options.items() if value is not None}
         strength = given.pop("strength", EDIT_STRENGTH)
         for key in ("seed", "step_noise", "callback"):
             given.pop(key, None)
+        if not decodes and name != "edit":
+            for key in set(ANGLE_NAMES) & given.keys():
+                raise ConfigError(f"{name} has no {key}; give its strength instead")
         edit = {"prior", "temperature"} if decodes else set()
         takes = {"interpolate": START_NAMES, "edit": edit, "vary": {"prior"}}.get(name, set())
         for key in (START_NAMES & given.keys()) - takes:

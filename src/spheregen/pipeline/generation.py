@@ -22,6 +22,7 @@ from spheregen.errors import ConfigError, did_you_mean
 from spheregen.family.terms import to_unit
 from spheregen.folders.card import ModelInfo
 from spheregen.pipeline.options import (
+    ANGLE_NAMES,
     DEFAULTS,
     FLOW_DEFAULTS,
     START_NAMES,
@@ -44,7 +45,7 @@ from spheregen.sampling.seeds import check_seeds
 from spheregen.tensors import weights_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-LOOP_SETTINGS = ("steps", "schedule", "guidance", "guidance_at", "strength")
+LOOP_SETTINGS = ("steps", "schedule", "guidance", "guidance_at", "strength", *ANGLE_NAMES)
 
 Ids = Tensor | Callable[[slice], Tensor | None] | None
 """Class ids (B,) or mixtures (B, K+1), or what gives those of a part of the images; None is the null class."""
@@ -145,7 +146,7 @@ class Generation:
         """Return the options of the flow of a model that refines, without guidance; empty for the others."""
         if not self.refines:
             return {}
-        settings = self._settings({"edit": "reconstruct", "guidance": 1.0})
+        settings = self._settings({"edit": "reconstruct", "guidance": self.model.unguided})
         return {name: settings[name] for name in FLOW_DEFAULTS}
 
     # images from seeds ------------------------------------------------------------------------------------------------
@@ -240,7 +241,10 @@ class Generation:
         def loop(part: slice, condition: Condition) -> Samples:
             drawn = self._drawn(numbers[part], settings)
             start = self._here(drawn.initial) if noise is None else self._rows(noise, part, count)
-            if step_noise is None:
+            each: StepNoise | None
+            if step_noise is None and settings["share_noise"] and self.model.reuses_noise:
+                each = None
+            elif step_noise is None:
                 each = self._step_noise(drawn.steps, slice(None), len(start))
             else:
                 each = self._step_noise(step_noise, part, count)
@@ -324,7 +328,7 @@ class Generation:
         options: SamplerOptions,
     ) -> PipelineOutput:
         """A call without a few-step loop, behind which a flow may refine; without a class unguided."""
-        given: dict[str, Any] = {**({} if labels is not None else {"guidance": 1.0}), **options}
+        given: dict[str, Any] = {**({} if labels is not None else {"guidance": self.model.unguided}), **options}
         settings = self._settings({"edit": name, **given})
         settings = {key: value for key, value in settings.items() if key in ("edit", "guidance") or key not in DEFAULTS}
         ids = self._ids(labels, len(x))
@@ -338,11 +342,14 @@ class Generation:
         own = self.info.sampling
         if self.model.fitted is None:  # as in a run that is not complete: uniform points are all there are
             own = {name: value for name, value in own.items() if name not in START_NAMES}
-        return complete(options, own, refines=self.refines, classes=self.classes.count)
+        unguided = self.model.unguided
+        return complete(options, own, refines=self.refines, classes=self.classes.count, unguided=unguided)
 
     def _loop_options(self, settings: Mapping[str, Any], callback: StepCallback | None) -> dict[str, Any]:
         """The settings as the loops of `sampling` take them."""
         how = {name: settings[name] for name in LOOP_SETTINGS if name in settings}
+        if "start_angle" in how:
+            how["angle"] = how.pop("start_angle")
         if callback is not None:
             how["callback"] = lambda step, steps, made: callback(step, steps, _to_unit(self.model.to_image(made)))
         return how
@@ -386,7 +393,7 @@ class Generation:
                 class_names=self.info.class_names,
             )
 
-        guided = settings["guidance"] != 1
+        guided = settings["guidance"] != self.model.unguided
         size = batch_size or self.batch_size or images_at_once(self.model, self.device, guided=guided)
         return (output for _, output in in_batches(len(seeds), size, make))
 

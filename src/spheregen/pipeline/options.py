@@ -36,10 +36,11 @@ S) float32 in [0, 1] on the CPU."""
 
 class SamplerOptions(TypedDict, total=False):
     """Options of the few-step loop, and of the flow behind it where the model refines, as arguments of methods; what is
-    left out is the model's default. `strength` is the noise of a step as a fraction of what the schedule says: for
-    edits 0 reconstructs, 1 leaves little of the image, and 0.25 is the default. `prior`, `temperature` and
-    `prior_angle` are of random points, see `sampling.Start`; `refinement_guidance` is by default the guidance of the
-    loop."""
+    left out is the model's default. `guidance` is a scale (1: none), or degrees of a model that is guided by rotation
+    (0: none). `strength` is the noise of a step as a fraction of what the schedule says: for edits 0 reconstructs, 1
+    leaves little of the image, and 0.25 is the default. `prior`, `temperature` and `prior_angle` are of random points,
+    see `sampling.Start`; `start_angle` (`angle` there) and `loop_angle` are degrees of a loop that starts from a point,
+    see `sampling.sample`; `refinement_guidance` is by default the guidance of the loop."""
 
     schedule: Schedule
     guidance: float | Guidance
@@ -49,6 +50,8 @@ class SamplerOptions(TypedDict, total=False):
     prior: str
     temperature: float
     prior_angle: float
+    start_angle: float
+    loop_angle: float
     refinement_steps: int
     solver: str
     refinement_guidance: float
@@ -79,6 +82,8 @@ class GenerationOptions:
     prior: str | None = None
     temperature: float | None = None
     prior_angle: float | None = None
+    start_angle: float | None = None
+    loop_angle: float | None = None
     refinement_steps: int | None = None
     solver: str | None = None
     refinement_guidance: float | None = None
@@ -96,6 +101,8 @@ _LOOP: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "prior": ("sphere", _NAME),
     "temperature": (1.0, ("a number", Real)),
     "prior_angle": (0.0, ("a number", Real)),
+    "start_angle": (None, ("a number", Real, type(None))),
+    "loop_angle": (None, ("a number", Real, type(None))),
 }
 _FLOW: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "refinement_steps": (4, _INTEGER),
@@ -105,6 +112,8 @@ _FLOW: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
 """The default of each option, and its type for people and for Python."""
 START_NAMES = frozenset({"prior", "temperature", "prior_angle"})
 """The options of random points."""
+ANGLE_NAMES = ("start_angle", "loop_angle")
+"""The options that are no part of settings where nobody gave them."""
 DEFAULTS = {name: default for name, (default, _) in _LOOP.items()}
 """The paper's settings, for models that bring none."""
 FLOW_DEFAULTS = {name: default for name, (default, _) in _FLOW.items()}
@@ -199,31 +208,46 @@ def check_types(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} is {words}, not {value!r}")
 
 
-def complete(options: Mapping[str, Any], own: Mapping[str, Any], *, refines: bool, classes: int) -> dict[str, Any]:
+def complete(
+    options: Mapping[str, Any], own: Mapping[str, Any], *, refines: bool, classes: int, unguided: float = 1.0
+) -> dict[str, Any]:
     """Return the settings of a call: what is given, else the model's `own` defaults, else the paper's.
+
+    Args:
+        options: as given.
+        own: the model's defaults.
+        refines: a flow refines the model's images.
+        classes: of the model.
+        unguided: the guidance that is none.
 
     Raises:
         ConfigError: a value of another type, an option of a flow where none refines, or an impossible one.
     """
     given = {name: value for name, value in options.items() if value is not None}
     check_types(given)
-    defaults = {**DEFAULTS, **FLOW_DEFAULTS, "steps": 1} if refines else DEFAULTS
+    defaults = {**DEFAULTS, "guidance": unguided, **({**FLOW_DEFAULTS, "steps": 1} if refines else {})}
     for name in FLOW_DEFAULTS.keys() & given.keys() - defaults.keys():
         raise ConfigError(f"this model has no refiner; leave {name} out, or take a model of kind sphere-flow")
     known = {name: value for name, value in own.items() if name in defaults}
     check_types(known)
     if not classes:
-        known["guidance"] = 1.0  # a recipe's guidance says nothing about a model without classes
+        known["guidance"] = unguided  # a recipe's guidance says nothing about a model without classes
         known.pop("refinement_guidance", None)
     if given.get("prior", "fitted") != "fitted":  # the model's own say nothing about other points
         known = {name: value for name, value in known.items() if name not in ("temperature", "prior_angle")}
     settings = {**defaults, **known, **given}
+    for name in ANGLE_NAMES:
+        if settings[name] is None:
+            del settings[name]
+        elif not 0 <= settings[name] <= 90:
+            raise ConfigError(f"{name} lies between 0 and 90 degrees, not {settings[name]:g}")
     start_of(settings)  # complains before any work is done
     if refines:
         guidance = settings["guidance"]
-        unguided = "edit" in given and given.get("guidance") == 1
-        if settings["refinement_guidance"] is None or (unguided and "refinement_guidance" not in given):
-            settings["refinement_guidance"] = guidance if isinstance(guidance, int | float) else 1.0
+        plain = "edit" in given and given.get("guidance") == unguided
+        if settings["refinement_guidance"] is None or (plain and "refinement_guidance" not in given):
+            scale = isinstance(guidance, int | float) and unguided == 1  # degrees say nothing to a flow
+            settings["refinement_guidance"] = guidance if scale else 1.0
         refinement_of(settings)  # complains before any work is done
     return settings
 

@@ -26,7 +26,7 @@ from spheregen.data import (
 )
 from spheregen.errors import DataError
 from spheregen.files import parse_json
-from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, START_NAMES, check_types, named
+from spheregen.pipeline.options import ANGLE_NAMES, DEFAULTS, FLOW_DEFAULTS, START_NAMES, check_types, named
 
 Steps = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
 """The images after every step, or what makes them."""
@@ -197,7 +197,8 @@ def read_record(path: Path) -> ImageRecord:
             settings["schedule"] = [float(r) for r in settings["schedule"]]
         names = DEFAULTS if "refinement_steps" not in settings else {**DEFAULTS, **FLOW_DEFAULTS}
         before = {name: DEFAULTS[name] for name in {*START_NAMES, "strength"}}  # images of a version without them
-        settings = {name: {**before, **settings}[name] for name in names}
+        told = {**before, **settings}
+        settings = {name: told[name] for name in names if name in told or name not in ANGLE_NAMES}
         check_types(settings)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} has a damaged record of how it was made ({error}); it cannot be repeated") from error

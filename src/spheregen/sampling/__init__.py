@@ -1,14 +1,16 @@
 """From points on the sphere to images: the few-step loop, its schedules and guidance, editing and restoration."""
 
-from spheregen.sampling.editing import MASKS, Joined, crossover_mask, edit, vary
+from spheregen.sampling.editing import MASKS, Joined, crossover_mask, edit, revise, vary
 from spheregen.sampling.flow import SOLVERS, Refinement, integrate, refine_images, refine_samples, refinement_noise
-from spheregen.sampling.interpolation import blend, interpolate, lerp
+from spheregen.sampling.interpolation import CLASS_PATHS, blend, interpolate, lerp, mix_conditions
 from spheregen.sampling.loop import (
+    GUIDANCES,
     Callback,
     ClassifierFreeGuidance,
     Guidance,
     Guided,
     GuidedModel,
+    RotationGuidance,
     Samples,
     Start,
     decode,
@@ -22,6 +24,8 @@ from spheregen.sampling.schedules import SCHEDULES, Angles, Schedule, edit_angle
 from spheregen.sampling.seeds import SeededNoise, seeded_noise
 
 __all__ = [
+    "CLASS_PATHS",
+    "GUIDANCES",
     "MASKS",
     "SCHEDULES",
     "SOLVERS",
@@ -36,6 +40,7 @@ __all__ = [
     "Observation",
     "Reduced",
     "Refinement",
+    "RotationGuidance",
     "Samples",
     "Schedule",
     "SeededNoise",
@@ -50,12 +55,14 @@ __all__ = [
     "integrate",
     "interpolate",
     "lerp",
+    "mix_conditions",
     "reconstruct",
     "refine",
     "refine_images",
     "refine_samples",
     "refinement_noise",
     "restore",
+    "revise",
     "sample",
     "seeded_noise",
     "vary",

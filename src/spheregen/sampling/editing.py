@@ -17,7 +17,18 @@ from spheregen.conditioning import Labels
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.protocol import SphereGenerator
-from spheregen.sampling.loop import Callback, Guidance, Samples, StepNoise, guide, run, step_noises
+from spheregen.sampling.loop import (
+    Callback,
+    Guidance,
+    Samples,
+    StepNoise,
+    draw_noise,
+    guide,
+    run,
+    sample,
+    step_noises,
+    streams_of,
+)
 from spheregen.sampling.schedules import Schedule, edit_angles
 from spheregen.sphere import rotate
 
@@ -56,7 +67,7 @@ def edit(
     steps: int = 4,
     strength: float = 0.25,
     schedule: Schedule = "fixed",
-    guidance: float | Guidance = 1.0,
+    guidance: float | Guidance | None = None,
     guidance_at: str = "both",
     step_noise: StepNoise | None = None,
     generator: torch.Generator | None = None,
@@ -82,11 +93,62 @@ def edit(
     first = images.first if isinstance(images, Joined) else images
     guided = guide(model, model.condition(labels).check(len(first)), guidance, guidance_at)
     like = first.new_empty((len(first), *model.latent_shape))
-    noises = step_noises(step_noise, steps, like, generator, share=share_noise)
+    noises = step_noises(step_noise, steps, like, generator, share=share_noise, streams=streams_of(guided))
     start = model.from_image(first)
     if isinstance(images, Joined):
         start = model.mix(start, model.from_image(images.second), images.mask)
     return run(guided, start, angles, noises, model.to_image, callback=callback)
+
+
+@own_defaults()
+@torch.no_grad()
+def revise(
+    model: SphereGenerator,
+    images: Tensor,
+    labels: Labels = None,
+    steps: int = 8,
+    angle: float = 85.0,
+    loop_angle: float | None = None,
+    guidance: float | Guidance | None = None,
+    step_noise: StepNoise | None = None,
+    generator: torch.Generator | None = None,
+    share_noise: bool = True,
+    callback: Callback | None = None,
+) -> Samples:
+    """Decode the codes of images as if noise had turned them by an angle, then turn and decode again, steps-1 times.
+
+    The first decode is of the clean code, told `angle`; so it keeps the image's layout and changes what an angle of
+    that size leaves open.
+
+    Args:
+        model: any generator of the family; one that is told no angle decodes its code as it is.
+        images: (B, C, S, S) in [-1, 1].
+        labels: the class under which it is decoded; None is the null class.
+        steps: T >= 1 decodes.
+        angle: degrees that the first decode is told.
+        loop_angle: degrees by which the later ones turn; None: `angle`.
+
+    The other arguments are those of `sample`.
+
+    Source: Sphere Encoder 2 (arXiv 2610.02208), image editing; sphere2 code, the reconstruction loop.
+    """
+    condition = model.condition(labels).check(len(images))
+    points = model.encode(images, condition)
+    if step_noise is None and share_noise:
+        step_noise = draw_noise(points, generator)
+    return sample(
+        model,
+        points,
+        condition,
+        steps,
+        guidance=guidance,
+        step_noise=step_noise,
+        generator=generator,
+        share_noise=share_noise,
+        angle=angle,
+        loop_angle=loop_angle,
+        callback=callback,
+    )
 
 
 def crossover_mask(name: str, size: int) -> Tensor:

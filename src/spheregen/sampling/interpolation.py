@@ -9,9 +9,12 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from spheregen.conditioning import Condition
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.prior import SPHERE, Prior
+from spheregen.protocol import PRIOR
 from spheregen.sphere import per_sample, slerp
 
 
@@ -40,7 +43,7 @@ def interpolate(ends: Tensor, frames: int, path: str = "slerp", *, prior: Prior 
             right.
         frames: F >= 2 points along each side, the ends included and exact.
         path: `slerp` or `lerp`.
-        prior: the model's, where points are not on the sphere; `slerp` is the same for all.
+        prior: the model's.
 
     Returns:
         (F, ...) points, or (F*F, ...) row by row: across along the upper and the lower side, then down between the two.
@@ -51,7 +54,7 @@ def interpolate(ends: Tensor, frames: int, path: str = "slerp", *, prior: Prior 
     across, down = positions(len(ends), frames)
     if path not in PATHS:
         raise ConfigError(f"unknown path {path!r}{did_you_mean(path, PATHS)}; use {', '.join(PATHS)}")
-    join = slerp if path == "slerp" else functools.partial(lerp, prior=prior)
+    join = prior.slerp if path == "slerp" else functools.partial(lerp, prior=prior)
     corners = [end.expand(len(across), *end.shape) for end in ends]
     upper = join(corners[0], corners[1], across)
     return upper if len(ends) == 2 else join(upper, join(corners[2], corners[3], across), down)
@@ -62,6 +65,46 @@ def blend(ends: Tensor, frames: int) -> Tensor:
     across, down = (t[:, None] for t in positions(len(ends), frames))
     upper, *lower = [(1 - across) * ends[i] + across * ends[i + 1] for i in range(0, len(ends), 2)]
     return (1 - down) * upper + down * lower[0] if lower else upper
+
+
+CLASS_PATHS = ("lerp", "slerp", "hard")
+"""The ways to mix the conditions of two ends: on a straight line between their embeddings, at constant angular speed,
+or by a switch in the middle."""
+
+
+def mix_conditions(first: Condition, second: Condition, t: Tensor, path: str = "lerp") -> Condition:
+    """Return the condition between those of two ends, for each sample at its own place.
+
+    Args:
+        first, second: of B samples each.
+        t: (B,) from 0 to 1.
+        path: `lerp`, `slerp` (over the channels of an embedding) or `hard` (the second from 0.5 on).
+
+    Raises:
+        ConfigError: an unknown path, or a condition of any number of samples.
+
+    Source: Sphere Encoder 2 (arXiv 2610.02208), interpolation; sphere2 code.
+    """
+    if path not in CLASS_PATHS:
+        raise ConfigError(
+            f"unknown path {path!r} of classes{did_you_mean(path, CLASS_PATHS)}; use one of {CLASS_PATHS}"
+        )
+    if first.index is None or second.index is None:
+        if first.index is second.index:
+            return first  # the null class at both ends
+        raise ConfigError("one end has a class and the other has none; give labels for both, the null class for one")
+    rows = {}
+    for name, table in first.rows.items():
+        a, b = (functional.embedding(end.index, end.rows[name]) for end in (first, second) if end.index is not None)
+        place = t.to(a.device, a.dtype)
+        if path == "hard":
+            mixed = torch.where(per_sample(place < 0.5, a), a, b)
+        elif path == "slerp" and name != PRIOR:  # there the rows are shares of the classes
+            mixed = slerp(a, b, place)
+        else:
+            mixed = torch.lerp(a, b, per_sample(place, a))
+        rows[name] = torch.cat([mixed, table[-1:]])
+    return Condition(rows, torch.arange(len(t), device=first.index.device))
 
 
 def positions(ends: int, frames: int) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -27,6 +28,7 @@ from spheregen.errors import ConfigError, did_you_mean
 from spheregen.prior import Angle, Prior
 from spheregen.protocol import PRIOR, Context, SphereGenerator
 from spheregen.sampling.schedules import Schedule, generation_angles
+from spheregen.sphere import per_sample, upcast
 
 StepNoise = Tensor | Sequence[Tensor]
 """Gaussian noise of the noisy steps: one (B, N, d) tensor shared by all, or one for each step."""
@@ -45,6 +47,9 @@ class GuidedModel(Protocol):
     def prior(self) -> Prior:
         """The latent space."""
 
+    # A guidance that follows several predictions from step to step says how many in `streams` (1 where it does not):
+    # a batch then holds those of B samples one stream behind the other, and the first stream is what comes out.
+
     def predict(self, v: Tensor, angle: Angle) -> tuple[Tensor, Context | None]:
         """Return predictions, images (B, C, S, S) in [-1, 1] or clean latents (B, N, d), and what a refiner is told.
 
@@ -59,6 +64,8 @@ class GuidedModel(Protocol):
 
 Guidance = Callable[[SphereGenerator, Condition], GuidedModel]
 """Makes a generator follow its condition."""
+TOGETHER = 1e-6
+"""Latents whose difference is no longer than this are not turned away from one another."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,90 @@ class Guided:
         return _guide(self.model.to_latent(torch.cat([prediction, prediction]), self.both), scale)
 
 
+@dataclass(frozen=True)
+class RotationGuidance:
+    """Turn each latent away from that of a second prediction, under the null class, in their common plane.
+
+    Both predictions go through all steps. It acts from the second step on.
+
+    Raises:
+        ConfigError: an unknown place, or an angle outside 0 to 90 degrees.
+
+    Source: Sphere Encoder 2 (arXiv 2610.02208), guidance by rotation (method.md, section 4).
+    """
+
+    degrees: float = 0.0
+    """0 is no guidance."""
+    place: str = "both"
+    """Read for scales alone: it acts on latents."""
+
+    def __post_init__(self) -> None:
+        ClassifierFreeGuidance(1.0, self.place)  # complains of an unknown place
+        if not 0 <= self.degrees <= 90:
+            raise ConfigError(f"guidance of this model is an angle from 0 to 90 degrees, not {self.degrees:g}")
+
+    def __call__(self, model: SphereGenerator, condition: Condition) -> GuidedModel:
+        """Return `model` under `condition`.
+
+        Raises:
+            ConfigError: an angle without labels to guide towards.
+        """
+        if not self.degrees:
+            return Guided(model, condition)
+        if condition.index is None:
+            raise ConfigError("guidance steers towards a class: give labels, or guidance 0 for an unconditional sample")
+        return Turned(model, condition, math.radians(self.degrees))
+
+
+class Turned:
+    """A generator under `RotationGuidance`, with a second stream of predictions under the null class.
+
+    Args:
+        model: the generator.
+        condition: of the B samples.
+        angle: radians.
+    """
+
+    streams = 2
+
+    def __init__(self, model: SphereGenerator, condition: Condition, angle: float) -> None:
+        self.model, self.prior, self.condition, self.angle = model, model.prior, condition, angle
+        self.both = condition.with_null()
+
+    def predict(self, v: Tensor, angle: Angle) -> tuple[Tensor, Context | None]:
+        """Return predictions for points of both streams (2B, N, d), or of the first one alone."""
+        alone = self.condition.index is not None and len(v) == len(self.condition.index)
+        condition = self.condition if alone else self.both
+        if self.model.refiner is None:
+            return self.model.predict(v, condition, angle), None
+        return self.model.predict_with_context(v, condition, angle)
+
+    def to_latent(self, prediction: Tensor) -> Tensor:
+        raw = self.model.to_latent(prediction, self.both)
+        away, null = self.prior.project(raw).chunk(2)
+        return torch.cat([turn_away(self.prior, away, null, self.angle), raw.chunk(2)[1]])
+
+
+def turn_away(prior: Prior, v: Tensor, reference: Tensor, angle: float) -> Tensor:
+    """Return points (B, ...) turned by `angle` radians away from a reference, in the plane of the two.
+
+    t = f(cos(v, r) v - r); the point is cos(angle) v + sin(angle) t, in float32 or wider. Points that lie on their
+    reference stay where they are.
+    """
+    wide, other = upcast(v), upcast(reference)
+    cosine = torch.cosine_similarity(wide.flatten(1), other.flatten(1), dim=1)
+    apart = per_sample(cosine, wide) * wide - other
+    turned = math.cos(angle) * wide + math.sin(angle) * prior.project(apart)
+    still = torch.linalg.vector_norm(apart.flatten(1), dim=1) <= TOGETHER
+    return torch.where(per_sample(still, wide), wide, turned)
+
+
+GUIDANCES: Mapping[str, Callable[[float, str], Guidance]] = MappingProxyType(
+    {"scale": ClassifierFreeGuidance, "rotation": RotationGuidance}
+)
+"""The laws of guidance by a number at a place, by the name that a model says its own by."""
+
+
 def _guide(pair: Tensor, scale: float) -> Tensor:
     conditional, unconditional = pair.chunk(2)
     return unconditional + scale * (conditional - unconditional)  # method.md 1.3
@@ -152,10 +243,15 @@ def _check_places(model: SphereGenerator, asked: Iterable[str]) -> None:
             )
 
 
-def guide(model: SphereGenerator, labels: Labels, guidance: float | Guidance = 1.0, place: str = "both") -> GuidedModel:
-    """Return `model` under labels, guided by a scale at a place (pixel, latent or both), or by a guidance of yours."""
+def guide(
+    model: SphereGenerator, labels: Labels, guidance: float | Guidance | None = None, place: str = "both"
+) -> GuidedModel:
+    """Return `model` under labels, guided by a number of its law, at a place (pixel, latent or both) where that has
+    one, or by a guidance of yours; None: unguided."""
+    if guidance is None:
+        guidance = model.unguided
     if isinstance(guidance, int | float):
-        guidance = ClassifierFreeGuidance(guidance, place)
+        guidance = GUIDANCES[model.guidance_law](guidance, place)
     return guidance(model, model.condition(labels))
 
 
@@ -251,9 +347,16 @@ class Samples:
 
 
 def refine(guided: GuidedModel, prediction: Tensor, angle: float, noise: Tensor) -> tuple[Tensor, Context | None]:
-    """Take one step from prediction to prediction: to the latent space, noise of `angle` radians, predict."""
+    """Take one step from prediction to prediction: to the latent space, noise of `angle` radians, predict.
+
+    Args:
+        guided: the generator under its condition.
+        prediction: of all its streams.
+        angle: radians.
+        noise: of as many samples as the prediction; of fewer, those alone are predicted.
+    """
     # spherify(spherify(E(x)) + r_t sigma_max e), then D: method.md 1.3 and 2
-    v = guided.prior.project(guided.to_latent(prediction))
+    v = guided.prior.project(guided.to_latent(prediction))[: len(noise)]
     return guided.predict(guided.prior.perturb(v, noise, angle), angle)
 
 
@@ -281,17 +384,27 @@ def run(
         before, after: what happens to the prediction on its way into and out of each noisy step, as in a restoration.
         callback: called after each step.
     """
-    prediction, predictions = start, [start] if made else []
+    count = len(start) // streams_of(guided) if made and len(angles) else len(start)
+    prediction = start if made else torch.cat([start] * streams_of(guided))
+    predictions = [start[:count]] if made else []
     steps = len(angles) + len(predictions)
     if callback is not None and made:
-        callback(1, steps, prediction)
+        callback(1, steps, predictions[-1])
     for angle, noise in zip(angles, noises, strict=True):
-        prediction, context = refine(guided, before(prediction), angle, noise)
-        prediction = after(prediction)
-        predictions.append(prediction)
+        last = len(predictions) + 1 == steps  # which the first stream alone takes
+        here = torch.cat([before(part) for part in prediction.split(count)])
+        prediction, context = refine(guided, here, angle, noise[:count] if last else noise)
+        prediction = torch.cat([after(part) for part in prediction.split(count)])
+        predictions.append(prediction[:count])
         if callback is not None:
-            callback(len(predictions), steps, prediction)
-    return Samples(to_image(prediction), tuple(predictions), to_image, context)
+            callback(len(predictions), steps, predictions[-1])
+    context = None if context is None else context[slice(0, count)]
+    return Samples(to_image(predictions[-1]), tuple(predictions), to_image, context)
+
+
+def streams_of(guided: GuidedModel) -> int:
+    """Return how many predictions a guidance follows from step to step."""
+    return getattr(guided, "streams", 1)
 
 
 @own_defaults()
@@ -302,13 +415,15 @@ def sample(
     labels: Labels = None,
     steps: int = 4,
     schedule: Schedule = "fixed",
-    guidance: float | Guidance = 1.0,
+    guidance: float | Guidance | None = None,
     guidance_at: str = "both",
     step_noise: StepNoise | None = None,
     generator: torch.Generator | None = None,
     share_noise: bool = True,
     strength: float = 1.0,
     start: Start = Start(),
+    angle: float | None = None,
+    loop_angle: float | None = None,
     callback: Callback | None = None,
 ) -> Samples:
     """Generate images: predict from random points on the sphere, then refine that steps-1 times.
@@ -320,27 +435,51 @@ def sample(
         steps: T >= 1 predictions.
         schedule: `fixed` (r_t = 1), `decay` (r_t = 1 - t/T), `angle` (alpha_max * (1 - t/T)), T-1 fractions r_t of the
             magnitude tan(alpha_max), a function (t, T) -> r_t, or `Angles`.
-        guidance: scale s, 1 for none; or a `Guidance` of your own.
+        guidance: scale s, 1 for none, or degrees of a model that is guided by rotation, 0 for none; or a `Guidance` of
+            your own; None: unguided.
         guidance_at: `pixel`, `latent` or `both` (sqrt(s) each); both is `latent` for a model that predicts latents.
-        step_noise: noise of the steps after the first, one tensor for all or a list of T-1; drawn where None.
+        step_noise: noise of the steps after the first, one tensor for all or a list of T-1, of which what is left over
+            is not used; under guidance by rotation a list of 2T-3 holds that of both its streams in turn. None: drawn,
+            or that of the start where the model reuses it.
         generator: source of the drawn step noise, on the device of `noise` or the CPU.
         share_noise: draw one noise for all steps (the paper's best), else a fresh one for each.
         strength: a factor of the magnitude of the steps' noise.
         start: the points that noise stands for.
+        angle: degrees that the model is told of the start, and by which steps turn; None: the model's own.
+        loop_angle: degrees that the steps after the first start from instead.
         callback: called after each step with its number, T and the prediction.
 
     Raises:
         ConfigError: steps, schedule, guidance or noise that do not fit together.
     """
-    angles = generation_angles(schedule, steps, model.alpha_max, strength)
+    angles = generation_angles(schedule, steps, largest_angle(model, angle, loop_angle), strength)
     if tuple(noise.shape[1:]) != tuple(model.latent_shape):
         shape = ", ".join(map(str, model.latent_shape))
         raise ConfigError(f"noise has shape {tuple(noise.shape)}; this model's latents are (B, {shape})")
     condition = model.condition(labels).check(len(noise))
     guided = guide(model, condition, guidance, guidance_at)
-    noises = step_noises(step_noise, len(angles), noise, generator, share=share_noise)
-    prediction, context = guided.predict(*start.points(model, noise, condition))
+    if step_noise is None and share_noise and model.reuses_noise:
+        step_noise = noise
+    streams = streams_of(guided)
+    noises = step_noises(step_noise, len(angles), noise, generator, share=share_noise, streams=streams)
+    points, told = start.points(model, noise, condition)
+    if angle is not None:
+        told = math.radians(min(angle, model.max_angle))
+    prediction, context = guided.predict(torch.cat([points] * streams) if angles else points, told)
     return run(guided, prediction, angles, noises, model.to_image, made=True, context=context, callback=callback)
+
+
+def largest_angle(model: SphereGenerator, angle: float | None, loop_angle: float | None = None) -> float:
+    """Return the degrees that a loop's schedule starts from: those of the loop, else of the start, else the model's.
+
+    Raises:
+        ConfigError: one lies outside 0 to 90 degrees.
+    """
+    for name, each in (("angle", angle), ("loop_angle", loop_angle)):
+        if each is not None and not 0 <= each <= 90:
+            raise ConfigError(f"{name} lies between 0 and 90 degrees, not {each:g}")
+    given = angle if loop_angle is None else loop_angle
+    return model.alpha_max if given is None else min(given, model.max_angle)
 
 
 @own_defaults()
@@ -353,31 +492,65 @@ def decode(model: SphereGenerator, v: Tensor, labels: Labels = None, angle: floa
 
 @own_defaults()
 @torch.no_grad()
-def reconstruct(model: SphereGenerator, images: Tensor, labels: Labels = None) -> Tensor:
-    """Return images (B, C, S, S) in [-1, 1] there and back, D(spherify(E(x))). `labels=None`: the null class."""
-    condition = model.condition(labels)
-    return decode(model, model.encode(images, condition), condition).images
+def reconstruct(
+    model: SphereGenerator, images: Tensor, labels: Labels = None, angle: float = 0.0, noise: Tensor | None = None
+) -> Tensor:
+    """Return images (B, C, S, S) in [-1, 1] there and back, D(spherify(E(x))). `labels=None`: the null class.
+
+    Args:
+        model: any generator of the family.
+        images: in [-1, 1].
+        labels: or the condition.
+        angle: degrees by which noise moves the points in between; a model that is told it is told.
+        noise: (B, N, d) Gaussian, for an angle that is not 0; drawn where None.
+    """
+    condition, radians = model.condition(labels), math.radians(largest_angle(model, angle))
+    v = model.encode(images, condition)
+    if radians:
+        v = model.prior.perturb(v, draw_noise(v, None) if noise is None else noise, radians)
+    return decode(model, v, condition, radians).images
 
 
 def step_noises(
-    given: StepNoise | None, count: int, like: Tensor, generator: torch.Generator | None = None, *, share: bool = True
+    given: StepNoise | None,
+    count: int,
+    like: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    share: bool = True,
+    streams: int = 1,
 ) -> Iterable[Tensor]:
     """Return the noise of `count` steps: what is given, checked; else one draw for all, or one for each.
 
+    Args:
+        given: one tensor for all steps, or one for each and perhaps more, of each stream in turn where there are as
+            many: those of the other streams in the last step are left out.
+        count: steps.
+        like: has their shape, type and device.
+        generator: of what is drawn.
+        share: draw one noise for all steps.
+        streams: predictions that a guidance follows; the noises are those of all, one stream behind the other.
+
     Raises:
-        ConfigError: another number of noises, or of another shape than `like`.
+        ConfigError: fewer noises, or of another shape than `like`.
     """
+    of_streams = streams * (count - 1) + 1 if count else 0
     if given is None:
         if share:
-            return [draw_noise(like, generator)] * count if count else []
-        return (draw_noise(like, generator) for _ in range(count))
+            return [torch.cat([draw_noise(like, generator)] * streams)] * count if count else []
+        return (torch.cat([draw_noise(like, generator) for _ in range(streams)]) for _ in range(count))
     noises = [given] * max(count, 1) if isinstance(given, Tensor) else given
-    if not isinstance(given, Tensor) and len(noises) != count:
+    if not isinstance(given, Tensor) and len(noises) < count:
         raise ConfigError(f"{len(noises)} step noises for {count} noisy steps; give one for each, or one tensor")
     for noise in noises:
         if noise.shape != like.shape:
             raise ConfigError(f"step_noise has shape {tuple(noise.shape)} instead of {tuple(like.shape)}")
-    return noises[:count]
+    if streams == 1:
+        return noises[:count]
+    if isinstance(given, Tensor) or len(noises) < of_streams:
+        return [torch.cat([noise] * streams) for noise in noises[:count]]
+    filled = [*noises[:of_streams], *[noises[of_streams - 1]] * (streams - 1)] if count else []
+    return [torch.cat(list(filled[step : step + streams])) for step in range(0, streams * count, streams)]
 
 
 def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -21,7 +21,17 @@ from spheregen.conditioning import Labels
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError
 from spheregen.protocol import SphereGenerator
-from spheregen.sampling.loop import Callback, Guidance, Samples, StepNoise, guide, run, same, step_noises
+from spheregen.sampling.loop import (
+    Callback,
+    Guidance,
+    Samples,
+    StepNoise,
+    guide,
+    run,
+    same,
+    step_noises,
+    streams_of,
+)
 from spheregen.sampling.schedules import Schedule, edit_angles
 
 
@@ -123,7 +133,7 @@ def restore(
     steps: int = 4,
     strength: float = 0.25,
     schedule: Schedule = "decay",
-    guidance: float | Guidance = 1.0,
+    guidance: float | Guidance | None = None,
     guidance_at: str = "both",
     step_noise: StepNoise | None = None,
     generator: torch.Generator | None = None,
@@ -150,7 +160,7 @@ def restore(
     start = observation.start().clamp(-1, 1)
     guided = guide(model, model.condition(labels).check(len(start)), guidance, guidance_at)
     like = start.new_empty((len(start), *model.latent_shape))
-    noises = step_noises(step_noise, steps, like, generator, share=share_noise)
+    noises = step_noises(step_noise, steps, like, generator, share=share_noise, streams=streams_of(guided))
 
     def agree(images: Tensor) -> Tensor:
         return observation.agree(images).clamp(-1, 1)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from spheregen.distributed import World, assign, distribute_like, full_tensor
 from spheregen.errors import ModelFileError
+from spheregen.family.objective import Objective
 from spheregen.files import parse_json
-from spheregen.tensors import load_tensors, save_tensors
+from spheregen.tensors import first_line, load_tensors, save_tensors
 from spheregen.training.optimizer import Optimizer
 
 FOLDER = "state"
@@ -66,17 +68,24 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
 
 
 def training_state(
-    model: nn.Module, average: nn.Module, optimizer: Optimizer, meters: Mapping[str, Tensor], world: World
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: Optimizer,
+    meters: Mapping[str, Tensor],
+    world: World,
+    beside: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Return all tensors of a run, whole and on the CPU, by name: what a checkpoint holds.
 
-    Every process must call it together; only the first gets anything. Sharded tensors are put together one by one.
+    `beside` is the state of the objective. Every process must call it together; only the first gets anything. Sharded
+    tensors are put together one by one.
     """
     parts = {
         "model": model.state_dict(),
         "average": average.state_dict(),
         "meter": meters,
         "optimizer": optimizer.state(),
+        "beside": beside,
     }
     state = {}
     for part, tensors in parts.items():
@@ -95,14 +104,20 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], *, about:
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, model: nn.Module, average: nn.Module, optimizer: Optimizer
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: Optimizer,
+    objective: Objective | None = None,
 ) -> dict[str, Tensor]:
     """Put a checkpoint's tensors back in place, in shards where the model is sharded; returns the meters.
+
+    The objective gets back what is its own.
 
     Raises:
         ModelFileError: the file is truncated or belongs to another model.
     """
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "meter": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "meter": {}, "optimizer": {}, "beside": {}}
     for name, tensor in load_tensors(checkpoint.path).items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor
@@ -129,5 +144,12 @@ def load_checkpoint(
         optimizer.load_state(moments)
     except KeyError as error:
         raise ModelFileError(f"{checkpoint.path} lacks {error.args[0]} of the optimiser") from error
+    if objective is not None:
+        try:
+            objective.load_state(parts["beside"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ModelFileError(
+                f"{checkpoint.path} does not fit what learns beside the model ({first_line(error)})"
+            ) from error
     device = next(model.parameters()).device
     return {name: tensor.to(device) for name, tensor in parts["meter"].items()}

@@ -106,7 +106,7 @@ class StepCost:
     moments: int
     """The optimiser's: two numbers a weight under AdamW, one where Muon rules."""
     frozen: int
-    """The frozen networks that the loss needs."""
+    """The frozen networks that the loss needs, and what learns beside the model."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -132,7 +132,9 @@ def step_cost(recipe: Recipe) -> StepCost:
         parameters=parameters,
         stored=parameters + _bytes(objective.model.buffers()),
         moments=sum((1 if group["muon"] else 2) * _bytes(group["params"]) for group in groups),
-        frozen=sum(_bytes([*network.parameters(), *network.buffers()]) for network in objective.frozen),
+        # what learns beside the model has gradients and two moments, too
+        frozen=sum(_bytes([*network.parameters(), *network.buffers()]) for network in objective.frozen)
+        + sum(4 * _bytes(network.parameters()) + _bytes(network.buffers()) for network in _beside(objective)),
     )
 
 
@@ -145,7 +147,7 @@ def objective_on_meta(recipe: Recipe) -> Objective:
 def _count(objective: Objective, inputs: Tensor, labels: Tensor | None, noise: BatchNoise) -> tuple[float, int]:
     """Return operations of a step, and bytes that its forward pass keeps for the backward pass."""
     flops, recomputed, saved = 0.0, [0], dict[int, int]()
-    networks = nn.ModuleList([objective.model, *objective.frozen])
+    networks = nn.ModuleList([objective.model, *objective.frozen, *_beside(objective)])
     weights = {each.untyped_storage()._cdata for each in (*networks.parameters(), *networks.buffers())}
 
     def count(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -172,6 +174,10 @@ def _count(objective: Objective, inputs: Tensor, labels: Tensor | None, noise: B
     for handle in handles:
         handle.remove()
     return flops, sum(saved.values()) + sum(recomputed) + BLOCK_TENSORS * max(recomputed)
+
+
+def _beside(objective: Objective) -> list[nn.Module]:
+    return [] if objective.beside is None else [objective.beside]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

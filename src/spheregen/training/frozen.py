@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from spheregen.folders.model_folder import (
     read_inner_architecture,
 )
 from spheregen.folders.model_source import find_model
-from spheregen.folders.tokenizers import blank_tokenizer
+from spheregen.folders.tokenizers import blank_tokenizer, open_tokenizer
 from spheregen.networks.encoders import build_encoder
 from spheregen.networks.perceptual import available_provider, load_perceptual, random_perceptual
 from spheregen.protocol import Tokenizer
@@ -55,6 +56,12 @@ class _Networks:
         if not self._random:
             return build_encoder(config, pretrained=True)
         return build_encoder(with_architecture(config), pretrained=False)
+
+    def codec(self, name: str) -> Any:
+        return blank_tokenizer(name) if self._random else open_tokenizer(name).tokenizer
+
+    def network(self, build: Callable[[bool], Any]) -> Any:
+        return build(not self._random)
 
 
 def build_objective(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Objective:

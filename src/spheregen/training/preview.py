@@ -121,7 +121,9 @@ def preview_rows(model: Any, inputs: Tensor, labels: Tensor | None, sampling: Sa
     under = null if labels is None else ", their classes"
     for angle in dict.fromkeys(round(min(float(angle), model.alpha_max), 3) for angle in ANGLES):
         if angle or labels is not None:
-            rows[f"latents rotated by {angle:g} degrees{under}"] = model.decode(rotate(v, towards, angle), labels)
+            rows[f"latents rotated by {angle:g} degrees{under}"] = model.decode(
+                rotate(v, towards, angle), labels, angle
+            )
     for steps in dict.fromkeys((1, sampling.steps)):
         rows |= _sample_rows(model, SAMPLE_ROWS * columns, device, steps, sampling)
     return rows
@@ -132,8 +134,8 @@ def _sample_rows(
 ) -> dict[str, Tensor]:
     """Draw `count` samples of the seeds from 0 on, and refine them where there is a refiner."""
     classes = torch.arange(count, device=device) % model.num_classes if model.num_classes else None
-    guidance = sampling.guidance if model.num_classes else 1.0
-    refinement = refinement_of(sampling, guidance)
+    guidance = sampling.guidance if model.num_classes else model.unguided
+    refinement = refinement_of(sampling, guidance if model.unguided == 1 else 1.0)
     noise = seeded_noise(range(count), model.latent_shape, steps - 1, share=sampling.share_noise)
     each = noise.steps.to(device) if isinstance(noise.steps, Tensor) else [one.to(device) for one in noise.steps]
     samples = sample(
@@ -144,9 +146,9 @@ def _sample_rows(
         schedule=sampling.schedule,
         guidance=guidance,
         guidance_at=sampling.guidance_at,
-        step_noise=each,
+        step_noise=None if sampling.share_noise and model.reuses_noise else each,
     )
-    guided = f", guidance {guidance:g}" if guidance != 1 else ""
+    guided = f", guidance {guidance:g}" if guidance != model.unguided else ""
     name = f"samples in {steps} step{'s' if steps > 1 else ''}, seeds 0 to {count - 1}{guided}"
     rows = {name: samples.images}
     if model.refiner is not None and refinement is not None:

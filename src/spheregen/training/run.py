@@ -178,7 +178,8 @@ class Run:
         self.check_finite(done)
         self.calibrate(done)
         step = self.step
-        state = training_state(step.model, step.ema.model, step.optimizer, self.meters.sums, self.world)
+        beside = step.objective.state()
+        state = training_state(step.model, step.ema.model, step.optimizer, self.meters.sums, self.world, beside)
         if self.world.is_first:
             if not all(bool(tensor.isfinite().all()) for name, tensor in state.items() if name.startswith("model.")):
                 raise TrainingError(
@@ -298,7 +299,7 @@ def set_up(
     )
     run.hooks = Hooks(_watchers(run, hooks), total)
     if checkpoint:
-        run.meters = Meters(load_checkpoint(checkpoint, step.model, step.ema.model, step.optimizer))
+        run.meters = Meters(load_checkpoint(checkpoint, step.model, step.ema.model, step.optimizer, objective))
         run.hooks.restore(checkpoint.run)
         reporter.message(f"continuing {folder} from step {start}")
     return run

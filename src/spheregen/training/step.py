@@ -6,6 +6,7 @@ Nothing here waits for the device: what a step measures stays there until somebo
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from spheregen.data import Batch
 from spheregen.devices import autocast
 from spheregen.distributed import World, full_tensor, shard
 from spheregen.errors import TrainingError
-from spheregen.family.objective import Objective
+from spheregen.family.objective import Objective, Part
 from spheregen.family.recipe import Recipe
 from spheregen.family.terms import LossTerms
 from spheregen.nn.block import blocks_of, compile_blocks
@@ -79,7 +80,7 @@ class TrainingStep:
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.objective, self.recipe, self.device, self.precision = objective, recipe, device, precision
-        self.world = world or World()
+        self.world = objective.world = world or World()
         self.total, self._tell = total, tell
         self.rows = self.world.share(recipe.train.batch_size)
         self.micro_batch = min(micro_batch or self.rows.stop - self.rows.start, self.rows.stop - self.rows.start)
@@ -102,6 +103,8 @@ class TrainingStep:
             shard(sharding_units(self.ema.model), device)
         self.model.to(device)
         self.ema.model.to(device)
+        if objective.beside is not None:
+            objective.beside.to(device)
         if self.world.size > 1 and not self.sharded:
             # of kernels with one channel, whose strides are a matter of taste; nothing is slower for it
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -147,7 +150,12 @@ class TrainingStep:
                 ) from error
         norm = self.optimizer.step(dict.fromkeys(self.optimizer.groups, lr) if isinstance(lr, float) else lr)
         self.ema.update(self.model)
-        return StepResult(values={**result.values, "grad_norm": full_tensor(norm)}, observed=result.observed)
+        parts = self._parts(batch, noise)
+        observed = [{name: each[i] for name, each in result.observed.items()} for i in range(len(parts))]
+        with autocast(self.device, self.precision):
+            beside = self.objective.end_step(parts, observed)
+        values = {**result.values, **beside, "grad_norm": full_tensor(norm)}
+        return StepResult(values=values, observed=result.observed)
 
     def backward(self, batch: Batch, noise: BatchNoise) -> StepResult:
         """Gradients of the global batch, by passes of `micro_batch` images."""
@@ -155,14 +163,15 @@ class TrainingStep:
         names: list[str] = []
         sums: Tensor | None = None
         observed: list[Mapping[str, Tensor]] = []
-        for start in range(0, count, self.micro_batch):
-            part = slice(start, min(start + self.micro_batch, count))
-            inputs = batch.inputs[part].to(self.device, non_blocking=True)
-            labels = None if batch.labels is None else batch.labels[part].to(self.device, non_blocking=True)
-            share = (part.stop - part.start) / count
-            with self._no_sync(part.stop < count):
+        parts = self._parts(batch, noise)
+        with autocast(self.device, self.precision):
+            self.objective.begin_step(parts)
+        for number, part in enumerate(parts):
+            inputs, labels, drawn = part()
+            share = len(inputs) / count
+            with self._no_sync(number + 1 < len(parts)):
                 with autocast(self.device, self.precision):
-                    loss: LossTerms = self._loss(inputs, labels, noise[part])
+                    loss: LossTerms = self._loss(inputs, labels, drawn)
                 (loss.total * share).backward()
             names = ["loss", *loss.terms]
             values = torch.stack([loss.total.detach(), *loss.terms.values()]) * share
@@ -171,6 +180,17 @@ class TrainingStep:
         assert sums is not None
         means = dict(zip(names, self.world.mean(sums).unbind(), strict=True))
         return StepResult(values=means, observed={name: [part[name] for part in observed] for name in observed[0]})
+
+    def _parts(self, batch: Batch, noise: BatchNoise) -> list[Callable[[], Part]]:
+        """Return what brings each micro-batch to the device."""
+
+        def bring(part: slice) -> Part:
+            labels = None if batch.labels is None else batch.labels[part].to(self.device, non_blocking=True)
+            return batch.inputs[part].to(self.device, non_blocking=True), labels, noise[part]
+
+        count = batch.inputs.shape[0]
+        starts = range(0, count, self.micro_batch)
+        return [functools.partial(bring, slice(start, min(start + self.micro_batch, count))) for start in starts]
 
     def fit(self, batch: Batch, noise: BatchNoise) -> None:
         """Find by trial the micro-batch that fits; weights and random state stay as they are.
@@ -183,13 +203,16 @@ class TrainingStep:
             part = slice(0, self.micro_batch)
             labels = None if batch.labels is None else batch.labels[part].to(self.device)
             room = torch.empty(2 * sum(p.numel() for p in self.model.parameters()), device=self.device)
+            self.objective.begin_step(self._parts(batch, noise)[:1])
             with autocast(self.device, self.precision):
                 loss = self.objective.loss(batch.inputs[part].to(self.device), labels, noise[part])
             loss.total.backward()
             del room
 
+        self.objective.world = World()  # each process by itself
         with self._buffers_kept(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             self._back_off(attempt, agree=lambda failed: any(self.world.gather_objects(failed)))
+        self.objective.world = self.world
         self.optimizer.zero_grad()
 
     def _back_off(self, attempt: Callable[[], T], agree: Callable[[bool], bool] = bool) -> T:

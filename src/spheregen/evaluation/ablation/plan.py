@@ -108,7 +108,8 @@ class Combination:
     def generation(self) -> GenerationOptions:
         """How its model is sampled. Without classes there is no guidance, whatever the recipe says."""
         settings = self.recipe.sampling.model_dump()
-        return GenerationOptions(**settings | ({} if self.recipe.model.num_classes else {"guidance": 1.0}))
+        unguided = type(self.recipe.sampling)().guidance
+        return GenerationOptions(**settings | ({} if self.recipe.model.num_classes else {"guidance": unguided}))
 
 
 @dataclass(frozen=True, kw_only=True)

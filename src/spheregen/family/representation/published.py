@@ -21,6 +21,7 @@ from spheregen.errors import ConfigError, ModelFileError, Settings
 from spheregen.networks.backbones.state import load_renamed, read_torch_state, read_weights
 from spheregen.networks.encoders import EncoderConfig, FrozenEncoder, build_encoder
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenTokenizer
+from spheregen.networks.normaliser import EPS as NORMALISER_EPS
 from spheregen.networks.normaliser import Normaliser, Per
 from spheregen.nn.linear import Linear
 from spheregen.nn.norm import LayerNorm
@@ -36,6 +37,8 @@ HEADS: Mapping[int, int] = {768: 12, 1024: 16, 1152: 16}
 """Attention heads of the published decoders by their width; a file of weights does not tell them."""
 EPS = 1e-12
 """Of every norm of the decoder, as published."""
+DEVIATION_EPS = 1e-5
+"""Added to a deviation in files of diffusers, where the authors add to the variance."""
 MODEL, STATISTICS = "model.pt", "stat.pt"
 
 _LAYER = {
@@ -50,6 +53,13 @@ _LAYER = {
 }
 _WHOLE = {"embed": "decoder_embed", "norm": "decoder_norm", "predict": "decoder_pred"}
 _POSITIONS = "decoder_pos_embed"
+_OF_DIFFUSERS = {
+    ".attention.to_q.": ".attention.attention.query.",
+    ".attention.to_k.": ".attention.attention.key.",
+    ".attention.to_v.": ".attention.attention.value.",
+    ".attention.to_out.0.": ".attention.output.dense.",
+}
+"""Names inside attention in files of diffusers, and those of the authors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +265,9 @@ def read_published_rae(
     """Read the published files as a tokenizer, float32, on the CPU.
 
     Args:
-        folder: holds `model.pt` (the decoder) and `stat.pt` (statistics of the latents). The decoder's keys may have
-            `decoder.` or `module.` in front and may lie in a `state_dict`.
+        folder: holds `model.pt` (the decoder) and `stat.pt` (statistics of the latents: `mean` and `var`, or
+            `latents_mean` and `latents_std`). The decoder's keys may have `decoder.` or `module.` in front and may lie
+            in a `state_dict`; inside attention they have the authors' names or those of diffusers.
         encoder: or what to load it from; the default fetches the published one from the Hub, or from its cache.
         heads: attention heads of the decoder; None: those that the published decoder of its width has.
 
@@ -279,7 +290,9 @@ def _read_decoder(path: Path, encoder: FrozenEncoder, heads: int | None) -> MAED
         raise ModelFileError(f"{path} is not a table of tensors; give the published {MODEL}")
     state = {str(name).removeprefix("module.").removeprefix("decoder."): tensor for name, tensor in found.items()}
     # of a whole autoencoder the encoder is left out: it is frozen and loaded from its own place
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(("encoder.", "_latents_"))}
+    for theirs, ours in _OF_DIFFUSERS.items():
+        state = {name.replace(theirs, ours): tensor for name, tensor in state.items()}
     layers = {int(name.split(".")[1]) for name in state if name.startswith("decoder_layers.")}
     try:
         width, channels = state["decoder_embed.weight"].shape
@@ -326,8 +339,11 @@ def published_names(decoder: MAEDecoder) -> dict[str, str]:
 
 
 def _read_statistics(path: Path, sizes: MAEDecoderConfig) -> Normaliser:
-    """Read the normaliser of `stat.pt`: `mean` and `var` of the shape (C, H, W) or (C,)."""
+    """Read the normaliser of `stat.pt`: `mean` and `var` of the shape (C, H, W) or (C,), or those of diffusers."""
     state = read_torch_state(path)
+    if {"latents_mean", "latents_std"} <= state.keys():  # diffusers has the deviation, and adds to that
+        deviation = state["latents_std"].double() + DEVIATION_EPS
+        state = {"mean": state["latents_mean"], "var": deviation.square() - NORMALISER_EPS}
     shapes = (sizes.channels_in,), (sizes.channels_in, sizes.grid, sizes.grid)
     if not {"mean", "var"} <= state.keys():
         raise ModelFileError(f"{path} has no mean and var of latents; give the published {STATISTICS}")
@@ -337,5 +353,5 @@ def _read_statistics(path: Path, sizes: MAEDecoderConfig) -> Normaliser:
             f"{path} has a mean of shape {tuple(mean.shape)} and a var of {tuple(variance.shape)}, not {shapes[0]} or "
             f"{shapes[1]}; give the {STATISTICS} of this decoder's encoder"
         )
-    rows = [each.float().reshape(sizes.channels_in, -1).T.contiguous() for each in (mean, variance)]
+    rows = [each.reshape(sizes.channels_in, -1).T.contiguous() for each in (mean.float(), variance)]
     return Normaliser.of_variance(*rows)

@@ -227,7 +227,7 @@ def _cost(model: RefinedGenerator, cost_of: Callable[[Any], Cost]) -> Cost:
     def flow_calls(steps: int, solver: str, guided: bool) -> Mapping[str, int]:
         return {"refiner": evaluations(steps, solver) * (2 if guided else 1)}
 
-    return Cost({**front.parts, "refiner": refiner}, front.calls, flow_calls)
+    return Cost({**front.parts, "refiner": refiner}, front.calls, flow_calls, front.unguided)
 
 
 def _facts(config: FlowRefinerConfig) -> list[tuple[str, str]]:

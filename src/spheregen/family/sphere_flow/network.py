@@ -247,7 +247,8 @@ class RefinedGenerator(SphereGenerator):
             raise ConfigError(f"the refiner has {classes}: both need the same ones, or one of them none")
         self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
         self.num_classes = max(source.num_classes, config.num_classes)
-        self.alpha_max, self.prior, self.guidance_places = source.alpha_max, source.prior, source.guidance_places
+        for fact in ("alpha_max", "max_angle", "prior", "guidance_places", "guidance_law", "unguided", "reuses_noise"):
+            setattr(self, fact, getattr(source, fact))
         self.fitted = source.fitted
         self.rough: nn.Module = source
         self.refiner: FlowRefiner = refiner

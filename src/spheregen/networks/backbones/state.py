@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +19,12 @@ Net = TypeVar("Net", bound=nn.Module)
 _SHOWN = 8
 
 
-def read_weights(path: Path) -> Any:
+def read_weights(path: Path, *, mapped: bool = False) -> Any:
     """Return what a `.safetensors` file or one written by `torch.save` holds, on the CPU. Code in it is never run.
+
+    Args:
+        path: of the file.
+        mapped: tensors of a file of torch.save's newer form stay on disk until they are used, as of safetensors.
 
     Raises:
         ModelFileError: the file is missing, broken, or holds code or objects beside tensors.
@@ -29,7 +34,8 @@ def read_weights(path: Path) -> Any:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is an error below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = mapped and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except FileNotFoundError as error:
         raise ModelFileError(f"the weight file {path} is missing; put it there") from error
     except Exception as error:  # a broken pickle can raise anything
