@@ -12,7 +12,7 @@ from torch import nn
 
 from spheregen.devices import choose_device
 from spheregen.folders.model_folder import load_model, save_model
-from spheregen.folders.model_source import find_model, push_model
+from spheregen.folders.model_source import bundled_models, find_model, push_model
 from spheregen.nn.block import compile_blocks
 from spheregen.pipeline.editing import Editing
 from spheregen.pipeline.options import EditOptions, GenerationOptions, SamplerOptions, named
@@ -58,7 +58,7 @@ class Pipeline(Editing):
             revision: a branch, tag or commit of a Hub model.
             device: a torch device or `auto`.
             dtype: `float32`, `bfloat16` or `float64`, as text or torch type; by default that of the saved weights, and
-                float32 of half ones on a CPU.
+                on a CPU float32 of a bundled model, whose weights are half to be small.
             batch_size, progress: see the class.
             quiet: say nothing.
 
@@ -67,7 +67,7 @@ class Pipeline(Editing):
             ConfigError: an unknown device or dtype.
         """
         loaded = load_model(find_model(model, revision=revision))
-        if dtype is None and loaded.model.dtype.itemsize < 4 and choose_device(device).type == "cpu":
+        if dtype is None and str(model) in bundled_models() and choose_device(device).type == "cpu":
             dtype = torch.float32
         pipe = cls(
             loaded.model, loaded.info, device=device, name=str(model), batch_size=batch_size, progress=progress
