@@ -16,6 +16,7 @@ from torch import Tensor
 
 import spheregen as sg
 from spheregen.errors import ConfigError, DataError, ModelFileError
+from spheregen.evaluation.tuning import tune_sampling
 from spheregen.fitted import FittedPrior, fit_prior
 from spheregen.pipeline.output import read_record
 from tests.factories import KINDS, images_of, shaken, tiny_pipeline
@@ -227,6 +228,29 @@ def test_edits_leave_out_the_guidance_of_points_beside_the_codes() -> None:
     assert pipe.edit(images, 1, guidance=2.0).settings["guidance"] == 2
     ends = pipe.interpolate([1, 2], 3, labels=[0, 1]).tensor[[0, -1]]
     torch.testing.assert_close(ends, pipe.generate(labels=[0, 1], seeds=[1, 2], steps=1).tensor, atol=1e-5, rtol=1e-5)
+
+
+class FirstIsBest:
+    """A scorer that likes the model's own defaults best."""
+
+    real_accuracy = None
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def figures(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+        self.calls += 1
+        return dict.fromkeys(("fd_own", "fd_classifier"), 1.0 if self.calls == 1 else 2.0)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_tuning_around_points_far_from_the_codes_stays_on_the_sphere(guidance: float) -> None:
+    pipe = fitted_pipeline()
+    own = {"prior": "fitted", "prior_angle": 85.0, "guidance": guidance, "steps": 1}
+    pipe.info = dataclasses.replace(pipe.info, sampling=own)
+    best, tried = tune_sampling(pipe, FirstIsBest(), seconds=1e9, count=3)  # type: ignore[arg-type]
+    assert best.settings["prior_angle"] == 85 and {75, 90} <= {trial.settings["prior_angle"] for trial in tried}
+    assert all(trial.settings["guidance"] >= 1 for trial in tried)
 
 
 def test_interpolation_starts_from_fitted_points_and_edits_from_images() -> None:

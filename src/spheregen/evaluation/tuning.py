@@ -145,8 +145,8 @@ def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
             for temperature in (best["temperature"] * factor for factor in (0.85, 0.925, 1.08)):
                 yield {**best, "temperature": round(temperature, 3)}
             for angle in (-10, 10) if best["prior_angle"] else ():
-                yield {**best, "prior_angle": best["prior_angle"] + angle}
-            for factor in (0.8, 1.2) if best["prior_angle"] else ():
+                yield {**best, "prior_angle": min(max(best["prior_angle"] + angle, 0), 90)}
+            for factor in (0.8, 1.2) if best["guidance"] != pipe.model.unguided else ():
                 yield {**best, "guidance": round(best["guidance"] * factor, 2)}
             for strength in (0.1, 0.4) if best["steps"] > 1 else ():
                 yield {**best, "strength": strength}

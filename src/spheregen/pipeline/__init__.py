@@ -66,8 +66,9 @@ class Pipeline(Editing):
             ModelFileError: a missing, broken or foreign folder, or a Hub model that cannot be had.
             ConfigError: an unknown device or dtype.
         """
-        loaded = load_model(find_model(model, revision=revision))
-        if dtype is None and str(model) in bundled_models() and choose_device(device).type == "cpu":
+        folder = find_model(model, revision=revision)
+        loaded = load_model(folder)
+        if dtype is None and folder in bundled_models().values() and choose_device(device).type == "cpu":
             dtype = torch.float32
         pipe = cls(
             loaded.model, loaded.info, device=device, name=str(model), batch_size=batch_size, progress=progress
