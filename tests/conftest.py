@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from spheregen.cli import options
 from spheregen.networks.weights import FOLDER_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -18,6 +19,11 @@ GOLDEN_NAMES = ("class-conditional-conv-head", "unconditional-linear-head")
 @pytest.fixture(autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _no_options_of_commands_before() -> None:
+    vars(options.everywhere).update(vars(options.Everywhere()))
 
 
 @pytest.fixture(autouse=True)

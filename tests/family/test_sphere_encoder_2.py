@@ -21,7 +21,7 @@ from spheregen.family.sphere_encoder_2.frechet import FrechetConfig, FrechetLoss
 from spheregen.family.sphere_encoder_2.loss import (
     SphereEncoder2LossConfig,
     SphereEncoder2Objective,
-    logit_distance,
+    logit_distances,
 )
 from spheregen.family.sphere_encoder_2.network import (
     ENCODERS,
@@ -396,7 +396,7 @@ def test_the_classifier_term_acts_at_all_angles_and_sees_one_affine_map() -> Non
     torch.testing.assert_close(moved[1], images[1].flip(-1))
     right = affine(images, torch.tensor([[1.0, 0.25, 0, 1]]).expand(2, 4))
     torch.testing.assert_close(right[..., 4:], images[..., :-4])
-    assert not logit_distance(torch.randn(3, 7), torch.randn(3, 7) * 0 + torch.arange(7.0)).isnan().any()
+    assert not logit_distances(torch.randn(3, 7), torch.randn(3, 7) * 0 + torch.arange(7.0)).isnan().any()
 
 
 def test_images_are_moved_by_whole_pixels_with_reflection() -> None:

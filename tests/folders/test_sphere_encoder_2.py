@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 import spheregen as sg
 from spheregen.cli.main import app
 from spheregen.errors import ConfigError, ModelFileError
-from spheregen.family.sphere_encoder_2.loss import SphereEncoder2LossConfig, code_distance, image_distance
+from spheregen.family.sphere_encoder_2.loss import SphereEncoder2LossConfig
 from spheregen.family.sphere_encoder_2.network import SphereEncoder2
+from spheregen.family.terms import latent_distances, pixel_distances
 from spheregen.sampling.loop import turn_away
 from tests.fake_hub import FakeHub
 from tests.folders.published import model_of as first_model
@@ -142,8 +143,8 @@ def test_losses(golden: Golden) -> None:
     golden.same("regime/hard_70/low", hard.low(angles))
     low = soft.low(io["noisy/angle_rad"])
     decoded, x = (io[name] / 2 + 0.5 for name in ("noisy/decoded", "x"))
-    distances = {"pixel_l1": image_distance(decoded, x), "pixel_l2": image_distance(decoded, x, "l2")}
-    distances["latent_consistency"] = code_distance(io["noisy/reencoded_latent"], io["latent"])
+    distances = {"pixel_l1": pixel_distances(decoded, x), "pixel_l2": pixel_distances(decoded, x, "l2")}
+    distances["latent_consistency"] = latent_distances(io["noisy/reencoded_latent"], io["latent"])
     for name, each in distances.items():
         weights = {"low": low, "high": 1 - low, "all": torch.ones_like(low)}
         for regime in ("all", "high" if name == "latent_consistency" else "low"):

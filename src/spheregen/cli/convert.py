@@ -125,7 +125,7 @@ def convert(
         "epoch": result.epoch,
         "parameters": result.parameters,
         **_facts(made),
-        "inferred": list(getattr(result, "inferred", ())),
+        "inferred": list(result.inferred),
         "assumed": dict(result.assumed),
     }
     cli.answer(told, lambda: cli.details({**told, "weights": WEIGHTS[result.weights]}))

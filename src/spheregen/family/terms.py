@@ -13,6 +13,9 @@ from torch.nn import functional
 from spheregen.errors import ConfigError, Settings, check_choices
 from spheregen.sphere import upcast
 
+SMALLEST_PERCEIVED = 8
+"""Pixels along a side of the smallest images that perceptual networks take."""
+
 
 @dataclass(frozen=True)
 class LossTerms:
@@ -73,7 +76,36 @@ def pixel_distance(images: Tensor, reference: Tensor) -> Tensor:
     return functional.smooth_l1_loss(images, reference)
 
 
+def pixel_distances(images: Tensor, reference: Tensor, kind: str = "smooth_l1") -> Tensor:
+    """Return the distance (B,) of each image on [0, 1], a mean over numbers: that of `pixel_distance`, or `l2`."""
+    if kind == "l2":
+        return (images - reference).square().flatten(1).mean(dim=1)
+    return functional.smooth_l1_loss(images, reference, reduction="none").flatten(1).mean(dim=1)
+
+
+def latent_distances(z: Tensor, reference: Tensor) -> Tensor:
+    """Return 1 - cos (B,) of the flattened latents (B, ...)."""
+    return 1 - torch.cosine_similarity(upcast(z).flatten(1), upcast(reference).flatten(1), dim=1)
+
+
 def latent_distance(z: Tensor, reference: Tensor) -> Tensor:
-    """Return the mean over the batch of 1 - cos of the flattened latents (B, ...)."""
-    cosine = torch.cosine_similarity(upcast(z).flatten(1), upcast(reference).flatten(1), dim=1)
-    return (1 - cosine).mean()
+    """Return the mean of `latent_distances` over the batch."""
+    return latent_distances(z, reference).mean()
+
+
+def perceived(images: Tensor, scale: int) -> Tensor:
+    """Return images (B, C, S, S) as perceptual terms compare them: reduced by `loss.perceptual_scale`."""
+    return functional.avg_pool2d(images, scale) if scale > 1 else images
+
+
+def check_perceived(size: int, scale: int) -> None:
+    """Refuse a `loss.perceptual_scale` that images of `size` pixels do not allow.
+
+    Raises:
+        ConfigError: it does not divide them, or leaves too little.
+    """
+    if scale > 1 and (size % scale or size // scale < SMALLEST_PERCEIVED):
+        raise ConfigError(
+            f"loss.perceptual_scale={scale} does not divide images of {size} px into such of {SMALLEST_PERCEIVED} px "
+            "or more"
+        )

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,14 @@ from spheregen.family.representation.published import ENCODER, PublishedRAEConfi
 from spheregen.family.sphere_latent_encoder.network import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
 from spheregen.folders.card import ModelInfo
 from spheregen.folders.model_folder import save_model
-from spheregen.folders.published import DTYPES, check_target, find_weights, read_checkpoint
+from spheregen.folders.published import (
+    DTYPES,
+    ConvertedModel,
+    check_class_names,
+    check_target,
+    find_weights,
+    read_checkpoint,
+)
 from spheregen.folders.tokenizers import open_tokenizer
 from spheregen.networks.backbones.state import listed
 from spheregen.nn.block import BlockOptions
@@ -56,19 +62,6 @@ _NAMES = (
 _OPTIONS = ("heads", "max_angle", "time")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvertedPart:
-    """The result of a conversion."""
-
-    folder: Path  # the model folder
-    file: str  # name of the weight file that was read
-    config: Any
-    weights: str  # `model`, `ema_model`, or `bare` for a file that is a state dictionary itself
-    epoch: int | None
-    parameters: int
-    assumed: Mapping[str, Any]  # what neither the file nor the caller told
-
-
 @own_defaults()
 def convert_sphere_latent(
     source: str | Path,
@@ -80,7 +73,7 @@ def convert_sphere_latent(
     class_names: Sequence[str] = (),
     licence: str | None = None,
     dtype: str = "float32",
-) -> ConvertedPart:
+) -> ConvertedModel:
     """Write a published denoiser of Sphere Latent Encoder, with the tokenizer that it belongs to, as a model folder.
 
     Its sizes are read off the shapes. Names are those of SiT; of a file with other names tensors are taken by their
@@ -109,10 +102,7 @@ def convert_sphere_latent(
     state, weights, epoch = read_checkpoint(file, ema, ignored=_NEVER_WEIGHTS, model="latent denoiser")
     codec = open_tokenizer(tokenizer).tokenizer
     config, assumed = _denoiser_config(state, file, codec, told)
-    if len(class_names) not in (0, config.num_classes):
-        raise ConfigError(
-            f"{len(class_names)} class names for {config.num_classes} classes; give all in order, or none"
-        )
+    check_class_names(class_names, config.num_classes)
     with torch.device("meta"):
         expected = LatentDenoiser(config).state_dict()
     found = _by_name(state, expected)
@@ -136,7 +126,7 @@ def convert_sphere_latent(
         },
     )
     save_model(folder, LatentGenerator(denoiser.to(DTYPES[dtype]), codec), info)
-    return ConvertedPart(
+    return ConvertedModel(
         folder=folder,
         file=file.name,
         config=config,
@@ -252,7 +242,7 @@ def convert_rae(
     options: Mapping[str, Any] | None = None,
     licence: str | None = None,
     dtype: str = "float32",
-) -> ConvertedPart:
+) -> ConvertedModel:
     """Write the files of a published representation autoencoder as the folder of a tokenizer.
 
     Args:
@@ -284,6 +274,6 @@ def convert_rae(
     )
     save_model(folder, made.to(DTYPES[dtype]), info)
     parameters = sum(tensor.numel() for tensor in made.state_dict().values())
-    return ConvertedPart(
+    return ConvertedModel(
         folder=folder, file="model.pt", config=config, weights="bare", epoch=None, parameters=parameters, assumed={}
     )

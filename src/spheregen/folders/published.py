@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,32 @@ TRUNK_NAMES = (
 )
 
 Options = TypeVar("Options", bound="PublishedOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedModel:
+    """The result of a conversion."""
+
+    folder: Path  # the model folder
+    file: str  # name of the weight file that was read
+    config: Any  # of the network
+    weights: str  # `model`, `ema_model`, or `bare` for a file that is a state dictionary itself
+    epoch: int | None  # that the training checkpoint tells
+    parameters: int  # numbers in the weights, the fixed position tables counted, as in `spheregen info`
+    inferred: tuple[str, ...] = ()  # published options that were not given and were read off the shapes
+    assumed: Mapping[str, Any]  # those that nothing tells, and the value that was taken
+
+    def source(self, origin: str) -> str:
+        """Return where the weights come from, for the folder's `provenance`."""
+        kind = {"model": ", raw weights", "ema_model": ", EMA weights", "bare": ""}[self.weights]
+        epoch = "" if self.epoch is None else f", epoch {self.epoch}"
+        return f"{self.file} ({origin}{kind}{epoch})"
+
+
+def check_class_names(names: Sequence[str], classes: int) -> None:
+    """Refuse names of another number than there are classes; none are welcome."""
+    if len(names) not in (0, classes):
+        raise ConfigError(f"{len(names)} class names for {classes} classes; give all in order, or none")
 
 
 class PublishedOptions(BaseModel):

@@ -13,7 +13,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ from spheregen.folders.published import (
     DTYPES,
     SAME_MEANING,
     TRUNK_NAMES,
+    ConvertedModel,
     PublishedOptions,
+    check_class_names,
     check_target,
     find_weights,
     override,
@@ -38,6 +39,7 @@ from spheregen.folders.published import (
 )
 from spheregen.networks.backbones.state import listed, load_renamed
 from spheregen.nn.uninitialised import Uninitialised
+from spheregen.tensors import check_finite
 
 ORIGIN = "published Sphere Encoder checkpoint, arXiv 2602.15030"
 LICENCE = (  # of a converted folder where nobody states one
@@ -66,20 +68,6 @@ _RENAMES = (
     (r"\.token_gain$", ".alpha1"),
     (r"\.channel_gain$", ".alpha2"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertedModel:
-    """The result of a conversion."""
-
-    folder: Path  # the model folder
-    file: str  # name of the weight file that was read
-    config: AutoencoderConfig
-    weights: str  # `model`, `ema_model`, or `bare` for a file that is a state dictionary itself
-    epoch: int | None  # that the training checkpoint tells
-    parameters: int  # numbers in the weights, the fixed position tables counted, as in `spheregen info`
-    inferred: tuple[str, ...]  # published options that were not given and were read off the shapes
-    assumed: Mapping[str, Any]  # those that shapes cannot tell either, and the value that was taken
 
 
 @own_defaults()
@@ -142,15 +130,12 @@ def convert_sphere_encoder(
     folder = Path(out)
     check_target(folder, dtype)
     model, found = _read(source, config, ema, options)
-    if len(class_names) not in (0, model.num_classes):
-        raise ConfigError(f"{len(class_names)} class names for {model.num_classes} classes; give all in order, or none")
-    kind = {"model": ", raw weights", "ema_model": ", EMA weights", "bare": ""}[found.weights]
-    epoch = "" if found.epoch is None else f", epoch {found.epoch}"
+    check_class_names(class_names, model.num_classes)
     info = ModelInfo(
         class_names=tuple(class_names),
         sampling=dict(sampling or {}),
         provenance={
-            "source": f"{found.file} ({ORIGIN}{kind}{epoch})",
+            "source": found.source(ORIGIN),
             "license": " ".join((licence or "").split()) or LICENCE,
         },
     )
@@ -177,8 +162,7 @@ def _read(
     with Uninitialised():
         model = SphereAutoencoder(model_config)
     load_renamed(model, state, names, f"{file} with these options")
-    if broken := [names[name] for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
-        raise ModelFileError(f"{file} holds NaN or infinite numbers in {listed(broken)}; take another checkpoint")
+    check_finite(file, {names[name]: tensor for name, tensor in model.state_dict().items()})
     told = {name for name, value in given if value is not None}
     told |= {name for name, other in SAME_MEANING if other in told}
     return model.eval(), ConvertedModel(

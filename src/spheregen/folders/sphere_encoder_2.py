@@ -14,7 +14,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,9 @@ from spheregen.folders.published import (
     DTYPES,
     SAME_MEANING,
     TRUNK_NAMES,
+    ConvertedModel,
     PublishedOptions,
+    check_class_names,
     check_target,
     find_weights,
     override,
@@ -99,20 +100,6 @@ class PublishedOptions2(PublishedOptions):
     sampling_angle: float | None = None  # a name of ours: degrees
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvertedModel2:
-    """The result of a conversion."""
-
-    folder: Path  # the model folder
-    file: str  # name of the weight file that was read
-    config: SphereEncoder2Config
-    weights: str  # `model`, `ema_model`, or `bare` for a file that is a state dictionary itself
-    epoch: int | None  # that the training checkpoint tells
-    parameters: int  # numbers in the weights, the fixed position tables counted, as in `spheregen info`
-    inferred: tuple[str, ...]  # published options that were not given and were read off the shapes
-    assumed: Mapping[str, Any]  # those that shapes cannot tell either, and the value that was taken
-
-
 @own_defaults()
 def load_sphere_encoder_2(
     source: str | Path,
@@ -165,7 +152,7 @@ def convert_sphere_encoder_2(
     dtype: str = "float32",
     decoder_only: bool = False,
     angle_rounding: str = "none",
-) -> ConvertedModel2:
+) -> ConvertedModel:
     """Write a published checkpoint as a model folder.
 
     Args:
@@ -187,10 +174,7 @@ def convert_sphere_encoder_2(
     check_target(folder, dtype)
     found, state = _read(source, config, ema, options, decoder_only, angle_rounding)
     made = found.config
-    if len(class_names) not in (0, made.num_classes):
-        raise ConfigError(f"{len(class_names)} class names for {made.num_classes} classes; give all in order, or none")
-    kind = {"model": ", raw weights", "ema_model": ", EMA weights", "bare": ""}[found.weights]
-    epoch = "" if found.epoch is None else f", epoch {found.epoch}"
+    check_class_names(class_names, made.num_classes)
     text = " ".join((licence or LICENCE).split())
     notice = None
     if made.pretrained_encoder is not None and made.has_encoder:
@@ -201,7 +185,7 @@ def convert_sphere_encoder_2(
     info = ModelInfo(
         class_names=tuple(class_names),
         sampling={"steps": 2 if made.has_encoder else 1, "guidance": 0.0, **(sampling or {})},
-        provenance={"source": f"{found.file} ({ORIGIN}{kind}{epoch})", "license": text},
+        provenance={"source": found.source(ORIGIN), "license": text},
     )
     with torch.device("meta"):  # its tensors come from the checkpoint
         model = SphereEncoder2(made)
@@ -219,7 +203,7 @@ def _read(
     options: Mapping[str, Any] | None,
     decoder_only: bool,
     angle_rounding: str,
-) -> tuple[ConvertedModel2, dict[str, Tensor]]:
+) -> tuple[ConvertedModel, dict[str, Tensor]]:
     """Return what was found, and the weights under our names, mapped; the folder is that of the checkpoint."""
     place = _find_place(source)
     file = _find_file(place)
@@ -238,7 +222,7 @@ def _read(
     check_finite(file, renamed)
     told = {name for name, value in given if value is not None}
     told |= {name for name, other in SAME_MEANING if other in told}
-    found = ConvertedModel2(
+    found = ConvertedModel(
         folder=beside,
         file=file.name,
         config=made,

@@ -16,14 +16,21 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from spheregen.conditioning import Condition, Labels
 from spheregen.errors import ConfigError
 from spheregen.family.adversarial import AdversarialConfig
 from spheregen.family.objective import Batches, Gather, Objective
 from spheregen.family.sphere_encoder.network import ImageAutoencoder
-from spheregen.family.terms import LossTerms, latent_distance, pixel_distance, to_unit, weighted_total
+from spheregen.family.terms import (
+    LossTerms,
+    check_perceived,
+    latent_distance,
+    perceived,
+    pixel_distance,
+    to_unit,
+    weighted_total,
+)
 from spheregen.family.uniformity import (
     LARGEST_EXPONENT,
     hyperspherical_energy,
@@ -36,8 +43,6 @@ from spheregen.nn.norm import recalibrate
 from spheregen.noise import NoiseConfig, TrainingNoise, draw_training_noise
 from spheregen.sphere import upcast
 
-SMALLEST_PERCEIVED = 8
-"""Pixels along a side of the smallest images that perceptual networks take."""
 CALLS = 4  # encode, decode weak, decode strong, encode again: each drops labels for itself
 
 
@@ -163,12 +168,7 @@ class AutoencoderObjective(Objective):
         self.autoencoder, self.config, self.noise = autoencoder, loss, noise
         self.use_perceptual(perceptual, "pixel_reconstruction", loss.pixel_reconstruction)
         channels, size, _ = autoencoder.image_shape
-        scale = loss.perceptual_scale
-        if scale > 1 and (size % scale or size // scale < SMALLEST_PERCEIVED):
-            raise ConfigError(
-                f"loss.perceptual_scale={scale} does not divide images of {size} px into such of "
-                f"{SMALLEST_PERCEIVED} px or more"
-            )
+        check_perceived(size, loss.perceptual_scale)
         self.critic = loss.new_critic(channels, size, perceptual)
         self.model = autoencoder if self.critic is None else Learned(autoencoder, self.critic)
 
@@ -226,8 +226,7 @@ class AutoencoderObjective(Objective):
     def _features(self, images: Tensor) -> Features:
         """Return what is compared perceptually of images (B, C, S, S) in [0, 1]."""
         assert self.perceptual is not None
-        scale = self.config.perceptual_scale
-        return self.perceptual.features(functional.avg_pool2d(images, scale) if scale > 1 else images)
+        return self.perceptual.features(perceived(images, self.config.perceptual_scale))
 
     def terms(self, passes: Passes, images: Tensor, noise: TrainingNoise) -> LossTerms:
         """Return the loss of what `passes` made of the same images and noise."""

@@ -21,13 +21,11 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from spheregen.conditioning import Labels
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.objective import Batches, Gather, Objective, Part
-from spheregen.family.sphere_encoder.loss import SMALLEST_PERCEIVED
 from spheregen.family.sphere_encoder_2.features import FeatureConfig, FeatureMaps, affine, most_shift, shifted
 from spheregen.family.sphere_encoder_2.frechet import FrechetConfig, FrechetLoss
 from spheregen.family.sphere_encoder_2.network import AngleDecoder, OwnEncoder, PretrainedEncoder, SphereEncoder2
@@ -38,7 +36,16 @@ from spheregen.family.sphere_encoder_2.score import (
     moments_of,
     pull_loss,
 )
-from spheregen.family.terms import LossConfig, LossTerms, to_unit, weighted_total
+from spheregen.family.terms import (
+    LossConfig,
+    LossTerms,
+    check_perceived,
+    latent_distances,
+    perceived,
+    pixel_distances,
+    to_unit,
+    weighted_total,
+)
 from spheregen.measure.metrics import Moments
 from spheregen.networks.perceptual import PerceptualLoss
 from spheregen.noise import BatchNoise, gaussian, stratified
@@ -244,13 +251,8 @@ class SphereEncoder2Objective(Objective):
         self.score: ScoreMatching | None = None
         self.optimizer: ScoreOptimizer | None = None
         size, config = network.config.image_size, network.config
-        if loss.needs_perceptual and (
-            size % loss.perceptual_scale or size // loss.perceptual_scale < SMALLEST_PERCEIVED
-        ):
-            raise ConfigError(
-                f"loss.perceptual_scale={loss.perceptual_scale} does not divide images of {size} px into such of "
-                f"{SMALLEST_PERCEIVED} px or more"
-            )
+        if loss.needs_perceptual:
+            check_perceived(size, loss.perceptual_scale)
         if loss.score_matching:
             self.score = ScoreMatching(loss.score, loss.features.shapes(size), config.num_classes)
             self.optimizer = ScoreOptimizer(self.score, lambda tensor: self.world.mean(tensor))
@@ -373,7 +375,7 @@ class SphereEncoder2Objective(Objective):
         terms: dict[str, Tensor] = {}
         observed: dict[str, Tensor] = {"latent": z.detach(), "data": x, "output": y.detach()}
         if weights["distance"]:
-            terms["distance"] = (on.low * image_distance(y, x, config.distance_kind)).mean()
+            terms["distance"] = (on.low * pixel_distances(y, x, config.distance_kind)).mean()
         if self.perceptual is not None and weights["perceptual"]:
             assert on.affine is not None
             terms["perceptual"] = self._perceptual(self.perceptual, y, x, on.low, on.affine)
@@ -381,7 +383,7 @@ class SphereEncoder2Objective(Objective):
             kept = None if on.kept_encoder is None else on.kept_encoder[:, 1]
             again = self._encode(upcast(decoded), kept)
             if weights["latent_consistency"]:
-                terms["latent_consistency"] = (on.high * code_distance(again, point.detach())).mean()
+                terms["latent_consistency"] = (on.high * latent_distances(again, point.detach())).mean()
             if weights["frechet_encoder"]:
                 ours = model.prior.project(again)
                 terms["frechet_encoder"] = self._frechet("frechet_encoder", point.detach(), ours, on, share)
@@ -399,16 +401,13 @@ class SphereEncoder2Objective(Objective):
 
     def _perceptual(self, perceptual: PerceptualLoss, y: Tensor, x: Tensor, low: Tensor, moves: Tensor) -> Tensor:
         """(maps at low angles + 0.1 * classifier at all angles) / 1.1; both images under the same random affine map."""
-        with torch.no_grad():
-            maps, logits = perceptual.maps(self._reduced(x)), perceptual.logits(affine(x, moves))
-        near = (low * perceptual.map_distance(perceptual.maps(self._reduced(y)), maps)).mean()
-        # a mean over the batch, which the regimes do not weigh: as published
-        seen = logit_distance(perceptual.logits(affine(y, moves)), logits).mean()
-        return (near + CLASSIFIER_WEIGHT * seen) / (1 + CLASSIFIER_WEIGHT)
-
-    def _reduced(self, images: Tensor) -> Tensor:
         scale = self.config.perceptual_scale
-        return functional.avg_pool2d(images, scale) if scale > 1 else images
+        with torch.no_grad():
+            maps, logits = perceptual.maps(perceived(x, scale)), perceptual.logits(affine(x, moves))
+        near = (low * perceptual.map_distance(perceptual.maps(perceived(y, scale)), maps)).mean()
+        # a mean over the batch, which the regimes do not weigh: as published
+        seen = logit_distances(perceptual.logits(affine(y, moves)), logits).mean()
+        return (near + CLASSIFIER_WEIGHT * seen) / (1 + CLASSIFIER_WEIGHT)
 
     def _matching(
         self, features: FeatureMaps, x: Tensor, y: Tensor, labels: Labels, on: SphereNoise, share: float
@@ -657,19 +656,7 @@ def _kept(batch: int, shape: tuple[int, ...], share: float, generator: torch.Gen
     return factors.T.reshape(batch, *shape).contiguous()
 
 
-def image_distance(images: Tensor, reference: Tensor, kind: str = "smooth_l1") -> Tensor:
-    """Return the distance (B,) of images in [0, 1], a mean over numbers."""
-    if kind == "l2":
-        return (images - reference).square().flatten(1).mean(dim=1)
-    return functional.smooth_l1_loss(images, reference, reduction="none").flatten(1).mean(dim=1)
-
-
-def code_distance(codes: Tensor, reference: Tensor) -> Tensor:
-    """Return 1 - cos (B,) of flattened codes."""
-    return 1 - torch.cosine_similarity(upcast(codes).flatten(1), upcast(reference).flatten(1), dim=1)
-
-
-def logit_distance(logits: Tensor, reference: Tensor) -> Tensor:
+def logit_distances(logits: Tensor, reference: Tensor) -> Tensor:
     """Return 1 - cos (B,) of logits (B, K), each less its mean."""
     ours, theirs = (each - each.mean(dim=1, keepdim=True) for each in (logits, reference))
     return 1 - torch.cosine_similarity(ours, theirs, dim=1, eps=COSINE_EPS)
