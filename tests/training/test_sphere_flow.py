@@ -136,6 +136,15 @@ def test_behind_the_fitted_prior_of_its_source(tmp_path: Path) -> None:
     assert estimate_memory(load_recipe("flow-debug", behind), precision="float32").total > 0
     folder = run(tmp_path / "run", *behind)
     assert load_model(folder).model.fitted is not None
+    turned = run(tmp_path / "turned", *behind, "loss.random_angle=40", "loss.random_share=1")
+    straight = run(tmp_path / "straight", *behind, "loss.random_share=1")
+    ours, theirs = (load_file(each / "model.safetensors") for each in (turned, straight))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    for angle in (91, -1, "nan"):
+        with pytest.raises(ConfigError, match="random_angle"):
+            load_recipe("flow-debug", [*behind, f"loss.random_angle={angle}"])
+    with pytest.raises(ConfigError, match="random_angle"):
+        load_recipe("flow-debug", ["loss.random_angle=10"])
     (source.folder / "prior.safetensors").unlink()
     with pytest.raises(ConfigError, match="fit-prior"):
         run(tmp_path / "other", *behind)

@@ -7,7 +7,6 @@ of their perturbed latents (no gradient), n Gaussian noise, t times.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -54,6 +53,8 @@ class FlowLossConfig(AdversarialConfig):
     sampling; 0 as published."""
     random_prior: Literal["sphere", "fitted"] = "sphere"
     """Where these random points lie: uniformly, or where the codes of a trained `source` do; as sampling will begin."""
+    random_angle: float = 0.0
+    """Degrees by which noise moves points of the `fitted` prior, as `prior_angle` does in sampling."""
     time_law: Literal["uniform", "logit_normal"] = "logit_normal"
     """The law of times in (0, 1)."""
     time_mean: float = 0.0
@@ -68,6 +69,8 @@ class FlowLossConfig(AdversarialConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, "loss.")
+        if not 0 <= self.random_angle <= 90 or (self.random_angle and self.random_prior != "fitted"):
+            raise ConfigError("loss.random_angle is 0 to 90 degrees, and 0 unless loss.random_prior=fitted")
         if self.velocity == self.perceptual == 0:
             raise ConfigError("loss.velocity and loss.perceptual are both 0: nothing would be learned")
         if not abs(self.time_mean) < float("inf") or not 0 <= self.time_deviation < float("inf"):
@@ -288,15 +291,15 @@ class FlowObjective(Objective):
         """Return x_0, its context and the clean latents, by passes of their own; random points have no latents."""
         network, source = self.network, noise.source
         e = source.noise.to(images.dtype)
-        start = Start(prior=self.config.random_prior)
-        (point, _), latent = start.points(network, e, told.own), None
+        start = Start(prior=self.config.random_prior, prior_angle=self.config.random_angle)
+        (point, told_angle), latent = start.points(network, e, told.own), None
         if self.config.random_share < 1:
             # labels are dropped as an autoencoder drops them while it learns
             latent = network.encode_raw(images, told.own.dropped(source.dropped[:, 0]))
             angle = torch.where(noise.strong, source.strong, source.weak)
             moved = network.prior.perturb(network.prior.project(latent), e.to(latent.dtype), angle)
             point = _choose(noise.random, point.to(moved.dtype), moved)
-        return *self._decoded(point, told, noise), latent
+        return *self._decoded(point, told_angle, told, noise), latent
 
     @torch.no_grad()
     def _perturbed(self, passes: Passes, told: _Told, noise: FlowNoise) -> tuple[Tensor, Context]:
@@ -308,19 +311,26 @@ class FlowObjective(Objective):
         if not self.config.random_share:
             return rough, Context(point, tokens)
         # of all samples, drawn or not: every process has to take part in a decode by shards
-        image, of_random = self._decoded(self.network.prior.project(noise.source.noise.to(point.dtype)), told, noise)
+        random, told_angle = Start().points(self.network, noise.source.noise.to(point.dtype), told.own)
+        image, of_random = self._decoded(random, told_angle, told, noise)
         assert of_random is not None
         point = _choose(noise.random, of_random.latent.to(point.dtype), point)
         if tokens is not None and of_random.tokens is not None:
             tokens = _choose(noise.random, of_random.tokens, tokens)
         return _choose(noise.random, image.to(rough.dtype), rough), Context(point, tokens)
 
-    def _decoded(self, point: Tensor, told: _Told, noise: FlowNoise) -> tuple[Tensor, Context | None]:
-        """Return the images of points and their context; labels are dropped as an autoencoder drops them."""
+    def _decoded(
+        self, point: Tensor, random_angle: float, told: _Told, noise: FlowNoise
+    ) -> tuple[Tensor, Context | None]:
+        """Return the images of points and their context; labels are dropped as an autoencoder drops them.
+
+        Args:
+            random_angle: radians, what the generator is told of random points.
+        """
         network, source = self.network, noise.source
         dropped = torch.where(noise.strong, source.dropped[:, 2], source.dropped[:, 1])
         angle = torch.where(noise.strong, source.strong, source.weak)
-        angle = angle.masked_fill(noise.random, math.radians(network.start_angle))
+        angle = angle.masked_fill(noise.random, random_angle)
         if self.teacher is not None and told.teacher is not None:
             return self.teacher.rough(point, angle, told.teacher.dropped(dropped))
         prediction, context = network.predict_with_context(point, told.own.dropped(dropped), angle)
