@@ -59,6 +59,35 @@ def test_the_main_path_loads_no_optional_package(loaded: dict[str, set[str]]) ->
     assert not loaded["main path"] & OPTIONAL
 
 
+def commands(*lines: str) -> set[str]:
+    """Modules of a fresh interpreter that has run these commands."""
+    script = "\n".join(
+        [
+            "import contextlib, sys",
+            "from spheregen.cli.main import run",
+            *(f"with contextlib.suppress(SystemExit):\n    run({line.split()!r})" for line in lines),
+            "print('modules:', *sys.modules)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("modules:")[2].split())
+
+
+def test_help_mistakes_and_the_list_of_models_need_no_torch() -> None:
+    loaded = commands("--help", "sample --help", "sampel", "sample", "sample digits --nope", "train", "models")
+    assert "torch" not in loaded
+
+
+def test_a_sample_needs_no_compiler_and_no_other_member(tmp_path: Path) -> None:
+    loaded = commands(f"sample digits -n 1 --out {tmp_path / 'one.png'}")
+    assert (tmp_path / "one.png").is_file()
+    assert "torch" in loaded
+    assert not loaded & {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "pyarrow"}
+    assert "spheregen.family.sphere_encoder.network" in loaded
+    assert "spheregen.family.sphere_flow.network" not in loaded
+
+
 @pytest.mark.parametrize("name", sg.__all__)
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(sg, name) is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import spheregen.folders.model_source
+import spheregen.folders.summary
 from spheregen.errors import ModelFileError
 from spheregen.folders.model_source import HubModel
 from tests.cli.conftest import Run
@@ -28,7 +28,7 @@ def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> Pat
     config = json.loads((folder / "tiny" / "config.json").read_text("utf-8"))
     config["provenance"] = {"license": "CC-BY-4.0"}
     (folder / "tiny" / "config.json").write_text(json.dumps(config), "utf-8")
-    monkeypatch.setattr(spheregen.folders.model_source, "_BUNDLED", folder)
+    monkeypatch.setattr(spheregen.folders.summary, "_BUNDLED", folder)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     return folder
 

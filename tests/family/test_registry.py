@@ -104,6 +104,13 @@ def whole(recipe: Path) -> Path:
     return recipe.parent / "run"
 
 
+@pytest.mark.parametrize("kind", [kind for kind, _, _ in registry._LISTED])
+def test_the_list_tells_what_the_records_say(kind: str) -> None:
+    entry = registry._ENTRIES[kind]
+    assert entry.load().kind == kind
+    assert entry.load().network.__name__ == entry.network
+
+
 def test_it_trains_and_resumes_to_the_bit(whole: Path, recipe: Path, tmp_path: Path) -> None:
     entries = log(whole)
     assert entries[-1]["loss"] < 0.7 * entries[0]["loss"] and len(list((whole / "previews").iterdir())) == 2

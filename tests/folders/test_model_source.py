@@ -13,18 +13,17 @@ import pytest
 import torch
 
 import spheregen as sg
-import spheregen.folders.model_source
+import spheregen.folders.summary
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.evaluation.scorers import DigitScorer
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.folders.model_folder import ModelInfo, load_model, model_fingerprint, save_model
 from spheregen.folders.model_source import (
-    bundled_models,
     find_model,
     list_hub_models,
     push_model,
-    summarise_model,
 )
+from spheregen.folders.summary import bundled_models, summarise_model
 from spheregen.training.recipe import load_recipe
 from tests.fake_hub import NO_NETWORK, FakeHub, hub_error
 from tests.family.test_sphere_flow import refined
@@ -55,7 +54,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(spheregen.folders.model_source, "_BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(spheregen.folders.summary, "_BUNDLED", tmp_path / "bundled")
     return folder
 
 

@@ -35,7 +35,8 @@ def fit_prior(
     from spheregen.data.source import notes
     from spheregen.distributed import joined_world, local_device
     from spheregen.evaluation.images import open_real
-    from spheregen.folders.model_folder import CONFIG, load_model, save_prior
+    from spheregen.folders.model_folder import load_model, save_prior
+    from spheregen.folders.summary import CONFIG
     from spheregen.lock import locked_folder
     from spheregen.pipeline import Pipeline
     from spheregen.training.codes import fitted_to, most_codes

@@ -43,13 +43,13 @@ def info(
         spheregen info cifar10 --device cuda --set train.micro_batch=128 --processes 8
         spheregen info mine.yaml --data photos/ --time
     """
-    import torch
 
     from spheregen.data import open_source
     from spheregen.devices import choose_precision
     from spheregen.family.registry import cost_of
     from spheregen.folders.model_folder import read_architecture
     from spheregen.folders.model_source import find_model
+    from spheregen.nn.uninitialised import weightless
     from spheregen.training.estimate import estimate_sampling_memory, estimate_time
     from spheregen.training.frozen import blank_of_folder, blank_of_recipe
     from spheregen.training.recipe import build_recipe, load_recipe
@@ -71,7 +71,7 @@ def info(
     if time and recipe is None:
         raise ConfigError(f"{target} has no recipe.json, so there is no training whose time could be told")
     place, is_here = _place(cli.everywhere.device, must_be_here=time)
-    with torch.device("meta"):
+    with weightless():
         model = blank_of_recipe(recipe, tokenizer) if folder is None else blank_of_folder(folder, tokenizer)
     cost = cost_of(model)
     tokens, channels = model.latent_shape
@@ -105,7 +105,7 @@ def info(
 
 def _is_model(target: str) -> bool:
     """Whether a name means a model, not a recipe; where both have one name they are the same network."""
-    from spheregen.folders.model_source import bundled_models
+    from spheregen.folders.summary import bundled_models
     from spheregen.training.recipe import shipped_recipes
 
     path = Path(target)

@@ -26,7 +26,7 @@ def models(
         spheregen models
         spheregen models --hub someone --json
     """
-    from spheregen.folders.model_source import bundled_models, list_hub_models, summarise_model
+    from spheregen.folders.summary import bundled_models, summarise_model
 
     bundled = {name: summarise_model(folder) for name, folder in bundled_models().items()}
     tables = [
@@ -46,7 +46,10 @@ def models(
     ]
     offered, missing = None, None
     try:
-        offered = None if hub is None else [dataclasses.asdict(one) for one in list_hub_models(hub)]
+        if hub is not None:
+            from spheregen.folders.model_source import list_hub_models
+
+            offered = [dataclasses.asdict(one) for one in list_hub_models(hub)]
     except SphereGenError as error:  # the bundled ones are told all the same
         missing = error
     if offered is not None:

@@ -48,8 +48,10 @@ def sample(
         spheregen sample runs/mine -n 64 --labels cat,dog --steps 4 --guidance 1.4 --out grid.png
         spheregen sample --like samples/000012.png --steps 6
     """
+    if model is None and like is None:
+        raise ConfigError("name a model: a folder, a bundled model (see `spheregen models`) or a Hub id")
     from spheregen.data import save_png
-    from spheregen.folders.model_source import bundled_models
+    from spheregen.folders.summary import bundled_models
     from spheregen.pipeline import GenerationOptions
     from spheregen.pipeline.output import PipelineOutput, join_outputs, read_record
 
@@ -61,8 +63,7 @@ def sample(
             raise ConfigError(
                 f"{like} was made by {model[:200]!r}, which is not here; name its place: MODEL --like ..."
             )
-    if model is None:
-        raise ConfigError("name a model: a folder, a bundled model (see `spheregen models`) or a Hub id")
+    assert model is not None
     count = count if count is not None else 1 if record else 16
     out = out or Path("samples" if like is None else "repeated")
     grid = sheet_file(out, () if like is None else [like])

@@ -30,7 +30,7 @@ def tune(
         spheregen tune runs/mine --data photos/ --seconds 600 -n 2000
     """
     from spheregen.evaluation.tuning import tune_folder
-    from spheregen.folders.model_folder import CONFIG
+    from spheregen.folders.summary import CONFIG
 
     folder = Path(model)
     if not (folder / CONFIG).is_file():

@@ -1,23 +1,47 @@
-"""The members of the family, listed once."""
+"""The members of the family, listed once; the code of one is imported when it is first asked for."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from torch import nn
 
 from spheregen.errors import ConfigError, did_you_mean
-from spheregen.family.convolutional import member as convolutional
 from spheregen.family.member import Member
-from spheregen.family.representation import member as representation
-from spheregen.family.sphere_encoder import member as sphere_encoder
-from spheregen.family.sphere_encoder_2 import coded as sphere_encoder_2_coded
-from spheregen.family.sphere_encoder_2 import member as sphere_encoder_2
-from spheregen.family.sphere_flow import member as sphere_flow
-from spheregen.family.sphere_latent_encoder import member as sphere_latent_encoder
 from spheregen.measure.cost import Cost
 
-_MEMBERS: dict[str, Member] = {}
+_LISTED = (  # kind, name of the network's class, where below `family` its record is
+    ("autoencoder", "SphereAutoencoder", "sphere_encoder.member:MEMBER"),
+    ("convolutional", "ConvolutionalAutoencoder", "convolutional.member:MEMBER"),
+    ("latent-denoiser", "LatentDenoiser", "sphere_latent_encoder.member:MEMBER"),
+    ("representation", "RepresentationAutoencoder", "representation.member:MEMBER"),
+    ("published-rae", "PublishedRAE", "representation.member:PUBLISHED"),
+    ("sphere-flow", "FlowRefiner", "sphere_flow.member:MEMBER"),
+    ("sphere-encoder-2", "SphereEncoder2", "sphere_encoder_2.member:MEMBER"),
+    ("sphere-encoder-2-coded", "CodedDecoder", "sphere_encoder_2.coded:MEMBER"),
+)
+
+
+class _Entry:
+    """A member, imported or not."""
+
+    def __init__(self, kind: str, network: str, place: str = "", member: Member | None = None) -> None:
+        self.kind, self.network, self._place, self._member = kind, network, place, member
+
+    @property
+    def imported(self) -> bool:
+        return self._member is not None
+
+    def load(self) -> Member:
+        if self._member is None:
+            module, _, name = self._place.partition(":")
+            self._member = getattr(importlib.import_module(f"spheregen.family.{module}"), name)
+        assert self._member is not None
+        return self._member
+
+
+_ENTRIES = {kind: _Entry(kind, network, place) for kind, network, place in _LISTED}
 
 
 def register(member: Member) -> None:
@@ -26,24 +50,21 @@ def register(member: Member) -> None:
     Raises:
         ConfigError: its kind, its configurations' class or its network's name is taken by another one.
     """
-    for other in _MEMBERS.values():
-        if (
-            other.kind == member.kind
-            or other.config is member.config
-            or other.network.__name__ == member.network.__name__
-        ):
+    name = member.network.__name__
+    for other in _ENTRIES.values():
+        if other.kind == member.kind or other.network == name or other.load().config is member.config:
             raise ConfigError(f"the family has a member {other.kind} already; choose another kind, config and network")
-    _MEMBERS[member.kind] = member
+    _ENTRIES[member.kind] = _Entry(member.kind, name, member=member)
 
 
 def unregister(kind: str) -> None:
     """Take a member out again, as tests do with theirs."""
-    _MEMBERS.pop(kind, None)
+    _ENTRIES.pop(kind, None)
 
 
 def members() -> tuple[Member, ...]:
     """Return all members, in the order in which they were registered."""
-    return tuple(_MEMBERS.values())
+    return tuple(entry.load() for entry in _ENTRIES.values())
 
 
 def trained_kinds() -> dict[str, Member]:
@@ -58,9 +79,9 @@ def member_of(config: Any) -> Member:
         TypeError: it is of no member.
     """
     found = getattr(config, "config", config)
-    for member in members():
-        if type(found) is member.config:
-            return member
+    for entry in sorted(_ENTRIES.values(), key=lambda entry: not entry.imported):
+        if type(found) is entry.load().config:
+            return entry.load()
     raise TypeError(f"{type(found).__name__} is the configuration of no member of the family")
 
 
@@ -70,20 +91,21 @@ def member_of_kind(kind: str) -> Member:
     Raises:
         ConfigError: there is none.
     """
-    known = trained_kinds()
-    if kind not in known:
+    entry = _ENTRIES.get(kind)
+    if entry is None or entry.load().recipe is None:
+        known = trained_kinds()
         raise ConfigError(f"unknown kind {kind!r}{did_you_mean(kind, known)}; use {', '.join(known)}")
-    return known[kind]
+    return entry.load()
 
 
 def member_of_network(name: str) -> Member | None:
     """Return the member whose network class has this name, as `config.json` holds it; None if there is none."""
-    return next((member for member in members() if member.network.__name__ == name), None)
+    return next((entry.load() for entry in _ENTRIES.values() if entry.network == name), None)
 
 
 def network_names() -> tuple[str, ...]:
     """Return the names that `config.json` may hold."""
-    return tuple(member.network.__name__ for member in members())
+    return tuple(entry.network for entry in _ENTRIES.values())
 
 
 def inner_folders() -> list[str]:
@@ -110,16 +132,3 @@ def blank_model(config: Any, inner: Any = None) -> nn.Module:
     if inner is None and member.inner_stub is not None:
         inner = member.inner_stub(config)
     return member.assemble(member.build(member.complete(config, inner)), inner)
-
-
-for _member in (
-    sphere_encoder.MEMBER,
-    convolutional.MEMBER,
-    sphere_latent_encoder.MEMBER,
-    representation.MEMBER,
-    representation.PUBLISHED,
-    sphere_flow.MEMBER,
-    sphere_encoder_2.MEMBER,
-    sphere_encoder_2_coded.MEMBER,
-):
-    register(_member)

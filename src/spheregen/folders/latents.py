@@ -36,7 +36,7 @@ from spheregen.networks.backbones.state import listed
 from spheregen.nn.block import BlockOptions
 from spheregen.nn.positions import sincos_table, sinusoids
 from spheregen.nn.sizes import SIZES, TransformerSize
-from spheregen.nn.uninitialised import Uninitialised
+from spheregen.nn.uninitialised import Uninitialised, weightless
 from spheregen.tensors import check_finite
 
 LICENCE = "that of the checkpoint's origin, which this conversion does not change"
@@ -103,7 +103,7 @@ def convert_sphere_latent(
     codec = open_tokenizer(tokenizer).tokenizer
     config, assumed = _denoiser_config(state, file, codec, told)
     check_class_names(class_names, config.num_classes)
-    with torch.device("meta"):
+    with weightless():
         expected = LatentDenoiser(config).state_dict()
     found = _by_name(state, expected)
     if found is None:

@@ -29,14 +29,12 @@ from spheregen.family.registry import member_of, member_of_network, network_name
 from spheregen.files import parse_json, write_json, write_text
 from spheregen.fitted import FittedPrior
 from spheregen.folders.card import ModelInfo, model_card
+from spheregen.folders.summary import CARD, CONFIG, PRIOR, WEIGHTS
 from spheregen.networks.diffusers_models import open_diffusers
-from spheregen.nn.uninitialised import Uninitialised
+from spheregen.nn.uninitialised import Uninitialised, weightless
 from spheregen.protocol import SphereGenerator, Tokenizer
 from spheregen.tensors import check_finite, first_line, load_tensors, save_tensors, weights_hash
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-PRIOR = "prior.safetensors"
-"""The prior fitted to a model's codes, if there is one."""
 RECORD = "fingerprint.json"  # in a tokenizer's sub-folder, written last
 _FINGERPRINTED = 64 << 20  # bytes
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -187,7 +185,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, ModelInfo]:
     path = Path(folder)
     member, config = _read_config(path)
     architecture = _architecture(path, member, config)
-    with torch.device("meta"):
+    with weightless():
         expected = member.build(architecture).state_dict()
     state = load_tensors(path / WEIGHTS)
     wrong = sorted(

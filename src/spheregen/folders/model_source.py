@@ -5,39 +5,22 @@ Of a repository only the files of a model folder, and of the models in it, are r
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from spheregen.errors import ConfigError, ModelFileError, did_you_mean
 from spheregen.family.registry import inner_folders
-from spheregen.files import parse_json
-from spheregen.folders.model_folder import CARD, CONFIG, PRIOR, WEIGHTS, inner_weights, read_architecture
+from spheregen.folders.model_folder import read_architecture
+from spheregen.folders.summary import CARD, CONFIG, PRIOR, WEIGHTS, bundled_models, missing_files
 from spheregen.hub import REPO, REVISION, USER, HubError, download, import_hub, request
 
-_BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
 _FILES = (CONFIG, WEIGHTS, CARD, PRIOR, "LICENSE*.txt")
 _INNER_FILES = ("*.json", "*.safetensors", CARD)
 _PATIENCE = 15.0  # seconds that the Hub has for its first answer
 _TAG = "spheregen"  # of every model card that we write
 _FILE_KINDS = (".safetensors", ".json", ".yaml", ".pth", ".pt", ".ckpt")  # a name that ends so is a path
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSummary:
-    """The content of a model folder, told without loading the weights."""
-
-    image_size: int  # side of an image in pixels
-    num_classes: int  # 0 for an unconditional model
-    parameters: int  # numbers in the weight file
-    license: str | None  # an SPDX id or words
-    description: str | None  # the purpose of its training, or the name of its recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +31,6 @@ class HubModel:
     downloads: int  # of the last 30 days
     likes: int
     updated: str | None  # the day of its last change, such as 2026-02-17
-
-
-def bundled_models() -> Mapping[str, Path]:
-    """Name -> folder of the models that come with SphereGen, sorted by name."""
-    if not _BUNDLED.is_dir():
-        return {}
-    return {folder.name: folder for folder in sorted(_BUNDLED.iterdir()) if not _missing(folder)}
 
 
 def find_model(name: str | Path, *, revision: str | None = None) -> Path:
@@ -166,36 +142,6 @@ def list_hub_models(organisation: str, *, limit: int = 100) -> list[HubModel]:
     ]
 
 
-def summarise_model(folder: str | Path) -> ModelSummary:
-    """Return what a model folder holds, from its configuration and the header of its weights."""
-    path = Path(folder)
-    architecture = read_architecture(path)
-    config = parse_json((path / CONFIG).read_text(encoding="utf-8"))
-    return ModelSummary(
-        image_size=architecture.image_size,
-        num_classes=architecture.num_classes,
-        parameters=sum(map(_numbers, [path / WEIGHTS, *inner_weights(path)])),
-        license=_text(config, "provenance", "license"),
-        description=_text(config, "training", "description") or _text(config, "training", "recipe"),
-    )
-
-
-def _numbers(file: Path) -> int:
-    """Count the numbers in a safetensors file, by its header."""
-    try:
-        with safe_open(file, framework="numpy") as weights:
-            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"cannot read {file}: {error}; the file is broken, get it again") from error
-
-
-def _text(config: Mapping[str, Any], section: str, name: str) -> str | None:
-    """Return a line of a section of config.json, if it is there."""
-    values = config.get(section)
-    value = values.get(name) if isinstance(values, dict) else None
-    return " ".join(value.split()) or None if isinstance(value, str) else None
-
-
 def _from_hub(reference: str, revision: str | None, *, path_too: bool) -> Path:
     """Download user/name[@revision]; `path_too`: the name could also have been meant as a path, the error says so."""
     repo, at, named = reference.partition("@")
@@ -208,16 +154,12 @@ def _from_hub(reference: str, revision: str | None, *, path_too: bool) -> Path:
         folder = download(repo, named or revision, _patterns(), what=f"{typo}{repo}")
     except HubError as error:
         raise ModelFileError(f"{typo or f'{repo}: '}{error}") from error
-    if lacking := _missing(folder):
+    if lacking := missing_files(folder):
         raise ModelFileError(
             f"{typo}{repo} has no {' and no '.join(lacking)}: it is no SphereGen model, or did not come completely; "
             "check the name, or repeat (published checkpoints are read by `spheregen convert`)"
         )
     return folder
-
-
-def _missing(folder: Path) -> list[str]:
-    return [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
 
 
 def _patterns() -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spheregen.errors import ConfigError, ModelFileError, did_you_mean
 from spheregen.files import parse_json
-from spheregen.folders.model_folder import CARD, CONFIG, WEIGHTS
+from spheregen.folders.summary import CARD, CONFIG, WEIGHTS
 from spheregen.networks.backbones.state import listed, read_weights
 from spheregen.nn.sizes import SIZES, TransformerSize
 from spheregen.tensors import first_line

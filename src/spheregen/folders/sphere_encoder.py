@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
@@ -38,7 +36,7 @@ from spheregen.folders.published import (
     transformer,
 )
 from spheregen.networks.backbones.state import listed, load_renamed
-from spheregen.nn.uninitialised import Uninitialised
+from spheregen.nn.uninitialised import Uninitialised, weightless
 from spheregen.tensors import check_finite
 
 ORIGIN = "published Sphere Encoder checkpoint, arXiv 2602.15030"
@@ -152,7 +150,7 @@ def _read(
     state, weights, epoch = read_checkpoint(file, ema, ignored=_NEVER_WEIGHTS)
     revealed = _options_of_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, file)
     model_config = _autoencoder_config(given, revealed, file)
-    with torch.device("meta"):
+    with weightless():
         expected = SphereAutoencoder(model_config).state_dict()
     names = {name: _published_name(name, model_config) for name in expected}
     for mine, theirs in names.items():

@@ -43,7 +43,7 @@ from spheregen.folders.published import (
 from spheregen.hub import REPO, HubError, download
 from spheregen.networks.backbones.state import listed
 from spheregen.networks.encoders import EncoderConfig
-from spheregen.nn.uninitialised import Uninitialised
+from spheregen.nn.uninitialised import Uninitialised, weightless
 from spheregen.tensors import check_finite
 
 ORIGIN = "published Sphere Encoder 2 checkpoint, arXiv 2610.02208"
@@ -187,7 +187,7 @@ def convert_sphere_encoder_2(
         sampling={"steps": 2 if made.has_encoder else 1, "guidance": 0.0, **(sampling or {})},
         provenance={"source": found.source(ORIGIN), "license": text},
     )
-    with torch.device("meta"):  # its tensors come from the checkpoint
+    with weightless():  # its tensors come from the checkpoint
         model = SphereEncoder2(made)
     kept = DTYPES[dtype]
     save_model(folder, model, info, state={name: tensor.to(kept) for name, tensor in state.items()})
@@ -216,7 +216,7 @@ def _read(
     made, assumed = _config(given, revealed, shapes, file, decoder_only, angle_rounding)
     if decoder_only:
         state = {name: tensor for name, tensor in state.items() if name.startswith("decoder.")}
-    with torch.device("meta"):
+    with weightless():
         expected = SphereEncoder2(made).state_dict()
     renamed = _renamed(state, expected, file)
     check_finite(file, renamed)

@@ -16,15 +16,16 @@ from spheregen.family.registry import blank_model, member_of
 from spheregen.family.representation.published import MODEL, PUBLISHED, read_published_rae
 from spheregen.family.sphere_latent_encoder.member import TOKENIZER
 from spheregen.folders.model_folder import (
-    CONFIG,
     is_diffusers,
     load_tokenizer,
     read_architecture,
     save_tokenizer,
     tokenizer_fingerprint,
 )
-from spheregen.folders.model_source import bundled_models, find_model
+from spheregen.folders.model_source import find_model
+from spheregen.folders.summary import CONFIG, bundled_models
 from spheregen.networks.diffusers_models import open_diffusers
+from spheregen.nn.uninitialised import weightless
 from spheregen.protocol import Tokenizer
 
 __all__ = ["TOKENIZER", "OpenedTokenizer", "blank_tokenizer", "open_tokenizer", "save_tokenizer"]
@@ -106,7 +107,7 @@ def blank_tokenizer(name: str | Path) -> Tokenizer:
             config = read_architecture(path)
     as_tokenizer = None if config is None else member_of(config).as_tokenizer
     if as_tokenizer is not None:
-        with torch.device("meta"):
+        with weightless():
             return cast(Tokenizer, as_tokenizer(blank_model(config)))
     try:
         return open_tokenizer(name).tokenizer

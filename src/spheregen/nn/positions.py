@@ -23,12 +23,13 @@ def sincos_table(grid: int, width: int) -> Tensor:
     """
     if width % 4:
         raise ValueError(f"a 2-D sin-cos table needs a width that is a multiple of 4, not {width}")
-    frequencies = BASE ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    with torch.device("cpu"):
+        frequencies = BASE ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+        angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
     x = axis[None, :, :].expand(grid, grid, -1)
     y = axis[:, None, :].expand(grid, grid, -1)
-    return torch.cat([x, y], dim=-1).reshape(1, grid * grid, width).float()
+    return _placed(torch.cat([x, y], dim=-1).reshape(1, grid * grid, width).float())
 
 
 class AxialRotary(Wide):
@@ -51,10 +52,11 @@ class AxialRotary(Wide):
         if head_channels % 4:
             raise ValueError(f"2-D rotary positions need head channels in multiples of 4, not {head_channels}")
         half = head_channels // 2
-        frequencies = BASE ** -(torch.arange(0, half, 2, dtype=torch.float64) / half)  # half / 2 pairs for each axis
-        table = torch.cat([_rotary_angles(side, grid, frequencies) for side in (*front_grids, grid)])
+        with torch.device("cpu"):
+            frequencies = BASE ** -(torch.arange(0, half, 2, dtype=torch.float64) / half)  # half / 2 pairs an axis
+            table = torch.cat([_rotary_angles(side, grid, frequencies) for side in (*front_grids, grid)])
         turns = torch.stack([table.cos(), table.sin()], dim=-1)  # (N, D/2, 2)
-        self.register_buffer("turns", turns.float(), persistent=False)
+        self.register_buffer("turns", _placed(turns.float()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate (B, T, ..., D): of T tokens the last ones belong to the grids, those in front keep angle 0."""
@@ -64,6 +66,11 @@ class AxialRotary(Wide):
         turn = _turn_real if torch.compiler.is_compiling() else _turn_complex
         turned = turn(pairs, turns).flatten(-2).to(x.dtype)
         return torch.cat([x[:, :front], turned], dim=1) if front else turned
+
+
+def _placed(table: Tensor) -> Tensor:
+    """Return a table on the default device; it is made on the CPU, so it holds the same numbers on each."""
+    return table.to(torch.get_default_device())
 
 
 def _rotary_angles(side: int, grid: int, frequencies: Tensor) -> Tensor:

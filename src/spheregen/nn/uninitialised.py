@@ -1,8 +1,9 @@
-"""Building a network whose weights will be replaced at once: memory without random numbers in it."""
+"""Building a network whose weights will be replaced at once, or are not wanted at all: no random numbers are drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,3 +34,13 @@ class Uninitialised(TorchFunctionMode):
         if func is torch.randn:
             return torch.empty(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Inside this context modules are built on the meta device, for their shapes alone.
+
+    Initialisers are skipped there too: on that device they would import torch's compiler, which takes seconds.
+    """
+    with torch.device("meta"), Uninitialised():
+        yield

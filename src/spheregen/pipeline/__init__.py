@@ -12,7 +12,8 @@ from torch import nn
 
 from spheregen.devices import choose_device
 from spheregen.folders.model_folder import load_model, save_model
-from spheregen.folders.model_source import bundled_models, find_model, push_model
+from spheregen.folders.model_source import find_model, push_model
+from spheregen.folders.summary import bundled_models
 from spheregen.nn.block import compile_blocks
 from spheregen.pipeline.editing import Editing
 from spheregen.pipeline.options import EditOptions, GenerationOptions, SamplerOptions, named

@@ -28,7 +28,7 @@ from spheregen.family.recipe import Recipe
 from spheregen.family.registry import member_of
 from spheregen.measure.timing import PeakMeter, seconds_of
 from spheregen.nn.block import Block, blocks_of
-from spheregen.nn.uninitialised import Uninitialised
+from spheregen.nn.uninitialised import weightless
 from spheregen.noise import BatchNoise
 from spheregen.training.frozen import estimate_objective
 from spheregen.training.optimizer import Optimizer, tags_by_name
@@ -140,7 +140,7 @@ def step_cost(recipe: Recipe) -> StepCost:
 
 def objective_on_meta(recipe: Recipe) -> Objective:
     """Return the objective of a recipe with random frozen networks on the meta device, where nothing is allocated."""
-    with keep_random_state(), torch.device("meta"), Uninitialised():
+    with keep_random_state(), weightless():
         return estimate_objective(recipe)
 
 

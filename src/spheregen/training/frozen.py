@@ -13,7 +13,6 @@ from spheregen.family.registry import blank_model, member_of, member_of_kind
 from spheregen.family.representation.network import with_architecture
 from spheregen.folders.card import ModelInfo
 from spheregen.folders.model_folder import (
-    PRIOR,
     LoadedModel,
     load_model,
     load_prior,
@@ -22,6 +21,7 @@ from spheregen.folders.model_folder import (
     read_inner_architecture,
 )
 from spheregen.folders.model_source import find_model
+from spheregen.folders.summary import PRIOR
 from spheregen.folders.tokenizers import blank_tokenizer, open_tokenizer
 from spheregen.networks.encoders import build_encoder
 from spheregen.networks.perceptual import available_provider, load_perceptual, random_perceptual

@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import torch
 from pydantic import ValidationError
 
 from spheregen.data.embedded import EMBEDDED
@@ -19,8 +18,10 @@ from spheregen.family.recipe import Recipe
 from spheregen.family.registry import blank_model, member_of_kind
 from spheregen.files import read_yaml
 from spheregen.folders.model_folder import read_architecture
-from spheregen.folders.model_source import bundled_models, find_model
+from spheregen.folders.model_source import find_model
+from spheregen.folders.summary import bundled_models
 from spheregen.hub import REPO
+from spheregen.nn.uninitialised import weightless
 from spheregen.training.feeding import open_data
 
 
@@ -94,7 +95,7 @@ def check_recipe(recipe: Recipe) -> str | None:
     member = member_of_kind(recipe.kind)
     inner = None if member.inner is None else member.inner_config(recipe, read)
     if inner is not None:
-        with torch.device("meta"):
+        with weightless():
             front = blank_model(inner)
         for name in ("image_size", "image_channels"):
             if getattr(inner, name) != getattr(recipe.model, name):

@@ -25,9 +25,6 @@ from spheregen.family.registry import member_of_kind
 from spheregen.files import parse_json, remove_leftovers, write_json
 from spheregen.folders.card import ModelInfo
 from spheregen.folders.model_folder import (
-    CONFIG,
-    PRIOR,
-    WEIGHTS,
     LoadedModel,
     is_saved,
     load_any_model,
@@ -36,6 +33,7 @@ from spheregen.folders.model_folder import (
     save_prior,
 )
 from spheregen.folders.model_source import find_model
+from spheregen.folders.summary import CONFIG, PRIOR, WEIGHTS
 from spheregen.progress import Reporter
 from spheregen.protocol import SphereGenerator
 from spheregen.training.checkpoint import FOLDER as STATE

@@ -29,7 +29,7 @@ from spheregen.nn.linear import DECAY, ENCODER, initialise, linear, tag
 from spheregen.nn.norm import LayerNorm, RMSNorm, Wide
 from spheregen.nn.patches import ConvPixelHead, LinearPixelHead
 from spheregen.nn.sizes import TransformerConfig, TransformerSize, check_images, resolve_size
-from spheregen.nn.uninitialised import Uninitialised
+from spheregen.nn.uninitialised import Uninitialised, weightless
 from spheregen.sphere import full_precision, upcast
 
 
@@ -160,7 +160,7 @@ def with_architecture(encoder: EncoderConfig) -> EncoderConfig:
 @functools.lru_cache(maxsize=64)
 def _encoder_shape(encoder: EncoderConfig, image_size: int) -> tuple[int, int]:
     """Tokens along one side and their channels, for images of this size."""
-    with torch.random.fork_rng(()), torch.device("meta"):
+    with torch.random.fork_rng(()), weightless():
         built = build_encoder(with_architecture(encoder), pretrained=False)
     return built.grid_of(image_size), built.channels
 

@@ -18,6 +18,7 @@ from spheregen.family.sphere_encoder.network import (
     SphereTokenizer,
 )
 from spheregen.measure.cost import Cost, part_cost
+from spheregen.nn.uninitialised import weightless
 from spheregen.noise import NoiseConfig
 
 
@@ -38,7 +39,7 @@ class AutoencoderRecipe(ImageAutoencoderRecipe):
 
 def _cost(model: ImageAutoencoder, cost_of: Callable[[Any], Cost]) -> Cost:
     """T steps take T decodes and T-1 encodes (method.md, section 1.3)."""
-    with torch.device("meta"):
+    with weightless():
         blank: Any = type(model)(model.config)  # type: ignore[call-arg]
         images, latents = torch.empty(1, *model.image_shape), torch.empty(1, *model.latent_shape)
         labels = torch.zeros(1, dtype=torch.int64) if model.num_classes else None

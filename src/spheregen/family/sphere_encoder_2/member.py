@@ -24,6 +24,7 @@ from spheregen.family.sphere_encoder_2.network import (
     SphereEncoder2Config,
 )
 from spheregen.measure.cost import Cost, PartCost, part_cost
+from spheregen.nn.uninitialised import weightless
 
 
 class SphereEncoder2Sampling(SamplingConfig):
@@ -80,7 +81,7 @@ def decode_cost(model: SphereEncoder2, encoder: PartCost | None) -> Cost:
     Guidance follows a second prediction, but not in the last decode.
     """
     config = model.config
-    with torch.device("meta"):
+    with weightless():
         latents = torch.empty(1, *model.latent_shape)
         labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
         decoder = part_cost(AngleDecoder(config), latents, labels, torch.zeros(1))
@@ -97,7 +98,7 @@ def decode_cost(model: SphereEncoder2, encoder: PartCost | None) -> Cost:
 def _cost(model: SphereEncoder2, cost_of: Callable[[Any], Cost]) -> Cost:
     if isinstance(model.encoder, NoEncoder):
         return decode_cost(model, None)
-    with torch.device("meta"):
+    with weightless():
         encoder = part_cost(SphereEncoder2(model.config).encoder, torch.empty(1, *model.image_shape))
     return decode_cost(model, encoder)
 

@@ -17,6 +17,7 @@ from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAut
 from spheregen.family.sphere_flow.loss import FlowLossConfig, FlowObjective, Teacher
 from spheregen.family.sphere_flow.network import FlowRefiner, FlowRefinerConfig, RefinedGenerator
 from spheregen.measure.cost import Cost, part_cost
+from spheregen.nn.uninitialised import weightless
 from spheregen.noise import NoiseConfig
 from spheregen.protocol import Context, SphereGenerator
 from spheregen.sampling.flow import Refinement, evaluations
@@ -216,7 +217,7 @@ def _cost(model: RefinedGenerator, cost_of: Callable[[Any], Cost]) -> Cost:
     """The cost of the generator in front, and of the refiner's evaluations (method.md, section 3)."""
     front, config = cost_of(model.source), model.config
     tokens, width = config.context_tokens or 0, config.decoder_width or 0
-    with torch.device("meta"):
+    with weightless():
         network = FlowRefiner(config)
         images = torch.empty(1, *network.image_shape)
         latent = torch.empty(1, tokens, config.latent_channels or 0)

@@ -15,6 +15,7 @@ from spheregen.family.sphere_encoder.member import latent_facts
 from spheregen.family.sphere_latent_encoder.loss import LatentDenoiserLossConfig, LatentDenoiserObjective
 from spheregen.family.sphere_latent_encoder.network import LatentDenoiser, LatentDenoiserConfig, LatentGenerator
 from spheregen.measure.cost import Cost, part_cost, tokenizer_cost
+from spheregen.nn.uninitialised import weightless
 from spheregen.noise import NoiseConfig
 
 TOKENIZER = "tokenizer"
@@ -64,7 +65,7 @@ class UnknownTokenizer(nn.Module):
 def _cost(model: LatentGenerator, cost_of: Callable[[Any], Cost]) -> Cost:
     """T steps take T calls of the denoiser and one decode (method.md 2); an unknown tokenizer is left out."""
     config = model.config
-    with torch.device("meta"):
+    with weightless():
         network = LatentDenoiser(config)
         latents = torch.empty(1, config.tokens, config.channels)
         labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None

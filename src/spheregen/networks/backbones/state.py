@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from spheregen.errors import ModelFileError
+from spheregen.nn.uninitialised import weightless
 
 Net = TypeVar("Net", bound=nn.Module)
 _SHOWN = 8
@@ -104,7 +105,7 @@ def load_published(
         ModelFileError: a tensor is missing, left over or of another shape, or the file cannot be read.
     """
     state = read_torch_state(source) if isinstance(source, Path) else source
-    with torch.device("meta"):  # no random initialisation of what is overwritten at once
+    with weightless():
         net = build()
     net.to_empty(device="cpu")
     kept = {name: tensor for name, tensor in state.items() if not re.search(ignored, name)}
