@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from spheregen.conditioning import Condition
 from spheregen.errors import ConfigError
 from spheregen.fitted import FLAT, FittedPrior
+from spheregen.prior import Prior
 from spheregen.protocol import Context, SphereGenerator
 from spheregen.sampling.loop import turn_away
 from spheregen.sphere import rotate
@@ -87,12 +88,12 @@ def graphs_of(model: SphereGenerator) -> dict[str, Graph]:
     if model.refiner is not None:
         inputs = {"x": images, "times": turn, **condition, **seen, "rough": images.flip(0)}
         found["refiner"] = Graph(_Refiner(model), inputs, ("refined",))
-    found["place"] = Graph(_Place(model), step, ("placed",))
-    found["between"] = Graph(_Between(model), {"a": latents, "b": other, "t": turn}, ("placed",))
+    found["place"] = Graph(_Place(model.prior), step, ("placed",))
+    found["between"] = Graph(_Between(model.prior), {"a": latents, "b": other, "t": turn}, ("placed",))
     found["vary"] = Graph(_Vary(), {"points": latents, "towards": noise, "angle": turn}, ("placed",))
     if model.guidance_law == "rotation":
         inputs = {"points": latents, "reference": other, "angle": turn}
-        found["away"] = Graph(_Away(model), inputs, ("placed",))
+        found["away"] = Graph(_Away(model.prior), inputs, ("placed",))
     if model.fitted is not None:
         weights = model.fitted.embed_labels(None)[[0, -1]]
         inputs = {"noise": noise, "weights": weights, "temperature": torch.tensor([0.8])}
@@ -152,14 +153,20 @@ class _Refiner(_OfModel):
         return self.model.refined(x, times, self._condition(condition), context, rough)
 
 
-class _Place(_OfModel):
+class _OfSpace(nn.Module):
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+
+class _Place(_OfSpace):
     def forward(self, latents: Tensor, noise: Tensor, turn: Tensor) -> Tensor:
-        return self.model.prior.perturb(self.model.prior.project(latents), noise, turn)
+        return self.prior.perturb(self.prior.project(latents), noise, turn)
 
 
-class _Between(_OfModel):
+class _Between(_OfSpace):
     def forward(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-        return self.model.prior.slerp(a, b, t)
+        return self.prior.slerp(a, b, t)
 
 
 class _Vary(nn.Module):
@@ -167,9 +174,9 @@ class _Vary(nn.Module):
         return rotate(points, towards, torch.rad2deg(angle))
 
 
-class _Away(_OfModel):
+class _Away(_OfSpace):
     def forward(self, points: Tensor, reference: Tensor, angle: Tensor) -> Tensor:
-        return turn_away(self.model.prior, points, reference, angle)
+        return turn_away(self.prior, points, reference, angle)
 
 
 class _Draw(nn.Module):

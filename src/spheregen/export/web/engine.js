@@ -2,7 +2,6 @@
 
 import { Model } from "./model.js";
 
-const BACKENDS = { webgpu: "webgpu", wasm: "wasm" };
 let model = null;
 let work = Promise.resolve();
 
@@ -16,12 +15,12 @@ async function unpacked(url) {
 async function open(backend, manifest) {
   const here = new URL("./", import.meta.url);
   const [ort, binary] = await Promise.all([
-    import(new URL(`runtime/${BACKENDS[backend]}.js`, here).href),
-    unpacked(new URL(`runtime/${BACKENDS[backend]}.bin`, here)),
+    import(new URL(`runtime/${backend}.js`, here).href),
+    unpacked(new URL(`runtime/${backend}.bin`, here)),
   ]);
   ort.env.logLevel = "error";
   ort.env.wasm.wasmBinary = binary;
-  ort.env.wasm.wasmPaths = { mjs: new URL(`runtime/${BACKENDS[backend]}-loader.js`, here).href };
+  ort.env.wasm.wasmPaths = { mjs: new URL(`runtime/${backend}-loader.js`, here).href };
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
   const sessions = {}; // each is opened when it is first needed
   const opened = async (name) => {
@@ -45,8 +44,9 @@ async function open(backend, manifest) {
 async function start(wanted) {
   const manifest = await (await fetch(new URL("manifest.json", import.meta.url))).json();
   const gpu = wanted !== "wasm" && (await self.navigator.gpu?.requestAdapter().catch(() => null));
-  let backend = gpu ? "webgpu" : "wasm";
-  if (gpu) {
+  const software = gpu?.info?.isFallbackAdapter ?? gpu?.isFallbackAdapter; // slower than WASM
+  let backend = gpu && (wanted === "webgpu" || !software) ? "webgpu" : "wasm";
+  if (backend === "webgpu") {
     try {
       model = await open("webgpu", manifest);
       const made = await model.generate([{ source: { seed: 0n }, label: null, seed: 0n }], manifest.sampling);

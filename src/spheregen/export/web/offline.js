@@ -28,7 +28,7 @@ self.addEventListener("activate", (event) => {
 // The network first, so that another export, or another page at this address, is never hidden.
 self.addEventListener("fetch", (event) => {
   const { request } = event;
-  const ours = FILES.some((name) => new URL(name, self.location).href === request.url.split("?")[0]);
+  const ours = FILES.some((name) => new URL(name, self.location).href === request.url.split(/[?#]/)[0]);
   if (request.method !== "GET" || !ours) return;
   const fresh = async () => {
     const found = await fetch(request);
