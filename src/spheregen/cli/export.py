@@ -36,7 +36,7 @@ def export(
     Examples:
         spheregen export letters --to onnx
         spheregen export runs/mine --to onnx --precision int8 --out mine-int8
-        spheregen export letters --to web --out page && python -m http.server --directory page
+        spheregen export letters --to web --out page
     """
     from spheregen.export import export_model
 
