@@ -25,6 +25,7 @@ from spheregen.export.page import add_page, find_runtime
 from spheregen.export.runner import Runner
 from spheregen.export.trace import OPSET, as_onnx, traced
 from spheregen.export.weights import Precision, compress
+from spheregen.external import import_package
 from spheregen.pipeline import Pipeline
 
 Target = Literal["onnx", "torch", "web"]
@@ -92,6 +93,8 @@ def export_model(
     found = find_runtime(runtime) if to == "web" else None
     folder, began = Path(out), time.perf_counter()
     _check_folder(folder, overwrite)
+    for package in ("onnx", "onnxscript", "onnxruntime") if to != "torch" else ():  # complains before any work is done
+        import_package(package, "onnx", "exporting to ONNX")
     with _beside(folder) as made:
         manifest = _about(pipe, title or Path(pipe.name).name or "model", weights if to != "torch" else "float32")
         model = Pipeline(pipe.model, pipe.info, device="cpu", name=pipe.name, progress=False)

@@ -12,7 +12,6 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from spheregen.export.graphs import EXAMPLES, Graph
-from spheregen.external import import_package
 
 OPSET = 20
 """Of ONNX: the newest one that onnxruntime and its build for browsers both have all operators of."""
@@ -30,13 +29,7 @@ def traced(graph: Graph) -> ExportedProgram:
 
 
 def as_onnx(program: ExportedProgram, graph: Graph) -> Any:
-    """Return a program as an `onnx.ModelProto` that names inputs, outputs and the batch as `graphs` does.
-
-    Raises:
-        SphereGenError: a package is missing.
-    """
-    import_package("onnx", "onnx", "exporting to ONNX")
-    import_package("onnxscript", "onnx", "exporting to ONNX")
+    """Return a program as an `onnx.ModelProto` that names inputs, outputs and the batch as `graphs` does."""
     with torch.no_grad(), _quiet(), _one_registry():
         made = torch.onnx.export(
             program,
@@ -88,7 +81,7 @@ def _one_registry() -> Iterator[None]:
     try:
         yield
     finally:
-        ONNXRegistry.from_torchlib = own
+        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
