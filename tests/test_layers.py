@@ -12,6 +12,7 @@ LAYERS = (
     ("metrics",),
     ("evaluation",),
     ("training",),
+    ("export",),
     ("pipeline",),
     ("interop",),
     ("folders",),
@@ -25,7 +26,7 @@ LAYERS = (
     ("nn",),
     ("noise", "conditioning", "prior", "fitted"),
     ("sphere",),
-    ("drawing", "external"),
+    ("drawing", "external", "pixels"),
     ("hub", "progress", "files", "lock", "devices", "distributed", "tensors", "classes"),
     ("errors",),
 )

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from unicodedata import normalize
 
 import numpy.typing as npt
-from torch import Tensor
 
 from spheregen.errors import ConfigError, did_you_mean
 
-Labels = int | str | Sequence[int | str] | npt.NDArray[Any] | Tensor | None
-"""Class ids or names: one for all images, or one for each."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Labels = int | str | Sequence[int | str] | npt.NDArray[Any] | Tensor | None
+    """Class ids or names: one for all images, or one for each."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Labels":  # classes are looked up without torch too
+        from torch import Tensor
+
+        return int | str | Sequence[int | str] | npt.NDArray[Any] | Tensor | None
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def plain_labels(labels: Labels) -> int | str | Sequence[int | str] | None:

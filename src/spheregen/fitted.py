@@ -31,7 +31,8 @@ SHRINKAGE = 10.0
 """A class of so many codes has half its own covariance and half that of all classes."""
 OWN_FACTORS = 1 << 20
 """Numbers of the factors of all classes beyond which classes share one: 256 classes of 64 directions."""
-_FLAT = 1e-3  # of the largest deviation: less is none
+FLAT = 1e-3
+"""Of the largest deviation: less is none."""
 _ROUNDS, _SPARE = 4, 16  # of the subspace iteration
 _BLOCK = 1024  # codes at a time
 
@@ -77,7 +78,7 @@ class FittedPrior:
             return rows
         return torch.cat([labels.float(), rows[-1:]])
 
-    def draw(self, noise: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
+    def draw(self, noise: Tensor, weights: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         """Return raw latents (B, ...), to be projected into the latent space, for Gaussian noise of their shape.
 
         Args:
@@ -112,7 +113,7 @@ class FittedPrior:
         place, which = v.device, weights.expand(len(v), -1).argmax(1).cpu()
         shared = len(self.factors) == 2 != len(self.means)
         factors = self.factors[(which == len(self.means) - 1).long() if shared else which]
-        inverse = torch.linalg.pinv(factors.double(), rtol=_FLAT).float().to(place)
+        inverse = torch.linalg.pinv(factors.double(), rtol=FLAT).float().to(place)
         centre, basis, means, residual = (
             part.to(place) for part in (self.centre, self.basis, self.means, self.residual)
         )
@@ -121,7 +122,7 @@ class FittedPrior:
             inside = (v - centre) @ basis
             beside = (v - centre) - inside @ basis.T
             noise = torch.einsum("bij,bj->bi", inverse, inside - means[which]) @ basis.T
-            noise = noise + beside / residual[which][:, None].clamp_min(_FLAT)
+            noise = noise + beside / residual[which][:, None].clamp_min(FLAT)
         found: Tensor = noise.reshape(latents.shape).to(latents.dtype)
         return found
 

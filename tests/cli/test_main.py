@@ -18,9 +18,9 @@ COMMANDS: dict[str, Any] = main.command().commands
 NAMES = {
     *("train", "sample", "reconstruct", "edit", "interpolate", "crossover", "vary", "inpaint", "upscale", "refine"),
     *("evaluate", "compare", "sweep", "ablate", "plot", "stats", "suggest", "encode", "info", "convert", "models"),
-    *("bench", "recipes", "demo", "fit-prior", "tune"),
+    *("bench", "recipes", "demo", "fit-prior", "tune", "export"),
 }
-LATER = {"fit-prior", "tune"}
+LATER = {"fit-prior", "tune", "export"}
 """Commands that came after the bound on the parameters of all others."""
 
 

@@ -23,6 +23,7 @@ from spheregen.cli.demo import demo
 from spheregen.cli.edits import crossover, edit, inpaint, interpolate, reconstruct, refine, upscale, vary
 from spheregen.cli.encode import encode
 from spheregen.cli.evaluate import evaluate
+from spheregen.cli.export import export
 from spheregen.cli.fit_prior import fit_prior
 from spheregen.cli.info import info
 from spheregen.cli.listing import models, recipes
@@ -41,8 +42,9 @@ GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Make and change images": (sample, edit, interpolate, crossover, vary, inpaint, upscale, refine, reconstruct),
     "Train": (suggest, train, plot, encode, fit_prior, tune, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
+    "Use anywhere": (export,),
 }
-_WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep}
+_WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep, export}
 _GONE = {
     "force": "give --overwrite",
     "swap": "write B first",

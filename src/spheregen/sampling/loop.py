@@ -209,7 +209,7 @@ class Turned:
         return torch.cat([turn_away(self.prior, away, null, self.angle), raw.chunk(2)[1]])
 
 
-def turn_away(prior: Prior, v: Tensor, reference: Tensor, angle: float) -> Tensor:
+def turn_away(prior: Prior, v: Tensor, reference: Tensor, angle: Angle) -> Tensor:
     """Return points (B, ...) turned by `angle` radians away from a reference, in the plane of the two.
 
     t = f(cos(v, r) v - r); the point is cos(angle) v + sin(angle) t, in float32 or wider. Points that lie on their
@@ -218,7 +218,8 @@ def turn_away(prior: Prior, v: Tensor, reference: Tensor, angle: float) -> Tenso
     wide, other = upcast(v), upcast(reference)
     cosine = torch.cosine_similarity(wide.flatten(1), other.flatten(1), dim=1)
     apart = per_sample(cosine, wide) * wide - other
-    turned = math.cos(angle) * wide + math.sin(angle) * prior.project(apart)
+    by = per_sample(angle, wide) if isinstance(angle, Tensor) else torch.tensor(angle, dtype=torch.float64)
+    turned = torch.cos(by).to(wide.dtype) * wide + torch.sin(by).to(wide.dtype) * prior.project(apart)
     still = torch.linalg.vector_norm(apart.flatten(1), dim=1) <= TOGETHER
     return torch.where(per_sample(still, wide), wide, turned)
 

@@ -1,0 +1,152 @@
+"""The runner makes the images of `Pipeline`, for every generator of the family; torch is not needed for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spheregen as sg
+from spheregen.errors import ConfigError, ModelFileError
+from spheregen.export import Runner, RunnerOutput, export_model
+from spheregen.family import registry
+from tests.export.members import MEMBERS, convolutional
+
+pytest.importorskip("onnxscript", reason="exports need onnxscript")
+pytest.importorskip("onnxruntime", reason="exports run by onnxruntime")
+CLOSE = {"sphere-encoder-2": 5e-4, "sphere-flow": 3e-4}
+"""Largest difference of images in [0, 1], else 5e-5: sines of large numbers, and velocities over 0.05 of a path."""
+
+
+def test_every_generator_is_tried() -> None:
+    tried = {registry.member_of(make().model).kind for make in MEMBERS.values()}
+    aside = {"sphere-encoder-2-coded", *(member.kind for member in registry.members() if not member.generates)}
+    assert {member.kind for member in registry.members()} - aside <= tried
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_same_seeds_make_the_same_images(name: str, tmp_path: Path) -> None:
+    pipe = MEMBERS[name]()
+    exported = export_model(pipe, tmp_path / "out")
+    assert min(each["psnr"] for each in exported.manifest["parity"].values()) > 80
+    runner = Runner(tmp_path / "out")
+    classes, fitted = pipe.classes.count, pipe.model.fitted is not None
+    photos = pipe.generate(3).images
+    target: dict[str, Any] = {"labels": "dog"} if classes else {}
+
+    def same(ours: RunnerOutput | np.ndarray[Any, Any], theirs: Any) -> None:
+        made = ours.array if isinstance(ours, RunnerOutput) else ours
+        tensor = theirs.tensor if isinstance(theirs, sg.PipelineOutput) else theirs
+        assert np.abs(made - tensor.numpy()).max() < CLOSE.get(name, 5e-5)
+
+    loops: list[dict[str, Any]] = [
+        {"steps": 1},
+        {"steps": 3, "share_noise": False, "schedule": "decay"},
+        {"steps": 3, "schedule": [0.5, 0.2], "strength": 0.7},
+        {"steps": 3, "schedule": "angle", "loop_angle": 30.0},
+        {"start_angle": 40.0},
+    ]
+    loops += [{"guidance": 2.0, "guidance_at": "latent", "steps": 3}, {"labels": "cat"}] if classes else []
+    loops += [{"temperature": 0.7, "prior_angle": 20.0, "prior": "fitted"}, {"prior": "sphere"}] if fitted else []
+    for options in loops:
+        same(runner.generate(3, seed=2**33, **options), pipe.generate(3, seed=2**33, **options))
+    ours, theirs = runner.generate(4), pipe.generate(4)
+    same(ours, theirs)
+    assert (ours.seeds, ours.labels) == (theirs.seeds, theirs.labels)
+    same(runner.generate(seeds=[3, 1]), pipe.generate(seeds=[3, 1]))
+
+    codes = pipe.encode(photos)
+    same(runner.encode(photos), codes)
+    same(runner.decode(codes.numpy()), pipe.decode(codes))
+    same(runner.reconstruct(photos, **target), pipe.reconstruct(photos, **target))
+    priors: list[dict[str, Any]] = [{"prior": "sphere"}, {"prior": "fitted"}] if fitted else [{}]
+    for prior in priors:
+        same(runner.edit(photos, **target, **prior), pipe.edit(photos, **target, **prior))
+        same(runner.vary(photos[0], 3, seed=9, **target, **prior), pipe.vary(photos[0], 3, seed=9, **target, **prior))
+        for steps in (1, 3):
+            how = {"steps": steps, **prior}
+            same(runner.interpolate([0, 5], 4, **how), pipe.interpolate([0, 5], 4, **how))
+            corners = [0, 5, 3, photos[0]]
+            same(runner.interpolate(corners, 3, **how), pipe.interpolate(corners, 3, **how))
+    same(runner.edit(photos, start_angle=35.0, steps=2), pipe.edit(photos, start_angle=35.0, steps=2))
+
+    # alone as together
+    assert np.abs(runner.generate(20).array[17] - runner.generate(1, seed=17).array[0]).max() < 1e-4
+    assert runner.kept(photos).shape == (3,)
+
+
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None  # an import of it fails
+from spheregen.export import Runner
+runner = Runner(sys.argv[1])
+found = runner.generate(2, seed=7)
+photo = found.images[0]
+outputs = [found, runner.edit(photo, "dog"), runner.interpolate([1, photo], 2)]
+made = [*(each.array for each in outputs), runner.reconstruct(photo)]
+print(json.dumps([each.tolist() for each in made]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_export_of_a_classy_model_without_torch_and_in_small(tmp_path: Path) -> None:
+    pipe = convolutional()
+    export_model(pipe, tmp_path / "whole")
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, str(tmp_path / "whole")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    generated, edited, between, rebuilt = (np.array(each) for each in json.loads(done.stdout))
+    theirs = pipe.generate(2, seed=7)
+    assert np.abs(generated - theirs.tensor.numpy()).max() < 5e-5
+    photo = theirs.images[0]
+    assert np.abs(rebuilt - pipe.reconstruct(photo).numpy()).max() < 5e-3  # by way of 8 bits
+    assert np.abs(edited - pipe.edit(photo, "dog").tensor.numpy()).max() < 5e-2
+    assert between.shape == (2, 1, 16, 16)
+
+    runner = Runner(tmp_path / "whole")
+    manifest = runner.manifest
+    assert (manifest["license"], manifest["class_names"]) == ("CC0-1.0", ["cat", "dog", "horse"])
+    assert manifest["image_shape"] == [1, 16, 16] and manifest["sampling"]["prior"] == "fitted"
+    assert manifest["graphs"]["decoder"]["inputs"]["latents"] == ["batch", 1, 24]
+    for call in (
+        lambda: runner.generate(2, labels="bird"),
+        lambda: runner.generate(2, stepz=3),
+        lambda: runner.generate(2, steps=0),
+        lambda: runner.generate(2, steps=2.5),
+        lambda: runner.generate(2, guidance=float("nan")),
+        lambda: runner.generate(2, prior="sphere", temperature=2.0),
+        lambda: runner.generate(2, schedule="linear"),
+        lambda: runner.generate(2, schedule=[1.0, 1.0], steps=2),
+        lambda: runner.generate(0),
+        lambda: runner.generate(2, seed=-1),
+        lambda: runner.edit(photo, guidance=2.0),
+        lambda: runner.decode(np.zeros((1, 2, 2), np.float32)),
+        lambda: runner.interpolate([1, 2, 3]),
+        lambda: runner.vary(photo, angle=200.0),
+        lambda: runner.reconstruct(np.zeros((4, 4, 7), np.uint8)),
+        lambda: runner.reconstruct(np.full((4, 4), 9.0)),
+    ):
+        with pytest.raises(ConfigError):
+            call()
+
+    graph = tmp_path / "whole" / "decoder.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ModelFileError, match=r"decoder\.onnx"):
+        Runner(tmp_path / "whole")
+
+
+def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"manifest\.json"):
+        Runner(tmp_path)
+    for text in ("", "[]", "{}", '{"format": 1, "graphs": {}}', '{"format": 99, "graphs": {}}', "[" * 100_000):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(ModelFileError, match="export"):
+            Runner(tmp_path)
