@@ -29,6 +29,7 @@ from spheregen.cli.listing import models, recipes
 from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Command, Everywhere, Writing, everywhere, expanded, keep
 from spheregen.cli.plot import plot
 from spheregen.cli.sample import sample
+from spheregen.cli.serve import serve
 from spheregen.cli.stats import stats
 from spheregen.cli.suggest import suggest
 from spheregen.cli.sweep import sweep
@@ -41,6 +42,7 @@ GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Make and change images": (sample, edit, interpolate, crossover, vary, inpaint, upscale, refine, reconstruct),
     "Train": (suggest, train, plot, encode, fit_prior, tune, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
+    "Ship": (serve,),
 }
 _WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep}
 _GONE = {
