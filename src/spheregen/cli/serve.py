@@ -42,6 +42,7 @@ def serve(
     pixels: Annotated[int, Option(rich_help_panel=_LIMITS, help="Pixels of an image that it sends.")] = 16_000_000,
     body_bytes: Annotated[int, Option(rich_help_panel=_LIMITS, help="Its bytes.")] = 32 << 20,
     seconds: Annotated[float, Option(rich_help_panel=_LIMITS, help="Until it is answered.")] = 60,
+    sending_seconds: Annotated[float, Option(rich_help_panel=_LIMITS, help="Until it has arrived.")] = 20,
 ) -> None:
     """Serve models over HTTP: OpenAI's images API, and one that does all that a pipeline does.
 
@@ -72,7 +73,14 @@ def serve(
         tokens=_tokens(tokens),
         cors=tuple(cors or ()),
         quiet=cli.everywhere.quiet,
-        limits=Limits(images=images, steps=steps, pixels=pixels, body_bytes=body_bytes, seconds=seconds),
+        limits=Limits(
+            images=images,
+            steps=steps,
+            pixels=pixels,
+            body_bytes=body_bytes,
+            seconds=seconds,
+            sending_seconds=sending_seconds,
+        ),
     )
     for place in settings.named_models.values():
         find_model(place)

@@ -278,7 +278,7 @@ class Engine:
 
     Args:
         pipelines: by the names that callers use.
-        queue: images that may wait; a request that finds more is refused.
+        queue: images that may wait; a request beyond is refused, unless nothing waits.
         together: images that are worked on at a time.
         watch: told of every batch: the model's name, how many samples, seconds.
     """
@@ -335,7 +335,7 @@ class Engine:
             if self._closing:
                 raise ClosedError("the service is stopping; try again later")
             waiting = sum(each.images for each in self._waiting if not each.cancelled)
-            if waiting + images > self.queue:
+            if waiting and waiting + images > self.queue:
                 raise BusyError(waiting, max(1.0, waiting * self._pace))
             self._waiting.append(job)
             self._changed.notify()

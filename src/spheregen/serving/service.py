@@ -445,8 +445,8 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 def _fields(request: Request) -> list[str]:
-    field = getattr(request.scope.get("route"), "body_field", None)
-    return list(getattr(getattr(field, "type_", None) or getattr(field, "field_info", None), "model_fields", ()))
+    kind = getattr(request.scope.get("endpoint"), "__annotations__", {}).get("body")
+    return list(getattr(kind, "model_fields", ()))
 
 
 async def _on_http(_request: Request, error: Exception) -> Response:
