@@ -1,7 +1,7 @@
 """Load of `spheregen serve` on loopback: requests of mixed kinds from 1, 8 and 64 clients at a time.
 
-Every answer is compared with what `Pipeline` makes of the same request, in the same or in another batch. Then, on request,
-a soak that watches the worker's memory, and the time until the next answer after a worker was killed.
+Every answer is compared with what `Pipeline` makes of the same request alone. Then, on request, a soak that watches the
+worker's memory, and the time until the next answer after a worker was killed.
 
     python benchmarks/serving.py digits
     python benchmarks/serving.py runs/mine --requests 500 --soak 300 --kill
@@ -23,9 +23,11 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import spheregen as sg
@@ -94,20 +96,15 @@ def arrays(answer: dict[str, Any]) -> list[np.ndarray]:
 
 def expected(pipe: sg.Pipeline, route: str, body: dict[str, Any]) -> list[np.ndarray]:
     """Return what the pipeline makes of a request, by itself."""
-    from spheregen.serving import files, schemas
+    from spheregen.serving import schemas
 
     request = getattr(schemas, route.rpartition("/")[2].title()).model_validate(body)
     sent = request.sent()
 
-    class Files:
-        images = [Image.open(io.BytesIO(base64.b64decode(each))) for each in sent.images]
-        mask = None if sent.mask is None else Image.open(io.BytesIO(base64.b64decode(sent.mask)))
-        latents = None
-        if sent.latents is not None:
-            data = base64.b64decode(sent.latents)
-            latents = files.read_latents(data, "latents", tuple(pipe.model.latent_shape), 99)
-
-    made = request.do(pipe, Files)
+    images = [Image.open(io.BytesIO(base64.b64decode(each))) for each in sent.images]
+    mask = None if sent.mask is None else Image.open(io.BytesIO(base64.b64decode(sent.mask)))
+    latents = None if sent.latents is None else torch.from_numpy(opened(base64.b64decode(sent.latents)))
+    made = request.do(pipe, SimpleNamespace(images=images, mask=mask, latents=latents))
     tensor = made if not hasattr(made, "tensor") else made.tensor
     if route == "/v1/encode":
         return [tensor.numpy()]
@@ -136,7 +133,10 @@ class Client:
 async def load(
     port: int, requests: list[tuple[str, dict[str, Any]]], clients: int, count: int, seconds: float = 1e9
 ) -> tuple[list[float], Counter[int], dict[int, bytes], float]:
-    """Send `count` requests, or for so many seconds; return seconds of each, statuses, one answer of each, and the time."""
+    """Send `count` requests, or for so many seconds.
+
+    Return the seconds of each, statuses, an answer of each distinct one, and the time.
+    """
     encoded = [(route, json.dumps(body).encode()) for route, body in requests]
     times: list[float] = []
     statuses: Counter[int] = Counter()
@@ -235,7 +235,8 @@ async def main() -> None:
                 _, statuses, *_ = await load(given.port, requests, 16, 10**9, min(30, given.soak))
                 highest = max(highest, memory(worker))
             grown = (memory(worker) - before) / 2**20
-            print(f"soak of {given.soak:.0f} s: {grown:+.1f} MiB, at most {(highest - before) / 2**20:+.1f}; {dict(statuses)}")
+            most = (highest - before) / 2**20
+            print(f"soak of {given.soak:.0f} s: {grown:+.1f} MiB, at most {most:+.1f} MiB; {dict(statuses)}")
         if given.kill:
             os.kill(children(server.pid)[0], signal.SIGKILL)
             begun = time.perf_counter()

@@ -18,7 +18,7 @@ from spheregen.fitted import fit_prior
 from tests.factories import KINDS, images_of, rand, shaken, tiny_pipeline, tiny_refined
 
 pytest.importorskip("greenlet", reason="needs the extra serve")
-from spheregen.serving.engine import BusyError, ClosedError, DeadlineError, Engine  # noqa: E402
+from spheregen.serving.engine import BusyError, ClosedError, DeadlineError, Engine
 
 MEMBERS = (*KINDS, "flow", "fitted", "rotation", "unconditional")
 Work = Callable[[sg.Pipeline], Any]
@@ -29,8 +29,8 @@ def pipeline(member: str) -> sg.Pipeline:
     if member == "flow":
         return sg.Pipeline(tiny_refined(), device="cpu")
     if member == "rotation":
-        from tests.family.test_sphere_encoder_2 import OWN
         from spheregen.family.sphere_encoder_2.network import SphereEncoder2, SphereEncoder2Config
+        from tests.family.test_sphere_encoder_2 import OWN
 
         torch.manual_seed(0)
         return sg.Pipeline(shaken(SphereEncoder2(SphereEncoder2Config(**{**OWN, "num_classes": 4}))), device="cpu")

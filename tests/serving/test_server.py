@@ -113,7 +113,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    found = Server(folder, "--workers", "2", "--body-bytes", "200000", "--seconds", "30", "--sending-seconds", "1", "--steps", "10000")
+    found = Server(
+        folder,
+        "--workers",
+        "2",
+        "--body-bytes",
+        "200000",
+        "--seconds",
+        "30",
+        "--sending-seconds",
+        "1",
+        "--steps",
+        "10000",
+    )
     yield found
     if found.process.poll() is None:
         found.stop()
@@ -125,7 +137,9 @@ def test_bodies_without_an_announced_length_are_bounded(server: Server) -> None:
     assert server.raw(HEAD + b"transfer-encoding: chunked\r\n\r\n", *[chunk] * 40).startswith(b"HTTP/1.1 413 ")
     assert server.raw(HEAD + b"content-length: 99999999\r\n\r\n{").startswith(b"HTTP/1.1 413 ")
     whole = b"2\r\n{}\r\n0\r\n\r\n"
-    assert server.raw(HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n", whole).startswith(b"HTTP/1.1 200 ")
+    assert server.raw(HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n", whole).startswith(
+        b"HTTP/1.1 200 "
+    )
 
 
 @pytest.mark.slow

@@ -83,7 +83,10 @@ REQUESTS: dict[str, tuple[dict[str, Any], Any]] = {
         {"ends": [7, photo(2)], "frames": 4, "path": "lerp", "labels": [0, 2]},
         lambda pipe: pipe.interpolate([7, X[2]], 4, path="lerp", labels=[0, 2]),
     ),
-    "reconstruct": ({"images": [photo(0), photo(2)], "labels": [1, 0]}, lambda pipe: pipe.reconstruct(X[[0, 2]], [1, 0])),
+    "reconstruct": (
+        {"images": [photo(0), photo(2)], "labels": [1, 0]},
+        lambda pipe: pipe.reconstruct(X[[0, 2]], [1, 0]),
+    ),
     "inpaint": (
         {"images": [photo(0)], "mask": text(encoded(Image.fromarray(np.eye(8, dtype=np.uint8) * 255))), "steps": 2},
         lambda pipe: pipe.inpaint(X[:1], np.eye(8, dtype=np.uint8) * 255, steps=2),
@@ -297,7 +300,17 @@ def test_bad_bodies_are_refused(client: TestClient, name: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"\xff\xfe", b'{"seed": 1', b"null", b'"text"', b'{"guidance": NaN}', b'{"guidance": 1e999}', b"[" * 9999],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"seed": 1',
+        b"null",
+        b'"text"',
+        b'{"guidance": NaN}',
+        b'{"guidance": 1e999}',
+        b"[" * 9999,
+    ],
 )
 def test_bodies_that_are_no_json_of_ours_are_refused(client: TestClient, body: bytes) -> None:
     answer = client.post("/v1/generate", content=body, headers={"content-type": "application/json"})
@@ -311,7 +324,8 @@ def test_large_bodies_are_refused_before_they_are_read(client: TestClient) -> No
 
 
 @pytest.mark.parametrize(
-    "path", ["/../etc/passwd", "/static-offline-docs/../../app.py", "/%2e%2e/%2e%2e/etc/passwd", "/v1/generate/..", "/v2"]
+    "path",
+    ["/../etc/passwd", "/static-offline-docs/../../app.py", "/%2e%2e/%2e%2e/etc/passwd", "/v1/generate/..", "/v2"],
 )
 def test_paths_that_are_none_of_ours_are_refused(client: TestClient, path: str) -> None:
     refused(client.get(path), 404)
@@ -343,7 +357,9 @@ def test_other_pages_may_call_only_where_they_are_named(client: TestClient) -> N
     asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
     assert "access-control-allow-origin" not in client.get("/healthz", headers=asked).headers
     with client_of(cors=("https://a.example",)) as named:
-        assert named.options("/v1/generate", headers=asked).headers["access-control-allow-origin"] == "https://a.example"
+        assert (
+            named.options("/v1/generate", headers=asked).headers["access-control-allow-origin"] == "https://a.example"
+        )
         assert named.options("/v1/generate", headers=asked | {"origin": "https://b.example"}).status_code == 400
     assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400  # a name that leads to loopback
 

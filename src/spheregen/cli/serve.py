@@ -98,7 +98,8 @@ def _tokens(path: Path | None) -> tuple[str, ...]:
     try:
         found = tuple(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'no text'}); check --tokens") from error
+        problem = getattr(error, "strerror", None) or "no text"
+        raise ConfigError(f"{path} cannot be read ({problem}); check --tokens") from error
     if not found:
         raise ConfigError(f"{path} holds no token; write one into it, or leave --tokens out")
     return found

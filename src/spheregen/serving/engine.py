@@ -155,7 +155,7 @@ class Shared:
     ) -> Sequence[Tensor]:
         told = None if condition is False else self.condition(condition).check(len(tensors[0]))
         call = Call(self.name, method, tensors, told, angle)
-        getcurrent().parent.switch(call)  # type: ignore[union-attr]
+        getcurrent().parent.switch(call)
         if call.error is not None:
             raise call.error
         return call.results

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from spheregen.data import ImageOptions, encode_png
@@ -68,7 +68,7 @@ def read_image(data: bytes, name: str, most_pixels: int) -> Image.Image:
             image.load()
     except DataError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError(f"{name}: no image of a kind that is read; send {', '.join(READ)}") from error
     except Exception as error:  # broken files make decoders raise nearly anything
         cause = " ".join(str(error).split())[:100] or type(error).__name__

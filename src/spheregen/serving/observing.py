@@ -53,9 +53,7 @@ def log_config(level: str = "INFO") -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": f"{__name__}.JsonLines"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}},
-        "loggers": {
-            name: {"handlers": ["stderr"], "level": level, "propagate": False} for name in (LOGGER, "uvicorn")
-        },
+        "loggers": {name: {"handlers": ["stderr"], "level": level, "propagate": False} for name in (LOGGER, "uvicorn")},
     }
 
 
@@ -64,7 +62,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self._own = registry = CollectorRegistry()
-        self.requests = Counter("spheregen_requests", "Requests by route and status.", ["route", "status"], registry=registry)
+        self.requests = Counter(
+            "spheregen_requests", "Requests by route and status.", ["route", "status"], registry=registry
+        )
         self.seconds = Histogram("spheregen_request_seconds", "Time to the answer.", ["route"], registry=registry)
         self.images = Counter("spheregen_images", "Images made.", ["model"], registry=registry)
         self.samples = Histogram(

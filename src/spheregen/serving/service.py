@@ -90,7 +90,12 @@ def create_app(settings: Settings, pipelines: Mapping[str, Pipeline]) -> FastAPI
         ("decode", schemas.Decode, schemas.ImagesAnswer),
     ):
         app.post(
-            f"/v1/{name}", response_model=answer, dependencies=[guard], name=name, description=body.__doc__, tags=["images"]
+            f"/v1/{name}",
+            response_model=answer,
+            dependencies=[guard],
+            name=name,
+            description=body.__doc__,
+            tags=["images"],
         )(_route(service, body))
 
     @app.post("/v1/images/generations", response_model=schemas.Generations, dependencies=[guard], tags=["openai"])
@@ -307,7 +312,7 @@ class Service:
         return StreamingResponse(events(), media_type=_EVENTS, headers={"Cache-Control": "no-store"})
 
 
-# answers ---------------------------------------------------------------------------------------------------------------
+# answers --------------------------------------------------------------------------------------------------------------
 
 
 def _route(service: Service, kind: type[Any]) -> Callable[..., Awaitable[Response]]:
@@ -378,9 +383,7 @@ def _images_answer(name: str, output: PipelineOutput, body: Any) -> schemas.Imag
 
 def _answer(name: str, output: PipelineOutput, body: Any) -> Response:
     if body.output == "file":
-        return Response(
-            files.write_all(output, body.format, body.quality), media_type=files.MEDIA[body.format]
-        )
+        return Response(files.write_all(output, body.format, body.quality), media_type=files.MEDIA[body.format])
     return _json(_images_answer(name, output, body))
 
 
@@ -402,7 +405,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-# errors ----------------------------------------------------------------------------------------------------------------
+# errors ---------------------------------------------------------------------------------------------------------------
 
 
 def _problem(status: int, message: str, param: str | None = None) -> dict[str, Any]:

@@ -73,7 +73,11 @@ class Settings:
         names = list(self.named_models)
         if len(names) != len(self.models):
             raise ConfigError("two models have one name; tell them apart by NAME=MODEL")
-        for name, value, most in (("workers", self.workers, 1000), ("port", self.port, 65535), ("queue", self.queue, 10**9)):
+        for name, value, most in (
+            ("workers", self.workers, 1000),
+            ("port", self.port, 65535),
+            ("queue", self.queue, 10**9),
+        ):
             if not 0 < value <= most:
                 raise ConfigError(f"{name} is a number from 1 to {most}, not {value}")
         if self.threads is not None and self.threads < 1:
