@@ -16,6 +16,7 @@ import typer.main
 
 import spheregen
 from spheregen.cli.ablate import ablate
+from spheregen.cli.app import app as app_page
 from spheregen.cli.bench import bench
 from spheregen.cli.compare import compare
 from spheregen.cli.convert import convert
@@ -42,7 +43,7 @@ GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Make and change images": (sample, edit, interpolate, crossover, vary, inpaint, upscale, refine, reconstruct),
     "Train": (suggest, train, plot, encode, fit_prior, tune, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
-    "Ship": (serve,),
+    "Ship": (app_page, serve),
 }
 _WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep}
 _GONE = {
