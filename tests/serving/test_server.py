@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -193,6 +194,24 @@ def test_work_of_a_caller_who_went_away_is_given_up(server: Server) -> None:
     after = server.metric("spheregen_network_seconds_total")
     time.sleep(0.3)
     assert server.metric("spheregen_network_seconds_total") == after
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "file", "made"),
+    [("bash", "service.sh", 3), (sys.executable, "service.py", 4), ("node", "service.mjs", 0)],
+)
+def test_the_examples_work(server: Server, program: str, file: str, made: int, tmp_path: Path) -> None:
+    if not (EXAMPLES / file).is_file() or shutil.which(program) is None:
+        pytest.skip(f"needs {program}, and the examples beside the tests")
+    command = [program, str(EXAMPLES / file), f"http://{HOST}:{server.port}", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*.png"))) == made
+    assert program != "node" or done.stdout.count("step") == 4
 
 
 @pytest.mark.slow

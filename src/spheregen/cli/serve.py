@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,6 @@ from typer import Argument, Option
 from spheregen.cli import options as cli
 from spheregen.errors import ConfigError
 
-TOKENS = "SPHEREGEN_TOKENS"
-"""The variable that may hold tokens, with commas."""
 _LIMITS = "Limits of a request"
 
 
@@ -31,7 +28,7 @@ def serve(
     tokens: Annotated[
         Path | None,
         Option(
-            help=f"A file of bearer tokens, one a line, of which each request must bring one; or the variable {TOKENS}."
+            help="A file of bearer tokens, one a line, of which each request must bring one; or the variable SPHEREGEN_TOKENS, with commas."
         ),
     ] = None,
     cors: Annotated[
@@ -94,7 +91,9 @@ def serve(
 def _tokens(path: Path | None) -> tuple[str, ...]:
     """Read the tokens of a file, or of the variable."""
     if path is None:
-        return tuple(token.strip() for token in os.environ.get(TOKENS, "").split(",") if token.strip())
+        from spheregen.serving.settings import tokens_of_environment
+
+        return tokens_of_environment()
     try:
         found = tuple(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from spheregen.errors import ConfigError
 
 QUEUE = 1024
 """Images that may wait in an engine by default."""
+TOKENS = "SPHEREGEN_TOKENS"
+"""The variable that may hold tokens, with commas."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -98,3 +101,8 @@ class Settings:
     def is_local(self) -> bool:
         """Nobody outside this machine can call."""
         return self.host in LOOPBACK
+
+
+def tokens_of_environment() -> tuple[str, ...]:
+    """Return the tokens in the variable that may hold them."""
+    return tuple(token.strip() for token in os.environ.get(TOKENS, "").split(",") if token.strip())
