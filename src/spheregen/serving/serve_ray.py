@@ -26,25 +26,30 @@ def build(given: dict[str, Any]) -> serve.Application:
     """Return the application that `serve run` starts.
 
     Args:
-        given: `models` with commas between them; `replicas` (1); `gpus` of each replica (0); `threads` of each (1);
-            `device` (auto).
+        given: `models` with commas between them; `replicas` (1); `gpus` of each replica (0); `cpus` of each (1), which
+            are its threads; `device` (auto).
+
+    Raises:
+        ConfigError: no model.
     """
-    known = {"replicas": 1, "gpus": 0, "threads": 1, "device": "auto", "models": ""} | dict(given)
+    known = {"replicas": 1, "gpus": 0, "cpus": 1, "device": "auto", "models": ""} | dict(given)
     models = tuple(name for name in str(known["models"]).split(",") if name)
     settings = Settings(
         models=models,
         device=str(known["device"]),
-        threads=int(known["threads"]),
+        threads=max(1, int(known["cpus"])),
         host="0.0.0.0",
         tokens=tokens_of_environment(),
     )
-    # an application is made in each replica: models do not travel
-    entry = serve.ingress(lambda: create_app(settings, load_pipelines(settings)))(type("SphereGen", (), {}))
+
+    def application() -> Any:  # made in each replica: models do not travel
+        return create_app(settings, load_pipelines(settings))
+
     deployment = serve.deployment(
-        entry,
+        serve.ingress(application)(),
         name="spheregen",
         num_replicas=int(known["replicas"]),
         max_ongoing_requests=QUEUED,
-        ray_actor_options={"num_cpus": settings.threads, "num_gpus": float(known["gpus"])},
+        ray_actor_options={"num_cpus": float(known["cpus"]), "num_gpus": float(known["gpus"])},
     )
     return deployment.bind()
