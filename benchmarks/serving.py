@@ -161,6 +161,73 @@ async def load(
     return times, statuses, answers, time.perf_counter() - started
 
 
+def bad_requests() -> list[tuple[bytes, float]]:
+    """Return what is sent by callers who mean no good or make mistakes, and how long they stay when it is sent."""
+    whole = base64_of(Image.new("L", (8000, 8000)))  # 64 megapixels in a small file
+    cut = base64_of(Image.effect_noise((64, 64), 99))[:-400]
+    bodies: list[Any] = [
+        {"images": [whole]},
+        {"images": [cut]},
+        {"images": ["../../../etc/passwd"]},
+        {"images": ["http://169.254.169.254/"]},
+        {"images": ["A" * (20 << 20)]},
+        {"images": [{"$gt": ""}]},
+        {"images": 7},
+        {"images": ["iVBORw0KGgo="] * 65},
+        {"images": [whole], "steps": -1, "labels": ["x"] * 5000},
+        [[[[[[]]]]]],
+    ]
+    found = []
+    for body in bodies:
+        data = json.dumps(body).encode()
+        found.append((head("/v1/edit", len(data)) + data, 0.0))
+    normal = json.dumps({"steps": 50, "count": 64}).encode()
+    found.append((head("/v1/generate", 64 << 20), 0.0))  # announces too much
+    found.append((head("/v1/generate", 500) + b"{", 1.0))  # leaves in the middle of its body
+    found.append((head("/v1/generate", len(normal)) + normal, 0.02))  # asks for much and leaves
+    found.append((b"GET /../../etc/passwd HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n", 0.0))
+    found.append((b"\x16\x03\x01\x02\x00\r\n\r\n", 0.0))
+    found.append((b"POST /v1/gen", 1.0))
+    return found
+
+
+def head(route: str, length: int) -> bytes:
+    return (
+        f"POST {route} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    ).encode()
+
+
+async def harass(port: int, count: int, clients: int) -> Counter[str]:
+    """Send bad requests; return how they were answered."""
+    bad, answers = bad_requests(), Counter[str]()
+    following = iter(range(count))
+
+    async def client() -> None:
+        for number in following:
+            data, stay = bad[number % len(bad)]
+            reader, writer = await asyncio.open_connection(HOST, port)
+            try:
+                writer.write(data)
+                if stay:
+                    await asyncio.sleep(stay)
+                    answers["left"] += 1
+                    continue
+                answers[(await asyncio.wait_for(reader.readline(), 60)).decode().split()[1]] += 1
+            except (OSError, IndexError):
+                answers["closed"] += 1
+            finally:
+                writer.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return answers
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the seconds of processors that a process took."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def children(pid: int) -> list[int]:
     """Return the workers of a server: its child processes with a model in memory."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -196,6 +263,7 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--soak", type=float, default=0, help="seconds")
+    parser.add_argument("--hostile", type=int, default=0, help="bad requests beside good ones")
     parser.add_argument("--kill", action="store_true", help="kill a worker and time the next answer")
     given = parser.parse_args()
     pipe = sg.Pipeline.from_pretrained(given.model, device="cpu", progress=False, quiet=True)
@@ -208,9 +276,11 @@ async def main() -> None:
     try:
         await ready(given.port)
         await load(given.port, requests, 8, 100)  # first calls are slow
-        rates = {}
+        rates, costs = {}, {}
         for clients in map(int, given.clients.split(",")):
+            spent = sum(map(processor_seconds, children(server.pid)))
             times, statuses, answers, seconds = await load(given.port, requests, clients, given.requests)
+            costs[clients] = (sum(map(processor_seconds, children(server.pid))) - spent) / len(times)
             far, same, images = 0.0, 0, 0
             for number, answer in answers.items():
                 for one, other in zip(arrays(json.loads(answer)), wanted[number], strict=True):
@@ -222,8 +292,19 @@ async def main() -> None:
             print(
                 f"{clients:3} clients: {rates[clients]:6.1f} requests/s, p50 {statistics.median(times) * 1e3:6.1f} ms, "
                 f"p99 {ordered[int(0.99 * len(ordered))] * 1e3:6.1f} ms, {dict(statuses)}; furthest from Pipeline "
-                f"{far:.1e}, PNG files of other values {images - same} of {images}, "
-                f"{rates[clients] / rates[min(rates)]:.2f} x",
+                f"{far:.1e}, PNG files of other values {images - same} of {images}; {1e3 * costs[clients]:.1f} ms of a "
+                f"processor a request; {rates[clients] / rates[min(rates)]:.2f} x the requests of {min(rates)}, "
+                f"{costs[min(costs)] / costs[clients]:.2f} x by processor time",
+                flush=True,
+            )
+        if given.hostile:
+            alone, *_ = await load(given.port, requests, 8, 400)
+            (beside, statuses, *_), answers = await asyncio.gather(
+                load(given.port, requests, 8, 400), harass(given.port, given.hostile, 4)
+            )
+            print(
+                f"{given.hostile} bad requests: {dict(answers)}; of good ones beside them {dict(statuses)}, p50 "
+                f"{statistics.median(beside) * 1e3:.1f} ms instead of {statistics.median(alone) * 1e3:.1f} ms",
                 flush=True,
             )
         if given.soak:

@@ -28,7 +28,8 @@ def serve(
     tokens: Annotated[
         Path | None,
         Option(
-            help="A file of bearer tokens, one a line, of which each request must bring one; or the variable SPHEREGEN_TOKENS, with commas."
+            help="A file of bearer tokens, one a line, of which each request must bring one; or SPHEREGEN_TOKENS, "
+            "a variable with commas."
         ),
     ] = None,
     cors: Annotated[

@@ -2,8 +2,8 @@
 
     serve run spheregen.serving.serve_ray:build models=digits replicas=2
 
-Every replica is the application of `spheregen serve` with an engine of its own, so requests that a replica gets together
-are batched, and all that the service does it does here. Ray starts replicas, replaces those that die, and scales.
+Every replica is the application of `spheregen serve` with an engine of its own, so requests that a replica gets
+together are batched. Ray starts replicas, replaces those that die, and scales.
 Tokens come from the variable that `spheregen serve` reads. Metrics of a replica are in Ray's own dashboard and at
 `/metrics` of whichever replica answers.
 """
