@@ -163,7 +163,7 @@ class Gate:
 
     def __init__(self, engine: Engine) -> None:
         self.began, self.let = threading.Event(), threading.Event()
-        self.job = engine.submit("tiny", self.work, images=64)
+        self.job = engine.submit("tiny", self.work)
         assert self.began.wait(30)
 
     def work(self, pipe: sg.Pipeline) -> int:
@@ -183,6 +183,17 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     assert len(kept.future.result(60)) == 3
     assert len(engine.run("tiny", lambda pipe: pipe.generate(1))) == 1
     engine.close(10)
+
+
+def test_a_large_request_does_not_keep_small_ones_waiting(tiny: Engine) -> None:
+    small: list[Any] = []
+
+    def ask(step: int, *_: Any) -> None:
+        if step == 1:
+            small.append(tiny.submit("tiny", lambda pipe: pipe.generate(1, steps=1)))
+
+    tiny.run("tiny", lambda pipe: pipe.generate(64, steps=40, callback=ask), images=64)
+    assert small[0].future.done()
 
 
 def test_what_nobody_waits_for_is_given_up(tiny: Engine) -> None:

@@ -248,6 +248,19 @@ def test_a_stop_finishes_what_was_begun_and_metrics_are_of_all_workers(server: S
     assert {"/v1/generate"} <= {line.get("route") for line in lines}
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_workers_do_not_outlive_the_process_that_started_them(folder: Path) -> None:
+    server = Server(folder, "-q")
+    (worker,) = server.workers()
+    server.process.kill()
+    server.process.communicate(timeout=PATIENCE)
+    begun = time.monotonic()
+    while Path(f"/proc/{worker}").is_dir() and b"spawn_main" in Path(f"/proc/{worker}/cmdline").read_bytes():
+        assert time.monotonic() - begun < PATIENCE
+        time.sleep(0.05)
+
+
 def test_a_model_that_cannot_be_loaded_ends_a_worker_by_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,7 +35,9 @@ LIMITS = Limits(images=9, steps=20, pixels=10_000, file_bytes=100_000, body_byte
 
 
 def client_of(pipes: dict[str, sg.Pipeline] = PIPES, limits: Limits = LIMITS, **how: Any) -> TestClient:
-    return TestClient(create_app(Settings(models=tuple(pipes), limits=limits, **how), pipes))
+    return TestClient(
+        create_app(Settings(models=tuple(pipes), limits=limits, **how), pipes), base_url="http://127.0.0.1"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +408,7 @@ def test_the_log_has_a_line_for_each_request_without_what_is_in_it(
 def test_an_error_of_ours_is_logged_and_told_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     pipe = tiny_pipeline()
     with client_of({"tiny": pipe}) as client:
-        quiet = TestClient(client.app, raise_server_exceptions=False)
+        quiet = TestClient(client.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
         pipe.model.predict = lambda *_: 1 / 0  # type: ignore[method-assign]
         answer = quiet.post("/v1/generate", json={})
         refused(answer, 500)

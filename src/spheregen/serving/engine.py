@@ -37,7 +37,10 @@ from spheregen.serving.settings import QUEUE
 Result = TypeVar("Result")
 
 TOGETHER = 64
-"""Images that are worked on at a time, if as many ask; large requests count by their images."""
+"""Images that are worked on at a time, if as many ask."""
+_SHARES = (
+    8  # pieces of work that go on at a time, however large: a large one slows others, and they need not wait for it
+)
 _FIRST_GUESS = 0.05  # seconds an image takes, as long as none was made
 _MEMORY = 0.9  # of the running mean of that
 
@@ -258,7 +261,9 @@ class Job(Generic[Result]):
     future: Future[Result] = field(default_factory=Future)
     cancelled: bool = False
     _let: greenlet | None = field(default=None, repr=False)
-    _call: Call | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.future.set_running_or_notify_cancel()  # it is given up by `cancel` alone
 
     def cancel(self) -> None:
         """Give the work up: nobody waits for it. It ends before its next network call."""
@@ -363,21 +368,33 @@ class Engine:
     # on the engine's thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with torch.no_grad():
-            while True:
-                with self._changed:
-                    while not self._waiting and not self._active:
-                        if self._closing:
-                            return
-                        self._changed.wait()
-                    self._admit()
-                with own_defaults():
-                    self._round()
+        try:
+            with torch.no_grad():
+                while self._take():
+                    with own_defaults():
+                        self._round()
+        except BaseException as error:  # an error of ours: nobody may wait for ever
+            with self._changed:
+                self._closing = True
+                for job in [*self._active, *self._waiting]:
+                    if not job.future.done():
+                        job.future.set_exception(error)
+            raise
+
+    def _take(self) -> bool:
+        """Wait for work, and let it begin; return false when there will be none."""
+        with self._changed:
+            while not self._waiting and not self._active:
+                if self._closing:
+                    return False
+                self._changed.wait()
+            self._admit()
+        return True
 
     def _admit(self) -> None:
         """Let waiting work begin, in the order of its coming, as far as there is room."""
         room = self.together - sum(job.images for job in self._active)
-        while self._waiting and (self._waiting[0].images <= room or not self._active or self._waiting[0].cancelled):
+        while self._waiting and (self._waiting[0].images <= room or len(self._active) < _SHARES):
             job = self._waiting.popleft()
             room -= job.images
             self._active.append(job)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from spheregen.pipeline import Pipeline
 
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
-_HUNG = 60
+_HUNG = 30
 """Seconds without a sign of life after which a worker is killed; it gives one while it loads models, too."""
 _LATE = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n\r\n"
@@ -108,11 +112,19 @@ def application(settings: Settings) -> FastAPI:
     """
     from spheregen.serving.service import create_app
 
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_stop_without, args=(parent.sentinel,), daemon=True).start()
     try:
         return create_app(settings, load_pipelines(settings))
     except SphereGenError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(STARTUP_FAILURE)
+
+
+def _stop_without(parent: int) -> None:
+    """Stop this worker when the process that started it is gone: nobody would stop it later."""
+    multiprocessing.connection.wait([parent])
+    signal.raise_signal(signal.SIGTERM)
 
 
 def load_pipelines(settings: Settings) -> Mapping[str, Pipeline]:

@@ -134,7 +134,7 @@ def create_app(settings: Settings, pipelines: Mapping[str, Pipeline]) -> FastAPI
             CORSMiddleware, allow_origins=settings.cors, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     if settings.is_local:  # a foreign page cannot reach us under its own name
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "testserver"])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     app.add_middleware(Bounded, limits=settings.limits)
     app.add_middleware(Observed, metrics=metrics)
     return app
