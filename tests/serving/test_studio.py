@@ -98,7 +98,7 @@ class Visitor:
         self.page.click(button)
         self.page.wait_for_function(
             "([place, before]) => { const image = document.querySelector(place + ' img');"
-            " return image && image.src !== before; }",
+            " return image && image.src !== before && image.naturalWidth > 0; }",
             arg=[result, before],
         )
 

@@ -190,7 +190,7 @@ def _generate(studio: Studio, model: gr.Dropdown) -> None:
 def _edit(studio: Studio, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            drawn = _canvas("An image: drop it, or draw", elem_id="edit-image")
+            drawn = _canvas("An image: drop it, or draw", elem_id="edit-image", ink="#000000")
             label = _class_choice(studio, model, NONE)
             strength = gr.Slider(0, 1, value=0.25, step=0.01, label="Strength")
             steps = gr.Slider(1, MOST_STEPS, value=4, step=1, label="Steps")
@@ -288,7 +288,7 @@ def _interpolate(studio: Studio, model: gr.Dropdown) -> None:
 def _inpaint(studio: Studio, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            drawn = _canvas("An image; paint over what is to be made anew", elem_id="inpaint-image")
+            drawn = _canvas("An image; paint over what is to be made anew", elem_id="inpaint-image", ink="#d55e00")
             example = gr.Button("Take an image of the model", elem_id="example")
             label = _class_choice(studio, model, NONE)
             strength = gr.Slider(0, 1, value=0.5, step=0.01, label="Strength")
@@ -510,14 +510,16 @@ def _gallery(name: str, columns: int) -> gr.Gallery:
     )
 
 
-def _canvas(label: str, elem_id: str) -> gr.ImageEditor:
+def _canvas(label: str, elem_id: str, ink: str) -> gr.ImageEditor:
     gr.Markdown(label)
     return gr.ImageEditor(
         label=label,
         show_label=False,
         type="pil",
         sources=["upload", "clipboard"],
-        brush=gr.Brush(colors=["#ffffff", "#000000", "#d55e00", "#0072b2", "#009e73"], default_size=24),
+        brush=gr.Brush(
+            colors=["#000000", "#ffffff", "#d55e00", "#0072b2", "#009e73"], default_color=ink, default_size=24
+        ),
         layers=False,
         buttons=[],
         canvas_size=(384, 384),
