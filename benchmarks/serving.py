@@ -240,7 +240,7 @@ def memory(pid: int) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
 
-async def ready(port: int, seconds: float = 120) -> None:
+async def ready(port: int, seconds: float = 600) -> None:
     """Wait until the service answers."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:

@@ -16,7 +16,6 @@ for _name in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "gre
 
 def test_what_cannot_be_served_is_told_at_once(run: Run, tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path / "model")
-    run("serve", "nothing-here").fails("nothing-here")
     run("serve", folder, f"model={folder}").fails("NAME=MODEL")
     run("serve", folder, "--workers", 0).fails("workers")
     run("serve", folder, "--images", 0).fails("images")

@@ -19,7 +19,11 @@ from tests.factories import tiny_model_folder
 from tests.random_networks import import_or_skip
 from tests.serving.calls import images
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of Ray's parts, about each other
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+]  # of Ray's parts, about each other
 ray = import_or_skip("ray")
 
 

@@ -17,7 +17,11 @@ from tests.factories import tiny_model_folder
 from tests.random_networks import import_or_skip
 
 CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # of gradio and its parts, about each other
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.slow,
+]  # of gradio and its parts, about each other
 gr = import_or_skip("gradio")
 import_or_skip("greenlet")
 PATIENCE = 60_000.0

@@ -53,7 +53,6 @@ def serve(
         spheregen serve runs/mine --host 0.0.0.0 --tokens tokens.txt --cors https://example.org
     """
     from spheregen.external import import_package
-    from spheregen.folders.model_source import find_model
 
     for package in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "greenlet"):
         import_package(package, "serve", "the service")
@@ -80,8 +79,6 @@ def serve(
             sending_seconds=sending_seconds,
         ),
     )
-    for place in settings.named_models.values():
-        find_model(place)
     if not settings.is_local and not settings.tokens:
         cli.warn(f"warning: everybody who reaches {host}:{port} may use it; --tokens FILE asks for one")
     cli.say(f"serving {', '.join(settings.named_models)} at http://{host}:{port}, docs at /docs; Ctrl+C stops it")
