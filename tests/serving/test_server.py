@@ -49,7 +49,11 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.wait(lambda: self.get("/readyz")[0] == 200)
+        try:
+            self.wait(lambda: self.get("/readyz")[0] == 200)
+        except BaseException:
+            self.process.kill()
+            raise
 
     def wait(self, true: Callable[[], bool]) -> float:
         """Wait until it is true, and return the seconds."""

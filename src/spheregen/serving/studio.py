@@ -291,7 +291,6 @@ def _inpaint(studio: Studio, model: gr.Dropdown) -> None:
             drawn = _canvas("An image; paint over what is to be made anew", elem_id="inpaint-image", ink="#d55e00")
             example = gr.Button("Take an image of the model", elem_id="example")
             label = _class_choice(studio, model, NONE)
-            strength = gr.Slider(0, 1, value=0.5, step=0.01, label="Strength")
             steps = gr.Slider(1, MOST_STEPS, value=8, step=1, label="Steps")
             seed = gr.Number(0, precision=0, minimum=0, label="Seed")
             make = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
@@ -302,18 +301,18 @@ def _inpaint(studio: Studio, model: gr.Dropdown) -> None:
         output = studio.run(name, lambda pipe: pipe.generate(1, seed=int(seed)))
         return _enlarged([output.tensor])[0]
 
-    def inpaint(name: str, drawn: Any, of: str, strength: float, steps: int, seed: int) -> Any:
+    def inpaint(name: str, drawn: Any, of: str, steps: int, seed: int) -> Any:
         background, mask = _painted(drawn)
 
         def work(pipe: Pipeline) -> list[torch.Tensor]:
-            options: Any = {"labels": _label(of), "steps": int(steps), "strength": strength}
+            options: Any = {"labels": _label(of), "steps": int(steps)}
             return [pipe.inpaint(background, mask, seed=int(seed) + n, **options).tensor for n in range(3)]
 
         made = studio.run(name, work, 3)
         return list(zip(_enlarged(made), (f"seed {int(seed) + n}" for n in range(3)), strict=True))
 
     _on(example, take, [model, seed], drawn)
-    _on(make, inpaint, [model, drawn, label, strength, steps, seed], made)
+    _on(make, inpaint, [model, drawn, label, steps, seed], made)
 
 
 def _explore(studio: Studio, model: gr.Dropdown) -> None:
