@@ -32,7 +32,7 @@ def build(given: dict[str, Any]) -> serve.Application:
     Raises:
         ConfigError: no model.
     """
-    known = {"replicas": 1, "gpus": 0, "cpus": 1, "device": "auto", "models": ""} | dict(given)
+    known: dict[str, Any] = {"replicas": 1, "gpus": 0, "cpus": 1, "device": "auto", "models": ""} | dict(given)
     models = tuple(name for name in str(known["models"]).split(",") if name)
     settings = Settings(
         models=models,
@@ -45,11 +45,12 @@ def build(given: dict[str, Any]) -> serve.Application:
     def application() -> Any:  # made in each replica: models do not travel
         return create_app(settings, load_pipelines(settings))
 
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         serve.ingress(application)(),
         name="spheregen",
         num_replicas=int(known["replicas"]),
         max_ongoing_requests=QUEUED,
         ray_actor_options={"num_cpus": float(known["cpus"]), "num_gpus": float(known["gpus"])},
     )
-    return deployment.bind()
+    bound: serve.Application = deployment.bind()
+    return bound
