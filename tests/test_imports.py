@@ -15,6 +15,7 @@ PACKAGE = Path(sg.__file__).parent
 OPTIONAL = {
     *("transformers", "diffusers", "datasets", "gradio", "torchmetrics", "scipy", "matplotlib", "torchvision"),
     *("sklearn", "timm", "tensorboard", "wandb", "huggingface_hub"),
+    *("fastapi", "uvicorn", "greenlet", "prometheus_client", "ray"),
 }
 NOT_IN_THE_MATHS = OPTIONAL | {"pydantic", "PIL", "pyarrow", "yaml", "rich", "typer"}
 MATHS = ("sphere", "prior", "noise", "conditioning", "protocol", "nn", "sampling")

@@ -10,6 +10,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("metrics",),
+    ("serving",),
     ("evaluation",),
     ("training",),
     ("export",),

@@ -16,6 +16,7 @@ import typer.main
 
 import spheregen
 from spheregen.cli.ablate import ablate
+from spheregen.cli.app import app as app_page
 from spheregen.cli.bench import bench
 from spheregen.cli.compare import compare
 from spheregen.cli.convert import convert
@@ -30,6 +31,7 @@ from spheregen.cli.listing import models, recipes
 from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Command, Everywhere, Writing, everywhere, expanded, keep
 from spheregen.cli.plot import plot
 from spheregen.cli.sample import sample
+from spheregen.cli.serve import serve
 from spheregen.cli.stats import stats
 from spheregen.cli.suggest import suggest
 from spheregen.cli.sweep import sweep
@@ -42,7 +44,7 @@ GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Make and change images": (sample, edit, interpolate, crossover, vary, inpaint, upscale, refine, reconstruct),
     "Train": (suggest, train, plot, encode, fit_prior, tune, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
-    "Use anywhere": (export,),
+    "Ship": (app_page, serve, export),
 }
 _WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep, export}
 _GONE = {
