@@ -18,6 +18,7 @@ LAYERS = (
     ("data",),
     ("family",),
     ("measure",),
+    ("restoration",),
     ("sampling",),
     ("networks",),
     ("batching",),

@@ -94,7 +94,7 @@ def load_image(image: Image.Image, options: ImageOptions) -> torch.Tensor:
 
 def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
     """Return `load_image` as a numpy array, which may be a read-only, transposed view."""
-    image = _convert(image, options)
+    image = to_mode(image, options)
     size = options.image_size
     if image.size != (size, size):
         image = _crop(image, options) if options.fit == "crop" else _pad(image, options)
@@ -102,7 +102,8 @@ def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _convert(image: Image.Image, options: ImageOptions) -> Image.Image:
+def to_mode(image: Image.Image, options: ImageOptions) -> Image.Image:
+    """Return an image upright and as "RGB" or "L" of 8 bits, as large as it is. Raises what `load_image` raises."""
     try:
         return _to_channels(_upright(image), options)
     except (ValueError, TypeError, OSError) as error:  # a mode, palette or transparency that Pillow cannot convert
@@ -157,7 +158,7 @@ def decode_bytes(data: bytes, where: str | Callable[[], str]) -> Image.Image:
 
 def check_convertible(image: Image.Image) -> None:
     """Raise the DataError that `load_image` raises for this image, if it does."""
-    _convert(image, ImageOptions(image_size=1))
+    to_mode(image, ImageOptions(image_size=1))
 
 
 def _without_text(png: bytes) -> bytes:

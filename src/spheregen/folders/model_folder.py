@@ -40,7 +40,7 @@ PRIOR = "prior.safetensors"
 RECORD = "fingerprint.json"  # in a tokenizer's sub-folder, written last
 _FINGERPRINTED = 64 << 20  # bytes
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_SECTIONS = ("sampling", "preprocessing", "training", "provenance", "figures")
+_SECTIONS = ("sampling", "preprocessing", "training", "provenance", "restoration", "figures")
 
 
 @dataclass(frozen=True)
