@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -137,8 +138,11 @@ def load_any_model(folder: str | Path, *, prior: bool = True) -> LoadedModel:
     return loaded
 
 
-def save_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
-    """Make these options the defaults of the model in a folder; those that it had beside them stay."""
+def save_sampling(
+    folder: Path, sampling: Mapping[str, Any], restoration: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Make these options the defaults of the model in a folder, of sampling and of restoration; those that it had
+    beside them stay."""
     member, config = _read_config(folder)
     before = load_network(folder)[1]
     after = dataclasses.replace(before, sampling={**before.sampling, **sampling})
@@ -148,7 +152,8 @@ def save_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
     old, new = (model_card(member, _architecture(folder, member, config), of, title=title) for of in (before, after))
     if text == old:  # nobody has edited it
         write_text(card, new)
-    write_json(folder / CONFIG, {**config, "sampling": dict(after.sampling)})
+    sections = {"sampling": dict(after.sampling), "restoration": {**before.restoration, **restoration}}
+    write_json(folder / CONFIG, {**config, **sections})
 
 
 def save_prior(folder: Path, prior: FittedPrior, about: Mapping[str, Any] | None = None) -> None:

@@ -33,7 +33,8 @@ _MAD = 0.6744897501960817
 def _bins(size: tuple[int, int]) -> Tensor:
     rows, columns = torch.fft.fftfreq(size[0], dtype=torch.float64), torch.fft.rfftfreq(size[1], dtype=torch.float64)
     distance = (rows[:, None].square() + columns.square()).sqrt()
-    return (distance / HIGHEST * BINS).long().clamp_max(BINS - 1)
+    number: Tensor = (distance / HIGHEST * BINS).long().clamp_max(BINS - 1)
+    return number
 
 
 @own_defaults()

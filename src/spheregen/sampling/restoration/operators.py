@@ -217,25 +217,14 @@ class Mask(Operator):
 
     def prox(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
         if gain is not None:
-            return self._under(gain, v, y, lam, CG_ITERATIONS)
+            x = _coloured(self, v, y, self._lam(lam, v), gain)
+            return torch.where((self.known.to(v.dtype) == 1) & (self._lam(lam, v) == 0), y, x)
         known, weight = self.known.to(v.dtype).expand_as(v), self._lam(lam, v)
         square = known.square() + weight
         safe = torch.where(square == 0, torch.ones_like(square), square)
         # not v plus a correction, so that pixels known without noise are kept to the bit
         kept = torch.where(known == 1, (y + weight * v) / (1 + weight), (known * y + weight * v) / safe)
         return torch.where(known == 0, v, kept)
-
-    def last_step(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
-        return self.prox(v, y, lam) if gain is None else self._under(gain, v, y, lam, FEW)
-
-    def _under(self, gain: Tensor, v: Tensor, y: Tensor, lam: Lam, iterations: int) -> Tensor:
-        """Return `prox` under a gain; pixels that are known without noise are kept to the bit."""
-        weight = self._lam(lam, v)
-        # in double precision and never quite without noise: rounding would grow from step to step
-        wide = torch.float32 if v.device.type == "mps" else torch.float64
-        parts = (v.to(wide), y.to(wide), weight.to(wide).clamp_min(LEAST), gain.to(wide))
-        x = _coloured(self, *parts, iterations).to(v.dtype)
-        return torch.where((self.known.to(v.dtype) == 1) & (weight == 0), y, x)
 
     def step(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
         """Return `prox`; under a gain what v lacks at known pixels flows smoothly into the others, not exactly."""
@@ -270,12 +259,6 @@ class SoftMask(Mask):
 
     def prox(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
         return self._mixed(v, self._hard.prox(v, y, lam, gain))
-
-    def last_step(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
-        return self._mixed(v, self._hard.last_step(v, y, lam, gain))
-
-    def step(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
-        return self._mixed(v, self._hard.step(v, y, lam, gain))
 
     def init(self, y: Tensor) -> Tensor:
         known = self.known.to(y.dtype).expand(len(y), -1, -1, -1)
@@ -351,7 +334,8 @@ def _wrapped(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _transfer(kernel: Tensor, like: Tensor) -> Tensor:
     size = (like.shape[-2], like.shape[-1])
-    return torch.fft.rfft2(_wrapped(kernel.to(like.dtype), size))
+    transfer: Tensor = torch.fft.rfft2(_wrapped(kernel.to(like.dtype), size))
+    return transfer
 
 
 def _filter(x: Tensor, transfer: Tensor) -> Tensor:
@@ -362,14 +346,16 @@ def _filter(x: Tensor, transfer: Tensor) -> Tensor:
 def _mirror(x: Tensor) -> Tensor:
     """Return images and their mirror images on the right and below: their circular borders reflect."""
     wide = torch.cat([x, x.flip(-1)], dim=-1)
-    return torch.cat([wide, wide.flip(-2)], dim=-2)
+    mirrored: Tensor = torch.cat([wide, wide.flip(-2)], dim=-2)
+    return mirrored
 
 
 def _fold(x: Tensor) -> Tensor:
     """Return the adjoint of `_mirror`."""
     upper, lower = x.chunk(2, dim=-2)
     left, right = (upper + lower.flip(-2)).chunk(2, dim=-1)
-    return left + right.flip(-1)
+    folded: Tensor = left + right.flip(-1)
+    return folded
 
 
 @dataclass(frozen=True)
@@ -681,7 +667,8 @@ class MaskedFourier(Operator):
         _check_binary(self.known)
 
     def A(self, x: Tensor) -> Tensor:
-        return self.known.to(x.dtype) * torch.fft.fft2(x, norm="ortho")
+        seen: Tensor = self.known.to(x.dtype) * torch.fft.fft2(x, norm="ortho")
+        return seen
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         back: Tensor = torch.fft.ifft2(self.known.to(y.real.dtype) * y, norm="ortho").real

@@ -121,7 +121,8 @@ def restore(
     condition = model.condition(labels).check(len(y))
     size, tiled = (shape[1], shape[2]), tuple(shape) != tuple(model.image_shape)
     guided = guide(model, condition, guidance, guidance_at)
-    tiles = TiledModel(model, condition, lambda *of: guide(*of, guidance, guidance_at), size) if tiled else None
+    guide_tiles = functools.partial(guide, guidance=guidance, place=guidance_at)
+    tiles = TiledModel(model, condition, guide_tiles, size) if tiled else None
     deviation = torch.as_tensor(noise, device=y.device, dtype=begin.dtype)
     gain = None if spectrum is None else gain_of(spectrum, size, begin)
     weight = _weight(operator, deviation, lam, scale, gain)
