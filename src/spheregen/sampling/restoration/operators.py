@@ -329,7 +329,8 @@ def _wrapped(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     columns = (torch.arange(width, device=kernel.device) - width // 2) % size[1]
     place = (rows[:, None] * size[1] + columns[None]).flatten()
     flat = kernel.new_zeros((*kernel.shape[:2], size[0] * size[1]))
-    return flat.index_add(-1, place, kernel.flatten(2)).unflatten(-1, size)
+    wrapped: Tensor = flat.index_add(-1, place, kernel.flatten(2)).unflatten(-1, size)
+    return wrapped
 
 
 def _transfer(kernel: Tensor, like: Tensor) -> Tensor:
@@ -719,7 +720,8 @@ class Separable(Operator):
         left_2, s_2, right_2 = torch.linalg.svd(self.columns[0].to(v.dtype), full_matrices=False)
         power = s[:, None] * s_2
         residual = left.T @ (y - self.A(v)) @ left_2
-        return v + right.T @ (power * residual / (power.square() + weight)) @ right_2
+        change: Tensor = right.T @ (power * residual / (power.square() + weight)) @ right_2
+        return v + change
 
     def init(self, y: Tensor) -> Tensor:
         back = self.A_adjoint(y)
