@@ -75,7 +75,7 @@ class RestoreOptions(TypedDict, total=False):
     steps: int
     """Prior and data steps, by default 20; each leaves an image that may be used."""
     angle: float
-    """Degrees of the noise of the prior's steps, by default 45; 0 is none."""
+    """Degrees of the noise of the prior's steps, by default 30; 0 is none."""
     schedule: Schedule
     """Of the angles, by default `fixed`."""
     lam: float

@@ -30,8 +30,8 @@ from spheregen.sampling.restoration.tiles import TiledModel
 from spheregen.sampling.schedules import Schedule, edit_angles
 from spheregen.sphere import per_sample
 
-STEPS, ANGLE = 20, 45.0
-"""Of models that nothing was recorded for: the full setting of SP3, and an angle in the middle of what it studied."""
+STEPS, ANGLE = 20, 30.0
+"""Of models that nothing was recorded for: the full setting of SP3, and an angle that small models bear."""
 WHITE_SCALE = 10.0
 """c of lambda = c s^2 where the prior's error is thought to be white: that of a deviation of 0.3."""
 
