@@ -171,12 +171,10 @@ class _Simple:
 
     def restored(self, y: Tensor, operator: Operator, noise: float) -> dict[str, Tensor]:
         start = operator.init(y)
-        mean = start if isinstance(operator, Mask) else self.mean.expand_as(start)
-        wiener = torch.cat([operator.last_step(m, part, noise**2, self.gain) for m, part in zip(
-            mean.split(64), y.split(64), strict=True
-        )])  # fmt: skip
         name = "fill" if isinstance(operator, Mask) else "bicubic" if isinstance(operator, Subsample) else "as it is"
-        found = {name: start, "wiener": wiener, "total variation": total_variation(start, noise)}
+        found = {name: start, "total variation": total_variation(start, noise)}
+        if not isinstance(operator, Mask):
+            found["wiener"] = operator.prox(self.mean.expand_as(start), y, noise**2, self.gain)
         if isinstance(operator, restoration.Denoise):
             found["median"] = _median(y)
         return found
