@@ -20,6 +20,7 @@ LAYERS = (
     ("data",),
     ("family",),
     ("measure",),
+    ("restoration",),
     ("sampling",),
     ("networks",),
     ("batching",),

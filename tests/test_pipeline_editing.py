@@ -42,6 +42,7 @@ IMAGES: dict[str, Call] = {  # methods of one image each
     "inpaint": lambda pipe, x, **o: pipe.inpaint(x, HOLE, **o),
     "upscale": lambda pipe, x, **o: pipe.upscale(x, 2, **o),
 }
+RESTORATIONS = ("inpaint", "upscale")
 ALL: dict[str, Call] = {
     **IMAGES,
     "vary": lambda pipe, x, **o: pipe.vary(x[0], 3, **o),
@@ -74,15 +75,16 @@ def predicting(pipe: sg.Pipeline) -> torch.nn.Module:
 def test_shapes_seeds_trajectory_and_settings(pipe: sg.Pipeline, unconditional: sg.Pipeline, name: str) -> None:
     for given in (pipe, unconditional):
         for steps in (1, 3):
-            output = ALL[name](given, A, steps=steps, seed=5, strength=0.3)
+            own = {"angle": 20.0} if name in RESTORATIONS else {"strength": 0.3}
+            output = ALL[name](given, A, steps=steps, seed=5, **own)
             assert output.tensor.shape == (3, 3, 8, 8) and output.tensor.dtype == torch.float32
             assert output.tensor.device.type == "cpu" and not output.tensor.requires_grad
             assert 0 <= output.tensor.min() <= output.tensor.max() <= 1
             assert len(output.trajectory) == steps and torch.equal(output.trajectory[-1], output.tensor)
             assert output.labels is None  # of the null class there is nothing to say
-            assert {"edit": name, "steps": steps, "strength": 0.3, "guidance": 1.0}.items() <= output.settings.items()
+            assert {"edit": name, "steps": steps, "guidance": 1.0, **own}.items() <= output.settings.items()
             assert output.seeds == (5, 6, 7) or name == "interpolate"
-            assert output.settings["schedule"] == ("decay" if name in ("inpaint", "upscale") else "fixed")
+            assert output.settings["schedule"] == "fixed"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -102,7 +104,7 @@ def test_the_settings_say_how_it_was_made(pipe: sg.Pipeline, name: str) -> None:
         {"schedule": "fixed"},
         {"guidance": 1.0},
         *({"guidance_at": other} for other in others),
-        {"strength": 0.9},
+        {"angle": 70.0} if name in RESTORATIONS else {"strength": 0.9},
         {"steps": 4},
         {"share_noise": True},
     ):
@@ -149,7 +151,7 @@ def test_an_image_depends_on_its_own_seed_alone(pipe: sg.Pipeline, name: str) ->
 def test_a_guidance_and_a_schedule_of_your_own(pipe: sg.Pipeline, tmp_path: Path) -> None:
     for name, call in ALL.items():
         output = call(pipe, A, steps=2, guidance=dim, schedule=lambda t, steps: 0.5)
-        assert output.tensor.sub(0.5).abs().max() < 0.1 + 1e-6 or name in ("inpaint", "upscale"), name
+        assert output.tensor.sub(0.5).abs().max() < 0.1 + 1e-6 or name in RESTORATIONS, name
         assert "dim" in output.metadata(0)["settings"]
         output.save(tmp_path / name)
 

@@ -10,13 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spheregen import data, evaluation, family, interop, metrics, noise, sampling, sphere, training
+    from spheregen import data, evaluation, family, interop, metrics, noise, restoration, sampling, sphere, training
     from spheregen.errors import SphereGenError
     from spheregen.pipeline import Pipeline, PipelineOutput, load
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "evaluation", "family", "interop", "metrics", "noise", "sampling", "sphere", "training")
+_MODULES = (
+    "data",
+    "evaluation",
+    "family",
+    "interop",
+    "metrics",
+    "noise",
+    "restoration",
+    "sampling",
+    "sphere",
+    "training",
+)
 _OBJECTS = {
     "Pipeline": "spheregen.pipeline",
     "PipelineOutput": "spheregen.pipeline",
@@ -36,6 +47,7 @@ __all__ = [
     "load",
     "metrics",
     "noise",
+    "restoration",
     "sampling",
     "sphere",
     "training",

@@ -88,7 +88,7 @@ def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
         DataError: the mode cannot be converted, or the values of a 32-bit image have no known scale. The message does
             not know the file's name.
     """
-    image = _convert(image, options)
+    image = to_mode(image, options)
     size = options.image_size
     if image.size != (size, size):
         image = _crop(image, options) if options.fit == "crop" else _pad(image, options)
@@ -96,7 +96,8 @@ def load_array(image: Image.Image, options: ImageOptions) -> Pixels:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _convert(image: Image.Image, options: ImageOptions) -> Image.Image:
+def to_mode(image: Image.Image, options: ImageOptions) -> Image.Image:
+    """Return an image upright and as "RGB" or "L" of 8 bits, as large as it is. Raises what `load_array` raises."""
     try:
         return _to_channels(_upright(image), options)
     except (ValueError, TypeError, OSError) as error:  # a mode, palette or transparency that Pillow cannot convert
@@ -146,7 +147,7 @@ def decode_bytes(data: bytes, where: str | Callable[[], str]) -> Image.Image:
 
 def check_convertible(image: Image.Image) -> None:
     """Raise the DataError that `load_array` raises for this image, if it does."""
-    _convert(image, ImageOptions(image_size=1))
+    to_mode(image, ImageOptions(image_size=1))
 
 
 def _without_text(png: bytes) -> bytes:

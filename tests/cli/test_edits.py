@@ -79,8 +79,23 @@ def test_each_option_is_read(done: Done, model: Path, command: str, own: dict[st
     schedule = [1, 0.5] if command in ("vary", "interpolate") else [1, 0.5, 0.25]  # the first step of those decodes
     arguments = ["1", "12"] if command == "interpolate" else EDITS[command]
     words = [*OPTIONS, *SETTINGS, f"schedule={schedule}", *(w for name in own for w in (f"--{name}", own[name]))]
+    used = USED
+    if command in ("inpaint", "upscale"):
+        used = {**USED, "angle": 30.0}
+        del used["strength"]
+        words = [
+            "--labels",
+            "7",
+            "--steps",
+            3,
+            "--set",
+            "angle=30.0",
+            "--set",
+            "guidance=2.5",
+            *words[words.index("--set") :],
+        ]
     answer = done(command, model, *arguments, *words, "--out", "made")
-    expected = USED | own | {"schedule": schedule}
+    expected = used | own | {"schedule": schedule}
     assert {name: answer[name] for name in expected} == expected
     text = read_metadata(min(Path("made").iterdir()))
     assert text.get("label", text.get("labels")) == "7"

@@ -17,17 +17,18 @@ from tests.factories import image_folder
 COMMANDS: dict[str, Any] = main.command().commands
 NAMES = {
     *("train", "sample", "reconstruct", "edit", "interpolate", "crossover", "vary", "inpaint", "upscale", "refine"),
+    "restore",
     *("evaluate", "compare", "sweep", "ablate", "plot", "stats", "suggest", "encode", "info", "convert", "models"),
-    *("bench", "recipes", "demo", "fit-prior", "tune", "export"),
+    *("bench", "recipes", "demo", "fit-prior", "tune", "export", "serve", "app"),
 }
-LATER = {"fit-prior", "tune", "export"}
-"""Commands that came after the bound on the parameters of all others."""
+LATER = {"fit-prior": 8, "tune": 8, "restore": 15, "export": 8, "serve": 15, "app": 8}
+"""Commands that came after the bound on the parameters of all others, each with its own."""
 
 
 def test_commands_and_the_number_of_their_parameters() -> None:
     assert COMMANDS.keys() == NAMES
     assert sum(len(command.params) for name, command in COMMANDS.items() if name not in LATER) <= 201
-    assert all(len(COMMANDS[name].params) <= 8 for name in LATER)
+    assert all(len(COMMANDS[name].params) <= most for name, most in LATER.items())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

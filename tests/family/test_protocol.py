@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from spheregen.conditioning import Labels
 from spheregen.nn.block import ClassEmbedding
 from spheregen.prior import ROTATION, Angle
 from spheregen.protocol import SphereGenerator, mix_images, mix_tokens
+from spheregen.restoration import Mask
 from spheregen.sphere import per_sample
 from tests.sampling.latent_generator import latent_generator
 from tests.sampling.test_sampling import IMAGES, LABELS, NOISE, STEP, gaussian, model_of
@@ -74,12 +76,12 @@ def test_the_calls_of_a_generator_agree(kind: str) -> None:
 def test_a_toy_member_samples_edits_and_restores_up_to_90_degrees(schedule: str) -> None:
     model = toy()
     options = {"schedule": schedule, "guidance": 1.5, "step_noise": STEP}
-    known = sampling.Masked(IMAGES, torch.ones(1, 1, 8, 8))
-    for call, start in ((sampling.sample, NOISE), (sampling.edit, IMAGES), (sampling.restore, known)):
+    hidden = functools.partial(sampling.restore, operator=Mask(torch.zeros(1, 1, 8, 8)), angle=90.0)
+    for call, start in ((sampling.sample, NOISE), (sampling.edit, IMAGES), (hidden, IMAGES)):
         for steps in (1, 4):
-            made = call(model, start, LABELS, steps=steps, **options)  # type: ignore[operator]
+            made = call(model, start, labels=LABELS, steps=steps, **options)  # type: ignore[operator]
             assert made.images.shape == IMAGES.shape and made.images.isfinite().all()
-            alone = call(model, start, LABELS, steps=steps, **options).images  # type: ignore[operator]
+            alone = call(model, start, labels=LABELS, steps=steps, **options).images  # type: ignore[operator]
             assert torch.equal(made.images, alone)
     one = sampling.sample(model, NOISE, LABELS, steps=1).images
     told = model.decode(model.prior.project(NOISE), LABELS, 84)

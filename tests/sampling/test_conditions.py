@@ -14,7 +14,8 @@ from spheregen.conditioning import Condition, mixture
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.nn.block import ClassEmbedding, Modulation
 from spheregen.nn.sizes import TransformerSize
-from spheregen.sampling import Masked, edit, restore, sample
+from spheregen.restoration import Mask
+from spheregen.sampling import edit, restore, sample
 from tests.sampling import test_sampling as given
 from tests.sampling.test_sampling import LABELS, model_of
 
@@ -128,7 +129,7 @@ def test_what_follows_from_labels_is_computed_once_a_call(
         assert sorted(name for name, _ in calls) == names_of(model, kind)
     for loop in (
         lambda: edit(model, IMAGES, labels, steps=3, guidance=guidance),
-        lambda: restore(model, Masked(IMAGES, torch.ones(1, 1, 8, 8)), labels, steps=3, guidance=guidance),
+        lambda: restore(model, IMAGES, Mask(torch.zeros(1, 1, 8, 8)), labels, steps=3, guidance=guidance),
     ):
         with counted(model, Modulation) as calls:
             loop()

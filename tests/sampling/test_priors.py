@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,8 @@ import spheregen as sg
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.folders.model_folder import ModelInfo
 from spheregen.prior import GAUSSIAN
-from spheregen.sampling import Masked, edit, interpolate, lerp, reconstruct, restore
+from spheregen.restoration import Mask
+from spheregen.sampling import edit, interpolate, lerp, reconstruct, restore
 from spheregen.sphere import slerp, spherify
 from tests.sampling.test_sampling import IMAGES, LABELS, SIGMA, STEP, gaussian, model_of
 
@@ -31,11 +34,11 @@ def test_edits_and_restorations_stay_in_the_prior(model: SphereAutoencoder) -> N
     for images in edit(model, IMAGES, LABELS, steps=2, step_noise=STEP).trajectory:
         x = refined(model, x, 0.25)
         torch.testing.assert_close(images, x, atol=2e-5, rtol=0)
-    missing = torch.zeros(1, 1, 8, 8)
-    missing[..., :4] = 1
-    observation = Masked(IMAGES, missing)
-    result = restore(model, observation, LABELS, steps=1, strength=0.4, schedule=[1.0], step_noise=STEP)
-    expected = observation.agree(refined(model, observation.start(), 0.4))
+    known = torch.ones(1, 1, 8, 8)
+    known[..., :4] = 0
+    operator, angle = Mask(known), math.degrees(math.atan(0.4 * SIGMA))
+    result = restore(model, IMAGES, operator, LABELS, steps=1, angle=angle, step_noise=STEP)
+    expected = operator.prox(refined(model, operator.init(IMAGES), 0.4), IMAGES, 0).clamp(-1, 1)
     torch.testing.assert_close(result.images, expected, atol=2e-5, rtol=0)
     torch.testing.assert_close(reconstruct(model, IMAGES), model.decode(model.encode_raw(IMAGES)))
 

@@ -1,107 +1,44 @@
-"""Restoration: what is known stays, the rest is the nearest that agrees with it."""
+"""The solver: a prior step, then a data step, over and over; tiles, early ends, defaults."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from spheregen import restoration as r
 from spheregen.conditioning import Condition
+from spheregen.errors import ConfigError
 from spheregen.family.sphere_encoder.network import SphereAutoencoder
 from spheregen.prior import Angle
 from spheregen.protocol import Context, SphereGenerator
-from spheregen.sampling import Guided, GuidedModel, Masked, Observation, Reduced, guide, refine, restore
-from tests.sampling.test_sampling import IMAGES, LABELS, SIGMA, STEP, gaussian
+from spheregen.sampling import Guided, GuidedModel, guide, refine, restore, seeded_noise
+from spheregen.sampling.restoration.tiles import tile_starts
+from tests.sampling.test_sampling import IMAGES, LABELS, STEP, gaussian
 
-MASK = (torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(3)) < 0.5).float()
-EACH = (torch.rand((3, 1, 8, 8), generator=torch.Generator().manual_seed(4)) < 0.5).float()
-SOFT = torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(5)).where(MASK == 1, torch.zeros(()))
-MASKS = {"one": MASK, "each": EACH, "none": torch.zeros(1, 1, 8, 8), "all": torch.ones(1, 1, 8, 8)}
-TYPES = [torch.float32, torch.float64, torch.bfloat16]
-
-
-def small_of(images: Tensor, factor: int) -> Tensor:
-    return functional.avg_pool2d(images, factor)
-
-
-# what is known --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("mask", [*MASKS.values(), SOFT], ids=[*MASKS, "soft"])
-def test_known_pixels_are_kept_bit_for_bit(mask: Tensor, dtype: torch.dtype) -> None:
-    images = IMAGES.to(dtype)
-    observation = Masked(images, mask)
-    known = (mask == 0).expand_as(images)
-    other = gaussian(3, 3, 8, 8, seed=6).to(dtype)
-    for result in (observation.start(), observation.agree(other)):
-        assert result.shape == images.shape and result.dtype == dtype
-        assert result.isfinite().all()
-        assert torch.equal(result[known], images[known])
-    missing = (mask == 1).expand_as(images)
-    assert torch.equal(observation.agree(other)[missing], other[missing])
-
-
-@pytest.mark.parametrize("mask", [MASK, EACH], ids=["one", "each"])
-def test_inpainting_starts_from_what_is_known_around(mask: Tensor) -> None:
-    hidden = IMAGES.where(mask == 0, torch.full((), 0.7))
-    start = Masked(hidden, mask).start()
-    assert torch.equal(start, Masked(IMAGES, mask).start())  # what the missing region holds does not matter
-    known = (mask == 0).expand_as(IMAGES)
-    assert torch.equal(start[known], IMAGES[known])
-    for i, channel in itertools.product(range(3), range(3)):
-        around = IMAGES[i, channel][known[i, channel]]
-        filled = start[i, channel][~known[i, channel]]
-        assert around.min() - 1e-5 <= filled.min() and filled.max() <= around.max() + 1e-5
-    even = torch.full_like(IMAGES, 0.3)
-    torch.testing.assert_close(Masked(even, mask).start(), even, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("dtype", TYPES[:2])
-@pytest.mark.parametrize("factor", [1, 2, 4, 8])
-def test_averages_are_kept(factor: int, dtype: torch.dtype) -> None:
-    small = small_of(IMAGES, factor).to(dtype)
-    observation = Reduced(small, factor)
-    for result in (observation.start(), observation.agree(gaussian(3, 3, 8, 8, seed=6).to(dtype))):
-        assert result.shape == IMAGES.shape and result.dtype == dtype
-        assert (small_of(result, factor) - small).abs().max() < 1e-5
-    if factor == 1:
-        torch.testing.assert_close(observation.start(), small)
-
-
-OBSERVATIONS: dict[str, Observation] = {
-    **{f"masked {name}": Masked(IMAGES.double(), mask.double()) for name, mask in MASKS.items()},
-    **{f"reduced {factor}": Reduced(small_of(IMAGES.double(), factor), factor) for factor in (1, 2, 8)},
+HOLE = torch.ones(1, 1, 8, 8)
+HOLE[..., 2:6, 3:8] = 0
+SPECTRUM = [0.5 / (1 + n) for n in range(r.BINS)]
+OPERATORS: dict[str, r.Operator] = {
+    "mask": r.Mask(HOLE),
+    "denoise": r.Denoise(),
+    "blur": r.Blur(r.gaussian_kernel(1, 5).float(), "reflect"),
+    "motion": r.Blur(r.motion_kernel(3, 30).float(), "reflect"),
+    "circular": r.Blur(r.gaussian_kernel(1, 5).float()),
+    "small": r.Subsample.bicubic(2).to(torch.float32),
+    "pixels": r.Subsample(2),
+    "means": r.BlockMean(2),
+    "grey": r.Grey(),
+    "fourier": r.MaskedFourier(HOLE),
+    "hadamard": r.MaskedTransform(HOLE, "hadamard"),
+    "levels": r.Quantise(6),
+    "jpeg": r.Jpeg(30),
+    "both": r.BlockMean(2) @ r.Blur(r.gaussian_kernel(1, 3).float()),
+    "functions": r.Linear(lambda x: x.flip(-1), lambda y: y.flip(-1)),
 }
-
-
-def start_of(observation: Observation) -> Tensor:
-    """A first guess that is well inside [-1, 1]."""
-    return observation.start() * 0.5
-
-
-@pytest.mark.parametrize("name", OBSERVATIONS)
-def test_agree_is_the_nearest_that_agrees(name: str) -> None:
-    """An orthogonal projection of images that stay in [-1, 1]: idempotent, and the change is at right angles to all
-    that stays free."""
-    observation = OBSERVATIONS[name]
-    x, y = (start_of(observation) + 0.05 * gaussian(3, 3, 8, 8, seed=seed).double().clamp(-4, 4) for seed in (6, 7))
-    agreed, other = observation.agree(x), observation.agree(y)
-    torch.testing.assert_close(observation.agree(agreed), agreed, atol=1e-12, rtol=0)
-    torch.testing.assert_close(observation.agree(observation.start()), observation.start(), atol=1e-12, rtol=0)
-    inner = ((x - agreed) * (other - agreed)).sum((1, 2, 3))
-    assert inner.abs().max() < 1e-9
-    assert ((x - agreed).norm() <= (x - other).norm() + 1e-12).all()
-    middle = observation.agree((x + y) / 2)
-    torch.testing.assert_close(middle, (agreed + other) / 2, atol=1e-12, rtol=0)  # affine
-
-
-# the loop -------------------------------------------------------------------------------------------------------------
 
 
 class Dimmed(Guided):
@@ -117,35 +54,125 @@ def dim(model: SphereGenerator, condition: Condition) -> GuidedModel:
 
 
 @torch.no_grad()
-def test_a_step_is_a_refinement_and_agreement(model: SphereAutoencoder) -> None:
-    observation = Masked(IMAGES, MASK)
-    guided, x = guide(model, LABELS, 1.5), observation.start()
-    result = restore(model, observation, LABELS, steps=3, strength=0.4, guidance=1.5, step_noise=STEP)
+def test_a_step_is_a_refinement_and_a_data_step(model: SphereAutoencoder) -> None:
+    operator = r.Denoise()
+    y = IMAGES + 0.1 * gaussian(*IMAGES.shape)
+    guided, x = guide(model, LABELS, 1.5), y
+    result = restore(model, y, operator, LABELS, 3, 50.0, "decay", 0.1, guidance=1.5, step_noise=STEP)
     for t, images in enumerate(result.trajectory, 1):
-        angle = math.atan(0.4 * (1 - t / 4) * SIGMA)  # decays by default
-        x = observation.agree(refine(guided, x.clamp(-1, 1), angle, STEP)[0])
+        angle = math.atan((1 - t / 4) * math.tan(math.radians(50)))
+        x = operator.prox(refine(guided, x, angle, STEP)[0], y, 10 * 0.1**2)  # not clamped in between
         torch.testing.assert_close(images, x.clamp(-1, 1), atol=2e-5, rtol=0)
 
 
-@dataclass(frozen=True)
-class KnownMean:
-    """An observation of a researcher's own: only the mean of each channel is known."""
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("spectrum", [None, SPECTRUM], ids=["white", "coloured"])
+def test_every_operator_restores_and_agrees_with_what_is_known(
+    either: SphereGenerator, name: str, spectrum: list[float] | None
+) -> None:
+    operator = OPERATORS[name]
+    y = operator.A(0.3 * IMAGES)
+    how = {"steps": 3, "guidance": dim, "step_noise": STEP, "spectrum": spectrum}
+    result = restore(either, y, operator, LABELS, **how)  # type: ignore[arg-type]
+    assert result.images.shape == IMAGES.shape and len(result.trajectory) == 3
+    inside = result.images if operator.linear else 0.99 * result.images + 0.01 * y  # off the walls of a box
+    first = float((operator.A(dimmed(either)) - y).abs().square().mean())
+    assert float((operator.A(inside) - y).abs().square().mean()) < 0.3 * first
+    noisy = restore(either, y, operator, LABELS, noise=0.5, **how)  # type: ignore[arg-type]
+    assert noisy.images.isfinite().all() and torch.equal(noisy.images, result.images) != operator.linear
 
-    mean: Tensor
-    size: int
 
-    def start(self) -> Tensor:
-        return self.mean[..., None, None].expand(*self.mean.shape, self.size, self.size)
-
-    def agree(self, images: Tensor) -> Tensor:
-        return images + (self.mean - images.mean((-2, -1)))[..., None, None]
+def dimmed(model: SphereGenerator) -> Tensor:
+    with torch.no_grad():
+        return 0.2 * model.decode(model.prior.project(STEP), LABELS)
 
 
-def test_an_observation_of_your_own(either: SphereGenerator) -> None:
-    observation = KnownMean(0.1 * IMAGES.mean((-2, -1)), 8)
-    result = restore(either, observation, LABELS, steps=3, guidance=dim, step_noise=STEP)
-    for images in result.trajectory:
-        assert (images.mean((-2, -1)) - observation.mean).abs().max() < 1e-5
-    whole = Reduced(observation.mean[..., None, None], 8)  # the same by another name
-    same = restore(either, whole, LABELS, steps=3, guidance=dim, step_noise=STEP)
-    torch.testing.assert_close(result.images, same.images, atol=1e-4, rtol=0)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_batch_equals_its_images_one_by_one(model: SphereAutoencoder, name: str) -> None:
+    operator, deviations = OPERATORS[name], torch.tensor([0.05, 0.1, 0.2])
+    y = operator.A(IMAGES)
+    together = restore(model, y, operator, LABELS, 2, noise=deviations, spectrum=SPECTRUM, step_noise=STEP).images
+    for i in range(3):
+        one = slice(i, i + 1)
+        how = {"noise": deviations[one], "spectrum": SPECTRUM, "step_noise": STEP[one]}
+        alone = restore(model, y[one], operator[one], LABELS[one], 2, **how).images  # type: ignore[arg-type]
+        torch.testing.assert_close(together[one], alone, atol=2e-5, rtol=0)
+
+
+def test_an_end_before_the_last_step(model: SphereAutoencoder) -> None:
+    """An image is held as soon as the prior's own agrees with y; it does not matter what the others do."""
+    seen: list[int] = []
+    y, noise = IMAGES.clone(), torch.tensor([9.0, 1e-3, 9.0])
+    how = {"steps": 4, "step_noise": STEP, "noise": noise}
+    result = restore(model, y, r.Denoise(), LABELS, stop=1.0, callback=lambda t, *_: seen.append(t), **how)  # type: ignore[arg-type]
+    assert seen == [1, 2, 3, 4]
+    whole = restore(model, y, r.Denoise(), LABELS, **how)  # type: ignore[arg-type]
+    assert torch.equal(result.images[[0, 2]], whole.trajectory[0][[0, 2]])  # held after the first
+    assert torch.equal(result.images[1], whole.images[1])
+    seen.clear()
+    how["noise"] = torch.full((3,), 9.0)
+    assert len(restore(model, y, r.Denoise(), LABELS, stop=1.0, **how).trajectory) == 1  # type: ignore[arg-type]
+
+
+def test_tiles_cover_large_images_evenly(model: SphereAutoencoder) -> None:
+    for length in (8, 9, 15, 16, 40):
+        starts = tile_starts(length, 8)
+        assert starts[0] == 0 and starts[-1] == length - 8
+        assert all(0 < b - a <= 4 for a, b in itertools.pairwise(starts))
+    y = torch.rand((2, 3, 13, 20), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    tiles = len(tile_starts(13, 8)) * len(tile_starts(20, 8))
+    mask = r.Mask(torch.ones(1, 1, 13, 20).index_fill(3, torch.arange(6, 9), 0))
+    noise = seeded_noise([3, 4], (tiles, *model.latent_shape), 2, share=False).steps
+    rows = [each.flatten(0, 1) for each in noise]
+    result = restore(model, mask.A(y), mask, LABELS[:2], steps=2, step_noise=rows)
+    assert result.images.shape == y.shape
+    where = (mask.known == 1).expand_as(y)
+    assert torch.equal(result.images[where], y[where]) and not torch.equal(result.images, y)
+    alone = restore(model, mask.A(y)[1:], mask, LABELS[1:2], steps=2, step_noise=[each[tiles:] for each in rows])
+    torch.testing.assert_close(alone.images, result.images[1:], atol=2e-5, rtol=0)
+
+
+def test_the_spectrum_of_an_error_is_measured(model: SphereAutoencoder) -> None:
+    spectrum = r.measure_spectrum(model, IMAGES, LABELS, 0.0)
+    assert len(spectrum) == r.BINS and min(spectrum) > 0
+    with torch.no_grad():
+        error = IMAGES - model(IMAGES, LABELS)
+    drawn = r.gain_of(spectrum, (8, 8), error)
+    whole = drawn.square()[:, 1:4].sum() * 2 + drawn.square()[:, [0, 4]].sum()
+    assert whole.item() / 64 == pytest.approx(error.square().mean().item(), rel=0.05)  # Parseval
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"angle": 91}, "angle"),
+        ({"noise": -1.0}, "noise"),
+        ({"noise": math.nan}, "noise"),
+        ({"stop": 1.0}, "give noise"),
+        ({"stop": -1.0, "noise": 0.1}, "stop"),
+        ({"steps": 0}, "steps"),
+        ({"lam": -1.0}, "lambda"),
+        ({"start": IMAGES[:1]}, "start"),
+        ({"spectrum": [1.0]}, "spectrum"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(model: SphereAutoencoder, options: dict[str, float], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        restore(model, IMAGES, r.Denoise(), LABELS, **{"steps": 2, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("y", "operator", "named"),
+    [
+        (IMAGES, r.Grey(), "observation"),
+        (IMAGES, r.Mask(torch.ones(1, 1, 4, 4)), "4 x 4"),
+        (IMAGES[:, :1], r.Denoise(), "channels"),
+        (IMAGES[..., :4], r.Denoise(), "smaller"),
+        (IMAGES, r.Linear(lambda x: x, lambda y: 2 * y), "adjoint"),
+    ],
+)
+def test_observations_that_cannot_be_are_refused(
+    model: SphereAutoencoder, y: Tensor, operator: r.Operator, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        restore(model, y, operator, LABELS, steps=1)

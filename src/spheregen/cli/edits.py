@@ -1,9 +1,11 @@
-"""The commands that change images: `edit`, `crossover`, `vary`, `interpolate`, `inpaint`, `upscale`, `refine`, and
-`reconstruct`. Each loads a pipeline, reads images, calls the method of its name, and writes images and a sheet."""
+"""The commands that change images: `edit`, `crossover`, `vary`, `interpolate`, `refine` and `reconstruct`.
+
+Each loads a pipeline, reads images, calls the method of its name, and writes images and a sheet."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import tempfile
@@ -56,20 +58,25 @@ class Work:
 
     def do(
         self,
-        method: str,
+        method: str | Callable[..., PipelineOutput],
         done: str,
         options: dict[str, Any],
         *own: Any,
         before: Callable[[Pipeline, list[Image.Image], PipelineOutput], list[Tensor]] | None = None,
+        after: Callable[[PipelineOutput], list[Tensor]] = lambda output: [],
         inputs: Sequence[Path] = (),
+        most: int | None = None,
     ) -> None:
         """Change images part by part by a method of the pipeline, and write them and a sheet.
 
         Args:
+            method: its name, or a function of the pipeline, the images and the options.
             done: what is told in the end, such as "edited", and the default of `out`.
             own: further arguments of the method.
             before: what a row of the sheet begins with, tensors (B, C, S, S); by default the images themselves.
+            after: what a row ends with.
             inputs: further files that are read, which nothing may overwrite.
+            most: steps in a row, evenly spread; None: all.
         """
         parts = gather(self.images, self.split)
         writer = EditWriter(self.out or Path(done), [*inputs, *(file.where for part in parts for file in part)])
@@ -80,9 +87,10 @@ class Work:
             for part in cli.watch(parts, sum(map(len, parts)), len):
                 images = [file.open() for file in part]
                 labels = cli.in_turn(named, len(part), count)
-                output = getattr(pipe, method)(images, *own, labels=labels, seed=self.seed + count, **options)
+                call = functools.partial(method, pipe) if callable(method) else getattr(pipe, method)
+                output = call(images, *own, labels=labels, seed=self.seed + count, **options)
                 first = [as_tensor(pipe, images)] if before is None else before(pipe, images, output)
-                writer.add(output, [file.name for file in part], step_rows(first, output))
+                writer.add(output, [file.name for file in part], step_rows(first, output, after(output), most))
                 count += len(part)
         writer.finish(f"{done} on {pipe.place}")
 
@@ -98,63 +106,6 @@ def edit(work: Work, loop: cli.Editing) -> None:
         spheregen edit runs/mine holiday/ --labels fox --strength 0.4 --guidance 2 --out foxes.png
     """
     work.do("edit", "edited", loop.given())
-
-
-def inpaint(
-    work: Work,
-    loop: cli.Editing,
-    mask: Annotated[Path, Option(help="An image, white where pixels are missing, of the images' size or the model's.")],
-) -> None:
-    """Fill in a region of images; known pixels stay.
-
-    A row of the sheet shows an image, what is known of it (the rest is grey), and each step.
-
-    Examples:
-        spheregen inpaint runs/mine photo.jpg --mask hole.png --steps 6
-        spheregen inpaint digits digits --split test --mask lower-half.png --out filled.zip
-    """
-    from spheregen.data import read_image
-    from spheregen.data.inputs import load_mask
-
-    def before(pipe: Pipeline, images: list[Image.Image], output: PipelineOutput) -> list[Tensor]:
-        x = as_tensor(pipe, images)
-        return [x, x.lerp(x.new_full((), 0.5), load_mask(missing, images, pipe.image_options))]
-
-    missing = read_image(mask)
-    work.do("inpaint", "inpainted", loop.given(), missing, before=before, inputs=[mask])
-
-
-def upscale(
-    work: Work,
-    loop: cli.Editing,
-    factor: Annotated[
-        int | None,
-        Option(
-            help="Pixels that become of one, along each side; larger images are reduced first. Default: the model's "
-            "size over theirs."
-        ),
-    ] = None,
-) -> None:
-    """Enlarge images to the model's size.
-
-    Averaged back, they are the small ones again. A row of the sheet shows the small image, then each step.
-
-    Examples:
-        spheregen upscale runs/mine thumbnails/
-        spheregen upscale digits digits --factor 2 --out large.png
-    """
-
-    def before(pipe: Pipeline, images: list[Image.Image], output: PipelineOutput) -> list[Tensor]:
-        blocks = output.settings["factor"]
-        if blocks == 1:
-            raise ConfigError(
-                f"there is nothing to do: the images have the model's {pipe.image_options.image_size} px already; "
-                "--factor 2 would reduce them first"
-            )
-        small = as_tensor(pipe, images, image_size=pipe.image_options.image_size // blocks)
-        return [small.repeat_interleave(blocks, -1).repeat_interleave(blocks, -2)]
-
-    work.do("upscale", "upscaled", loop.given(), factor, before=before)
 
 
 def refine(work: Work, settings: cli.SamplerSet = None) -> None:

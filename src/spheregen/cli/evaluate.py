@@ -9,6 +9,7 @@ from typer import Option
 
 from spheregen.cli import options as cli
 from spheregen.cli.images import output_folder
+from spheregen.errors import ConfigError
 
 
 def evaluate(
@@ -70,6 +71,13 @@ def evaluate(
             help="Studies: reconstruction,curves,classes,originality,sphere,cost; none for none. Default: all.",
         ),
     ] = None,
+    restoration: Annotated[
+        str | None,
+        Option(
+            help="Measure restoration instead, on held-out images of --data beside simple means: box,brush,random,"
+            "denoise,superres,deblur; sp3 for all six, with the noise that the literature has."
+        ),
+    ] = None,
     workers: cli.Workers = 0,
     batch_size: cli.BatchSize = None,
 ) -> None:
@@ -82,6 +90,7 @@ def evaluate(
         spheregen evaluate digits --data digits -n 2000
         spheregen evaluate runs/mine --data photos/ --features own,inception --report report/
         spheregen evaluate --images samples/ --data photos/
+        spheregen evaluate runs/mine --data photos/ --restoration sp3 -n 200
     """
     from spheregen.distributed import is_first_process
     from spheregen.evaluation.curves import parse_curve
@@ -94,6 +103,10 @@ def evaluate(
 
     cli.check_count(count)
     cli.check_count(curve_count, "--curve-count")
+    if restoration is not None:
+        if model is None or data is None or report is not None or images is not None:
+            raise ConfigError("--restoration takes a model and --data, without --images and --report")
+        return _restoration(model, data, restoration, split, held_out, count, seed, features)
     wanted = cli.split_list(metrics)
     options = EvaluationOptions(
         count=count,
@@ -128,3 +141,27 @@ def evaluate(
         cli.warn(f"note: {note}")
     if report is not None:
         cli.say(f"report: {report / PAGE}")
+
+
+def _restoration(
+    model: str, data: str, tasks: str, split: str, held_out: str | None, count: int, seed: int, features: str | None
+) -> None:
+    """Measure restoration and print a table."""
+    from spheregen.evaluation.restoration import evaluate_restoration
+
+    reporter = cli.reporter()
+    found = evaluate_restoration(
+        model,
+        data,
+        cli.split_list(tasks) or (),
+        split=split,
+        held_out=held_out,
+        count=count,
+        seed=seed,
+        features=features or "own",
+        device=cli.everywhere.device,
+        told=lambda row: reporter.message(f"{row['task']}, {row['method']}: {row['psnr']:.2f} dB"),
+    )
+    names = list(dict.fromkeys(name for row in found["rows"] for name in row))
+    cli.answer(found, lambda: cli.table([[row.get(name) for name in names] for row in found["rows"]], names))
+    cli.say(f"noise is a deviation of {found['protocol']['noise_scale']}; residual is over it, 1 is the noise itself")

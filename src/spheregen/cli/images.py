@@ -228,11 +228,17 @@ def warn_of_others(out: Path, mine: Callable[[str], bool]) -> None:
         cli.warn(f"warning: {out} already holds {cli.count_of(others)} that this command did not write")
 
 
-def step_rows(before: Sequence[Tensor], output: PipelineOutput) -> list[Tensor]:
-    """Return a row for each image: what it was made of, batches (B, C, S, S), then every step."""
+def step_rows(
+    before: Sequence[Tensor], output: PipelineOutput, after: Sequence[Tensor] = (), most: int | None = None
+) -> list[Tensor]:
+    """Return a row for each image: what it was made of, batches (B, C, S, S), every step or `most` of them spread
+    evenly, the last one included, and what comes behind."""
     import torch
 
-    return list(torch.stack([*before, *output.trajectory], dim=1))
+    steps = output.trajectory
+    if most is not None and len(steps) > most:
+        steps = tuple(steps[round((number + 1) * len(steps) / most) - 1] for number in range(most))
+    return list(torch.stack([*before, *steps, *after], dim=1))
 
 
 def as_tensor(pipe: Pipeline, images: Any, **options: Any) -> Tensor:

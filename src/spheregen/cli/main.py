@@ -21,7 +21,7 @@ from spheregen.cli.bench import bench
 from spheregen.cli.compare import compare
 from spheregen.cli.convert import convert
 from spheregen.cli.demo import demo
-from spheregen.cli.edits import crossover, edit, inpaint, interpolate, reconstruct, refine, upscale, vary
+from spheregen.cli.edits import crossover, edit, interpolate, reconstruct, refine, vary
 from spheregen.cli.encode import encode
 from spheregen.cli.evaluate import evaluate
 from spheregen.cli.export import export
@@ -30,6 +30,7 @@ from spheregen.cli.info import info
 from spheregen.cli.listing import models, recipes
 from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Command, Everywhere, Writing, everywhere, expanded, keep
 from spheregen.cli.plot import plot
+from spheregen.cli.restore import inpaint, restore, upscale
 from spheregen.cli.sample import sample
 from spheregen.cli.serve import serve
 from spheregen.cli.stats import stats
@@ -41,7 +42,18 @@ from spheregen.errors import SphereGenError
 
 GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Start": (demo, models, recipes),
-    "Make and change images": (sample, edit, interpolate, crossover, vary, inpaint, upscale, refine, reconstruct),
+    "Make and change images": (
+        sample,
+        edit,
+        interpolate,
+        crossover,
+        vary,
+        restore,
+        inpaint,
+        upscale,
+        refine,
+        reconstruct,
+    ),
     "Train": (suggest, train, plot, encode, fit_prior, tune, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
     "Ship": (app_page, serve, export),
@@ -58,6 +70,8 @@ _GONE = {
     "no_pictures": "give --out NAME.png for the sheet alone",
     "channels": "give --set channels=3",
     "shard_images": "leave it out",
+    "strength": "give --set angle=DEGREES",
+    "guidance": "give --set guidance=SCALE",
     "precision": "leave it out",
     "batch_size": "leave it out: batches are as large as they fit",
 }

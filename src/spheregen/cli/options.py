@@ -128,6 +128,11 @@ SAMPLER_NAMES = (
     *("start_angle", "loop_angle"),
     *("refinement_steps", "solver", "refinement_guidance"),
 )
+TASK_NAMES = ("degrade", "quality", "levels")
+RESTORE_NAMES = (
+    *("angle", "lam", "scale", "stop", "samples", "tiles", "schedule", "guidance", "guidance_at", "share_noise"),
+    *("refinement_steps", "solver", "refinement_guidance"),
+)
 READING_NAMES = ("fit", "resize", "background", "on_error")
 SamplerSet = Annotated[
     list[str] | None,
@@ -186,6 +191,38 @@ class Editing(Sampling):
             help="Noise of a step as a fraction of the training noise, 0 to 1. Default: 0.25; 1 between seeds.",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restoring:
+    """A loop that restores."""
+
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            "--iterations",
+            rich_help_panel=_SAMPLER,
+            help="Steps of model and data. Default: 20, or what was recorded with the model.",
+        ),
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            rich_help_panel=_SAMPLER,
+            help="Further options, repeatable: angle=A, degrees of noise; samples=N, results of each image; tiles=true "
+            "for images as large as they are; scale=C, trust in the model (1); stop=F, end early at F times the noise; "
+            "schedule, guidance, guidance_at, share_noise and those of a flow as in sample. Of restore also "
+            "degrade=true, which makes the degraded image first; quality=Q of dejpeg (10); levels=N of dequantise (8).",
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return what was given, as `Pipeline` takes it; the rest is the model's default."""
+        own = {} if self.steps is None else {"steps": self.steps}
+        return own | assignments(self.settings, (*RESTORE_NAMES, *TASK_NAMES), "samples=8")
 
 
 def sampler_settings(texts: Sequence[str] | None) -> dict[str, Any]:

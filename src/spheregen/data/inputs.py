@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from spheregen.data.grids import to_pil
 from spheregen.data.images import ImageOptions, load_image, read_image
 from spheregen.errors import ConfigError
+from spheregen.pixels import to_mode
 
 ImageInput = Image.Image | str | Path | npt.NDArray[Any] | torch.Tensor
 """One image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W). Arrays and tensors hold uint8
@@ -50,6 +51,23 @@ def load_images(images: ImageInputs, options: ImageOptions) -> torch.Tensor:
     do, and is cropped or padded and resized by `options`. Raises what `open_images` raises.
     """
     return torch.stack([_load(image, options) for image in open_images(images)])
+
+
+def load_whole(images: ImageInputs, options: ImageOptions) -> torch.Tensor:
+    """Load images of one size as a batch (B, C, H, W) float32 in [0, 1], as large as they are.
+
+    Raises what `open_images` raises; a ConfigError where their sizes differ.
+    """
+    loaded = []
+    for opened in open_images(images):
+        if not isinstance(opened, torch.Tensor) or opened.shape[0] != options.channels:
+            image = to_pil(opened[None])[0] if isinstance(opened, torch.Tensor) else opened
+            pixels = np.asarray(to_mode(image, options), dtype=np.uint8)
+            opened = torch.from_numpy(np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))) / 255
+        loaded.append(opened.cpu())
+    if len({image.shape for image in loaded}) > 1:
+        raise ConfigError("images that stay as large as they are go in a call of their own where their sizes differ")
+    return torch.stack(loaded)
 
 
 def load_mask(mask: ImageInput, images: ImageInputs, options: ImageOptions) -> torch.Tensor:

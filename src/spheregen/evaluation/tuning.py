@@ -18,18 +18,22 @@ from typing import Any
 import torch
 
 from spheregen.errors import ConfigError
-from spheregen.evaluation.images import find_held_out, open_real
+from spheregen.evaluation.images import RealImages, find_held_out, open_real, take
 from spheregen.evaluation.scorers import DataScorer
 from spheregen.files import write_json
 from spheregen.folders.model_folder import save_sampling
 from spheregen.lock import locked_folder
 from spheregen.pipeline import GenerationOptions, Pipeline
 from spheregen.progress import QuietReporter, Reporter
+from spheregen.restoration import measure_spectrum
+from spheregen.sampling.seeds import seeded_noise
 
 TABLE = "tuning.json"
 """In the folder of a model: what was tried, with its figures."""
 COUNT = 500
 """Samples of each setting, at least; evenly of all classes."""
+SPECTRUM_IMAGES = 200
+"""Images that the spectrum of the model's error is measured on."""
 SEED = 1 << 40
 """Of the first sample: seeds that nobody else begins with."""
 MARGIN = 0.98
@@ -171,6 +175,14 @@ def _decodes(settings: Mapping[str, Any], unguided: float) -> int:
     return int(settings["steps"]) * (2 if settings["guidance"] != unguided else 1)
 
 
+def _spectrum(pipe: Pipeline, images: RealImages) -> tuple[float, ...]:
+    """Return the spectrum of the model's error, which restorations weigh it by."""
+    some = RealImages(images.source, images.options, limit=min(SPECTRUM_IMAGES, len(images)))
+    x = (take(some, len(some)).float() / 127.5 - 1).to(pipe.device)
+    noise = seeded_noise(range(len(x)), pipe.model.latent_shape, 0).initial.to(pipe.device)
+    return measure_spectrum(pipe.model, x, noise=noise)
+
+
 def tune_folder(
     folder: Path,
     data: str,
@@ -215,6 +227,7 @@ def tune_folder(
             "torch": torch.__version__,
             "tried": [trial.row() for trial in tried],
         }
-        save_sampling(folder, best.settings)
+        spectrum = _spectrum(pipe, held_out or train)
+        save_sampling(folder, best.settings, restoration={"spectrum": list(spectrum)})
         write_json(folder / TABLE, found)
     return found

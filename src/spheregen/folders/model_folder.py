@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -38,7 +39,7 @@ from spheregen.tensors import check_finite, first_line, load_tensors, save_tenso
 RECORD = "fingerprint.json"  # in a tokenizer's sub-folder, written last
 _FINGERPRINTED = 64 << 20  # bytes
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_SECTIONS = ("sampling", "preprocessing", "training", "provenance", "figures")
+_SECTIONS = ("sampling", "preprocessing", "training", "provenance", "restoration", "figures")
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,11 @@ def load_any_model(folder: str | Path, *, prior: bool = True) -> LoadedModel:
     return loaded
 
 
-def save_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
-    """Make these options the defaults of the model in a folder; those that it had beside them stay."""
+def save_sampling(
+    folder: Path, sampling: Mapping[str, Any], restoration: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Make these options the defaults of the model in a folder, of sampling and of restoration; those that it had
+    beside them stay."""
     member, config = _read_config(folder)
     before = load_network(folder)[1]
     after = dataclasses.replace(before, sampling={**before.sampling, **sampling})
@@ -146,7 +150,8 @@ def save_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
     old, new = (model_card(member, _architecture(folder, member, config), of, title=title) for of in (before, after))
     if text == old:  # nobody has edited it
         write_text(card, new)
-    write_json(folder / CONFIG, {**config, "sampling": dict(after.sampling)})
+    sections = {"sampling": dict(after.sampling), "restoration": {**before.restoration, **restoration}}
+    write_json(folder / CONFIG, {**config, **sections})
 
 
 def save_prior(folder: Path, prior: FittedPrior, about: Mapping[str, Any] | None = None) -> None:

@@ -15,15 +15,24 @@ from spheregen.folders.model_folder import load_model, save_model
 from spheregen.folders.model_source import find_model, push_model
 from spheregen.folders.summary import bundled_models
 from spheregen.nn.block import compile_blocks
-from spheregen.pipeline.editing import Editing
-from spheregen.pipeline.options import EditOptions, GenerationOptions, SamplerOptions, named
-from spheregen.pipeline.output import PipelineOutput
+from spheregen.pipeline.options import EditOptions, GenerationOptions, RestoreOptions, SamplerOptions, named
+from spheregen.pipeline.output import PipelineOutput, RestorationOutput
+from spheregen.pipeline.restoration import Restoring
 from spheregen.protocol import SphereGenerator
 
-__all__ = ["EditOptions", "GenerationOptions", "Pipeline", "PipelineOutput", "SamplerOptions", "load"]
+__all__ = [
+    "EditOptions",
+    "GenerationOptions",
+    "Pipeline",
+    "PipelineOutput",
+    "RestorationOutput",
+    "RestoreOptions",
+    "SamplerOptions",
+    "load",
+]
 
 
-class Pipeline(Editing):
+class Pipeline(Restoring):
     """A generator with everything around it: device, class names, sampling defaults, images in and out.
 
     Every method that makes images takes any images in (PIL images, paths, arrays, tensors of any size), uses the

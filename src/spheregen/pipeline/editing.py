@@ -1,8 +1,7 @@
-"""Changing, joining, varying and restoring images through the sphere."""
+"""Changing, joining and varying images through the sphere."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from spheregen import sampling
 from spheregen.classes import Labels
 from spheregen.conditioning import Condition, mixture
-from spheregen.data.inputs import ImageInput, ImageInputs, deciding_side, load_images, load_mask, open_images
+from spheregen.data.inputs import ImageInput, ImageInputs, load_mask, open_images
 from spheregen.errors import ConfigError
 from spheregen.fitted import FittedPrior
 from spheregen.pipeline.generation import Generation
@@ -110,60 +109,6 @@ class Editing(Generation):
             return sampling.edit(model, sampling.Joined(part[:, 0], part[:, 1], taken), labels, **how)
 
         return self._edited("crossover", pairs, labels, heal, options, mask=shown, swap=swap)
-
-    @named
-    def inpaint(
-        self, images: ImageInputs, mask: ImageInput, *, labels: Labels = None, **options: Unpack[EditOptions]
-    ) -> PipelineOutput:
-        """Fill in a region; the known pixels stay as they are.
-
-        Args:
-            images: images of any size.
-            mask: white where the image is missing, of the images' size or the model's.
-            labels, options: as in `edit`; the noise decays from `strength`, and steps are prior and data steps.
-
-        Source: SP3 (arXiv 2606.16396).
-        """
-        missing = self._here(load_mask(mask, images, self.image_options))
-        x = self._to_tensor(images)
-        return self._restored("inpaint", x, labels, lambda part: sampling.Masked(part, missing), options)
-
-    @named
-    def upscale(
-        self,
-        images: ImageInputs,
-        factor: int | None = None,
-        *,
-        labels: Labels = None,
-        **options: Unpack[EditOptions],
-    ) -> PipelineOutput:
-        """Enlarge small images to the model's size; averaged back, the result is the small image again.
-
-        Args:
-            images: small images. With a `factor`, images of any size, which are first reduced to S / factor.
-            factor: how many pixels become of one, along each side; by default S over the shorter side of the images
-                (the longer one of a model that pads), which must divide S.
-            labels, options: as in `inpaint`.
-
-        Source: SP3 (arXiv 2606.16396).
-        """
-        size = self.image_options.image_size
-        opened = open_images(images)
-        if factor is None:
-            side, *others = sorted({deciding_side(image, self.image_options) for image in opened})
-            if others:
-                raise ConfigError(f"the images have sides of {side} and {others[-1]} px; give a factor for all")
-            if size % side:
-                raise ConfigError(f"a side of {side} px does not divide the model's {size} px; give a factor")
-            factor = size // side
-        if factor < 1 or size % factor:
-            raise ConfigError(f"the factor must divide the model's {size} px, and {factor} does not")
-        blocks = factor
-        x = load_images(opened, dataclasses.replace(self.image_options, image_size=size // blocks)) * 2 - 1
-        small = self._here(x)
-        return self._restored(
-            "upscale", small, labels, lambda part: sampling.Reduced(part, blocks), options, factor=factor
-        )
 
     @named
     def vary(
@@ -321,22 +266,6 @@ class Editing(Generation):
         ids = self._ids(labels, len(x))
         drawn = self._drawn(seeds, settings, settings["steps"])
         return self._run(call, x, ids, drawn.steps, seeds, settings, options)
-
-    def _restored(
-        self,
-        name: str,
-        x: Tensor,
-        labels: Labels,
-        observed: Callable[[Tensor], sampling.Observation],
-        options: Mapping[str, Any],
-        **own: Any,
-    ) -> PipelineOutput:
-        """A restoration of images of which we know what `observed` makes of a part of `x`; its noise decays."""
-
-        def restore(model: SphereGenerator, part: Tensor, labels: Condition, **how: Any) -> Samples:
-            return sampling.restore(model, observed(part), labels, **how)
-
-        return self._edited(name, x, labels, restore, {"schedule": "decay", **options}, **own)
 
     def _run(
         self,

@@ -69,6 +69,39 @@ class EditOptions(SamplerOptions, total=False):
     callback: StepCallback
 
 
+class RestoreOptions(TypedDict, total=False):
+    """Options of restorations; what is left out was recorded with the model for the task, or is a default."""
+
+    steps: int
+    """Prior and data steps, by default 20; each leaves an image that may be used."""
+    angle: float
+    """Degrees of the noise of the prior's steps, by default 30; 0 is none."""
+    schedule: Schedule
+    """Of the angles, by default `fixed`."""
+    lam: float
+    """Weight of the model's image against y; by default `scale` times the variance of the noise (on [-1, 1])."""
+    scale: float
+    """By default 1, for errors of the model as its recorded spectrum has them; higher trusts the model more."""
+    stop: float
+    """Hold an image once the model's own agrees with y up to this many times the noise; by default never."""
+    samples: int
+    """Restorations of each image, by default 1; with more, `spread` of the output says where they differ."""
+    tiles: bool
+    """Leave images as large as they are, and let them go through the model in tiles that overlap."""
+    guidance: float | Guidance
+    guidance_at: str
+    share_noise: bool
+    """One noise for all steps; by default it is fresh in each."""
+    refinement_steps: int
+    solver: str
+    refinement_guidance: float
+    seed: int
+    """The noise of image i has seed `seed + i`; 0 by default."""
+    step_noise: StepNoise
+    """Noise in place of the seeds' own, of single samples: (B, N, d) for all steps, or a list of one for each."""
+    callback: StepCallback
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
     """How to sample; what is None takes the model's default."""
@@ -135,6 +168,10 @@ _OTHER_NAMES: Mapping[str, str] = {
     "device_map": "device",
     "negative_prompt": "guidance, which pulls away from the null class",
     "refine_steps": "refinement_steps",
+    "iterations": "steps",
+    "strength": "angle, in degrees",
+    "lambda_": "lam",
+    "sigma": "noise",
 }
 """Names of diffusers, and old ones of ours -> the name here."""
 

@@ -138,6 +138,29 @@ class PipelineOutput:
         return encode_png(self[:_SHOWN].grid())
 
 
+@dataclass(frozen=True)
+class RestorationOutput(PipelineOutput):
+    """Restored images. `trajectory` has them after every step."""
+
+    start: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    """The images that the loop started from, like `tensor`."""
+    residual: tuple[float, ...] = ()
+    """The root mean square of A x - y of each image, on the scale of images in [0, 1], as noise is."""
+    spread: Tensor | None = field(default=None, repr=False)
+    """The deviation of several samples of each image from one another, pixel by pixel, like `tensor`; None of one."""
+
+    @overload
+    def __getitem__(self, place: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, place: slice) -> RestorationOutput: ...
+    def __getitem__(self, place: int | slice) -> Image.Image | PipelineOutput:
+        part = super().__getitem__(place)
+        if not isinstance(part, RestorationOutput) or isinstance(place, int):
+            return part
+        spread = None if self.spread is None else self.spread[place]
+        return dataclasses.replace(part, start=self.start[place], residual=self.residual[place], spread=spread)
+
+
 def join_outputs(parts: Iterable[PipelineOutput]) -> PipelineOutput:
     """Return the images of several batches of one call as one output."""
     first, *others = outputs = list(parts)

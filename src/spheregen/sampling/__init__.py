@@ -19,7 +19,7 @@ from spheregen.sampling.loop import (
     refine,
     sample,
 )
-from spheregen.sampling.restoration import Masked, Observation, Reduced, restore
+from spheregen.sampling.restoration import restore
 from spheregen.sampling.schedules import SCHEDULES, Angles, Schedule, edit_angles, generation_angles
 from spheregen.sampling.seeds import SeededNoise, seeded_noise
 
@@ -36,9 +36,6 @@ __all__ = [
     "Guided",
     "GuidedModel",
     "Joined",
-    "Masked",
-    "Observation",
-    "Reduced",
     "Refinement",
     "RotationGuidance",
     "Samples",

@@ -372,6 +372,7 @@ def run(
     context: Context | None = None,
     before: Callable[[Tensor], Tensor] = same,
     after: Callable[[Tensor], Tensor] = same,
+    until: Callable[[], bool] = lambda: False,
     callback: Callback | None = None,
 ) -> Samples:
     """Run the loop: from a prediction through a step for each angle.
@@ -383,10 +384,12 @@ def run(
         to_image: decodes predictions.
         made: the start is what step 1 made, with this `context`, and not given.
         before, after: what happens to the prediction on its way into and out of each noisy step, as in a restoration.
+        until: asked after each step; where it is true the loop ends.
         callback: called after each step.
     """
-    count = len(start) // streams_of(guided) if made and len(angles) else len(start)
-    prediction = start if made else torch.cat([start] * streams_of(guided))
+    streams = streams_of(guided)
+    count = len(start) // streams if made and len(angles) else len(start)
+    prediction = start if made else torch.cat([start] * streams)
     predictions = [start[:count]] if made else []
     steps = len(angles) + len(predictions)
     if callback is not None and made:
@@ -394,11 +397,13 @@ def run(
     for angle, noise in zip(angles, noises, strict=True):
         last = len(predictions) + 1 == steps  # which the first stream alone takes
         here = torch.cat([before(part) for part in prediction.split(count)])
-        prediction, context = refine(guided, here, angle, noise[:count] if last else noise)
+        prediction, context = refine(guided, here, angle, noise[: len(noise) // streams] if last else noise)
         prediction = torch.cat([after(part) for part in prediction.split(count)])
         predictions.append(prediction[:count])
         if callback is not None:
             callback(len(predictions), steps, predictions[-1])
+        if until():
+            break
     context = None if context is None else context[slice(0, count)]
     return Samples(to_image(predictions[-1]), tuple(predictions), to_image, context)
 

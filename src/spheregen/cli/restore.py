@@ -1,0 +1,245 @@
+"""`spheregen restore`, `inpaint` and `upscale`: known degradations undone with the sphere as a prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from spheregen.cli import options as cli
+from spheregen.cli.edits import Work
+from spheregen.cli.images import as_tensor
+from spheregen.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from spheregen.pipeline import Pipeline, PipelineOutput
+    from spheregen.restoration import Operator
+
+TASKS = ("inpaint", "deblur", "superres", "denoise", "decolour", "dejpeg", "dequantise")
+_NEEDS = {"inpaint": "--mask IMAGE", "deblur": "--kernel gaussian:SIGMA, motion:LENGTH:DEGREES or an image"}
+_SHOWN = 6  # iterates in a row of the sheet, at most
+_NOISE = {"denoise": "auto", "deblur": "0.01"}
+
+Mask = Annotated[Path, Option(help="An image, white where pixels are missing, of the images' size or the model's.")]
+
+
+def restore(
+    work: Work,
+    loop: cli.Restoring,
+    task: Annotated[
+        str, Option(help="What is undone: inpaint, deblur, superres, denoise, decolour, dejpeg or dequantise.")
+    ],
+    mask: Annotated[
+        Path | None, Option(help="Of inpaint: an image, white where pixels are missing, of the images' size or S.")
+    ] = None,
+    kernel: Annotated[
+        str | None,
+        Option(
+            help="Of deblur: gaussian:SIGMA, motion:LENGTH:DEGREES or an image. Of superres: the filter before, the "
+            "same or bicubic; none takes single pixels. Default: the mean of blocks."
+        ),
+    ] = None,
+    factor: Annotated[int, Option(help="Of superres: pixels that become of one, along each side.")] = 2,
+    noise: Annotated[
+        str | None,
+        Option(
+            help="Deviation of the noise, of pixels in 0 to 1, or auto to estimate it. Default: auto in denoise, 0.01 "
+            "in deblur, else 0."
+        ),
+    ] = None,
+    angle: Annotated[
+        float | None, Option(rich_help_panel="Sampling", help="Degrees of the noise of the model's steps, 0 to 90.")
+    ] = None,
+    lam: Annotated[
+        float | None,
+        Option("--lambda", rich_help_panel="Sampling", help="Weight of the model's image against the given one."),
+    ] = None,
+) -> None:
+    """Undo a known degradation of images: one model, any task.
+
+    The model makes the image likely, a step in closed form makes it agree with what was given, over and over. A row of
+    the sheet shows what was given, some of the steps, the result and, with --set samples=N, where N results differ.
+    Images are brought to the model's size, or with --set tiles=true stay as large as they are.
+
+    Examples:
+        spheregen restore runs/mine noisy.png --task denoise
+        spheregen restore runs/mine photo.jpg --task deblur --kernel motion:9:30 --noise 0.02
+        spheregen restore runs/mine photo.jpg --task inpaint --mask hole.png --set samples=8
+        spheregen restore digits digits --split test --task superres --set degrade=true --out large.png
+    """
+    if task not in TASKS:
+        raise ConfigError(f"unknown task {task!r}{did_you_mean(task, TASKS)}; use {', '.join(TASKS)}")
+    given = loop.given()
+    given |= {name: value for name, value in (("angle", angle), ("lam", lam)) if value is not None}
+    known = {name: given.pop(name, None) for name in cli.TASK_NAMES}
+    for name, of in (("quality", "dejpeg"), ("levels", "dequantise")):
+        if known[name] is not None and task != of:
+            raise ConfigError(f"{name} is of the task {of}; leave it out")
+    if task in _NEEDS and (mask if task == "inpaint" else kernel) is None:
+        raise ConfigError(f"the task {task} needs {_NEEDS[task]}")
+    if mask is not None and task != "inpaint":
+        raise ConfigError("--mask is of the task inpaint; leave it out")
+    if kernel is not None and task not in ("deblur", "superres"):
+        raise ConfigError("--kernel is of the tasks deblur and superres; leave it out")
+    said = noise if noise is not None else _NOISE.get(task, "0")
+    deviation: float | str = said if said == "auto" else cli.split_numbers(said, "--noise", float)[0]
+    degraded: dict[str, Tensor] = {}
+
+    def call(pipe: Pipeline, images: list[Image.Image], **options: Any) -> PipelineOutput:
+        operator = _operator(pipe, images, task, mask, kernel, factor, known)
+        y: Any = images
+        if known["degrade"]:
+            y = _degraded(as_tensor(pipe, images), operator, deviation, options["seed"])
+        output = pipe.restore(y, operator, noise=deviation, **options)
+        degraded["start"] = output.start
+        return output
+
+    def before(pipe: Pipeline, images: list[Image.Image], output: PipelineOutput) -> list[Tensor]:
+        clean = [as_tensor(pipe, images)] if known["degrade"] else []
+        return [*clean, degraded["start"]]
+
+    inputs = [path for path in (mask, Path(kernel) if kernel and _is_file(kernel) else None) if path is not None]
+    work.do(call, "restored", given, before=before, after=_spread, inputs=inputs, most=_SHOWN)
+
+
+def inpaint(work: Work, loop: cli.Restoring, mask: Mask) -> None:
+    """Fill in a region of images; known pixels stay.
+
+    A row of the sheet shows an image, what is known of it (the rest is grey), and some of the steps.
+
+    Examples:
+        spheregen inpaint runs/mine photo.jpg --mask hole.png --steps 30
+        spheregen inpaint digits digits --split test --mask lower-half.png --out filled.zip
+    """
+    from spheregen.data import read_image
+    from spheregen.data.inputs import load_mask
+
+    def before(pipe: Pipeline, images: list[Image.Image], output: PipelineOutput) -> list[Tensor]:
+        x = as_tensor(pipe, images)
+        return [x, x.lerp(x.new_full((), 0.5), load_mask(missing, images, pipe.image_options))]
+
+    missing = read_image(mask)
+    work.do("inpaint", "inpainted", loop.given(), missing, before=before, after=_spread, inputs=[mask], most=_SHOWN)
+
+
+def upscale(
+    work: Work,
+    loop: cli.Restoring,
+    factor: Annotated[
+        int | None,
+        Option(
+            help="Pixels that become of one, along each side; larger images are reduced first. Default: the model's "
+            "size over theirs."
+        ),
+    ] = None,
+) -> None:
+    """Enlarge images to the model's size.
+
+    Averaged back, they are the small ones again. A row of the sheet shows the small image, then some of the steps.
+
+    Examples:
+        spheregen upscale runs/mine thumbnails/
+        spheregen upscale digits digits --factor 2 --out large.png
+    """
+
+    def before(pipe: Pipeline, images: list[Image.Image], output: PipelineOutput) -> list[Tensor]:
+        blocks = output.settings["factor"]
+        if blocks == 1:
+            raise ConfigError(
+                f"there is nothing to do: the images have the model's {pipe.image_options.image_size} px already; "
+                "--factor 2 would reduce them first"
+            )
+        small = as_tensor(pipe, images, image_size=pipe.image_options.image_size // blocks)
+        return [small.repeat_interleave(blocks, -1).repeat_interleave(blocks, -2)]
+
+    work.do("upscale", "upscaled", loop.given(), factor, before=before, after=_spread, most=_SHOWN)
+
+
+def _spread(output: Any) -> list[Tensor]:
+    """The last column of a sheet: where several results differ, brighter for more."""
+    if output.spread is None:
+        return []
+    return [(output.spread / output.spread.amax((1, 2, 3), keepdim=True).clamp_min(1e-6))]
+
+
+def _is_file(text: str) -> bool:
+    return not text.startswith(("gaussian:", "motion:")) and text not in ("none", "bicubic")
+
+
+def _kernel(text: str) -> Tensor:
+    """Read `--kernel`."""
+    import numpy as np
+    import torch
+
+    from spheregen import restoration
+    from spheregen.data import read_image
+
+    kind, _, rest = text.partition(":")
+    if kind in ("gaussian", "motion"):
+        numbers = [cli.split_numbers(part, "--kernel", float)[0] for part in rest.split(":")]
+        if not 1 <= len(numbers) <= (2 if kind == "motion" else 1):
+            raise ConfigError(f"--kernel {text} is not gaussian:SIGMA or motion:LENGTH:DEGREES")
+        make: Callable[..., Tensor] = getattr(restoration, f"{kind}_kernel")
+        return make(*numbers)
+    pixels = torch.from_numpy(np.array(read_image(Path(text)).convert("L"), dtype=np.float64))
+    if max(pixels.shape) > 512 or not float(pixels.sum()):
+        raise ConfigError(
+            f"{text} is no kernel: it is a small image, white where the blur spreads light, not all black"
+        )
+    return pixels / pixels.sum()
+
+
+def _operator(
+    pipe: Pipeline,
+    images: list[Image.Image],
+    task: str,
+    mask: Path | None,
+    kernel: str | None,
+    factor: int,
+    known: dict[str, Any],
+) -> Operator:
+    from spheregen import restoration
+    from spheregen.data.inputs import load_mask
+
+    if task == "inpaint":
+        assert mask is not None
+        return restoration.SoftMask(1 - load_mask(mask, images, pipe.image_options))
+    if task == "deblur":
+        assert kernel is not None
+        return restoration.Blur(_kernel(kernel).float(), "reflect")
+    if task == "superres":
+        if factor < 1 or pipe.image_options.image_size % factor:
+            size = pipe.image_options.image_size
+            raise ConfigError(f"the factor must divide the model's {size} px, and {factor} does not")
+        if kernel is None:
+            return restoration.BlockMean(factor)
+        if kernel == "bicubic":
+            return restoration.Subsample.bicubic(factor)
+        return restoration.Subsample(factor, None if kernel == "none" else _kernel(kernel).float())
+    if task == "decolour":
+        if pipe.model.image_shape[0] != 3:
+            raise ConfigError("colours can be found by a model of colour images alone, and this one's are grey")
+        return restoration.Grey()
+    if task == "dejpeg":
+        return restoration.Jpeg(10 if known["quality"] is None else known["quality"])
+    if task == "dequantise":
+        return restoration.Quantise(8 if known["levels"] is None else known["levels"])
+    return restoration.Denoise()
+
+
+def _degraded(x: Tensor, operator: Operator, noise: float | str, seed: int) -> Tensor:
+    """Return what the degradation makes of images in [0, 1], with noise of seed + i for image i."""
+    import torch
+
+    if noise == "auto":
+        raise ConfigError("degrade=true makes noise of a known strength; give --noise 0.1 or the like")
+    if not operator.linear:
+        return (operator.A(2 * x - 1) + 1) / 2
+    y = operator.A(x)
+    drawn = [torch.randn(y.shape[1:], generator=torch.Generator().manual_seed(seed + i)) for i in range(len(y))]
+    return y + float(noise) * torch.stack(drawn)

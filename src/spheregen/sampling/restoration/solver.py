@@ -1,0 +1,238 @@
+"""Restoring images with the sphere as a prior: one model, any known degradation.
+
+Given y = A(x) + noise, alternate a prior step, one noisy encode and decode, and a data step in closed form that moves
+the image towards agreement with y. No gradients; the image is usable after every step.
+
+    v = project(E(x)),  v = perturb(v, e, angle),  x_prior = D(v),  x = argmin |A x - y|^2 + lambda |x - x_prior|^2
+
+Source: SP3 (arXiv 2606.16396); method.md, section 5. The spectrum of the prior's error is ours. Legend: T steps, B
+samples, images (B, C, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spheregen.conditioning import Labels
+from spheregen.devices import own_defaults
+from spheregen.errors import ConfigError
+from spheregen.protocol import SphereGenerator
+from spheregen.sampling.loop import Callback, Guidance, Samples, StepNoise, guide, run, step_noises, streams_of
+from spheregen.sampling.restoration.estimates import Spectrum, gain_of
+from spheregen.sampling.restoration.operators import Lam, Linear, Mask, Operator, check_adjoint
+from spheregen.sampling.restoration.tiles import TiledModel
+from spheregen.sampling.schedules import Schedule, edit_angles
+from spheregen.sphere import per_sample
+
+STEPS, ANGLE = 20, 30.0
+"""Of models that nothing was recorded for: the full setting of SP3, and an angle that small models bear."""
+WHITE_SCALE = 10.0
+"""c of lambda = c s^2 where the prior's error is thought to be white: that of a deviation of 0.3."""
+
+
+def image_shape_of(operator: Operator, y: Tensor) -> tuple[int, ...]:
+    """Return the shape (C, H, W) of the images that observations y are of.
+
+    Raises:
+        ConfigError: y is no observation of this operator.
+    """
+    kind = type(operator).__name__
+    if y.ndim < 2 or not len(y):
+        raise ConfigError(f"observations have a batch axis first, not shape {tuple(y.shape)}")
+    try:
+        shape = tuple((operator.A_adjoint(y) if operator.linear else y).shape[1:])
+        seen = tuple(operator.A(torch.zeros(1, *shape, device=y.device, dtype=y.real.dtype)).shape[1:])
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ConfigError(f"y of shape {tuple(y.shape)} is no observation of {kind}: {error}") from error
+    if len(shape) != 3 or seen != tuple(y.shape[1:]):
+        raise ConfigError(f"y of shape {tuple(y.shape)} is no observation of {kind}, which gives (B, {seen})")
+    return shape
+
+
+@own_defaults()
+@torch.no_grad()
+def restore(
+    model: SphereGenerator,
+    y: Tensor,
+    operator: Operator,
+    labels: Labels = None,
+    steps: int = STEPS,
+    angle: float = ANGLE,
+    schedule: Schedule = "fixed",
+    noise: Lam = 0.0,
+    lam: Lam | None = None,
+    scale: float | None = None,
+    spectrum: Spectrum | None = None,
+    start: Tensor | None = None,
+    stop: float | None = None,
+    guidance: float | Guidance | None = None,
+    guidance_at: str = "both",
+    step_noise: StepNoise | None = None,
+    generator: torch.Generator | None = None,
+    share_noise: bool = False,
+    callback: Callback | None = None,
+) -> Samples:
+    """Restore images from y = A(x) + noise.
+
+    A model that predicts latents decodes and encodes around each data step, except where pixels are missing and the
+    others known without noise: there the data step is on tokens, known ones are put back, and the image is decoded
+    once.
+    Images larger than the model's go through it in tiles that overlap (`TiledModel`), with a data step on the whole.
+
+    Args:
+        model: any generator of the family.
+        y: observations, as `operator.A` gives them of images in [-1, 1].
+        operator: the degradation, see `spheregen.restoration`.
+        labels: class ids, mixtures or a condition; None is the null class.
+        steps: T >= 1 prior and data steps; the trajectory has T images.
+        angle: degrees of the noise of the prior's steps; 0 is none.
+        schedule: of these angles: `fixed`, or those of `edit`, from `angle` down.
+        noise: s, the deviation of the noise in y, one number or (B,); 0: y is exact.
+        lam: weight of the prior against y; None: scale * s^2.
+        scale: c of lam = c s^2; None: 1 with a spectrum, else 10. Of roundings (`Quantise`, `Jpeg`), `lam` itself.
+        spectrum: of the prior's error, see `measure_spectrum`; None: it is white, as in the paper.
+        start: first images; None: the operator's `init`.
+        stop: hold an image once that of the prior agrees with y up to this many times the noise; None: never.
+        guidance, guidance_at: as in `sample`.
+        step_noise: Gaussian noise of the prior's steps, (B, N, d) for all or a list of T; of tiles (B n, N, d).
+        generator: source of the noise that is drawn.
+        share_noise: draw one noise for all steps instead of a fresh one for each.
+        callback: called after each step with its number, T and the images.
+
+    Raises:
+        ConfigError: arguments that do not fit together, such as y that is no observation of the operator.
+    """
+    largest = _check(angle, noise, stop)
+    angles = edit_angles(schedule, steps, 1.0, min(largest, model.max_angle))
+    shape = image_shape_of(operator, y)
+    if isinstance(operator, Linear):
+        check_adjoint(operator, shape)
+    if shape[0] != model.image_shape[0]:
+        raise ConfigError(f"y is of images of {shape[0]} channels, and the model's have {model.image_shape[0]}")
+    begin = operator.init(y) if start is None else start
+    if tuple(begin.shape) != (len(y), *shape):
+        raise ConfigError(f"start has shape {tuple(begin.shape)} instead of {(len(y), *shape)}")
+    condition = model.condition(labels).check(len(y))
+    size, tiled = (shape[1], shape[2]), tuple(shape) != tuple(model.image_shape)
+    guided = guide(model, condition, guidance, guidance_at)
+    guide_tiles = functools.partial(guide, guidance=guidance, place=guidance_at)
+    tiles = TiledModel(model, condition, guide_tiles, size) if tiled else None
+    deviation = torch.as_tensor(noise, device=y.device, dtype=begin.dtype)
+    gain = None if spectrum is None else gain_of(spectrum, size, begin)
+    weight = _weight(operator, deviation, lam, scale, gain)
+    count = len(y) * (1 if tiles is None else len(tiles.places))
+    noises = step_noises(
+        step_noise,
+        steps,
+        begin.new_empty((count, *model.latent_shape)),
+        generator,
+        share=share_noise,
+        streams=streams_of(guided),
+    )
+
+    def bounded(images: Tensor) -> Tensor:
+        return operator.bounded(images, y)
+
+    def agree(images: Tensor) -> Tensor:
+        return bounded(operator.step(images, y, weight, gain))
+
+    exact = isinstance(operator, Mask) and not bool(weight.any())
+    if exact and tiles is None and not model.predicts_images and stop is None:
+        known = model.from_image(begin.clamp(-1, 1))
+        missing = (1 - operator.known.amax(1, keepdim=True)).to(begin.dtype)  # type: ignore[attr-defined]
+        after: Callable[[Tensor], Tensor] = functools.partial(model.mix, second=known, mask=missing)
+
+        def decoded(prediction: Tensor) -> Tensor:
+            return agree(model.to_image(prediction))
+
+        samples = run(guided, known, angles, noises, decoded, after=after, callback=_of_images(callback, decoded))
+        return dataclasses.replace(samples, agree=agree)
+    step = _DataStep(operator, y, weight, gain, streams_of(guided), steps)
+    if stop is not None:
+        step.hold(begin, stop * deviation)
+    if tiles is not None:
+        samples = run(
+            tiles, begin, angles, noises, bounded, after=step, until=step.done, callback=_of_images(callback, bounded)
+        )
+    else:
+        samples = run(
+            guided,
+            begin,
+            angles,
+            noises,
+            bounded,
+            before=model.from_image,
+            after=lambda prediction: step(model.to_image(prediction)),
+            until=step.done,
+            callback=_of_images(callback, bounded),
+        )
+    return dataclasses.replace(samples, agree=agree)
+
+
+def _check(angle: float, noise: Lam, stop: float | None) -> float:
+    """Return the angle, if all of these can be."""
+    if not 0 <= angle <= 90:
+        raise ConfigError(f"angle lies between 0 and 90 degrees, not {angle:g}")
+    each = torch.as_tensor(noise)
+    if not bool((each.isfinite() & (each >= 0)).all()):
+        raise ConfigError(f"noise is a deviation from 0 up, not {noise}")
+    if stop is not None and not 0 < stop < math.inf:
+        raise ConfigError(f"stop is a factor of the noise above 0, not {stop:g}")
+    if stop is not None and not bool((each > 0).all()):
+        raise ConfigError("stop is a factor of the noise; give noise with it")
+    return angle
+
+
+def _weight(operator: Operator, deviation: Tensor, lam: Lam | None, scale: float | None, gain: Tensor | None) -> Tensor:
+    if lam is not None:
+        return torch.as_tensor(lam, device=deviation.device, dtype=deviation.dtype)
+    factor = (WHITE_SCALE if gain is None else 1.0) if scale is None else scale
+    variance = deviation.square() if operator.linear else torch.ones_like(deviation)
+    return (factor * variance).clamp_min(operator.least_lambda)
+
+
+def _of_images(callback: Callback | None, to_image: Callable[[Tensor], Tensor]) -> Callback | None:
+    return None if callback is None else lambda step, steps, made: callback(step, steps, to_image(made))
+
+
+class _DataStep:
+    """The data step of one loop: behind the last prior step without a shortcut, and not for images that are held."""
+
+    def __init__(
+        self, operator: Operator, y: Tensor, weight: Tensor, gain: Tensor | None, streams: int, steps: int
+    ) -> None:
+        self.operator, self.y, self.weight, self.gain = operator, y, weight, gain
+        self.calls_left = streams * (steps - 1) + 1
+        self.streams = streams
+        self.held: Tensor | None = None
+
+    def hold(self, start: Tensor, most: Tensor) -> None:
+        """Hold each image from the step on at which the prior's image agrees with y up to a deviation."""
+        if self.streams > 1:
+            raise ConfigError(
+                "stop does not go with a guidance that follows several predictions; leave one of them out"
+            )
+        self.held, self.most = start, most
+        self.going = torch.ones(len(start), dtype=torch.bool, device=start.device)
+
+    def done(self) -> bool:
+        """All images are held."""
+        return self.held is not None and not bool(self.going.any())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.calls_left -= 1
+        operator, y, weight, gain = self.operator, self.y, self.weight, self.gain
+        step = operator.step if self.calls_left else operator.last_step
+        found = step(images, y, weight, gain)
+        if self.held is None:
+            return found
+        apart = (operator.A(images) - y).abs().square().flatten(1).mean(1).sqrt()
+        self.held = torch.where(per_sample(self.going, found), found, self.held)
+        self.going = self.going & (apart > self.most)
+        return self.held
