@@ -19,6 +19,7 @@ from torch import Tensor
 
 import spheregen as sg
 from spheregen.pipeline.output import read_record
+from spheregen.restoration import BlockMean, Blur, gaussian_kernel
 from tests.factories import tiny_pipeline, tiny_refined
 from tests.serving.calls import X, encoded, events, images, npy, opened, photo, picture, text
 
@@ -93,6 +94,17 @@ REQUESTS: dict[str, tuple[dict[str, Any], Any]] = {
         {"images": [photo(0)], "mask": text(encoded(Image.fromarray(np.eye(8, dtype=np.uint8) * 255))), "steps": 2},
         lambda pipe: pipe.inpaint(X[:1], np.eye(8, dtype=np.uint8) * 255, steps=2),
     ),
+    "restore": (
+        {
+            "images": [photo(0), photo(1)],
+            "task": "deblur",
+            "kernel": "gaussian:1",
+            "steps": 2,
+            "seed": 3,
+            "angle": 20.0,
+        },
+        lambda pipe: pipe.restore(X[:2], Blur(gaussian_kernel(1.0).float(), "reflect"), steps=2, seed=3, angle=20.0),
+    ),
 }
 
 
@@ -108,6 +120,15 @@ def test_a_route_does_what_the_pipeline_does(client: TestClient, route: str) -> 
         assert answer["settings"]["steps"] == made.settings["steps"]
         assert [each["label"] for each in answer["images"]] == [*(made.labels or [None] * len(made))]
     close(images(post(client, route, **body)), wanted, 0.51 / 255)  # PNG, rounded to 8 bits
+
+
+def test_small_images_are_enlarged(client: TestClient) -> None:
+    small = X[0, :, ::2, ::2]
+    data = text(encoded(Image.fromarray((small.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))))
+    answer = post(client, "restore", images=[data], task="superres", factor=2, steps=2, format="npy")
+    made = images(answer)
+    assert made.shape == (1, 3, 8, 8)
+    close(made, PIPES["tiny"].restore(small[None], BlockMean(2), steps=2).tensor)
 
 
 def test_codes_go_out_and_come_back(client: TestClient) -> None:
@@ -264,6 +285,10 @@ BAD_BODIES: dict[str, tuple[int, str, Any]] = {
     "too many steps": (400, "generate", {"steps": 21}),
     "too many flow steps": (400, "generate", {"model": "flow", "refinement_steps": 21}),
     "none": (422, "generate", {"count": 0}),
+    "task": (400, "restore", {"images": [photo()], "task": "deblurr"}),
+    "kernel": (400, "restore", {"images": [photo()], "task": "deblur", "kernel": "gaussian:1e9"}),
+    "mask of another task": (400, "restore", {"images": [photo()], "task": "denoise", "mask": photo()}),
+    "restoring steps": (400, "restore", {"images": [photo()], "task": "denoise", "steps": 21}),
     "negative seed": (400, "generate", {"seed": -1}),
     "huge seed": (400, "generate", {"seed": 10**40}),
     "class": (400, "generate", {"labels": "unicorn"}),

@@ -34,7 +34,8 @@ def app(
         spheregen app runs/mine --runs runs --host 0.0.0.0 --no-browser
     """
     from spheregen.external import import_package
-    from spheregen.folders.model_source import bundled_models, find_model
+    from spheregen.folders.model_source import find_model
+    from spheregen.folders.summary import bundled_models
 
     for package in ("gradio", "greenlet"):
         import_package(package, "app", "the app")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ from typer import Option
 from spheregen.cli import options as cli
 from spheregen.cli.edits import Work
 from spheregen.cli.images import as_tensor
-from spheregen.errors import ConfigError, did_you_mean
+from spheregen.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from spheregen.pipeline import Pipeline, PipelineOutput
     from spheregen.restoration import Operator
 
-TASKS = ("inpaint", "deblur", "superres", "denoise", "decolour", "dejpeg", "dequantise")
-_NEEDS = {"inpaint": "--mask IMAGE", "deblur": "--kernel gaussian:SIGMA, motion:LENGTH:DEGREES or an image"}
 _SHOWN = 6  # iterates in a row of the sheet, at most
 _NOISE = {"denoise": "auto", "deblur": "0.01"}
 
@@ -44,7 +41,9 @@ def restore(
             "same or bicubic; none takes single pixels. Default: the mean of blocks."
         ),
     ] = None,
-    factor: Annotated[int, Option(help="Of superres: pixels that become of one, along each side.")] = 2,
+    factor: Annotated[
+        int | None, Option(help="Of superres: pixels that become of one, along each side. Default: 2.")
+    ] = None,
     noise: Annotated[
         str | None,
         Option(
@@ -72,26 +71,25 @@ def restore(
         spheregen restore runs/mine photo.jpg --task inpaint --mask hole.png --set samples=8
         spheregen restore digits digits --split test --task superres --set degrade=true --out large.png
     """
-    if task not in TASKS:
-        raise ConfigError(f"unknown task {task!r}{did_you_mean(task, TASKS)}; use {', '.join(TASKS)}")
+    from spheregen.data import read_image
+    from spheregen.pipeline.tasks import task_operator
+
     given = loop.given()
     given |= {name: value for name, value in (("angle", angle), ("lam", lam)) if value is not None}
     known = {name: given.pop(name, None) for name in cli.TASK_NAMES}
-    for name, of in (("quality", "dejpeg"), ("levels", "dequantise")):
-        if known[name] is not None and task != of:
-            raise ConfigError(f"{name} is of the task {of}; leave it out")
-    if task in _NEEDS and (mask if task == "inpaint" else kernel) is None:
-        raise ConfigError(f"the task {task} needs {_NEEDS[task]}")
-    if mask is not None and task != "inpaint":
-        raise ConfigError("--mask is of the task inpaint; leave it out")
-    if kernel is not None and task not in ("deblur", "superres"):
-        raise ConfigError("--kernel is of the tasks deblur and superres; leave it out")
+    of_task = {
+        "mask": None if mask is None else read_image(mask),
+        "kernel": read_image(kernel) if kernel is not None and _is_file(kernel) else kernel,
+        "factor": factor,
+        "quality": known["quality"],
+        "levels": known["levels"],
+    }
     said = noise if noise is not None else _NOISE.get(task, "0")
     deviation: float | str = said if said == "auto" else cli.split_numbers(said, "--noise", float)[0]
     degraded: dict[str, Tensor] = {}
 
     def call(pipe: Pipeline, images: list[Image.Image], **options: Any) -> PipelineOutput:
-        operator = _operator(pipe, images, task, mask, kernel, factor, known)
+        operator = task_operator(pipe, task, images, **of_task)
         y: Any = images
         if known["degrade"]:
             y = _degraded(as_tensor(pipe, images), operator, deviation, options["seed"])
@@ -169,67 +167,6 @@ def _spread(output: Any) -> list[Tensor]:
 
 def _is_file(text: str) -> bool:
     return not text.startswith(("gaussian:", "motion:")) and text not in ("none", "bicubic")
-
-
-def _kernel(text: str) -> Tensor:
-    """Read `--kernel`."""
-    import numpy as np
-    import torch
-
-    from spheregen import restoration
-    from spheregen.data import read_image
-
-    kind, _, rest = text.partition(":")
-    if kind in ("gaussian", "motion"):
-        numbers = [cli.split_numbers(part, "--kernel", float)[0] for part in rest.split(":")]
-        if not 1 <= len(numbers) <= (2 if kind == "motion" else 1):
-            raise ConfigError(f"--kernel {text} is not gaussian:SIGMA or motion:LENGTH:DEGREES")
-        make: Callable[..., Tensor] = getattr(restoration, f"{kind}_kernel")
-        return make(*numbers)
-    pixels = torch.from_numpy(np.array(read_image(Path(text)).convert("L"), dtype=np.float64))
-    if max(pixels.shape) > 512 or not float(pixels.sum()):
-        raise ConfigError(
-            f"{text} is no kernel: it is a small image, white where the blur spreads light, not all black"
-        )
-    return pixels / pixels.sum()
-
-
-def _operator(
-    pipe: Pipeline,
-    images: list[Image.Image],
-    task: str,
-    mask: Path | None,
-    kernel: str | None,
-    factor: int,
-    known: dict[str, Any],
-) -> Operator:
-    from spheregen import restoration
-    from spheregen.data.inputs import load_mask
-
-    if task == "inpaint":
-        assert mask is not None
-        return restoration.SoftMask(1 - load_mask(mask, images, pipe.image_options))
-    if task == "deblur":
-        assert kernel is not None
-        return restoration.Blur(_kernel(kernel).float(), "reflect")
-    if task == "superres":
-        if factor < 1 or pipe.image_options.image_size % factor:
-            size = pipe.image_options.image_size
-            raise ConfigError(f"the factor must divide the model's {size} px, and {factor} does not")
-        if kernel is None:
-            return restoration.BlockMean(factor)
-        if kernel == "bicubic":
-            return restoration.Subsample.bicubic(factor)
-        return restoration.Subsample(factor, None if kernel == "none" else _kernel(kernel).float())
-    if task == "decolour":
-        if pipe.model.image_shape[0] != 3:
-            raise ConfigError("colours can be found by a model of colour images alone, and this one's are grey")
-        return restoration.Grey()
-    if task == "dejpeg":
-        return restoration.Jpeg(10 if known["quality"] is None else known["quality"])
-    if task == "dequantise":
-        return restoration.Quantise(8 if known["levels"] is None else known["levels"])
-    return restoration.Denoise()
 
 
 def _degraded(x: Tensor, operator: Operator, noise: float | str, seed: int) -> Tensor:

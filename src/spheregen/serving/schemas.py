@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from spheregen.errors import ConfigError
 from spheregen.pipeline import Pipeline
 from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS
+from spheregen.pipeline.tasks import task_operator
 from spheregen.serving.files import Format
 from spheregen.serving.settings import Limits
 
@@ -30,6 +31,8 @@ class Sent(NamedTuple):
     images: list[str]
     mask: str | None = None
     latents: str | None = None
+    reduced: int = 1
+    """How many times smaller than the model's the images are."""
 
 
 class Body(BaseModel):
@@ -146,7 +149,51 @@ class Edit(Images, Sampler, Flow, Answered):
         return pipe.edit(files.images, self.labels, seed=self.seed, **self.options(), **how)
 
 
-class Inpaint(Images, Sampler, Flow, Answered):
+class Restored(Images, Flow, Answered):
+    """What requests that restore have in common."""
+
+    steps: int | None = Field(None, description="Steps of the model and of agreement with what is known; 20.")
+    angle: float | None = Field(None, description="Degrees of the noise of the model's steps, 0 to 90; 30.")
+    guidance: float | None = Field(None, description="A scale, 1 for none; degrees of models guided by rotation.")
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), **({} if self.angle is None else {"angle": self.angle})}
+
+
+class Restore(Restored):
+    """Undo a known degradation: inpaint, deblur, superres, denoise, decolour, dejpeg or dequantise."""
+
+    task: str = Field(max_length=50)
+    mask: Base64 | None = Field(None, description="Of inpaint: white where the image is missing.")
+    kernel: str | None = Field(
+        None,
+        max_length=100,
+        description="`gaussian:SIGMA` or `motion:LENGTH:DEGREES`; of superres `bicubic`, `none` too.",
+    )
+    factor: int | None = Field(None, ge=1, description="Of superres: pixels that become of one, along each side; 2.")
+    jpeg_quality: int | None = Field(None, description="Of dejpeg, 1 to 100; 10.")
+    levels: int | None = Field(None, description="Of dequantise; 8.")
+    noise: float | Literal["auto"] = Field(0.0, description="Deviation of the noise, of pixels in 0 to 1.")
+
+    def sent(self) -> Sent:
+        return Sent(self.images, mask=self.mask, reduced=(self.factor or 2) if self.task == "superres" else 1)
+
+    def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
+        operator = task_operator(
+            pipe,
+            self.task,
+            files.images,
+            mask=files.mask,
+            kernel=self.kernel,
+            factor=self.factor,
+            quality=self.jpeg_quality,
+            levels=self.levels,
+        )
+        options = {**self.options(), "labels": self.labels, "seed": self.seed}
+        return pipe.restore(files.images, operator, noise=self.noise, **options, **how)
+
+
+class Inpaint(Restored):
     """Fill in a region; known pixels stay as they are."""
 
     mask: Base64 = Field(description="White where the image is missing; of the size of the images, or of the model.")

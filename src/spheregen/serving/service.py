@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
 import json
 import logging
@@ -85,6 +86,7 @@ def create_app(settings: Settings, pipelines: Mapping[str, Pipeline]) -> FastAPI
         ("vary", schemas.Vary, schemas.ImagesAnswer),
         ("interpolate", schemas.Interpolate, schemas.ImagesAnswer),
         ("inpaint", schemas.Inpaint, schemas.ImagesAnswer),
+        ("restore", schemas.Restore, schemas.ImagesAnswer),
         ("reconstruct", schemas.Reconstruct, schemas.ImagesAnswer),
         ("encode", schemas.Encode, schemas.LatentsAnswer),
         ("decode", schemas.Decode, schemas.ImagesAnswer),
@@ -218,6 +220,7 @@ class Service:
 
     def _decode(self, sent: schemas.Sent, pipe: Pipeline) -> Files:
         limits, options = self.limits, pipe.image_options
+        side = max(1, options.image_size // sent.reduced)
         mask, latents = None, None
         drawn = None
         if sent.mask is not None:
@@ -229,7 +232,7 @@ class Service:
             image = files.read_image(files.from_base64(text, name, limits.file_bytes), name, limits.pixels)
             if drawn is not None:
                 mask = load_mask(drawn, image, options)[0]
-            images.append(files.as_model_takes_it(image, options))
+            images.append(files.as_model_takes_it(image, dataclasses.replace(options, image_size=side)))
         if sent.latents is not None:
             data = files.from_base64(sent.latents, "latents", limits.file_bytes)
             latents = files.read_latents(data, "latents", tuple(pipe.model.latent_shape), limits.images)

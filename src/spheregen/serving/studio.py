@@ -20,7 +20,7 @@ from PIL import Image
 
 from spheregen.data import save_animation
 from spheregen.errors import ConfigError, SphereGenError
-from spheregen.folders.model_folder import CARD
+from spheregen.folders.summary import CARD
 from spheregen.pipeline import Pipeline, PipelineOutput
 from spheregen.serving.engine import Engine
 from spheregen.training.log import LOG

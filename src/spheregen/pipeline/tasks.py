@@ -1,0 +1,122 @@
+"""Degradations by the names of tasks, as the command and the service take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from spheregen.data.inputs import ImageInput, ImageInputs, load_mask
+from spheregen.errors import ConfigError, did_you_mean
+from spheregen.pipeline import Pipeline
+from spheregen.sampling import restoration
+from spheregen.sampling.restoration import Operator
+
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "inpaint": ("mask",),
+    "deblur": ("kernel",),
+    "superres": ("factor", "kernel"),
+    "denoise": (),
+    "decolour": (),
+    "dejpeg": ("quality",),
+    "dequantise": ("levels",),
+}
+"""Task -> what tells its degradation."""
+_NEEDED = {"inpaint": "a mask", "deblur": "a kernel: gaussian:SIGMA, motion:LENGTH:DEGREES or an image"}
+_LARGEST_KERNEL = 512  # pixels along a side
+
+
+def task_operator(
+    pipe: Pipeline,
+    task: str,
+    images: ImageInputs,
+    *,
+    mask: ImageInput | None = None,
+    kernel: str | Image.Image | None = None,
+    factor: int | None = None,
+    quality: int | None = None,
+    levels: int | None = None,
+) -> Operator:
+    """Return the degradation that a task undoes.
+
+    Args:
+        pipe: the model that will undo it.
+        task: one of `TASKS`.
+        images: the degraded images, whose sizes a mask may have.
+        mask: of inpaint, white where pixels are missing.
+        kernel: of deblur `gaussian:SIGMA`, `motion:LENGTH:DEGREES` or an image, white where the blur spreads light. Of
+            superres the filter before pixels are taken: the same, `bicubic`, or `none`; by default the mean of blocks.
+        factor: of superres, pixels that become of one along each side; 2 by default.
+        quality: of dejpeg, 1 to 100; 10 by default.
+        levels: of dequantise; 8 by default.
+
+    Raises:
+        ConfigError: an unknown task, one that lacks something, or something that is of another task.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"unknown task {task!r}{did_you_mean(task, TASKS)}; use {', '.join(TASKS)}")
+    given = {"mask": mask, "kernel": kernel, "factor": factor, "quality": quality, "levels": levels}
+    for name, value in given.items():
+        if value is not None and name not in TASKS[task]:
+            of = " and ".join(each for each, names in TASKS.items() if name in names)
+            raise ConfigError(f"{name} is of the task {of}; leave it out")
+    if task in _NEEDED and given[TASKS[task][0]] is None:
+        raise ConfigError(f"the task {task} needs {_NEEDED[task]}")
+    if task == "superres":
+        return _reduction(pipe, 2 if factor is None else factor, kernel)
+    if task == "decolour" and pipe.model.image_shape[0] != 3:
+        raise ConfigError("colours can be found by a model of colour images alone, and this one's are grey")
+    makers: Mapping[str, Callable[[], Operator]] = {
+        "inpaint": lambda: restoration.SoftMask(1 - load_mask(_here(mask), images, pipe.image_options)),
+        "deblur": lambda: restoration.Blur(read_kernel(_here(kernel)), "reflect"),
+        "denoise": restoration.Denoise,
+        "decolour": restoration.Grey,
+        "dejpeg": lambda: restoration.Jpeg(10 if quality is None else quality),
+        "dequantise": lambda: restoration.Quantise(8 if levels is None else levels),
+    }
+    return makers[task]()
+
+
+def read_kernel(kernel: str | Image.Image) -> Tensor:
+    """Return the kernel (h, w) float32 of sum 1 that a text or an image says, as `task_operator` takes it.
+
+    Raises:
+        ConfigError: it says none.
+    """
+    if isinstance(kernel, Image.Image):
+        pixels = torch.from_numpy(np.array(kernel.convert("L"), dtype=np.float64))
+        if max(pixels.shape) > _LARGEST_KERNEL or not float(pixels.sum()):
+            raise ConfigError("a kernel is a small image, white where the blur spreads light, not all black")
+        return (pixels / pixels.sum()).float()
+    kind, *rest = kernel.split(":")
+    try:
+        numbers = [float(each) for each in rest]
+        if kind == "gaussian" and len(numbers) == 1 and not numbers[0] > _LARGEST_KERNEL / 8:
+            return restoration.gaussian_kernel(numbers[0]).float()
+        if kind == "motion" and 1 <= len(numbers) <= 2 and not numbers[0] > _LARGEST_KERNEL:
+            return restoration.motion_kernel(*numbers).float()
+    except ValueError as error:
+        raise ConfigError(f"the kernel {kernel[:50]!r} holds what is no number ({error})") from error
+    raise ConfigError(
+        f"the kernel {kernel[:50]!r} is not gaussian:SIGMA or motion:LENGTH:DEGREES of {_LARGEST_KERNEL} px at most"
+    )
+
+
+def _reduction(pipe: Pipeline, factor: int, kernel: str | Image.Image | None) -> Operator:
+    size = pipe.image_options.image_size
+    if factor < 1 or size % factor:
+        raise ConfigError(f"the factor must divide the model's {size} px, and {factor} does not")
+    if kernel is None:
+        return restoration.BlockMean(factor)
+    if kernel == "bicubic":
+        return restoration.Subsample.bicubic(factor)
+    return restoration.Subsample(factor, None if kernel == "none" else read_kernel(kernel))
+
+
+def _here(value: Any) -> Any:
+    assert value is not None
+    return value
