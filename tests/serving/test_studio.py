@@ -25,7 +25,7 @@ pytestmark = [
 gr = import_or_skip("gradio")
 import_or_skip("greenlet")
 PATIENCE = 60_000.0
-TABS = ("Generate", "Edit", "Interpolate", "Inpaint", "Explore", "Model", "Training")
+TABS = ("Generate", "Edit", "Interpolate", "Inpaint", "Restore", "Explore", "Model", "Training")
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,14 @@ def test_inpaint_what_was_painted_over(desk: Visitor) -> None:
     desk.page.locator("#inpaint-image button[aria-label='Brush']").click()
     desk.paint("#inpaint-image")
     desk.press("#inpaint", "#inpainted")
+
+
+def test_restore_what_is_dropped(desk: Visitor, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 99).save(tmp_path / "degraded.png")
+    desk.tab("Restore")
+    desk.page.set_input_files("#degraded input[type=file]", tmp_path / "degraded.png")
+    desk.page.wait_for_selector("#degraded img")
+    desk.press("#restore", "#restored")
 
 
 def test_explore_by_touch(desk: Visitor) -> None:

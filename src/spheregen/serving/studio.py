@@ -22,6 +22,8 @@ from spheregen.data import save_animation
 from spheregen.errors import ConfigError, SphereGenError
 from spheregen.folders.summary import CARD
 from spheregen.pipeline import Pipeline, PipelineOutput
+from spheregen.pipeline.output import RestorationOutput
+from spheregen.pipeline.tasks import TASKS, task_operator
 from spheregen.serving.engine import Engine
 from spheregen.training.log import LOG
 from spheregen.training.plots import draw_curves, read_series
@@ -315,6 +317,44 @@ def _inpaint(studio: Studio, model: gr.Dropdown) -> None:
     _on(make, inpaint, [model, drawn, label, steps, seed], made)
 
 
+def _restore(studio: Studio, model: gr.Dropdown) -> None:
+    gr.Markdown("What happened to the image is known; the model finds the likely image behind it.")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            given = gr.Image(type="pil", image_mode=None, label="A degraded image", height=220, elem_id="degraded")
+            tasks = [task for task in TASKS if task != "inpaint"]
+            task = gr.Dropdown(tasks, value="denoise", label="Task", elem_id="task")
+            kernel = gr.Textbox("gaussian:1", label="Kernel of deblur: gaussian:SIGMA or motion:LENGTH:DEGREES")
+            factor = gr.Slider(2, 8, value=2, step=1, label="Factor of superres")
+            label = _class_choice(studio, model, NONE)
+            steps = gr.Slider(1, 50, value=20, step=1, label="Steps")
+            seed = gr.Number(0, precision=0, minimum=0, label="Seed")
+            make = gr.Button("Restore", variant="primary", elem_id="restore")
+        with gr.Column(scale=2, min_width=320):
+            made = _gallery("restored", columns=3)
+
+    def restore(
+        name: str, given: Image.Image | None, task: str, kernel: str, factor: int, of: str, steps: int, seed: int
+    ) -> Any:
+        if given is None:
+            raise gr.Error("drop a degraded image first", print_exception=False)
+        noise: float | str = "auto" if task == "denoise" else 0.01 if task == "deblur" else 0.0
+        known: dict[str, Any] = {"kernel": kernel} if task == "deblur" else {}
+        if task == "superres":
+            known = {"factor": int(factor)}
+
+        def work(pipe: Pipeline) -> RestorationOutput:
+            operator = task_operator(pipe, task, [given], **known)
+            return pipe.restore([given], operator, noise=noise, labels=_label(of), steps=int(steps), seed=int(seed))
+
+        output = studio.run(name, work)
+        shown = [output.trajectory[number - 1] for number in sorted({1, (len(output.trajectory) + 1) // 2})]
+        titles = ["the start", "step 1", "half way", "restored"]
+        return list(zip(_enlarged([output.start, *shown, output.tensor]), titles, strict=False))
+
+    _on(make, restore, [model, given, task, kernel, factor, label, steps, seed], made)
+
+
 def _explore(studio: Studio, model: gr.Dropdown) -> None:
     gr.Markdown("Four seeds are the corners of a pad on the sphere. Touch it, or move by the sliders.")
     with gr.Row():
@@ -431,6 +471,7 @@ _TABS: Mapping[str, Callable[[Studio, gr.Dropdown], None]] = {
     "Edit": _edit,
     "Interpolate": _interpolate,
     "Inpaint": _inpaint,
+    "Restore": _restore,
     "Explore": _explore,
     "Model": _model,
 }
