@@ -26,7 +26,17 @@ from spheregen.cli.evaluate import evaluate
 from spheregen.cli.fit_prior import fit_prior
 from spheregen.cli.info import info
 from spheregen.cli.listing import models, recipes
-from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Command, Everywhere, Writing, everywhere, expanded, keep
+from spheregen.cli.options import (
+    READING_NAMES,
+    SAMPLER_NAMES,
+    Command,
+    Everywhere,
+    Making,
+    Writing,
+    everywhere,
+    expanded,
+    keep,
+)
 from spheregen.cli.plot import plot
 from spheregen.cli.sample import sample
 from spheregen.cli.stats import stats
@@ -42,7 +52,7 @@ GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Train": (suggest, train, plot, encode, fit_prior, tune, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
 }
-_WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep}
+_WRITING = {suggest, plot, stats, sweep}
 _GONE = {
     "force": "give --overwrite",
     "swap": "write B first",
@@ -76,7 +86,7 @@ def _add(command: Callable[..., None], group: str) -> None:
     text, _, examples = inspect.cleandoc(command.__doc__ or "").partition("\nExamples:\n")
     lines = inspect.cleandoc(examples).splitlines()
     app.command(
-        cls=Writing if command in _WRITING else Command,
+        cls=Making if command in GROUPS["Make and change images"] else Writing if command in _WRITING else Command,
         help="\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")),
         epilog="\n".join(["Examples:", *(f"  {line}" for line in lines)]) if lines else None,
         rich_help_panel=group,

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from spheregen.data.captions import CAPTION_FILES, Captions, captions_beside
 from spheregen.data.files import Files
 from spheregen.data.names import (
     LABEL_NAMES,
@@ -133,6 +134,18 @@ class ZipSource(ImageSource):
     def describe(self, index: int) -> str:
         return f"{self._files.names[0]} {printable(unpack(self._names, index))}"
 
+    def captions(self, column: str | None = None) -> Captions | None:
+        names = [os.fsdecode(name) for name in self._names.to_pylist()]
+        with self._files.open(0) as file, zipfile.ZipFile(file) as archive:
+            members = {member_name(member.filename): member for member in archive.infolist() if not member.is_dir()}
+
+            def read(name: str) -> bytes:
+                if members[name].file_size > _LARGEST:
+                    raise DataError(f"{self._files.names[0]}: {printable(name)} is larger than {_LARGEST} bytes")
+                return archive.read(members[name])
+
+            return captions_beside(names, members, read, self._files.names[0], column)
+
     def read_bytes(self, index: int) -> bytes:
         self.check_index(index)
         start, size, packed, method, checksum = self._table[index].tolist()
@@ -224,6 +237,29 @@ class TarSource(BlockSource):
 
     def describe(self, index: int) -> str:
         return f"{self._files.names[int(self._shards[index])]} {printable(unpack(self._names, index))}"
+
+    def captions(self, column: str | None = None) -> Captions | None:
+        found: list[tuple[str, ...]] = [()] * len(self)
+        for shard, where in enumerate(self._files.names):
+            rows = np.flatnonzero(self._shards == shard).tolist()
+            with (
+                self._files.open(shard, _SCAN_BYTES) as file,
+                tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive,
+            ):
+                places = {
+                    member_name(member.name): (member.offset_data, member.size)
+                    for member in archive
+                    if member.isreg() and member.name.lower().endswith(CAPTION_FILES)
+                }
+
+            def read(name: str, shard: int = shard, places: dict[str, tuple[int, int]] = places) -> bytes:
+                return self._files.read(shard, *places[name])
+
+            names = [unpack(self._names, row) for row in rows]
+            part = captions_beside(names, places, read, where, column, stem=lambda name: _sample_of(name)[0])
+            for row, texts in zip(rows, part or (), strict=part is not None):
+                found[row] = texts
+        return Captions(found) if any(found) else None
 
     def read_bytes(self, index: int) -> bytes:
         if self.central:

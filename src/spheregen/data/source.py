@@ -24,6 +24,7 @@ from spheregen.data.names import Ignored
 from spheregen.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
+    from spheregen.data.captions import Captions
     from spheregen.data.files import Files
 
 FITS_IN_MEMORY = 1 << 30  # encoded bytes: a set of up to this size is kept as it is
@@ -103,6 +104,19 @@ class ImageSource(ABC):
     def read_block(self, block: int) -> Sequence[bytes]:
         """Return the encoded images of a block, in order; safe to call from several threads."""
         raise NotImplementedError(f"{type(self).__name__} has no blocks")
+
+    def captions(self, column: str | None = None) -> Captions | None:
+        """Read the captions of all images; None where there are none.
+
+        Args:
+            column: the name of a column or field of captions, or the path of a table, see `data.captions`.
+
+        Raises:
+            DataError: there is no such column, or what is there cannot be read.
+        """
+        if column is not None:
+            raise DataError(f"{self.name} has no captions, and so no {column!r}; use data.captions=classes")
+        return None
 
     def release(self) -> None:
         """Give back memory held for reading; what is needed again is read again."""

@@ -20,6 +20,7 @@ class ModelInfo:
     # of weights that were not trained from scratch here: `source` (the file or place they were converted from),
     # `base_model` (the model they were fine-tuned from), `license` (an SPDX id or words)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)  # of a model that follows texts, `TextEncoder.identity`
     figures: Mapping[str, str] = field(default_factory=dict)  # what was measured of its samples -> a number or words
 
 
@@ -59,6 +60,8 @@ def model_card(member: Member, config: Any, info: ModelInfo, *, title: str) -> s
 
 
 def _classes(config: Any, info: ModelInfo) -> str:
+    if getattr(config, "text_width", 0):
+        return f"none: it follows texts, by the encoder {info.text.get('name')}"
     return ", ".join(info.class_names) or (str(config.num_classes) if config.num_classes else "none (unconditional)")
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spheregen.data import ImageOptions, Progress, TrainingBatches, open_source
+from spheregen.data.captions import (
+    CAPTION_FILES,
+    CaptionLabels,
+    Captions,
+    read_captions,
+    vectors_as_needed,
+)
 from spheregen.data.latent_cache import LatentBatches, LatentCache, is_latent_cache
 from spheregen.data.loader import Batches
 from spheregen.data.source import notes, renumbered
@@ -18,6 +26,7 @@ from spheregen.errors import ConfigError
 from spheregen.family.recipe import Recipe
 from spheregen.family.registry import member_of_kind
 from spheregen.folders.tokenizers import TOKENIZER, open_tokenizer
+from spheregen.networks.text import TextEncoder, open_text_encoder
 from spheregen.protocol import Tokenizer
 
 
@@ -36,11 +45,25 @@ class TrainingData:
     """Empty where there are no labels."""
     preprocessing: Mapping[str, Any]
     """How images were brought to the model's size, for `ModelInfo`."""
+    captions: Captions | None = None
+    """Of a model that follows texts, by the numbers of images in their source."""
+
+    @cached_property
+    def encoder(self) -> TextEncoder | None:
+        """The text encoder; None of a model that follows no texts. It may have to be downloaded."""
+        recipe = self.recipe
+        return None if self.captions is None else open_text_encoder(recipe.text, recipe.model.text_width)
 
     @property
     def notes(self) -> list[str]:
         """Lines for the user: what is not read, and the like."""
-        return [] if isinstance(self.source, LatentCache) else notes(self.source)
+        if isinstance(self.source, LatentCache):
+            return []
+        if self.captions is None:
+            return notes(self.source)
+        missing = int((self.captions.counts == 0).sum())
+        found = [line for line in notes(self.source) if not any(f" x {end}" in line for end in CAPTION_FILES)]
+        return [*found, f"{missing} of {self.count} images have no caption; they teach the null"] if missing else found
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -82,6 +105,9 @@ class TrainingData:
             "world_size": world.size,
             "device": device,
         }
+        if self.captions is not None and self.encoder is not None:
+            vectors = vectors_as_needed(self.captions, self.encoder)
+            options["captions"] = CaptionLabels(self.captions, vectors, train.seed)
         if isinstance(self.source, LatentCache):
             return LatentBatches(self.source, **options)
         return TrainingBatches(
@@ -128,6 +154,9 @@ def open_data(recipe: Recipe, class_names: Sequence[str] = ()) -> TrainingData:
         if set(class_names) == set(source.class_names):
             source = renumbered(source, class_names)
         name, image = source.name, recipe.data
+    captions = None
+    if getattr(config, "text_width", 0):
+        captions = source.captions() if cached else read_captions(source, recipe.data.captions, recipe.data.templates)
     wanted, given = config.num_classes, len(source.class_names)
     if wanted and wanted != given:
         cure = "sort the images into one folder a class, or train without classes: --set model.num_classes=0"
@@ -142,6 +171,7 @@ def open_data(recipe: Recipe, class_names: Sequence[str] = ()) -> TrainingData:
         count=source.count if cached else len(source),
         class_names=tuple(source.class_names),
         preprocessing={"fit": image.fit, "background": list(image.background)},
+        captions=captions,
     )
 
 

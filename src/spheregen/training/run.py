@@ -255,6 +255,7 @@ def set_up(
         "data": batches.fingerprint,
         DATA_FACTS: data.facts,
         **objective.facts,
+        **({} if data.encoder is None else {"text": dict(data.encoder.identity)}),
     }
     if checkpoint:
         if DATA_FACTS not in checkpoint.run and checkpoint.run.get("data") == batches.earlier_fingerprint:
@@ -414,6 +415,7 @@ def _info(recipe: Recipe, data: TrainingData, objective: Objective, total: int, 
             **({"init": recipe.init} if recipe.init is not None else {}),
         },
         provenance=about.get("init", {}).get("provenance", {}),
+        text={} if data.encoder is None else data.encoder.identity,
     )
 
 
