@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -50,7 +50,7 @@ from spheregen.data.names import (
 )
 from spheregen.data.source import Blocks, BlockSource, ImageSource, digest, label_bytes
 from spheregen.errors import DataError, SphereGenError
-from spheregen.files import atomic_path, parse_json
+from spheregen.files import atomic_path, cache_folder, parse_json
 
 _LARGEST = 256 << 20  # bytes of one image in a zip; more is a mistake or an attack
 _ENCRYPTED = 0x1
@@ -313,8 +313,7 @@ def _shard_index(files: Files, file: int) -> Any:
     if not files.remote:
         return scan()
     key = hashlib.sha256(f"{_INDEX_VERSION}\0{files.stamp(file)}".encode()).hexdigest()
-    cache = Path(os.environ.get("SPHEREGEN_CACHE") or "~/.cache/spheregen").expanduser()
-    path = cache / "shards" / f"{key}.parquet"
+    path = cache_folder() / "shards" / f"{key}.parquet"
     with contextlib.suppress(OSError, pa.ArrowException):  # not there, or damaged: it is made again
         return pq.read_table(path)
     index = files.retried(scan, file)

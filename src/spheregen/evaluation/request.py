@@ -19,7 +19,7 @@ from spheregen.errors import ConfigError
 from spheregen.evaluation.classifier import CLASSIFIER, has_classes, make_classifier
 from spheregen.evaluation.curves import check_curves, usual_curves
 from spheregen.evaluation.evaluator import Evaluator, evaluate, evaluate_images, make_references
-from spheregen.evaluation.images import GivenImages, RealImages, find_held_out, open_real, open_sets
+from spheregen.evaluation.images import GivenImages, RealImages, find_held_out, open_real, open_sets, prompted_by
 from spheregen.evaluation.protocol import EvaluationOptions, check_metrics
 from spheregen.evaluation.reference import load_references
 from spheregen.evaluation.report.page import check_report, render, write_report
@@ -154,6 +154,7 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
     if name is not None:
         data = open_real(name, request.split, geometry, workers=request.workers, class_names=names)
         held_out = _held_out(request, name, geometry, names)
+        prompted_by(pipe, data)
     if classified and data is not None and (request.features or has_classes(data, names)):
         extractors[CLASSIFIER] = make_classifier(
             data, work, held_out=held_out, class_names=names, device=device, world=world, reporter=reporter

@@ -75,6 +75,8 @@ class Generation:
         self.to(device)
         self.info = info or ModelInfo()
         self.name = name
+        self.prompts: Sequence[str] = ()
+        """Of a model that follows texts, prompts in turn for images without one, as classes are elsewhere."""
         self.fingerprint = ""
         """Of the model folder that the pipeline was loaded from."""
         self.classes = Classes(model.num_classes, self.info.class_names)
@@ -124,6 +126,12 @@ class Generation:
         if not self.model.text_width:
             raise ConfigError("this model follows classes, not texts: give labels, not prompts")
         return reopen_text_encoder(self.info.text)
+
+    @named
+    @torch.no_grad()
+    def text_labels(self, texts: Sequence[str]) -> Tensor:
+        """Return texts as labels (B, D + 1), as the networks of a model that follows texts take them."""
+        return self._told(texts, len(texts))[:]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -238,11 +246,13 @@ class Generation:
         callback: StepCallback | None = None,
     ) -> Iterator[PipelineOutput]:
         """Make the images of `seeds` batch by batch, in constant memory. Arguments as in `generate`."""
+        numbers = check_seeds(seeds)
+        if self.model.text_width and labels is None and self.prompts:
+            labels = [self.prompts[seed % len(self.prompts)] for seed in numbers]
         if self.model.text_width and labels is None and (options is None or options.guidance is None):
             options = dataclasses.replace(options or GenerationOptions(), guidance=self.model.unguided)
         settings = self.settings(options)  # complains before any work is done
         check_batch_size(batch_size)
-        numbers = check_seeds(seeds)
         classes, count = self.classes.count, len(numbers)
         prompts = self._ids(labels, count) if self.model.text_width else None
         chosen = None if self.model.text_width else self.classes.one_or_each(labels, count)

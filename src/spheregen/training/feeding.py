@@ -21,6 +21,7 @@ from spheregen.data.captions import (
 from spheregen.data.latent_cache import LatentBatches, LatentCache, is_latent_cache
 from spheregen.data.loader import Batches
 from spheregen.data.source import notes, renumbered
+from spheregen.data.text_cache import cached_vectors
 from spheregen.distributed import World
 from spheregen.errors import ConfigError
 from spheregen.family.recipe import Recipe
@@ -106,7 +107,10 @@ class TrainingData:
             "device": device,
         }
         if self.captions is not None and self.encoder is not None:
-            vectors = vectors_as_needed(self.captions, self.encoder)
+            if self.encoder.slow:
+                vectors = cached_vectors(self.captions, self.encoder, world=world, device=device, progress=progress)
+            else:
+                vectors = vectors_as_needed(self.captions, self.encoder)
             options["captions"] = CaptionLabels(self.captions, vectors, train.seed)
         if isinstance(self.source, LatentCache):
             return LatentBatches(self.source, **options)
