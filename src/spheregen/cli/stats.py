@@ -136,6 +136,9 @@ def _captions(found: SourceStatistics) -> dict[str, Any]:
 
 
 def _report(found: SourceStatistics) -> str:
+    from spheregen.data.names import without_captions
+
+    ignored = found.ignored if found.captions is None else without_captions(found.ignored)
     spreads = {"width": found.width, "height": found.height, "width/height": found.aspect}
     rows: dict[str, Any] = {
         "data": f"{found.name}/{found.split}",
@@ -158,12 +161,12 @@ def _report(found: SourceStatistics) -> str:
         "balance": found.balance,
         "duplicates": found.duplicates,
         "bad": len(found.bad),
-        "ignored": sum(one.count for one in found.ignored),
+        "ignored": sum(one.count for one in ignored),
     }
     lines = [cli.table(rows.items())]
     if 0 < len(found.class_names) <= LISTED:
         lines += ["", cli.table(zip(found.class_names, found.class_counts, strict=True), ("class", "images"))]
     lines += [f"duplicate: {second} = {first}" for first, second in found.duplicate_pairs]
     lines += [f"bad: {image.reason}" for image in found.bad]
-    lines += [f"ignored: {one}" for one in found.ignored]
+    lines += [f"ignored: {one}" for one in ignored]
     return "\n".join(lines)

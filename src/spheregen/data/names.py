@@ -246,6 +246,14 @@ class Ignored:
         return f"{self.count} x {self.reason}: {', '.join(self.examples)}{more}"
 
 
+_CAPTION_REASONS = (".txt", ".caption", ".json", "table without", "column that is not read")
+
+
+def without_captions(ignored: Iterable[Ignored]) -> list[Ignored]:
+    """Return what is still not read where captions are: they may come from such files, tables and columns."""
+    return [one for one in ignored if not one.reason.startswith(_CAPTION_REASONS)]
+
+
 class IgnoredFiles:
     """Counts files that are not read, by reason."""
 

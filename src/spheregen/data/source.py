@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from spheregen.data.images import decode_bytes
-from spheregen.data.names import Ignored
+from spheregen.data.names import Ignored, without_captions
 from spheregen.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -208,9 +208,13 @@ def label_bytes(labels: torch.Tensor | None) -> bytes:
     return b"" if labels is None else labels.numpy().astype("<i8").tobytes()
 
 
-def notes(source: ImageSource) -> list[str]:
-    """Return what a user should know of an opened source: what is not read, and numbers that name other classes."""
-    found = [f"ignored: {ignored}" for ignored in source.ignored]
+def notes(source: ImageSource, *, captions: bool = False) -> list[str]:
+    """Return what a user should know of an opened source: what is not read, and numbers that name other classes.
+
+    Args:
+        captions: they are read.
+    """
+    found = [f"ignored: {one}" for one in (without_captions(source.ignored) if captions else source.ignored)]
     names = source.class_names
     for number, name in enumerate(names):
         if name.isdecimal() and int(name) != number:

@@ -175,6 +175,8 @@ def _captions_of(source: ImageSource, column: str | None) -> tuple[CaptionStatis
         if column is not None:
             raise
         return None, str(error)
+    if found is None and column is not None:
+        raise DataError(f"{source.name} has no captions called {column!r}; leave captions out to see what there is")
     return None if found is None else caption_statistics(found), ""
 
 

@@ -12,7 +12,6 @@ import torch
 
 from spheregen.data import ImageOptions, Progress, TrainingBatches, open_source
 from spheregen.data.captions import (
-    CAPTION_FILES,
     CaptionLabels,
     Captions,
     read_captions,
@@ -63,7 +62,7 @@ class TrainingData:
         if self.captions is None:
             return notes(self.source)
         missing = int((self.captions.counts == 0).sum())
-        found = [line for line in notes(self.source) if not any(f" x {end}" in line for end in CAPTION_FILES)]
+        found = notes(self.source, captions=True)
         return [*found, f"{missing} of {self.count} images have no caption; they teach the null"] if missing else found
 
     @property
