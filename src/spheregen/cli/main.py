@@ -52,7 +52,8 @@ GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Train": (suggest, train, plot, encode, fit_prior, tune, stats, bench, info, convert),
     "Measure": (evaluate, compare, sweep, ablate),
 }
-_WRITING = {suggest, plot, stats, sweep}
+_MAKING = {*GROUPS["Make and change images"], sweep}
+_WRITING = {suggest, plot, stats}
 _GONE = {
     "force": "give --overwrite",
     "swap": "write B first",
@@ -86,7 +87,7 @@ def _add(command: Callable[..., None], group: str) -> None:
     text, _, examples = inspect.cleandoc(command.__doc__ or "").partition("\nExamples:\n")
     lines = inspect.cleandoc(examples).splitlines()
     app.command(
-        cls=Making if command in GROUPS["Make and change images"] else Writing if command in _WRITING else Command,
+        cls=Making if command in _MAKING else Writing if command in _WRITING else Command,
         help="\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")),
         epilog="\n".join(["Examples:", *(f"  {line}" for line in lines)]) if lines else None,
         rich_help_panel=group,
