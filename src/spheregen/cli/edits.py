@@ -394,5 +394,5 @@ def _end(text: str) -> str | int:
 def _one_label(pipe: Pipeline, text: str | None) -> str | None:
     chosen = cli.class_list(pipe, text)
     if chosen and len(chosen) > 1:
-        raise ConfigError(f"one class or prompt is needed here, not {len(chosen)}")
+        raise ConfigError(f"--labels, or --prompt, names one here, not {len(chosen)}")
     return chosen[0] if chosen else None
