@@ -1,4 +1,4 @@
-"""Make src/spheregen/assets/letters.npz.xz and its credits from a parquet set of glyphs.
+"""Make src/spheregen/assets/letters.npz.xz, the fonts of its glyphs and its credits from a parquet set of glyphs.
 
     python scripts/build_letters.py FOLDER
 
@@ -32,7 +32,7 @@ SIZE = 32
 
 
 def main(folder: Path) -> None:
-    images, labels, fonts, counts = [], [], defaultdict(set), []
+    images, labels, named, fonts, counts = [], [], [], defaultdict(set), []
     for split in ("train", "test"):
         rows = pq.read_table(sorted(folder.glob(f"{split}*.parquet"))).to_pylist()
         for row in rows:
@@ -42,13 +42,13 @@ def main(folder: Path) -> None:
                 values = np.rint(pixels / 17).astype(np.uint8)
                 images.append(values[:, ::2] << 4 | values[:, 1::2])
                 labels.append(row["label"])
+                named.append(f"{row['family']}\t{row['font']}")
                 fonts[row["licence"]].add((row["family"], row["font"]))
         counts.append(len(images))
-    file = io.BytesIO()
-    np.savez(file, images=np.stack(images), labels=np.array(labels, dtype=np.uint8))
-    target = ASSETS / "letters.npz.xz"
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(lzma.compress(file.getvalue(), preset=9 | lzma.PRESET_EXTREME))
+    target = write("letters", images=np.stack(images), labels=np.array(labels, dtype=np.uint8))
+    names = sorted(set(named))
+    numbers = np.array([names.index(name) for name in named], dtype=np.uint16)
+    write("letters-fonts", fonts=numbers, names=np.frombuffer("\n".join(names).encode(), dtype=np.uint8))
     lines = [
         "letters.npz.xz: glyphs A-Z, a-z and 0-9 of the fonts below, drawn at 32 px in 16 levels of grey.",
         "",
@@ -61,6 +61,15 @@ def main(folder: Path) -> None:
     print(
         f"wrote {target}: {target.stat().st_size} bytes, {counts[0]} and {counts[1] - counts[0]} images, {total} fonts"
     )
+
+
+def write(name: str, **arrays: np.ndarray) -> Path:
+    """Write arrays into an asset."""
+    file, target = io.BytesIO(), ASSETS / f"{name}.npz.xz"
+    np.savez(file, **arrays)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(lzma.compress(file.getvalue(), preset=9 | lzma.PRESET_EXTREME))
+    return target
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import typer.main
 
 import spheregen as sg
 from spheregen.cli.main import app
-from spheregen.cli.options import Writing
+from spheregen.cli.options import Making, Writing
 from spheregen.evaluation.ablation.plan import ALIASES
 from spheregen.family.registry import trained_kinds
 from spheregen.training.recipe import load_recipe, shipped_recipes
@@ -114,6 +114,7 @@ def commands(page: Path) -> list[list[str]]:
 
 def options_of(command: Any) -> set[str]:
     options = {"-h", "--help", *(["--overwrite"] if isinstance(command, Writing) else [])}
+    options |= {"--prompt", "--prompts"} if isinstance(command, Making) else set()
     for parameter in [*command.params, *COMMANDS.params]:
         if parameter.param_type_name == "option":
             options |= {*parameter.opts, *parameter.secondary_opts}

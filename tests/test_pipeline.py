@@ -357,7 +357,7 @@ def test_impossible_requests_are_refused(pipe: sg.Pipeline, options: dict[str, A
         ("generate", "stepps", "did you mean 'steps'"),
         *((method, "label", "use labels") for method in ("edit", "crossover", "vary", "inpaint", "encode", "stream")),
         ("interpolate", "num_frames", "use frames"),
-        ("upscale", "prompt", "use labels"),
+        ("encode", "prompt", "use labels"),
         ("from_pretrained", "torch_dtype", "use dtype"),
     ],
 )

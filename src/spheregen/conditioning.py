@@ -1,7 +1,9 @@
-"""The conditions of a generator, as vectors: class labels, mixtures of them, or nothing ("the null class").
+"""The conditions of a generator, as vectors: class labels, mixtures of them, texts, or nothing ("the null class").
 
 People give labels: (B,) int64 class ids, where id num_classes is the null class, or (B, num_classes + 1) mixtures,
-weights of all classes, the null class last, that usually sum to 1. A model makes a `Condition` of them once
+weights of all classes, the null class last, that usually sum to 1. Those of a model of texts are (B, D + 1): the D
+numbers of a text's vector, of length 1, and the weight of the null, see `text_labels`. So the table of embeddings that
+a network has of classes is, of texts, a learned projection. A model makes a `Condition` of labels once
 (`SphereGenerator.condition`); what takes labels takes a condition as well, and nobody asks what it was made of.
 """
 
@@ -15,10 +17,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spheregen.errors import ConfigError
+from spheregen.errors import ConfigError, Settings
 
 Modulated = Tensor | tuple[Tensor, ...]
 """An embedding (B or 1, W), or what a layer makes of it: vectors (B or 1, 1, W) that shift, scale and gate."""
+
+
+class ConditionConfig(Settings):
+    """A configuration, a frozen dataclass, of a model whose condition is a class or a text."""
+
+    num_classes = 0
+    """Classes K; 0: none."""
+    text_width = 0
+    """Numbers D of a text's vector, instead of classes; 0: no texts."""
+
+    @property
+    def label_width(self) -> int:
+        """Numbers of a label beside the weight of the null class: K, or D; 0 of an unconditional model."""
+        return self.num_classes or self.text_width
+
+    def check_condition(self) -> None:
+        """Refuse an impossible condition.
+
+        Raises:
+            ConfigError: a negative number, or classes and texts at once.
+        """
+        for name in ("num_classes", "text_width"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is not negative: {getattr(self, name)}")
+        if self.num_classes and self.text_width:
+            raise ConfigError("a model follows classes or texts: set num_classes=0 or text_width=0")
 
 
 class NetworkCondition:
@@ -87,6 +115,17 @@ class Condition:
         """Return the condition of 2 B samples, the second half as the first."""
         return self if self.index is None else Condition(self.rows, torch.cat([self.index, self.index]))
 
+    def against(self, negative: Condition) -> Condition:
+        """Return the same with another null: the one that guidance pulls away from.
+
+        Args:
+            negative: of one sample.
+        """
+        if negative.index is None:
+            return self
+        rows = {name: torch.cat([of[:-1], negative.rows[name][negative.index]]) for name, of in self.rows.items()}
+        return Condition(rows, self.index)
+
     def with_null(self) -> Condition:
         """Return the condition of 2 B samples, the second half under the null class: what guidance needs."""
         if self.index is None:
@@ -124,19 +163,19 @@ def embeddings_for(labels: Tensor | None, table: Tensor) -> Tensor:
     return torch.cat([labels.to(table.dtype) @ table, table[-1:]])
 
 
-def make_condition(labels: Labels, num_classes: int, networks: Mapping[str, EmbedLabels]) -> Condition:
+def make_condition(labels: Labels, label_width: int, networks: Mapping[str, EmbedLabels]) -> Condition:
     """Return the condition that labels are for these networks; a condition stays as it is.
 
     Args:
-        labels: class ids (B,), mixtures (B, num_classes + 1), or None for the null class.
-        num_classes: K; 0 for an unconditional model.
+        labels: class ids (B,), mixtures or texts (B, label_width + 1), or None for the null class.
+        label_width: classes K, or numbers D of a text; 0 for an unconditional model.
         networks: by name, what embeds labels for each.
 
     Raises:
         ConfigError: labels of another shape, or for an unconditional model.
     """
     if isinstance(labels, Condition):
-        if num_classes and not labels.rows.keys() & networks.keys():
+        if label_width and not labels.rows.keys() & networks.keys():
             raise ConfigError(
                 f"a condition of {', '.join(labels.rows) or 'nothing'} is none of this model's: it has "
                 f"{', '.join(networks)}; take model.condition(labels)"
@@ -144,15 +183,25 @@ def make_condition(labels: Labels, num_classes: int, networks: Mapping[str, Embe
         return labels
     index = labels
     if labels is not None:
-        if not num_classes:
+        if not label_width:
             raise ConfigError("this model is unconditional and takes no labels; leave them out")
         mixed = labels.is_floating_point()
-        if not labels.ndim or tuple(labels.shape[1:]) != ((num_classes + 1,) if mixed else ()):
+        if not labels.ndim or tuple(labels.shape[1:]) != ((label_width + 1,) if mixed else ()):
             shape = tuple(labels.shape)
-            raise ConfigError(f"labels have shape {shape}; give class ids (B,) or mixtures (B, {num_classes + 1})")
+            raise ConfigError(f"labels have shape {shape}; give class ids (B,) or mixtures (B, {label_width + 1})")
         index = torch.arange(len(labels), device=labels.device) if mixed else labels
-    embedded = {name: embed(labels) for name, embed in networks.items()} if num_classes else {}
+    embedded = {name: embed(labels) for name, embed in networks.items()} if label_width else {}
     return Condition({name: rows for name, rows in embedded.items() if rows is not None}, index)
+
+
+def text_labels(vectors: Tensor, told: Tensor | None = None) -> Tensor:
+    """Return vectors of texts (B, D) as labels (B, D + 1) float32.
+
+    Args:
+        told: (B,) bool: false where there is no text, which is the null.
+    """
+    null = torch.zeros(len(vectors), 1) if told is None else (~told[:, None]).float()
+    return torch.cat([vectors.float() * (1 - null), null], dim=1)
 
 
 def mixture(labels: Tensor, num_classes: int) -> Tensor:

@@ -52,6 +52,11 @@ _OURS = (b"Software\0spheregen", b"spheregen-reference", b"<dc:title>spheregen")
 """In a GIF and a PNG, alone or first in an archive; in statistics; in an SVG."""
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be made again, which the variable SPHEREGEN_CACHE names."""
+    return Path(os.environ.get("SPHEREGEN_CACHE") or "~/.cache/spheregen").expanduser()
+
+
 def is_ours(path: Path) -> bool:
     """Return whether a file says that we wrote it: then it can be made again."""
     with contextlib.suppress(OSError), path.open("rb") as file:

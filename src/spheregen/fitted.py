@@ -8,6 +8,8 @@ few images lean on the covariance that all classes share.
 One noise under all classes makes images that go together, such as letters of one typeface: a class's draws are those of
 the covariance that all classes share, moved by as little as makes them the class's own.
 
+Of texts in place of classes the mean is linear in the text's vector, and all texts share one covariance.
+
 Legend: n codes of L numbers, K classes, the null class last: it stands for all codes; k directions.
 Sources: Ghosh et al. 2020 (arXiv 1903.12436), ex-post density estimation (method.md, section 8); Olkin and Pukelsheim
 1982, the least transport between Gaussians.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,14 +62,16 @@ class FittedPrior:
     covariance of coordinates."""
     residual: Tensor
     """(K+1,) the deviation of each number beside the leading directions."""
+    _constants: ClassVar[int] = 1
+    """Weights beside those of classes, or beside the numbers of a text."""
 
-    def check(self, numbers: int, classes: int) -> None:
-        """Raise a ConfigError unless this is the prior of latents of so many numbers, and of so many classes."""
-        k = self.basis.shape[-1]
-        shapes = ((numbers,), (numbers, k), (classes + 1, k), (len(self.factors), k, k), (classes + 1,))
+    def check(self, numbers: int, label_width: int) -> None:
+        """Raise a ConfigError unless this is the prior of latents of so many numbers, and of such labels."""
+        k, rows = self.basis.shape[-1], label_width + self._constants
+        shapes = ((numbers,), (numbers, k), (rows, k), (len(self.factors), k, k), (rows,))
         found = tuple(tuple(getattr(self, field.name).shape) for field in fields(self))
-        if found != shapes or len(self.factors) not in (2, classes + 1):
-            raise ConfigError(f"a prior of shapes {found} does not belong to {classes} classes and {numbers} numbers")
+        if found != shapes or len(self.factors) not in (2, rows):
+            raise ConfigError(f"a prior of shapes {found} does not fit {label_width} classes and {numbers} numbers")
         if not all(bool(getattr(self, field.name).isfinite().all()) for field in fields(self)):
             raise ConfigError("a prior of numbers that are not finite")
 
@@ -90,8 +94,7 @@ class FittedPrior:
         place = e.device
         centre, basis, means, factors, residual = (getattr(self, f.name).to(place) for f in fields(self))
         weights = weights.to(place, torch.float32).expand(len(e), -1)
-        null, shared = weights[:, -1:], len(factors) == 2 != len(means)
-        of_factors = torch.cat([weights[:, :-1].sum(1, keepdim=True), null], dim=1) if shared else weights
+        of_factors = self._weights_of_factors(weights)
         with full_precision(place.type):
             inside = e @ basis
             moved = weights @ means + temperature * torch.einsum("bc,cij,bj->bi", of_factors, factors, inside)
@@ -110,21 +113,59 @@ class FittedPrior:
             weights: (B or 1, K+1) of classes, each row one class.
         """
         v = latents.flatten(1).float()
-        place, which = v.device, weights.expand(len(v), -1).argmax(1).cpu()
-        shared = len(self.factors) == 2 != len(self.means)
-        factors = self.factors[(which == len(self.means) - 1).long() if shared else which]
+        place = v.device
+        factors, means, residual = self._gaussians(weights.expand(len(v), -1).cpu())
         inverse = torch.linalg.pinv(factors.double(), rtol=FLAT).float().to(place)
-        centre, basis, means, residual = (
-            part.to(place) for part in (self.centre, self.basis, self.means, self.residual)
-        )
-        which = which.to(place)
+        centre, basis, means, residual = (part.to(place) for part in (self.centre, self.basis, means, residual))
         with full_precision(place.type):
             inside = (v - centre) @ basis
             beside = (v - centre) - inside @ basis.T
-            noise = torch.einsum("bij,bj->bi", inverse, inside - means[which]) @ basis.T
-            noise = noise + beside / residual[which][:, None].clamp_min(FLAT)
+            noise = torch.einsum("bij,bj->bi", inverse, inside - means) @ basis.T
+            noise = noise + beside / residual[:, None].clamp_min(FLAT)
         found: Tensor = noise.reshape(latents.shape).to(latents.dtype)
         return found
+
+    def _weights_of_factors(self, weights: Tensor) -> Tensor:
+        if len(self.factors) == 2 != len(self.means):
+            return torch.cat([weights[:, :-1].sum(1, keepdim=True), weights[:, -1:]], dim=1)
+        return weights
+
+    def _gaussians(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return factors (B, k, k), means (B, k) and deviations (B,) for weights (B, K+1), each row one class."""
+        which = weights.argmax(1)
+        shared = len(self.factors) == 2 != len(self.means)
+        factors = self.factors[(which == len(self.means) - 1).long() if shared else which]
+        return factors, self.means[which], self.residual[which]
+
+
+class FittedTextPrior(FittedPrior):
+    """The density of the codes of a model that follows texts.
+
+    Its weights are the D numbers of a text's vector, 1, and 0; those of the null are 0, 0 and 1. So `means` (D+2, k)
+    and `residual` (D+2,), which is 0 but for the last two, have a row for each of them; `factors` are (2, k, k).
+    """
+
+    _constants: ClassVar[int] = 2
+
+    def embed_labels(self, labels: Tensor | None) -> Tensor:
+        """Return the weights (R, D+2) of texts (B, D+1), see `conditioning.text_labels`; the null is the last row."""
+        null = torch.zeros(1, len(self.means), device=None if labels is None else labels.device)
+        null[:, -1] = 1
+        if labels is None:
+            return null
+        told = labels.float()
+        return torch.cat([torch.cat([told[:, :-1], 1 - told[:, -1:], told[:, -1:]], dim=1), null])
+
+    def _weights_of_factors(self, weights: Tensor) -> Tensor:
+        return weights[:, -2:]
+
+    def _gaussians(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.factors[(weights[:, -1] > 0.5).long()], weights @ self.means, weights @ self.residual
+
+
+def prior_class(*, text: bool) -> type[FittedPrior]:
+    """Return the class of the priors of models that follow classes, or texts."""
+    return FittedTextPrior if text else FittedPrior
 
 
 @torch.no_grad()
@@ -153,14 +194,8 @@ def fit_prior(
     x = codes.flatten(1)
     numbers = x.shape[1]
     ids = torch.full((len(x),), num_classes) if labels is None else labels.cpu()
-    total = _summed(torch.tensor([float(len(x))], dtype=torch.float64), gather)
-    count = int(total.item())
-    if count < 2:
-        raise DataError(f"a prior needs at least 2 codes, not {count}; give more images")
-    blocks = [block.cpu() for block in x.split(_BLOCK)]
-    centre = _summed(_total((block.double().sum(0) for block in blocks), numbers), gather) / count
-    rank = min(directions, numbers, count - 1)
-    basis = _leading(blocks, centre, rank, gather)
+    blocks, centre, basis, _ = _measured(x, directions, gather)
+    rank = basis.shape[1]
 
     sums = torch.zeros(num_classes + 1, rank + rank * rank + 2, dtype=torch.float64)
     for block, of in zip(blocks, ids.split(_BLOCK), strict=True):
@@ -187,6 +222,67 @@ def fit_prior(
     factors = torch.cat([_moved(within, covariance[:-1]), _root(covariance[-1:])])
     found = (centre, basis, means, factors, outside.sqrt())
     return FittedPrior(*(part.float().contiguous() for part in found))
+
+
+@torch.no_grad()
+def fit_text_prior(
+    codes: Tensor,
+    labels: Tensor,
+    *,
+    directions: int = DIRECTIONS,
+    shrinkage: float = SHRINKAGE,
+    gather: Gather = alone,
+) -> FittedTextPrior:
+    """Fit the prior of codes and their texts; the mean of a text is a ridge regression on its vector.
+
+    Args:
+        codes: (n, ...) points of the latent space, those of this process.
+        labels: (n, D+1) their texts, see `conditioning.text_labels`; those of the null count for the null alone.
+        directions: k at most; fewer where there are fewer codes or numbers.
+        shrinkage: codes of one text at which their mean counts half, and half what is known of others.
+        gather: of the processes that hold the rest.
+
+    Raises:
+        DataError: fewer than two codes.
+    """
+    x = codes.flatten(1)
+    blocks, centre, basis, count = _measured(x, directions, gather)
+    rank, width = basis.shape[1], labels.shape[1]  # the vector and a constant are as many as the vector and the null
+
+    def seen() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for block, of in zip(blocks, labels.cpu().double().split(_BLOCK), strict=True):
+            centred = block.double() - centre
+            yield torch.cat([of[:, :-1], 1 - of[:, -1:]], dim=1), centred @ basis, centred
+
+    gram = _summed(_total((told.T @ told for told, _, _ in seen()), width, width), gather)
+    moments = _summed(_total((told.T @ y for told, y, _ in seen()), width, rank), gather)
+    ridge = torch.full((width,), shrinkage, dtype=torch.float64)
+    ridge[-1] = FLAT  # the constant is free
+    weights = torch.linalg.solve(gram + ridge.diag(), moments)
+
+    def sums(told: Tensor, y: Tensor, centred: Tensor) -> Tensor:
+        left = (y - told @ weights) * told[:, -1:]
+        beside = (centred.square().sum() - y.square().sum()).expand(1)
+        return torch.cat([(left.T @ left).flatten(), (y.T @ y).flatten(), beside])
+
+    found = _summed(_total((sums(*each) for each in seen()), 2 * rank * rank + 1), gather)
+    of_texts, of_all = found[: rank * rank].view(rank, rank), found[rank * rank : -1].view(rank, rank)
+    factors = torch.stack([_root(of_texts / gram[-1, -1].clamp_min(1)), _root(of_all / count)])
+    means = torch.cat([weights, torch.zeros(1, rank, dtype=torch.float64)])
+    residual = torch.zeros(len(means), dtype=torch.float64)
+    residual[-2:] = (found[-1].clamp_min(0) / count / max(1, x.shape[1] - rank)).sqrt()
+    return FittedTextPrior(*(part.float().contiguous() for part in (centre, basis, means, factors, residual)))
+
+
+def _measured(x: Tensor, directions: int, gather: Gather) -> tuple[list[Tensor], Tensor, Tensor, int]:
+    """Return codes (n, L) in blocks on the CPU, the mean and the leading directions of all, and the number of all."""
+    total = _summed(torch.tensor([float(len(x))], dtype=torch.float64), gather)
+    count = int(total.item())
+    if count < 2:
+        raise DataError(f"a prior needs at least 2 codes, not {count}; give more images")
+    blocks = [block.cpu() for block in x.split(_BLOCK)]
+    centre = _summed(_total((block.double().sum(0) for block in blocks), x.shape[1]), gather) / count
+    return blocks, centre, _leading(blocks, centre, min(directions, x.shape[1], count - 1), gather), count
 
 
 def _leading(blocks: Sequence[Tensor], centre: Tensor, rank: int, gather: Gather) -> Tensor:

@@ -46,8 +46,8 @@ class SphereGenerator(nn.Module):
     `predict`. What else it may define has a default here: predictions are images, the model is unconditional.
 
     Args:
-        config: sets all that it can: `image_size`, `image_channels`, `tokens`, `channels`, `num_classes`, `max_angle`
-            and `prior` are its fields or properties; None: the member does it by itself.
+        config: sets all that it can: `image_size`, `image_channels`, `tokens`, `channels`, `num_classes`,
+            `text_width`, `max_angle` and `prior` are its fields or properties; None: the member does it by itself.
 
     Legend: B samples, C image channels, S image size, L = prod(latent_shape) numbers of a latent; predictions are
     (B, C, S, S) or (B, N, d). Labels are described in `spheregen.conditioning`; `labels=None` is the null class.
@@ -61,6 +61,8 @@ class SphereGenerator(nn.Module):
     """The architecture, a frozen dataclass."""
     num_classes: int = 0
     """Classes that labels may name; 0 for an unconditional generator. The null class is id `num_classes`."""
+    text_width: int = 0
+    """Numbers D of the vectors of texts that it follows instead of classes; 0 where it follows none."""
     alpha_max: float = 85.0
     """Degrees, 0 to 90: the angle that schedules start from, that of the strongest training noise or somewhat less."""
     max_angle: float = 90.0
@@ -86,7 +88,8 @@ class SphereGenerator(nn.Module):
             self.config = config
             self.image_shape = config.image_channels, config.image_size, config.image_size
             self.latent_shape = config.tokens, config.channels
-            self.num_classes, self.alpha_max = config.num_classes, config.max_angle
+            self.num_classes, self.text_width = config.num_classes, getattr(config, "text_width", 0)
+            self.alpha_max = config.max_angle
             self.prior = PRIORS[config.prior]
         self.fitted: FittedPrior | None = None
         """The density of the codes of its data, where one was fitted; no part of the weights."""
@@ -108,6 +111,11 @@ class SphereGenerator(nn.Module):
         """Predictions are images, not latents."""
         return self.guidance_places[0] == "pixel"
 
+    @property
+    def label_width(self) -> int:
+        """Numbers of a label beside the weight of the null: of classes, or of a text's vector; 0: unconditional."""
+        return self.num_classes or self.text_width
+
     def label_networks(self) -> Mapping[str, EmbedLabels]:
         """Return, by the names of the networks that take a condition, what embeds labels for each."""
         return {}
@@ -118,10 +126,12 @@ class SphereGenerator(nn.Module):
         Raises:
             ConfigError: labels of another shape, or for an unconditional generator.
         """
+        if self.text_width and isinstance(labels, Tensor) and not labels.is_floating_point():
+            raise ConfigError("this model follows texts, not classes: give prompts to a pipeline, or vectors of texts")
         networks = self.label_networks()
         if self.fitted is not None:
             networks = {**networks, PRIOR: self.fitted.embed_labels}
-        return make_condition(labels, self.num_classes, networks)
+        return make_condition(labels, self.label_width, networks)
 
     def predict(self, latents: Tensor, labels: Labels = None, angle: Angle = 0.0) -> Tensor:
         """Return the predictions for points (B, N, d), by one pass of the network that generates.

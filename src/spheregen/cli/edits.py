@@ -299,7 +299,7 @@ def interpolate(
     each = chosen[0] if chosen and len(chosen) == 1 else chosen
     found = [_end(end) for end in ends]
     path, _, classes = path.partition(",")
-    how = {"path": path, "class_path": classes.strip() or "lerp", "labels": each, "seed": seed}
+    how = {"path": path, "class_path": classes.strip() or None, "labels": each, "seed": seed}
     output = pipe.interpolate(found, frames, **how, **loop.given())  # type: ignore[arg-type]
     own = {"ends": ", ".join(ends)} | ({} if labels is None else {"labels": labels})
     if writer is not None:
@@ -345,5 +345,5 @@ def _end(text: str) -> str | int:
 def _one_label(pipe: Pipeline, text: str | None) -> str | None:
     chosen = cli.class_list(pipe, text)
     if chosen and len(chosen) > 1:
-        raise ConfigError(f"--labels names one class here, not {len(chosen)}")
+        raise ConfigError(f"--labels, or --prompt, names one here, not {len(chosen)}")
     return chosen[0] if chosen else None

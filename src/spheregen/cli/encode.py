@@ -43,7 +43,8 @@ def encode(
             "--set",
             metavar="NAME=VALUE",
             help="How images are read, as `data` of a recipe says it, repeatable: fit=crop or pad; resize=adm, "
-            "bicubic, nearest or published; background=[R,G,B]; on_error=fail or skip.",
+            "bicubic, nearest or published; background=[R,G,B]; on_error=fail or skip; captions=auto or a column keeps "
+            "the captions.",
         ),
     ] = None,
     stream: cli.Stream = False,
@@ -58,6 +59,7 @@ def encode(
         spheregen encode user/vae:vae photos/ --image-size 256 --pack 2 --flips --set fit=pad --out latents/
     """
     from spheregen.data import ImageOptions, open_source
+    from spheregen.data.captions import read_captions
     from spheregen.data.decoding import check_reading
     from spheregen.data.encoding import write_latent_cache
     from spheregen.data.source import notes
@@ -67,7 +69,8 @@ def encode(
     from spheregen.lock import locked_folder
 
     output_folder(out)
-    given = cli.assignments(settings, cli.READING_NAMES, "fit=pad")
+    given = cli.assignments(settings, (*cli.READING_NAMES, "captions"), "fit=pad")
+    column = given.pop("captions", None)
     on_error = given.pop("on_error", "fail")
     check_reading(on_error, workers)
     if isinstance(given.get("background"), list):
@@ -76,6 +79,7 @@ def encode(
     with joined_world(cli.everywhere.device) as world, locked_folder(out, world):
         place = choose_device(local_device(cli.everywhere.device, world))
         opened_source = open_source(source, split=split, stream=stream)
+        captions = None if column is None else read_captions(opened_source, None if column == "auto" else str(column))
         opened = open_tokenizer(tokenizer, image_size=image_size, pack=pack, device=place)
         channels, side, _ = opened.tokenizer.image_shape
         index = write_latent_cache(
@@ -93,6 +97,7 @@ def encode(
             device=place,
             precision=choose_precision("float32" if dtype == "float32" else "auto", place),
             save_tokenizer=lambda folder: save_tokenizer(opened.tokenizer, folder / TOKENIZER),
+            captions=captions,
             world=world,
             reporter=cli.reporter(),
         )

@@ -34,7 +34,7 @@ def fit_prior(
     from spheregen.data.images import to_model_range
     from spheregen.data.source import notes
     from spheregen.distributed import joined_world, local_device
-    from spheregen.evaluation.images import open_real
+    from spheregen.evaluation.images import captions_of, open_real
     from spheregen.folders.model_folder import load_model, save_prior
     from spheregen.folders.summary import CONFIG
     from spheregen.lock import locked_folder
@@ -60,12 +60,13 @@ def fit_prior(
         most = min(limit or len(images), most_codes(pipe.model))
         if most < len(images):
             images = images.thinned(most)
+        labels = pipe.text_labels(captions_of(pipe, images)) if pipe.model.text_width else images.labels
         size = images_at_once(pipe.model, pipe.device)
         parts = [slice(first, first + size) for first in range(0, len(images), size)][world.rank :: world.size]
 
         def inputs() -> Iterator[tuple[Tensor, Tensor | None]]:
             for part, batch in zip(parts, images.stream(parts), strict=True):
-                yield to_model_range(batch), None if images.labels is None else images.labels[part]
+                yield to_model_range(batch), None if labels is None else labels[part]
 
         shown = cli.watch(inputs(), len(images), lambda batch: len(batch[0])) if world.is_first else inputs()
         prior = fitted_to(pipe.model, shown, world=world)

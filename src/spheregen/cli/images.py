@@ -28,6 +28,7 @@ SHEET_ROWS = 20  # rows of a sheet, at most
 SHEET_PIXELS = 64  # small images are enlarged to about this in sheets
 AT_ONCE = 64  # images that are read, changed and written together
 NAMED = 400  # images of a sheet that have their class below them, at most
+LONGEST_PROMPT = 60  # characters of a prompt that are shown
 LONGEST_NAME = 120  # bytes of a name; with number and suffix it must be a file name
 
 
@@ -143,13 +144,13 @@ def sheet_file(out: Path, inputs: Iterable[str | Path]) -> Path:
 
 
 def sample_sheet(images: PipelineOutput) -> Image.Image:
-    """Return samples on a sheet that names their classes: above columns of one class each, else below each image."""
+    """Return samples on a sheet that names their classes or prompts: above columns of one each, else below images."""
     from spheregen.data import image_grid, labelled_sheet
 
     scale, count = max(1, SHEET_PIXELS // images.tensor.shape[-1]), len(images)
-    if images.labels is None or count > NAMED:
+    if (images.labels is None and images.prompts is None) or count > NAMED:
         return image_grid(images.tensor, scale=scale)
-    names = [images.class_name(number) for number in range(count)]
+    names = [text[:LONGEST_PROMPT] for text in images.prompts or map(images.class_name, range(count))]
     turns = (n for n in range(1, min(count, 20) + 1) if names == [names[i % n] for i in range(count)])
     turn = next(turns, 0)
     columns = turn if turn > 1 and (turn < count or turn <= 10) else math.ceil(math.sqrt(count))

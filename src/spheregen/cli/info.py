@@ -81,6 +81,7 @@ def info(
         **cost.as_dict(),
         "image_size": config.image_size,
         "num_classes": getattr(config, "num_classes", 0),
+        **({"text_width": width} if (width := getattr(config, "text_width", 0)) else {}),
         "latent": {"tokens": tokens, "channels": channels, "numbers": tokens * channels},
         "weights_bytes": 4 * parameters,
         "sampling_memory": None,

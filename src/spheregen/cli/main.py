@@ -28,7 +28,17 @@ from spheregen.cli.export import export
 from spheregen.cli.fit_prior import fit_prior
 from spheregen.cli.info import info
 from spheregen.cli.listing import models, recipes
-from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Command, Everywhere, Writing, everywhere, expanded, keep
+from spheregen.cli.options import (
+    READING_NAMES,
+    SAMPLER_NAMES,
+    Command,
+    Everywhere,
+    Making,
+    Writing,
+    everywhere,
+    expanded,
+    keep,
+)
 from spheregen.cli.plot import plot
 from spheregen.cli.restore import inpaint, restore, upscale
 from spheregen.cli.sample import sample
@@ -58,7 +68,8 @@ GROUPS: dict[str, Sequence[Callable[..., None]]] = {
     "Measure": (evaluate, compare, sweep, ablate),
     "Ship": (app_page, serve, export),
 }
-_WRITING = {*GROUPS["Make and change images"], suggest, plot, stats, sweep, export}
+_MAKING = {*GROUPS["Make and change images"], sweep}
+_WRITING = {suggest, plot, stats, export}
 _GONE = {
     "force": "give --overwrite",
     "swap": "write B first",
@@ -94,7 +105,7 @@ def _add(command: Callable[..., None], group: str) -> None:
     text, _, examples = inspect.cleandoc(command.__doc__ or "").partition("\nExamples:\n")
     lines = inspect.cleandoc(examples).splitlines()
     app.command(
-        cls=Writing if command in _WRITING else Command,
+        cls=Making if command in _MAKING else Writing if command in _WRITING else Command,
         help="\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")),
         epilog="\n".join(["Examples:", *(f"  {line}" for line in lines)]) if lines else None,
         rich_help_panel=group,

@@ -43,6 +43,9 @@ class Everywhere:
     debug: bool = False
     overwrite: bool = False
     """Of the commands of class `Writing` alone."""
+    prompt: list[str] = dataclasses.field(default_factory=list)
+    prompts: Path | None = None
+    """Of the commands of class `Making` alone, as the one before."""
 
 
 everywhere = Everywhere()
@@ -75,16 +78,31 @@ Overwrite = Annotated[
 ]
 
 
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        callback=keep,
+        expose_value=False,
+        help="What to make, in words, of models that follow texts; repeatable, in turn as --labels are.",
+    ),
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", callback=keep, expose_value=False, help="A text file with a prompt in each line."),
+]
+
+
 @functools.cache
-def _overwrite() -> Any:
-    """Return the option --overwrite, which typer makes of a parameter."""
+def _shared() -> dict[str, Any]:
+    """Return the options that classes of commands share, which typer makes of parameters."""
     some = typer.Typer()
 
     @some.command()
-    def _(overwrite: Overwrite = False) -> None:
+    def _(overwrite: Overwrite = False, prompt: Prompt = None, prompts: PromptFile = None) -> None:
         pass
 
-    return next(param for param in typer.main.get_command(some).params if param.name == "overwrite")
+    return {str(param.name): param for param in typer.main.get_command(some).params}
 
 
 class Writing(Command):
@@ -92,7 +110,15 @@ class Writing(Command):
 
     def get_params(self, ctx: Any) -> list[Any]:
         *others, last = super().get_params(ctx)
-        return [*others, _overwrite(), last]
+        return [*others, _shared()["overwrite"], last]
+
+
+class Making(Writing):
+    """A command that makes or changes images, under prompts where the model follows texts."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        *others, last = super().get_params(ctx)
+        return [*others, _shared()["prompt"], _shared()["prompts"], last]
 
 
 # groups ---------------------------------------------------------------------------------------------------------------
@@ -125,7 +151,7 @@ _SAMPLER = "Sampling"
 MOST = 10**9  # images: more is a typing error
 SAMPLER_NAMES = (
     *("schedule", "guidance_at", "share_noise", "strength", "prior", "temperature", "prior_angle"),
-    *("start_angle", "loop_angle"),
+    *("start_angle", "loop_angle", "negative_prompt"),
     *("refinement_steps", "solver", "refinement_guidance"),
 )
 TASK_NAMES = ("degrade", "quality", "levels")
@@ -144,7 +170,8 @@ SamplerSet = Annotated[
         help="Further options, repeatable: schedule=fixed, decay, angle or [1,0.5]; guidance_at=pixel, latent or both; "
         "share_noise=false for new noise at each step; strength=F, a factor of their noise; prior=fitted for points "
         "where the codes are, with temperature=T (below 1 nearer to a class's mean) and prior_angle=A (degrees towards "
-        "uniform ones); start_angle=A and loop_angle=A, the degrees that the start and the steps have; of models that "
+        "uniform ones); start_angle=A and loop_angle=A, the degrees that the start and the steps have; "
+        "negative_prompt=TEXT, which guidance pulls away from, of models that follow texts; of models that "
         "refine: refinement_steps=N (0 leaves images "
         "rough), solver=euler, heun or midpoint, refinement_guidance=S. Default: the model's.",
     ),
@@ -335,10 +362,35 @@ def load_pipeline(model: str, batch_size: int | None = None, *, progress: bool =
 
 
 def class_list(pipe: Pipeline, text: str | None) -> list[str] | None:
-    """Read `--labels`: a list, or the name of one class that has a comma; None stays None."""
+    """Read `--labels`: a list, or the name of one class that has a comma; None where there are none.
+
+    Of a model that follows texts, read the prompts.
+    """
+    prompts = [*everywhere.prompt, *_lines(everywhere.prompts)]
+    if pipe.model.text_width:
+        if text is not None:
+            raise ConfigError("this model follows texts: give --prompt instead of --labels")
+        return prompts or None
+    if prompts:
+        raise ConfigError("this model follows classes: give --labels instead of --prompt")
     found = [text] if text in pipe.classes.names else split_list(text)
     for label in found or ():
         pipe.classes.id(label)
+    return found
+
+
+def _lines(path: Path | None) -> list[str]:
+    """Return the lines of a file of prompts, without empty ones."""
+    if path is None:
+        return []
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the prompts in {path} are no UTF-8 text; save them as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"the prompts in {path} cannot be read ({error.strerror}); check the path") from error
+    if not found:
+        raise ConfigError(f"{path} holds no prompt; write one in each line")
     return found
 
 

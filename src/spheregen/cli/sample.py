@@ -93,7 +93,8 @@ def sample(
         if record.fingerprint and pipe.fingerprint != record.fingerprint:
             cli.warn(f"warning: {like} was made by other weights ({record.fingerprint!r}) than {model} has now")
         options = dataclasses.replace(GenerationOptions(**record.settings), **loop.given())
-        named = named or (None if record.label is None else [record.label])  # by id: a name may be another's number
+        before = record.prompt if record.prompt else record.label  # by id: a name may be another's number
+        named = named or (None if before is None else [before])
     parts = pipe.stream(range(first, first + count), labels=cli.in_turn(named, count), options=options)
     shown: list[PipelineOutput] = []
     done = 0
@@ -105,7 +106,9 @@ def sample(
                 part.save(writer)
             done += len(part)
     images = join_outputs(shown)[: None if as_grid else GRID_IMAGES]
-    metadata = {key: value for key, value in part.metadata(0).items() if key not in ("label", "class", "settings")}
+    metadata = {
+        key: value for key, value in part.metadata(0).items() if key not in ("label", "class", "prompt", "settings")
+    }
     save_png(sample_sheet(images), grid, metadata | {"seed": str(first)})
     if others:
         warn_of_others(out, mine)

@@ -40,7 +40,8 @@ def stats(
             "--set",
             rich_help_panel=_REFERENCE,
             metavar="NAME=VALUE",
-            help="How images are brought to the model's size: channels=3 or 1, fit=crop or pad; repeatable.",
+            help="How images are brought to the model's size: channels=3 or 1, fit=crop or pad; captions=NAME, the "
+            "column of captions or a table of them; repeatable.",
         ),
     ] = None,
     limit: cli.Limit = None,
@@ -66,7 +67,8 @@ def stats(
         if features is not None or line.startswith("warning"):  # the table lists what was ignored
             cli.warn(line)
     if features is None:
-        found = examine(opened, limit, workers)
+        own = cli.assignments(settings, ("channels", "fit", "captions"), "captions=name")
+        found = examine(opened, limit, workers, own.get("captions"))
         if out is not None:
             save_png(contact_sheet(opened, bad=found.bad), out, {"source": found.name, "split": found.split})
         cli.answer(found.as_dict(), lambda: _report(found))
@@ -79,7 +81,8 @@ def stats(
     size = image_size or opened.native_size
     if size is None:
         raise ConfigError(f"say at which size {opened.name} is compared: --image-size PIXELS, that of the model")
-    given = {"channels": 3, **cli.assignments(settings, ("channels", "fit"), "fit=pad")}
+    given = {"channels": 3, **cli.assignments(settings, ("channels", "fit", "captions"), "fit=pad")}
+    given.pop("captions", None)
     network = features.partition("=")[0].replace(":", ".")
     target = output_file(out or Path(f"{opened.name}-{opened.split}-{size}px-{network}.safetensors"))
     reference = write_statistics(
@@ -101,7 +104,7 @@ def stats(
         )
 
 
-def examine(source: ImageSource, limit: int | None, workers: int = 0) -> SourceStatistics:
+def examine(source: ImageSource, limit: int | None, workers: int = 0, captions: str | None = None) -> SourceStatistics:
     """Look at the images of a data set; where they are many, progress is shown."""
     from spheregen.data import source_statistics
     from spheregen.progress import QuietReporter
@@ -110,12 +113,32 @@ def examine(source: ImageSource, limit: int | None, workers: int = 0) -> SourceS
     shown = cli.reporter() if count > 1000 else QuietReporter()
     shown.start(max(1, count), 0, 1)
     try:
-        return source_statistics(source, limit=limit, workers=workers, progress=lambda done, _: shown.step(done, None))
+        return source_statistics(
+            source, limit=limit, workers=workers, captions=captions, progress=lambda done, _: shown.step(done, None)
+        )
     finally:
         shown.stop()
 
 
+def _captions(found: SourceStatistics) -> dict[str, Any]:
+    """Return the rows of captions."""
+    told = found.captions
+    if told is None:
+        return {"captions": found.caption_problem or None}
+    return {
+        "captions": f"{told.captions}, {told.different} different, up to {told.most} an image",
+        "without caption": told.without,
+        "same as of another": told.doubled,
+        "caption length": f"min {told.shortest}, median {told.median:.4g}, max {told.longest} characters",
+        "caption script": [f"{key.title()} {number}" for key, number in told.scripts.items()],
+        "such as": told.examples[0] if told.examples else None,
+    }
+
+
 def _report(found: SourceStatistics) -> str:
+    from spheregen.data.names import without_captions
+
+    ignored = found.ignored if found.captions is None else without_captions(found.ignored)
     spreads = {"width": found.width, "height": found.height, "width/height": found.aspect}
     rows: dict[str, Any] = {
         "data": f"{found.name}/{found.split}",
@@ -134,15 +157,16 @@ def _report(found: SourceStatistics) -> str:
         "suggested image_size": found.image_size,
         "suggested channels": found.channels,
         "classes": len(found.class_names) or "none: unlabelled",
+        **_captions(found),
         "balance": found.balance,
         "duplicates": found.duplicates,
         "bad": len(found.bad),
-        "ignored": sum(one.count for one in found.ignored),
+        "ignored": sum(one.count for one in ignored),
     }
     lines = [cli.table(rows.items())]
     if 0 < len(found.class_names) <= LISTED:
         lines += ["", cli.table(zip(found.class_names, found.class_counts, strict=True), ("class", "images"))]
     lines += [f"duplicate: {second} = {first}" for first, second in found.duplicate_pairs]
     lines += [f"bad: {image.reason}" for image in found.bad]
-    lines += [f"ignored: {one}" for one in found.ignored]
+    lines += [f"ignored: {one}" for one in ignored]
     return "\n".join(lines)

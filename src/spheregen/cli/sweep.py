@@ -97,7 +97,8 @@ def sweep(
         figures.append({**each, "ms_per_image": 1000 * (time.perf_counter() - begun) / count})
         cells.append(output.tensor)
         if scorer is not None:
-            samples = pipe.generate(scored, seed=seed, **each)
+            under = cli.in_turn(named, scored) if pipe.model.text_width else None
+            samples = pipe.generate(scored, seed=seed, labels=under, **each)
             asked = None if samples.labels is None else torch.tensor(samples.labels)
             figures[-1] |= scorer.figures(samples.tensor, asked)
     *outer, last = swept

@@ -20,12 +20,13 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from spheregen.data.captions import CAPTION_FILES, Captions, captions_beside
 from spheregen.data.files import Files
 from spheregen.data.names import (
     LABEL_NAMES,
@@ -49,7 +50,7 @@ from spheregen.data.names import (
 )
 from spheregen.data.source import Blocks, BlockSource, ImageSource, digest, label_bytes
 from spheregen.errors import DataError, SphereGenError
-from spheregen.files import atomic_path, parse_json
+from spheregen.files import atomic_path, cache_folder, parse_json
 
 _LARGEST = 256 << 20  # bytes of one image in a zip; more is a mistake or an attack
 _ENCRYPTED = 0x1
@@ -132,6 +133,18 @@ class ZipSource(ImageSource):
 
     def describe(self, index: int) -> str:
         return f"{self._files.names[0]} {printable(unpack(self._names, index))}"
+
+    def captions(self, column: str | None = None) -> Captions | None:
+        names = [os.fsdecode(name) for name in self._names.to_pylist()]
+        with self._files.open(0) as file, zipfile.ZipFile(file) as archive:
+            members = {member_name(member.filename): member for member in archive.infolist() if not member.is_dir()}
+
+            def read(name: str) -> bytes:
+                if members[name].file_size > _LARGEST:
+                    raise DataError(f"{self._files.names[0]}: {printable(name)} is larger than {_LARGEST} bytes")
+                return archive.read(members[name])
+
+            return captions_beside(names, members, read, self._files.names[0], column)
 
     def read_bytes(self, index: int) -> bytes:
         self.check_index(index)
@@ -225,6 +238,29 @@ class TarSource(BlockSource):
     def describe(self, index: int) -> str:
         return f"{self._files.names[int(self._shards[index])]} {printable(unpack(self._names, index))}"
 
+    def captions(self, column: str | None = None) -> Captions | None:
+        found: list[tuple[str, ...]] = [()] * len(self)
+        for shard, where in enumerate(self._files.names):
+            rows = np.flatnonzero(self._shards == shard).tolist()
+            with (
+                self._files.open(shard, _SCAN_BYTES) as file,
+                tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive,
+            ):
+                places = {
+                    member_name(member.name): (member.offset_data, member.size)
+                    for member in archive
+                    if member.isreg() and member.name.lower().endswith(CAPTION_FILES)
+                }
+
+            def read(name: str, shard: int = shard, places: dict[str, tuple[int, int]] = places) -> bytes:
+                return self._files.read(shard, *places[name])
+
+            names = [unpack(self._names, row) for row in rows]
+            part = captions_beside(names, places, read, where, column, stem=lambda name: _sample_of(name)[0])
+            for row, texts in zip(rows, part or (), strict=part is not None):
+                found[row] = texts
+        return Captions(found) if any(found) else None
+
     def read_bytes(self, index: int) -> bytes:
         if self.central:
             return super().read_bytes(index)
@@ -277,8 +313,7 @@ def _shard_index(files: Files, file: int) -> Any:
     if not files.remote:
         return scan()
     key = hashlib.sha256(f"{_INDEX_VERSION}\0{files.stamp(file)}".encode()).hexdigest()
-    cache = Path(os.environ.get("SPHEREGEN_CACHE") or "~/.cache/spheregen").expanduser()
-    path = cache / "shards" / f"{key}.parquet"
+    path = cache_folder() / "shards" / f"{key}.parquet"
     with contextlib.suppress(OSError, pa.ArrowException):  # not there, or damaged: it is made again
         return pq.read_table(path)
     index = files.retried(scan, file)

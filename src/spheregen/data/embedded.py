@@ -5,7 +5,7 @@
   order, which is also that of scikit-learn's `load_digits` (scripts/build_digits.py).
 - `letters`: 46 810 grey images of 32x32 pixels, A-Z, a-z and 0-9 of 744 free fonts, split by family. Only fonts under
   OFL-1.1, Apache-2.0, MIT or in the public domain; assets/CREDITS-letters.txt names all of them
-  (scripts/build_letters.py).
+  (scripts/build_letters.py). Their captions name letter, weight, slant and serifs, see `data.lettering`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from spheregen.data.captions import Captions
 from spheregen.data.images import Pixels
+from spheregen.data.lettering import captions_of_letters
+from spheregen.data.order import Integers as Numbers
 from spheregen.data.source import ImageSource, digest
 from spheregen.errors import DataError, did_you_mean
 
@@ -40,9 +44,32 @@ def load_digits() -> tuple[Pixels, Pixels]:
 @functools.cache
 def load_letters() -> tuple[Pixels, Pixels]:
     """Read the embedded file: images (46810, 32, 16) uint8, two pixels of 4 bits in each byte, and labels (46810,)."""
-    data = resources.files("spheregen").joinpath("assets/letters.npz.xz").read_bytes()
+    arrays = _unpacked("letters")
+    return arrays["images"], arrays["labels"]
+
+
+def load_letter_fonts() -> tuple[Numbers, list[str]]:
+    """Read the embedded file: the font (46810,) of each glyph, and the names of fonts, family and font."""
+    arrays = _unpacked("letters-fonts")
+    return arrays["fonts"].astype(np.int64), arrays["names"].tobytes().decode().splitlines()
+
+
+def _unpacked(name: str) -> dict[str, Any]:
+    data = resources.files("spheregen").joinpath(f"assets/{name}.npz.xz").read_bytes()
     with np.load(io.BytesIO(lzma.decompress(data)), allow_pickle=False) as arrays:
-        return arrays["images"], arrays["labels"]
+        return dict(arrays)
+
+
+@functools.cache
+def letter_captions() -> tuple[tuple[str, ...], ...]:
+    """Return the captions of all glyphs of `letters`, see `data.lettering`."""
+    (packed, labels), (fonts, names) = load_letters(), load_letter_fonts()
+    return captions_of_letters(_pixels(packed) / np.float32(15), labels, fonts, names)
+
+
+def _pixels(packed: Pixels) -> Pixels:
+    """Return packed images (n, 32, 16) as (n, 32, 32), 0 .. 15."""
+    return np.stack([packed >> 4, packed & 15], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 TWINS = ("Il1", "Oo0")
@@ -60,13 +87,21 @@ class _Embedded:
     class_names: tuple[str, ...]
     packed: bool = False
     """Two pixels of 4 bits in each byte."""
+    captions: Callable[[], tuple[tuple[str, ...], ...]] | None = None
+    """Those of all images."""
 
 
 EMBEDDED: Mapping[str, _Embedded] = MappingProxyType(
     {
         "digits": _Embedded(load_digits, 8, 16, 1400, tuple(string.digits)),
         "letters": _Embedded(
-            load_letters, 32, 15, 41974, (*string.ascii_uppercase, *string.ascii_lowercase, *string.digits), packed=True
+            load_letters,
+            32,
+            15,
+            41974,
+            (*string.ascii_uppercase, *string.ascii_lowercase, *string.digits),
+            packed=True,
+            captions=letter_captions,
         ),
     }
 )
@@ -109,8 +144,14 @@ class EmbeddedSource(ImageSource):
     def read(self, index: int) -> Image.Image:
         values = self._images[index]
         if self._packed:
-            values = np.stack([values >> 4, values & 15], axis=-1).reshape(len(values), -1)
+            values = _pixels(values)
         return Image.fromarray(self._grey[values])
 
     def describe(self, index: int) -> str:
         return f"{self.name} {self._first + index}"
+
+    def captions(self, column: str | None = None) -> Captions | None:
+        told = EMBEDDED[self.name].captions
+        if told is None or column is not None:
+            return super().captions(column)
+        return Captions(told()[self._first : self._first + len(self)])

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from spheregen.data.captions import Captions
 from spheregen.data.decoding import (
     BadImage,
     DecodedChunk,
@@ -27,6 +28,7 @@ from spheregen.data.decoding import (
 )
 from spheregen.data.images import ImageOptions, to_model_range
 from spheregen.data.latent_cache import (
+    CAPTIONS,
     INDEX,
     TORCH_DTYPES,
     CacheIndex,
@@ -49,6 +51,7 @@ from spheregen.errors import ConfigError, DataError, SphereGenError
 from spheregen.files import atomic_path, remove_leftovers
 from spheregen.lock import LOCK
 from spheregen.progress import QuietReporter, Reporter
+from spheregen.tensors import save_tensors
 
 if TYPE_CHECKING:
     from spheregen.protocol import Tokenizer
@@ -73,6 +76,7 @@ def write_latent_cache(
     device: torch.device | None = None,
     precision: str = "float32",
     save_tokenizer: Callable[[Path], None] | None = None,
+    captions: Captions | None = None,
     world: World | None = None,
     reporter: Reporter | None = None,
 ) -> CacheIndex:
@@ -92,6 +96,7 @@ def write_latent_cache(
         precision: in which the tokenizer computes: float32, or bf16 by autocast.
         save_tokenizer: called with `out` in the first process, before anything is encoded, to put the tokenizer beside
             its latents.
+        captions: of the images, to be kept beside their latents.
         world: the processes that share the work; all must call this together.
 
     Raises:
@@ -130,6 +135,8 @@ def write_latent_cache(
     begun = _begin(out, plan, source.earlier_fingerprint) if world.is_first else None
     if world.is_first and save_tokenizer is not None:
         save_tokenizer(out)
+    if world.is_first and captions is not None:
+        save_tensors(out / CAPTIONS, captions.tensors)
     begun = cast(CacheIndex, world.gather_objects(begun)[0])
     plan = begun.plan
     shards = _joined(world, _present(out, begun, range(world.rank, plan.shards, world.size)))

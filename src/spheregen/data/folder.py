@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
+from spheregen.data.captions import Captions, captions_beside
 from spheregen.data.names import (
     HIDDEN,
     LABEL_TABLES,
@@ -89,6 +90,10 @@ class FolderSource(ImageSource):
 
     def describe(self, index: int) -> str:
         return printable(self._path(index))
+
+    def captions(self, column: str | None = None) -> Captions | None:
+        files, names = set(all_files(self._folder)), [os.fsdecode(name) for name in self._files.to_pylist()]
+        return captions_beside(names, files, partial(_read, self._folder), self._folder, column)
 
     def _path(self, index: int) -> str:
         self.check_index(index)

@@ -8,6 +8,8 @@ Each shard covers consecutive images of the source:
     indices   (n,)  int64, numbers of the images in the source, ascending
     labels    (n,)  int64 class ids; only where the source has classes
     skipped   (m,)  uint8, JSON: the images that the shard covers and that could not be read; if there are any
+
+The captions of all images of the source, where they were asked for, are in `captions.safetensors`.
 """
 
 from __future__ import annotations
@@ -28,18 +30,21 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from spheregen.data.captions import CaptionLabels, Captions
 from spheregen.data.decoding import BadImage
 from spheregen.data.images import ImageOptions
-from spheregen.data.loader import Batch, Batches, to_device
+from spheregen.data.loader import Batch, Batches, to_device, with_captions
 from spheregen.data.order import SampleOrder, flip_draws
 from spheregen.data.source import digest
-from spheregen.errors import ConfigError, DataError, check_choices
+from spheregen.errors import ConfigError, DataError, ModelFileError, check_choices
 from spheregen.files import parse_json, write_json
+from spheregen.tensors import load_tensors
 
 Dtype = Literal["bf16", "float32"]
 TORCH_DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 INDEX = "index.json"
+CAPTIONS = "captions.safetensors"
 FORMAT, VERSION = "spheregen latent cache", 1  # which an index begins with
 
 
@@ -251,6 +256,23 @@ class LatentCache:
         """Bytes of all latents together, as they are stored."""
         return sum(rows.nbytes for rows in self._rows)
 
+    def captions(self) -> Captions:
+        """Read the captions of all images of the source, by their numbers there.
+
+        Raises:
+            DataError: there are none, or their file is broken.
+        """
+        path = self.path / CAPTIONS
+        if not path.is_file():
+            raise DataError(
+                f"the latent cache {self.path} has no captions; the `spheregen encode` that made it adds them with "
+                "--set captions=auto"
+            )
+        try:
+            return Captions.of_tensors(load_tensors(path))
+        except (ModelFileError, KeyError) as error:
+            raise DataError(f"{path} is broken ({error}); encode with --set captions=auto again") from error
+
     def rows(self, numbers: Tensor | Sequence[int], views: Tensor | Sequence[int] | None = None) -> Tensor:
         """Return latents (B, N, d) in the type in which they are stored.
 
@@ -331,12 +353,14 @@ class LatentBatches(Batches):
         world_size: int = 1,
         prefetch: int = 2,
         device: torch.device | None = None,
+        captions: CaptionLabels | None = None,
     ) -> None:
         super().__init__(seed, steps, start_step, prefetch, device, flips=flips)
         if flips and cache.views < 2:
             raise ConfigError(f"flips is on: encode {cache.path} again with --flips, or set data.flips=false")
         self.cache = cache
-        self.count, self.fingerprint = cache.count, cache.fingerprint
+        self.captions, self.count = captions, cache.count
+        self.fingerprint = with_captions(cache.fingerprint, captions)
         self.skipped, self.class_names = cache.skipped, cache.class_names
         self._indices = cache.indices.numpy()
         self.order = SampleOrder(self._indices, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
@@ -372,9 +396,10 @@ class LatentBatches(Batches):
             latents = self._latents[to_device(numbers * self.cache.views + views, self._latents.device)]
         return Batch(
             inputs=to_device(latents, self.device).float(),
-            labels=None if self.cache.labels is None else to_device(self.cache.labels[numbers], self.device),
+            labels=self.labels_of(order, None if self.cache.labels is None else self.cache.labels[numbers]),
             indices=torch.from_numpy(order.indices),
             step=step,
+            texts=self.texts_of(order),
         )
 
 

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from spheregen.data.captions import CaptionLabels
 from spheregen.data.decoding import (
     DecodedChunk,
     Gather,
@@ -32,7 +33,7 @@ from spheregen.data.decoding import (
 )
 from spheregen.data.images import ImageOptions, to_model_range
 from spheregen.data.order import BlockOrder, OrderedBatch, SampleOrder, Window, flip_draws
-from spheregen.data.source import ImageSource
+from spheregen.data.source import ImageSource, digest
 from spheregen.devices import available_memory
 from spheregen.errors import ConfigError, DataError
 
@@ -46,9 +47,10 @@ class Batch:
     """The samples of one training step (one rank's share)."""
 
     inputs: torch.Tensor  # float32: images (B, C, S, S) in [-1, 1], or latents (B, N, d)
-    labels: torch.Tensor | None  # (B,) int64, or None
+    labels: torch.Tensor | None  # (B,) int64, texts (B, D + 1) float32, or None
     indices: torch.Tensor  # (B,) int64 on the CPU, numbers in the source
     step: int  # the global step
+    texts: tuple[str, ...] | None = None  # (B,) the captions that labels stand for
 
 
 class Batches(ABC):
@@ -59,6 +61,7 @@ class Batches(ABC):
     earlier_fingerprint: str | None = None  # that versions before 0.2 gave them
     skipped: tuple[str, ...]  # one line for each image that was left out
     class_names: tuple[str, ...]  # empty = unlabelled
+    captions: CaptionLabels | None = None  # what labels are made of in place of classes
 
     def __init__(
         self, seed: int, steps: int, start_step: int, prefetch: int, device: torch.device | None, *, flips: bool
@@ -80,6 +83,15 @@ class Batches(ABC):
     @abstractmethod
     def batch(self, step: int) -> Batch:
         """Return the batch of any step >= 0, computed by itself in this process."""
+
+    def labels_of(self, order: OrderedBatch, classes: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the labels of a batch on the device: of its captions, else its classes (B,)."""
+        labels = classes if self.captions is None else self.captions(order)
+        return None if labels is None else to_device(labels, self.device)
+
+    def texts_of(self, order: OrderedBatch) -> tuple[str, ...] | None:
+        """Return the captions of a batch."""
+        return None if self.captions is None else self.captions.texts(order)
 
     def kept(self, samples: torch.Tensor) -> torch.Tensor:
         """Move samples to the device if they take at most a quarter of its free memory."""
@@ -116,6 +128,7 @@ class TrainingBatches(Batches):
             there if it takes at most a quarter of the free memory; else batches travel as uint8 from pinned memory.
         gather: all-gathers a picklable object over ranks, in rank order; with it they divide the validation. All ranks
             must then build their batches at the same time.
+        captions: make the labels, in place of classes.
         remembered: a JSON file in which the outcome of the validation is kept, so that a run that is continued does
             not repeat it.
 
@@ -146,6 +159,7 @@ class TrainingBatches(Batches):
         device: torch.device | None = None,
         gather: Gather | None = None,
         remembered: Path | None = None,
+        captions: CaptionLabels | None = None,
     ) -> None:
         super().__init__(seed, steps, start_step, prefetch, device, flips=flips)
         check_reading(on_error, workers)
@@ -158,7 +172,7 @@ class TrainingBatches(Batches):
         if shuffle == "blocks" and blocks is None:
             raise ConfigError(f"{source.name} is not stored in blocks; use data.shuffle=full")
         self.source, self.options, self.workers = source, options, workers
-        self.class_names, self.skipped = source.class_names, ()
+        self.class_names, self.skipped, self.captions = source.class_names, (), captions
         self._cache: torch.Tensor | None = None  # (kept, C, S, S) uint8
         if len(source) * options.bytes_per_image <= cache_bytes:
             loaded = load_all(source, options, on_error=on_error, workers=workers, progress=progress)
@@ -179,7 +193,7 @@ class TrainingBatches(Batches):
         self.order = (
             SampleOrder(usable, **share) if blocks is None else BlockOrder(usable, blocks.starts, blocks.sizes, **share)
         )
-        self.count, self.fingerprint = len(usable), part_fingerprint(source, usable)
+        self.count, self.fingerprint = len(usable), with_captions(part_fingerprint(source, usable), captions)
         self.earlier_fingerprint = part_fingerprint(source, usable, earlier=True)
         if self._cache is not None:
             # number in the source -> row of the cache
@@ -222,12 +236,18 @@ class TrainingBatches(Batches):
 
     def _finish(self, step: int, order: OrderedBatch, images: torch.Tensor) -> Batch:
         indices = torch.from_numpy(order.indices)
-        labels = None if self.source.labels is None else to_device(self.source.labels[indices], self.device)
+        labels = self.labels_of(order, None if self.source.labels is None else self.source.labels[indices])
         images = to_device(images, self.device)
         if self.flips:
             mirrored = to_device(torch.from_numpy(flip_draws(self.seed, order)), self.device)
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
-        return Batch(inputs=to_model_range(images), labels=labels, indices=indices, step=step)
+        texts = self.texts_of(order)
+        return Batch(inputs=to_model_range(images), labels=labels, indices=indices, step=step, texts=texts)
+
+
+def with_captions(fingerprint: str, captions: CaptionLabels | None) -> str:
+    """Return a fingerprint of data that covers the captions of its images too, where there are some."""
+    return fingerprint if captions is None else digest(fingerprint.encode(), captions.captions.fingerprint.encode())
 
 
 def _read_windows(source: ImageSource, order: BlockOrder, steps: range) -> Generator[list[bytes | str], None, None]:

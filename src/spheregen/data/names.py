@@ -246,6 +246,14 @@ class Ignored:
         return f"{self.count} x {self.reason}: {', '.join(self.examples)}{more}"
 
 
+_CAPTION_REASONS = (".txt", ".caption", ".json", "table without", "column that is not read")
+
+
+def without_captions(ignored: Iterable[Ignored]) -> list[Ignored]:
+    """Return what is still not read where captions are: they may come from such files, tables and columns."""
+    return [one for one in ignored if not one.reason.startswith(_CAPTION_REASONS)]
+
+
 class IgnoredFiles:
     """Counts files that are not read, by reason."""
 
@@ -314,7 +322,7 @@ def read_tables(
     for table, data in tables.items():
         folder = table.rpartition("/")[0]
         try:
-            rows = _rows(table, data)
+            rows = table_rows(table, data.decode("utf-8-sig"), LABEL_NAMES)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, csv.Error) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(f"{where}: {table} cannot be read ({reason}); correct or remove it") from error
@@ -342,9 +350,11 @@ def read_tables(
     return named
 
 
-def _rows(table: str, data: bytes) -> list[tuple[Any, Any]]:
-    """Return names and labels of a table; none where it tells no labels."""
-    text = data.decode("utf-8-sig")
+def table_rows(table: str, text: str, columns: Sequence[str]) -> list[tuple[Any, Any]]:
+    """Return file names, and the values of the first of these columns that is there, of a table of this name.
+
+    None where it has no such column; of a `dataset.json` of NVIDIA its labels.
+    """
     rows: list[Any]
     if table.endswith(".json"):
         listed = parse_json(text).get("labels") or []
@@ -356,7 +366,7 @@ def _rows(table: str, data: bytes) -> list[tuple[Any, Any]]:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count)))
     keys = {str(key).strip().lower(): key for row in rows[:1] for key in row}
     name = next((keys[key] for key in ("file_name", "filename", "file", "path", "image") if key in keys), None)
-    label = next((keys[key] for key in LABEL_NAMES if key in keys), None)
+    label = next((keys[key] for key in columns if key in keys), None)
     return [] if name is None or label is None else [(row[name], row[label]) for row in rows]
 
 

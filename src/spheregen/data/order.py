@@ -24,7 +24,7 @@ Hashes = npt.NDArray[np.uint64]
 
 WINDOW_BYTES = 64 << 20  # encoded bytes of a window, give or take a block
 
-_ORDER, _FLIP, _BLOCKS, _WINDOWS = 1, 2, 3, 4  # independent streams of one seed
+_ORDER, _FLIP, _BLOCKS, _WINDOWS, _CAPTION = 1, 2, 3, 4, 5  # independent streams of one seed
 _KEPT = 4  # windows, and plans of epochs, that are remembered: those that a batch and what is read ahead of it meet
 
 
@@ -78,6 +78,11 @@ def permutation(seed: int, epoch: int, count: int) -> Integers:
 def flip_draws(seed: int, batch: OrderedBatch) -> npt.NDArray[np.bool_]:
     """Draw (B,) True with probability 0.5, a function of (seed, epoch, index) and so of no batch."""
     return (_hash(seed, _FLIP, batch.epochs, batch.indices) >> np.uint64(63)).astype(np.bool_)
+
+
+def caption_draws(seed: int, batch: OrderedBatch, counts: Integers) -> Integers:
+    """Draw one of the captions 0 .. counts-1 of each sample, (B,): a function of (seed, epoch, index) alone."""
+    return (_hash(seed, _CAPTION, batch.epochs, batch.indices) % counts.astype(np.uint64)).astype(np.int64)
 
 
 class SampleOrder:

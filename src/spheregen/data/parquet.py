@@ -9,13 +9,14 @@ import bisect
 import contextlib
 import itertools
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from spheregen.data.captions import Captions, are_file_names, clean, column_of_captions
 from spheregen.data.files import Files, cause_of
 from spheregen.data.names import LABEL_NAMES, IgnoredFiles, choose_files, number_labels, sort_classes
 from spheregen.data.source import Blocks, BlockSource
@@ -84,6 +85,17 @@ class ParquetSource(BlockSource):
         column = _read_column(self._files, file, self._heads[file].image_leaf, self._heads[file].metadata, group)
         return _Values(pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column)
 
+    def captions(self, column: str | None = None) -> Captions | None:
+        head = self._heads[0]
+        texts = [name for name in head.unread if _is_text(head.kinds[name])]
+        found = column_of_captions(texts, column, self.name)
+        if found is None:
+            return None
+        columns = (_read_column(self._files, file, found, one.metadata) for file, one in enumerate(self._heads))
+        values = itertools.chain(*(column.to_pylist() for column in columns))
+        captions = [clean(value, lambda row=row: self.describe(row)) for row, value in enumerate(values)]  # type: ignore[misc]
+        return None if column is None and are_file_names(captions) else Captions(captions)
+
     def _read_labels(self, others: Files) -> tuple[tuple[str, ...], torch.Tensor | None]:
         """Return class names, and labels (N,) int64; `others` are the files of other splits."""
         import pyarrow as pa
@@ -142,6 +154,7 @@ class _Head:
     label_column: str | None
     class_names: tuple[str, ...] | None  # None = not told
     unread: tuple[str, ...]  # other columns
+    kinds: Mapping[str, Any]  # their types
 
     def groups(self) -> list[tuple[int, int, int]]:
         """Return number, rows and bytes of images, unpacked, of each row group that has rows."""
@@ -177,7 +190,19 @@ def _read_head(files: Files, file: int) -> _Head:
         class_names = tuple(_composed(str(name)) for name in names) if isinstance(names, list) and names else None
     leaf = f"{image}.bytes" if nested else image
     unread = tuple(name for name in schema.names if name not in (image, label))
-    return _Head(metadata=metadata, image_leaf=leaf, label_column=label, class_names=class_names, unread=unread)
+    kinds = {name: schema.field(name).type for name in unread}
+    return _Head(
+        metadata=metadata, image_leaf=leaf, label_column=label, class_names=class_names, unread=unread, kinds=kinds
+    )
+
+
+def _is_text(kind: Any) -> bool:
+    """Return whether a column holds texts, or lists of them."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _label_column(files: Files, file: int, head: _Head) -> Any:

@@ -20,10 +20,11 @@ import torch
 from PIL import Image
 
 from spheregen.data.images import decode_bytes
-from spheregen.data.names import Ignored
+from spheregen.data.names import Ignored, without_captions
 from spheregen.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
+    from spheregen.data.captions import Captions
     from spheregen.data.files import Files
 
 FITS_IN_MEMORY = 1 << 30  # encoded bytes: a set of up to this size is kept as it is
@@ -103,6 +104,19 @@ class ImageSource(ABC):
     def read_block(self, block: int) -> Sequence[bytes]:
         """Return the encoded images of a block, in order; safe to call from several threads."""
         raise NotImplementedError(f"{type(self).__name__} has no blocks")
+
+    def captions(self, column: str | None = None) -> Captions | None:
+        """Read the captions of all images; None where there are none.
+
+        Args:
+            column: the name of a column or field of captions, or the path of a table, see `data.captions`.
+
+        Raises:
+            DataError: there is no such column, or what is there cannot be read.
+        """
+        if column is not None:
+            raise DataError(f"{self.name} has no captions, and so no {column!r}; use data.captions=classes")
+        return None
 
     def release(self) -> None:
         """Give back memory held for reading; what is needed again is read again."""
@@ -194,9 +208,13 @@ def label_bytes(labels: torch.Tensor | None) -> bytes:
     return b"" if labels is None else labels.numpy().astype("<i8").tobytes()
 
 
-def notes(source: ImageSource) -> list[str]:
-    """Return what a user should know of an opened source: what is not read, and numbers that name other classes."""
-    found = [f"ignored: {ignored}" for ignored in source.ignored]
+def notes(source: ImageSource, *, captions: bool = False) -> list[str]:
+    """Return what a user should know of an opened source: what is not read, and numbers that name other classes.
+
+    Args:
+        captions: they are read.
+    """
+    found = [f"ignored: {one}" for one in (without_captions(source.ignored) if captions else source.ignored)]
     names = source.class_names
     for number, name in enumerate(names):
         if name.isdecimal() and int(name) != number:

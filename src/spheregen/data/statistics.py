@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from spheregen.data.captions import CaptionStatistics, caption_statistics
 from spheregen.data.decoding import BadImage, Progress, check_reading, ordered_map, spread_indices
 from spheregen.data.grids import image_grid, labelled_sheet
 from spheregen.data.images import ImageOptions, check_convertible, decode_bytes, load_array, load_image
@@ -73,6 +74,8 @@ class SourceStatistics:
     transparent: int  # examined images of which a pixel is transparent
     class_names: tuple[str, ...]  # empty = unlabelled
     class_counts: tuple[int, ...]  # images of each class, of the whole source
+    captions: CaptionStatistics | None  # of the whole source; None where there are none
+    caption_problem: str  # why they cannot be read; empty where they can
     balance: float | None  # smallest / largest class, 0 .. 1; None = unlabelled
     duplicates: int  # examined files that are, byte for byte, copies of an earlier one
     duplicate_pairs: tuple[tuple[str, str], ...]  # the first 20: original and copy
@@ -85,11 +88,17 @@ class SourceStatistics:
 
 
 def source_statistics(
-    source: ImageSource, *, limit: int | None = None, workers: int = 0, progress: Progress | None = None
+    source: ImageSource,
+    *,
+    limit: int | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+    captions: str | None = None,
 ) -> SourceStatistics:
     """Decode the images of a source once and count; about 30 bytes are kept of each.
 
     Args:
+        captions: the column of captions, or a table of them; None: those that there are.
         limit: look at this many at most, evenly spread; classes are counted over all in any case.
         workers: processes that decode; 0 = this one. Remote images are read in this one.
         progress: called as images are done.
@@ -121,6 +130,7 @@ def source_statistics(
     classes: tuple[int, ...] = ()
     if source.labels is not None:
         classes = tuple(torch.bincount(source.labels, minlength=len(source.class_names)).tolist())
+    told, problem = _captions_of(source, captions)
     formats, modes = (
         {str(value): number for (kind, value), number in counts.most_common() if kind == wanted}
         for wanted in ("format", "mode")
@@ -144,6 +154,8 @@ def source_statistics(
         transparent=counts["transparent", True],
         class_names=source.class_names,
         class_counts=classes,
+        captions=told,
+        caption_problem=problem,
         balance=min(classes) / max(classes) if any(classes) else None,
         duplicates=len(copies),
         duplicate_pairs=tuple(
@@ -153,6 +165,19 @@ def source_statistics(
         image_size=_suitable_size(np.stack([width, height], axis=1)),
         channels=1 if len(good) and grey == len(good) else 3,
     )
+
+
+def _captions_of(source: ImageSource, column: str | None) -> tuple[CaptionStatistics | None, str]:
+    """Return what captions are like, or why they cannot be read, which matters only to who wants them."""
+    try:
+        found = source.captions(column)
+    except DataError as error:
+        if column is not None:
+            raise
+        return None, str(error)
+    if found is None and column is not None:
+        raise DataError(f"{source.name} has no captions called {column!r}; leave captions out to see what there is")
+    return None if found is None else caption_statistics(found), ""
 
 
 def contact_sheet(source: ImageSource, *, tile: int = 64, bad: tuple[BadImage, ...] = ()) -> Image.Image:
@@ -328,6 +353,12 @@ def learnt_classes(found: SourceStatistics) -> int:
     """Return the number of classes that a model can learn; 0 if only one, or about one image a class."""
     count = len(found.class_counts)
     return count if count > 1 and count * 2 <= found.count else 0
+
+
+def follows_texts(found: SourceStatistics) -> bool:
+    """Return whether a model should follow captions: most images have one, and there are no classes to learn."""
+    told = found.captions
+    return told is not None and told.different > 1 and told.without * 2 <= found.count and not learnt_classes(found)
 
 
 def data_warnings(found: SourceStatistics) -> Iterator[str]:

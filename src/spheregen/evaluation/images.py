@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from spheregen.data import ImageOptions, ImageSource, open_source, to_uint8
+from spheregen.data.captions import read_captions
 from spheregen.data.decoding import decode_chunks, judge
 from spheregen.data.grids import Rounding
 from spheregen.data.names import UnsplitError
@@ -290,6 +291,23 @@ def open_real(
     if class_names and source.class_names and set(source.class_names) <= set(class_names):
         source = open_source(name, split=split, class_names=tuple(class_names))
     return RealImages(source, options, workers=workers)
+
+
+def captions_of(pipe: Pipeline, images: RealImages) -> list[str]:
+    """Return the first caption of each image as the model was trained on them; empty text where it has none.
+
+    Raises:
+        DataError: the images have no captions.
+    """
+    told = pipe.info.training
+    captions = read_captions(images.source, told.get("captions"), told.get("templates") or ("{}",))
+    return [next(iter(captions.of(index)), "") for index in images.indices.tolist()]
+
+
+def prompted_by(pipe: Pipeline, images: RealImages | None) -> None:
+    """Let a model that follows texts make, where nobody gives a prompt, what the captions of images say, in turn."""
+    if pipe.model.text_width and images is not None:
+        pipe.prompts = [text for text in captions_of(pipe, images) if text]
 
 
 def find_held_out(

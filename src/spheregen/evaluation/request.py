@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,18 @@ from spheregen.errors import ConfigError
 from spheregen.evaluation.classifier import CLASSIFIER, has_classes, make_classifier
 from spheregen.evaluation.curves import check_curves, usual_curves
 from spheregen.evaluation.evaluator import Evaluator, evaluate, evaluate_images, make_references
-from spheregen.evaluation.images import GivenImages, RealImages, find_held_out, open_real, open_sets
+from spheregen.evaluation.images import GivenImages, RealImages, find_held_out, open_real, open_sets, prompted_by
 from spheregen.evaluation.protocol import EvaluationOptions, check_metrics
 from spheregen.evaluation.reference import load_references
 from spheregen.evaluation.report.page import check_report, render, write_report
 from spheregen.evaluation.report.sections import report_sections
+from spheregen.evaluation.scorers import LetterScorer
 from spheregen.evaluation.studies import COPY_SAMPLES, MOST_TRAIN, STUDIES, run_studies
+from spheregen.evaluation.texts import letter_figures, text_figures
 from spheregen.lock import locked_folder
-from spheregen.measure.features import load_extractors
+from spheregen.measure.features import FeatureExtractor, load_extractors
+from spheregen.measure.features.transformers import FAMILIES
+from spheregen.networks.text import TextEncoderConfig, open_text_encoder
 from spheregen.pipeline import Pipeline
 from spheregen.progress import QuietReporter, Reporter
 
@@ -154,6 +158,7 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
     if name is not None:
         data = open_real(name, request.split, geometry, workers=request.workers, class_names=names)
         held_out = _held_out(request, name, geometry, names)
+        prompted_by(pipe, data)
     if classified and data is not None and (request.features or has_classes(data, names)):
         extractors[CLASSIFIER] = make_classifier(
             data, work, held_out=held_out, class_names=names, device=device, world=world, reporter=reporter
@@ -164,6 +169,10 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
     result, scores = evaluate(pipe, options, evaluator)
     if data is not None:
         result["data"] = data.describe()
+    if data is not None and pipe.model.text_width and world.is_first:
+        result["texts"] = _texts(pipe, data, held_out, extractors, request)
+        shown = (f"{name} {value:.3g}" for name, value in result["texts"].items() if isinstance(value, float))
+        result["line"] = f"{result['line']}; texts: {', '.join(shown)}"
     if request.report is None:
         return result
     sections = run_studies(pipe, options, evaluator, scores, result, studies=studies, train=train, held_out=held_out)
@@ -174,6 +183,24 @@ def _run(request: Request, work: Path, world: World, reporter: Reporter) -> dict
         page = render(title, subtitle, report_sections(result, sections), result)
         write_report(request.report, page, result)
     return result
+
+
+def _texts(
+    pipe: Pipeline,
+    data: RealImages,
+    held_out: RealImages | None,
+    extractors: Mapping[str, FeatureExtractor],
+    request: Request,
+) -> dict[str, Any]:
+    """Return how well samples follow texts; the CLIP score where CLIP is one of the feature networks."""
+    clip = next((name for name in request.features or () if name.partition("=")[0] == "clip"), None)
+    source = None if clip is None else clip.partition("=")[2] or FAMILIES["clip"].repo
+    tower = None if source is None else open_text_encoder(TextEncoderConfig(name=source, pooling="projected"))
+    options, seed = request.options.generation, request.options.seed
+    found = text_figures(pipe, data, held_out, extractors, options=options, seed=seed, clip=tower)
+    if data.source.name == "letters" and pipe.model.image_shape == (1, 32, 32):
+        found |= letter_figures(pipe, LetterScorer(), options=options, seed=seed)
+    return found
 
 
 def _held_out(request: Request, name: str, geometry: ImageOptions, class_names: Sequence[str]) -> RealImages | None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from spheregen.errors import ConfigError
-from spheregen.evaluation.images import RealImages, find_held_out, open_real, take
+from spheregen.evaluation.images import RealImages, find_held_out, open_real, prompted_by, take
 from spheregen.evaluation.scorers import DataScorer
 from spheregen.files import write_json
 from spheregen.folders.model_folder import save_sampling
@@ -215,6 +215,7 @@ def tune_folder(
         names, geometry = pipe.info.class_names, pipe.image_options
         train = open_real(data, split, geometry, class_names=names)
         held_out = find_held_out(data, split, geometry, names)
+        prompted_by(pipe, train)
         scorer = DataScorer(train, names, pipe.device, reporter, held_out=held_out)
         best, tried = tune_sampling(pipe, scorer, seconds=seconds, count=count, told=tell)
         found = {

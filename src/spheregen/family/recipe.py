@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spheregen.errors import did_you_mean
+from spheregen.networks.text import TextEncoderConfig
 from spheregen.sampling.loop import PLACES, STARTS
 from spheregen.sampling.schedules import SCHEDULES
 
@@ -45,6 +46,11 @@ class DataConfig(Section):
     check: bool | None = None
     """Decode every image once before the first step, to name the bad ones; None: unless they come over a network. A
     set that is kept in memory is decoded anyway."""
+    captions: str | None = None
+    """The captions of a model that follows texts: a column or field, a table of file names and captions, or `classes`
+    for the names of classes; None: what the images have, else the names of their classes."""
+    templates: tuple[str, ...] = ("{}",)
+    """Captions made of the name of a class, such as `a photo of a {}`."""
     stream: bool = False
     """Read a Hub data set over the network instead of downloading it first."""
     shuffle: Literal["auto", "full", "blocks"] = "auto"
@@ -210,6 +216,8 @@ class Recipe(Section):
     """The model to fine-tune: a model folder, a bundled model or one of the Hub; None starts from random weights
     (`--init`). Read before the first step alone."""
     data: DataConfig = DataConfig()
+    text: TextEncoderConfig = TextEncoderConfig()
+    """The text encoder of a model that follows texts: one with a `model.text_width`, which is that of its vectors."""
     model: Any
     """The architecture; has `image_size`, `image_channels` and `num_classes`."""
     loss: Any
@@ -223,6 +231,8 @@ class Recipe(Section):
             "name",
             "description",
             "data.source",  # the fingerprint of the data decides, not its path
+            "data.captions",  # as with captions
+            "data.templates",
             "data.check",
             "data.stream",
             "data.workers",

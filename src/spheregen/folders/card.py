@@ -22,6 +22,7 @@ class ModelInfo:
     provenance: Mapping[str, str] = field(default_factory=dict)
     # how the model restores best, measured: `spectrum` of its error, and by `tasks` steps, angle and scale
     restoration: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)  # of a model that follows texts, `TextEncoder.identity`
     figures: Mapping[str, str] = field(default_factory=dict)  # what was measured of its samples -> a number or words
 
 
@@ -61,6 +62,8 @@ def model_card(member: Member, config: Any, info: ModelInfo, *, title: str) -> s
 
 
 def _classes(config: Any, info: ModelInfo) -> str:
+    if getattr(config, "text_width", 0):
+        return f"none: it follows texts, by the encoder {info.text.get('name')}"
     return ", ".join(info.class_names) or (str(config.num_classes) if config.num_classes else "none (unconditional)")
 
 

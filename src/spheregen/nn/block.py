@@ -245,11 +245,14 @@ class Block(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """A table of num_classes + 1 embeddings; the last is the null class, which means "no condition"."""
+    """A table of label_width + 1 embeddings; the last is the null class, which means "no condition".
 
-    def __init__(self, num_classes: int, width: int) -> None:
+    Of classes there is one for each; of texts it is the matrix that projects their vectors.
+    """
+
+    def __init__(self, label_width: int, width: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(num_classes + 1, width)
+        self.table = nn.Embedding(label_width + 1, width)
         nn.init.normal_(self.table.weight, std=0.02)
         tag(self.table.parameters(), NO_DECAY)
 
@@ -266,13 +269,13 @@ class Trunk(nn.Module):
     Args:
         size: width, blocks and heads, and where in-context tokens join.
         grid: tokens along one side.
-        num_classes: 0 for an unconditional trunk.
+        label_width: classes, or numbers of a text's vector; 0 for an unconditional trunk.
         name: the network's in a `Condition`.
         context_tokens: extra tokens that carry the condition.
         spherify_blocks: spherify the grid's tokens after every block but the last.
         sphere_eps: of that sphere.
         options: what the blocks are made of.
-        conditional: whether blocks take a condition; by default where there are classes.
+        conditional: whether blocks take a condition; by default where there are labels.
         front_grids: tokens along one side of further grids that come in front of the trunk's own, which they cover.
     """
 
@@ -283,7 +286,7 @@ class Trunk(nn.Module):
         self,
         size: TransformerSize,
         grid: int,
-        num_classes: int,
+        label_width: int,
         *,
         name: str = "",
         context_tokens: int = 0,
@@ -295,9 +298,9 @@ class Trunk(nn.Module):
     ) -> None:
         super().__init__()
         options = options or BlockOptions()
-        self.name, self.num_classes, width = name, num_classes, size.width
-        self.labels = ClassEmbedding(num_classes, width) if num_classes else None
-        conditional = num_classes > 0 if conditional is None else conditional
+        self.name, self.label_width, width = name, label_width, size.width
+        self.labels = ClassEmbedding(label_width, width) if label_width else None
+        conditional = label_width > 0 if conditional is None else conditional
         self.register_buffer("positions", sincos_table(grid, width))
         self.rotary = AxialRotary(grid, width // size.heads, front_grids) if options.rotary else None
         self.blocks = nn.ModuleList(
@@ -321,8 +324,8 @@ class Trunk(nn.Module):
         Raises:
             ConfigError: labels for an unconditional network, or for another number of samples.
         """
-        condition: Condition = make_condition(labels, self.num_classes, {self.name: self.embed_labels})
-        told = condition.of(self.name) if self.num_classes else None
+        condition: Condition = make_condition(labels, self.label_width, {self.name: self.embed_labels})
+        told = condition.of(self.name) if self.label_width else None
         if told is not None and len(told.embedding) not in (1, batch):
             raise ConfigError(f"{len(told.embedding)} labels for a batch of {batch}; give one for each")
         return told

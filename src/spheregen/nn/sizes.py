@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
+from spheregen.conditioning import ConditionConfig
 from spheregen.errors import ConfigError, Settings, did_you_mean
 from spheregen.prior import PRIORS
 
@@ -67,7 +68,7 @@ def resolve_size(size: str | TransformerSize) -> TransformerSize:
     return SIZES[size]
 
 
-class TransformerConfig(Settings):
+class TransformerConfig(ConditionConfig):
     """A configuration, a frozen dataclass, of a model made of transformers."""
 
     transformer_fields: ClassVar[tuple[str, ...]] = ("size",)
@@ -121,6 +122,8 @@ def check_architecture(config: Any, *counts: str) -> None:
     for name in counts:
         if (getattr(config, name) or 0) < 0:
             raise ConfigError(f"{name} is not negative: {getattr(config, name)}")
+    if isinstance(config, ConditionConfig):
+        config.check_condition()
     angle, turns = getattr(config, "max_angle", 85.0), PRIORS[getattr(config, "prior", "sphere")].turns
     if not 0 < angle < 90 and not (angle == 90 and turns):
         raise ConfigError(

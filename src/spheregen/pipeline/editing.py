@@ -20,11 +20,13 @@ from spheregen.fitted import FittedPrior
 from spheregen.pipeline.generation import Generation
 from spheregen.pipeline.options import ANGLE_NAMES, START_NAMES, EditOptions, named, seed_range, start_of
 from spheregen.pipeline.output import PipelineOutput
-from spheregen.protocol import SphereGenerator
+from spheregen.pipeline.prompts import Prompts
+from spheregen.protocol import PRIOR, SphereGenerator
 from spheregen.sampling.loop import Samples, StepNoise
 from spheregen.sampling.seeds import check_seeds
 
 EDIT_STRENGTH = 0.25  # the published one
+ENDS_OF_A_LINE = 2
 
 
 def _revise(
@@ -50,24 +52,25 @@ class Editing(Generation):
 
         Args:
             images: images of any size.
-            labels: the class to pull towards, one for all or one for each; None is the null class.
+            labels: the class to pull towards, one for all or one for each; None is the null class. Of a model that
+                follows texts, prompts, here and in all other edits.
             options: see `EditOptions`; `prior`, and with a fitted one `temperature`, below 1 nearer to the mean of the
                 class. `trajectory` of the output holds the images after each step.
 
         Raises:
             DataError, ConfigError: images, classes or options that are impossible.
         """
-        x = self._to_tensor(images)
+        x, labels = self._to_tensor(images), self._prompted(labels, options)
         given, fitted = self._prior_of(options)
         if given.keys() & set(ANGLE_NAMES):
             return self._edited("edit", x, labels, _revise, given)
         if labels is None or fitted is None:
             return self._edited("edit", x, labels, sampling.edit, given)
         settings = self._edit_settings("edit", {**given, "prior": "fitted"}, guided=True, decodes=True)
-        rows, ids = fitted.embed_labels(None), self._ids(labels, len(x))
+        ids = self._ids(labels, len(x))
         assert ids is not None
-        noise = fitted.noise_of(self.encode(images), rows[-1:])
-        moved = fitted.draw(noise, rows[ids.cpu()], settings["temperature"])
+        noise = fitted.noise_of(self.encode(images), fitted.embed_labels(None)[-1:])
+        moved = fitted.draw(noise, self._of_prior(ids[:]), settings["temperature"])
         seeds = seed_range(given.get("seed", 0), len(x))
         drawn = self._drawn(seeds, settings)
         return self._run(sampling.sample, self.model.prior.project(moved), ids, drawn.steps, seeds, settings, given)
@@ -93,6 +96,7 @@ class Editing(Generation):
             swap: exchange the two.
             labels, options: as in `edit`.
         """
+        labels = self._prompted(labels, options)
         first, second = self._to_tensor(a), self._to_tensor(b)
         if len(first) != len(second):
             raise ConfigError(
@@ -134,7 +138,7 @@ class Editing(Generation):
         """
         if len(open_images(image)) != 1:
             raise ConfigError("variations are made of one image at a time")
-        seeds = seed_range(options.get("seed", 0), count)
+        seeds, labels = seed_range(options.get("seed", 0), count), self._prompted(labels, options)
         v, (given, fitted) = self.encode(image, labels), self._prior_of(options)
         if fitted is not None:
             given["prior"] = "fitted"
@@ -144,8 +148,8 @@ class Editing(Generation):
         if fitted is None:
             start = sampling.vary(v.expand(count, *v.shape[1:]), noise, angle)
         else:
-            turn, rows = math.radians(angle), fitted.embed_labels(None)
-            of = rows[-1:] if ids is None else rows[ids[:1].cpu()]
+            turn = math.radians(angle)
+            of = fitted.embed_labels(None)[-1:] if ids is None else self._of_prior(ids[:1])
             turned = math.cos(turn) * fitted.noise_of(v, of) + math.sin(turn) * noise
             start = self.model.prior.project(fitted.draw(turned, of))
         return self._run(sampling.sample, start, ids, drawn.steps, seeds, settings, given)
@@ -157,7 +161,7 @@ class Editing(Generation):
         frames: int = 16,
         *,
         path: str = "slerp",
-        class_path: str = "lerp",
+        class_path: str | None = None,
         labels: Labels = None,
         **options: Unpack[EditOptions],
     ) -> PipelineOutput:
@@ -169,7 +173,7 @@ class Editing(Generation):
             frames: images along each side, ends included: F for two ends, F*F row by row for four.
             path: `slerp` (constant angular speed) or `lerp` (straight, then back onto the sphere).
             class_path: the way between the conditions of two ends with classes of their own: `lerp`, `slerp`, or `hard`
-                (a switch in the middle). Four corners take `lerp`.
+                (a switch in the middle); by default lerp, and slerp between texts. Four corners take `lerp`.
             labels: the class, or one for each end, between which the condition is mixed; the same seed twice with two
                 labels goes from class to class. By default photos are under the null class and seeds under their own
                 class (seed modulo classes), so that a seed's end is what `generate` makes of it.
@@ -179,6 +183,7 @@ class Editing(Generation):
         Raises:
             DataError, ConfigError: ends, classes or options that are impossible.
         """
+        labels = self._prompted(labels, options)
         if isinstance(ends, str) or not isinstance(ends, Iterable):
             raise ConfigError(f"ends are two or four images or seeds, not {ends!r:.100}")
         items: list[Any] = [end.item() if isinstance(end, Tensor) and not end.ndim else end for end in ends]
@@ -187,8 +192,10 @@ class Editing(Generation):
         own = options.get("seed", 0)
         seeds = [int(end) if seeded else own for end, seeded in zip(items, is_seed, strict=True)]
         check_seeds(seeds)
-        ids = self._end_labels(labels, seeds, is_seed)
-        guided = ids is not None and any(label != self.classes.count for label in ids)
+        of_ends = self._end_labels(labels, seeds, is_seed)
+        null = self.model.condition(None) if of_ends is None else self.model.condition(of_ends)
+        guided = of_ends is not None and bool((mixture(of_ends, self.model.label_width)[:, -1] < 1).any())
+        differ = of_ends is not None and bool((of_ends != of_ends[:1]).any())
         given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         if all(is_seed):
             given.setdefault("strength", self._settings({})["strength"])
@@ -196,6 +203,8 @@ class Editing(Generation):
                 given.setdefault("schedule", self._settings({})["schedule"])
         settings = self._edit_settings("interpolate", given, guided=guided, decodes=True)
         settings |= {"path": path, "frames": frames}
+        if class_path is None:
+            class_path = "slerp" if self.model.text_width and len(items) == ENDS_OF_A_LINE else "lerp"
         if class_path not in sampling.CLASS_PATHS or (class_path != "lerp" and len(items) != 2):
             raise ConfigError(
                 f"class_path is {', '.join(sampling.CLASS_PATHS[:-1])} or {sampling.CLASS_PATHS[-1]} between two ends, "
@@ -204,20 +213,19 @@ class Editing(Generation):
         if class_path != "lerp":
             settings["class_path"] = class_path
         drawn = self._drawn(seeds, settings)
-        of_ends = None if ids is None else torch.tensor(ids, device=self.device)
-        points, _ = start_of(settings).points(self.model, self._here(drawn.initial), self.model.condition(of_ends))
+        points, _ = start_of(settings).points(self.model, self._here(drawn.initial), null)
         photos = [number for number, seeded in enumerate(is_seed) if not seeded]
         if photos:
-            of_photos = None if ids is None else torch.tensor([ids[number] for number in photos], device=self.device)
+            of_photos = None if of_ends is None else of_ends[photos]
             with torch.no_grad():
                 points[photos] = self.model.encode(self._to_tensor([items[number] for number in photos]), of_photos)
         start = sampling.interpolate(points, frames, path, prior=self.model.prior)
         mixed = None  # the null class for all
-        if guided and ids is not None:
-            if len(set(ids)) == 1:  # nothing to mix, and guidance knows a class
-                mixed = torch.tensor(ids[:1]).expand(len(start)).to(self.device)
+        if guided and of_ends is not None:
+            if not differ:  # nothing to mix, and guidance knows a class
+                mixed = of_ends[:1].expand(len(start), *of_ends.shape[1:])
             else:
-                mixed = sampling.blend(mixture(torch.tensor(ids), self.classes.count), frames).to(self.device)
+                mixed = sampling.blend(mixture(of_ends, self.model.label_width).cpu(), frames).to(self.device)
         noise: StepNoise = (
             sampling.interpolate(drawn.steps, frames)
             if isinstance(drawn.steps, Tensor)
@@ -230,10 +238,13 @@ class Editing(Generation):
             noise = start  # each frame's own, as `generate` goes
         own_seeds = [seeds[0]] * len(start)
         between = None
-        if class_path != "lerp" and mixed is not None and ids is not None and len(set(ids)) > 1:
+        if class_path != "lerp" and mixed is not None and of_ends is not None and differ:
             shares, _ = sampling.interpolation.positions(2, frames)
-            first, second = (self.model.condition(torch.tensor([end] * frames, device=self.device)) for end in ids)
-            between = sampling.mix_conditions(first, second, shares, class_path)
+            with torch.no_grad():
+                first, second = (self.model.condition(end.expand(frames, *end.shape)) for end in of_ends)
+                between = sampling.mix_conditions(first, second, shares, class_path)
+                if (negative := self._negative(settings)) is not None:
+                    between = between.against(negative)
         return self._run(sampling.sample, start, mixed, noise, own_seeds, settings, options, flow_noise, between)
 
     # the ways that edits share ----------------------------------------------------------------------------------------
@@ -271,7 +282,7 @@ class Editing(Generation):
         self,
         call: Callable[..., Samples],
         x: Tensor,
-        ids: Tensor | None,
+        ids: Tensor | Prompts | None,
         drawn: StepNoise,
         seeds: Sequence[int],
         settings: Mapping[str, Any],
@@ -295,13 +306,20 @@ class Editing(Generation):
 
         return self._joined(self._batches(seeds, ids, settings, loop, flow_noise=flow_noise), len(x))
 
-    def _end_labels(self, labels: Labels, seeds: Sequence[int], is_seed: Sequence[bool]) -> list[int] | None:
-        """The class of each end of an interpolation; a photo without one has the null class."""
-        chosen = self.classes.of_each(labels, len(seeds))
-        null = self.classes.count
+    def _end_labels(self, labels: Labels, seeds: Sequence[int], is_seed: Sequence[bool]) -> Tensor | None:
+        """The labels of the ends of an interpolation; a photo without a class has the null class."""
+        chosen, null = self._ids(labels, len(seeds)), self.classes.count
         if chosen is not None or not null:
-            return chosen
-        return [seed % null if seeded else null for seed, seeded in zip(seeds, is_seed, strict=True)]
+            return None if chosen is None else chosen[:]
+        of = [seed % null if seeded else null for seed, seeded in zip(seeds, is_seed, strict=True)]
+        return torch.tensor(of, device=self.device)
+
+    @torch.no_grad()
+    def _of_prior(self, labels: Tensor) -> Tensor:
+        """The weights that labels have in the fitted prior, on the CPU."""
+        told = self.model.condition(labels).of(PRIOR)
+        assert told is not None
+        return told.embedding.cpu()
 
     def _edit_settings(
         self, name: str, options: Mapping[str, Any], *, guided: bool, decodes: bool = False

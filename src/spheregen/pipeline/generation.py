@@ -3,9 +3,11 @@ settings, noise, labels, batches, outputs."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import numpy.typing as npt
 import torch
@@ -21,10 +23,12 @@ from spheregen.devices import choose_device, own_defaults
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.family.terms import to_unit
 from spheregen.folders.card import ModelInfo
+from spheregen.networks.text import TextEncoder, reopen_text_encoder
 from spheregen.pipeline.options import (
     ANGLE_NAMES,
     DEFAULTS,
     FLOW_DEFAULTS,
+    NEGATIVE,
     START_NAMES,
     GenerationOptions,
     SamplerOptions,
@@ -37,6 +41,7 @@ from spheregen.pipeline.options import (
     start_of,
 )
 from spheregen.pipeline.output import PipelineOutput, Steps, join_outputs
+from spheregen.pipeline.prompts import Prompts, encode_prompts
 from spheregen.progress import default_reporter, watched
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling import Samples, SeededNoise
@@ -47,8 +52,8 @@ from spheregen.tensors import weights_hash
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LOOP_SETTINGS = ("steps", "schedule", "guidance", "guidance_at", "strength", *ANGLE_NAMES)
 
-Ids = Tensor | Callable[[slice], Tensor | None] | None
-"""Class ids (B,) or mixtures (B, K+1), or what gives those of a part of the images; None is the null class."""
+Ids = Tensor | Prompts | Callable[[slice], Tensor | None] | None
+"""Class ids (B,), mixtures (B, K+1) or prompts, or what gives those of a part of the images; None is the null class."""
 Loop = Callable[[slice, Condition], Samples]
 """Makes a part of the images of a call, under their condition."""
 
@@ -70,6 +75,8 @@ class Generation:
         self.to(device)
         self.info = info or ModelInfo()
         self.name = name
+        self.prompts: Sequence[str] = ()
+        """Of a model that follows texts, prompts in turn for images without one, as classes are elsewhere."""
         self.fingerprint = ""
         """Of the model folder that the pipeline was loaded from."""
         self.classes = Classes(model.num_classes, self.info.class_names)
@@ -108,6 +115,23 @@ class Generation:
             self.device = choose_device(device)
             self.model.to(self.device)
         return self
+
+    @functools.cached_property
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder of a model that follows texts, opened when it is first needed.
+
+        Raises:
+            SphereGenError: it is missing, or another one than in training; or the model follows no texts.
+        """
+        if not self.model.text_width:
+            raise ConfigError("this model follows classes, not texts: give labels, not prompts")
+        return reopen_text_encoder(self.info.text)
+
+    @named
+    @torch.no_grad()
+    def text_labels(self, texts: Sequence[str]) -> Tensor:
+        """Return texts as labels (B, D + 1), as the networks of a model that follows texts take them."""
+        return self._told(texts, len(texts))[:]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,7 +196,7 @@ class Generation:
         Args:
             count: how many; by default as many as `labels`, `seeds` or `noise` holds, else 1.
             labels: class ids or names, one for all or one for each; None spreads them over the classes: the image of
-                seed s gets class s modulo their number.
+                seed s gets class s modulo their number. Of a model that follows texts, prompts.
             seed: image i has seed `seed + i`.
             seeds: the seeds themselves, instead of `seed`.
             steps: passes of the generating network; 1 is one step.
@@ -186,7 +210,7 @@ class Generation:
         Raises:
             ConfigError: an unknown class or option, or numbers that do not fit together.
         """
-        labels = plain_labels(labels)
+        labels = plain_labels(self._prompted(labels, options))
         if noise is not None and noise.ndim > 0 and count is None and seeds is None:
             count = len(noise)
         if seeds is None:
@@ -197,7 +221,7 @@ class Generation:
         parts = self.stream(
             chosen,
             labels=labels,
-            options=GenerationOptions(steps=steps, **options),
+            options=GenerationOptions(steps=steps, **cast("dict[str, Any]", options)),
             batch_size=batch_size,
             noise=noise,
             step_noise=step_noise,
@@ -222,11 +246,16 @@ class Generation:
         callback: StepCallback | None = None,
     ) -> Iterator[PipelineOutput]:
         """Make the images of `seeds` batch by batch, in constant memory. Arguments as in `generate`."""
+        numbers = check_seeds(seeds)
+        if self.model.text_width and labels is None and self.prompts:
+            labels = [self.prompts[seed % len(self.prompts)] for seed in numbers]
+        if self.model.text_width and labels is None and (options is None or options.guidance is None):
+            options = dataclasses.replace(options or GenerationOptions(), guidance=self.model.unguided)
         settings = self.settings(options)  # complains before any work is done
         check_batch_size(batch_size)
-        numbers = check_seeds(seeds)
         classes, count = self.classes.count, len(numbers)
-        chosen = self.classes.one_or_each(labels, count)
+        prompts = self._ids(labels, count) if self.model.text_width else None
+        chosen = None if self.model.text_width else self.classes.one_or_each(labels, count)
         how, begin = self._loop_options(settings, callback), start_of(settings)
 
         def ids(part: slice) -> Tensor | None:
@@ -252,14 +281,18 @@ class Generation:
 
         if noise is not None or step_noise is not None:
             settings["noise"] = "given"  # noise that the seeds did not make is not in the record of an image
-        return self._batches(numbers, ids, settings, loop, trajectory=trajectory, batch_size=batch_size)
+        told = ids if prompts is None else prompts
+        return self._batches(numbers, told, settings, loop, trajectory=trajectory, batch_size=batch_size)
 
     # images there and back --------------------------------------------------------------------------------------------
 
     @named
     @torch.no_grad()
     def encode(self, images: ImageInputs, labels: Labels = None) -> Tensor:
-        """Return the points on the sphere (B, N, d) of images; `labels=None` is the null class."""
+        """Return the points on the sphere (B, N, d) of images; `labels=None` is the null class.
+
+        `labels` of a model that follows texts are prompts.
+        """
         x = self._to_tensor(images)
         ids = self._ids(labels, len(x))
         size = self.batch_size or images_at_once(self.model, self.device)
@@ -282,6 +315,7 @@ class Generation:
             shape = ", ".join(map(str, self.model.latent_shape))
             raise ConfigError(f"latents have shape {tuple(latents.shape)}; this model takes (B, {shape})")
         points = self.model.prior.project(self._here(latents))
+        labels = self._prompted(labels, options)
         return self._unlooped("decode", points, labels, sampling.decode, seed, options).tensor
 
     @named
@@ -296,6 +330,7 @@ class Generation:
         def there_and_back(model: SphereGenerator, x: Tensor, condition: Condition) -> Samples:
             return sampling.decode(model, model.encode(x, condition), condition)
 
+        labels = self._prompted(labels, options)
         return self._unlooped("reconstruct", self._to_tensor(images), labels, there_and_back, seed, options).tensor
 
     @named
@@ -315,7 +350,7 @@ class Generation:
         """
         if not self.refines:
             raise ConfigError("this model has no refiner; take a model of kind sphere-flow")
-        x = self._to_tensor(images)
+        x, labels = self._to_tensor(images), self._prompted(labels, options)
         return self._unlooped("refine", x, labels, lambda _model, x, _condition: Samples(x, (x,)), seed, options)
 
     def _unlooped(
@@ -342,8 +377,31 @@ class Generation:
         own = self.info.sampling
         if self.model.fitted is None:  # as in a run that is not complete: uniform points are all there are
             own = {name: value for name, value in own.items() if name not in START_NAMES}
-        unguided = self.model.unguided
-        return complete(options, own, refines=self.refines, classes=self.classes.count, unguided=unguided)
+        unguided, width = self.model.unguided, self.model.label_width
+        settings = complete(options, own, refines=self.refines, label_width=width, unguided=unguided)
+        if NEGATIVE in settings and not self.model.text_width:
+            raise ConfigError("this model follows classes, not texts: leave negative_prompt out")
+        if self.model.text_width and settings["guidance"] != unguided and self.info.training.get("label_dropout") == 0:
+            raise ConfigError(
+                "this model was trained without caption dropout and knows no null to be guided away from; give "
+                f"guidance={unguided:g}, or train it with loss.label_dropout=0.1"
+            )
+        return settings
+
+    def _prompted(self, labels: Labels, options: Any) -> Labels:
+        """Take the prompt out of the options of a call, and return the labels that are meant.
+
+        Raises:
+            ConfigError: both are given, or the model follows classes.
+        """
+        prompt = options.pop("prompt", None)
+        if prompt is None:
+            return labels
+        if labels is not None:
+            raise ConfigError("give a prompt or labels, not both")
+        if not self.model.text_width:
+            raise ConfigError("this model follows classes, not texts: give labels, not a prompt")
+        return cast("Labels", prompt)
 
     def _loop_options(self, settings: Mapping[str, Any], callback: StepCallback | None) -> dict[str, Any]:
         """The settings as the loops of `sampling` take them."""
@@ -371,11 +429,14 @@ class Generation:
             flow_noise: (B, C, S, S), the noise that the flow starts from; by default that of the seeds.
         """
 
+        negative = self._negative(settings)
+
         @own_defaults()
         @torch.no_grad()
         def make(part: slice) -> PipelineOutput:
             of, labels = seeds[part], ids(part) if callable(ids) else ids if ids is None else ids[part]
             condition = self.model.condition(labels)
+            condition = condition if negative is None else condition.against(negative)
             samples = loop(part, condition)
             if self.refines:
                 shape = self.model.image_shape
@@ -391,6 +452,7 @@ class Generation:
                 steps=self._steps(samples) if trajectory else (),
                 origin={"model": self.name, "fingerprint": self.fingerprint},
                 class_names=self.info.class_names,
+                prompts=ids.of(part) if isinstance(ids, Prompts) else None,
             )
 
         guided = settings["guidance"] != self.model.unguided
@@ -420,7 +482,18 @@ class Generation:
         """Images as (B, C, S, S) in [-1, 1] on the model's device."""
         return self._here(load_images(images, self.image_options) * 2 - 1)
 
-    def _ids(self, labels: Labels, count: int) -> Tensor | None:
+    @torch.no_grad()
+    def _negative(self, settings: Mapping[str, Any]) -> Condition | None:
+        """Return the condition of the negative prompt, of one sample; None where there is none."""
+        text = settings.get(NEGATIVE, "")
+        return None if not text.strip() else self.model.condition(self._told(text, 1)[:])
+
+    def _told(self, prompts: Any, count: int) -> Prompts:
+        return encode_prompts(prompts, count, self.text_encoder, self.device)
+
+    def _ids(self, labels: Labels, count: int) -> Tensor | Prompts | None:
+        if self.model.text_width:
+            return None if labels is None else self._told(plain_labels(labels), count)
         ids = self.classes.of_each(labels, count)
         return None if ids is None else torch.tensor(ids, device=self.device)
 

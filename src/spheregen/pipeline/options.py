@@ -40,8 +40,12 @@ class SamplerOptions(TypedDict, total=False):
     (0: none). `strength` is the noise of a step as a fraction of what the schedule says: for edits 0 reconstructs, 1
     leaves little of the image, and 0.25 is the default. `prior`, `temperature` and `prior_angle` are of random points,
     see `sampling.Start`; `start_angle` (`angle` there) and `loop_angle` are degrees of a loop that starts from a point,
-    see `sampling.sample`; `refinement_guidance` is by default the guidance of the loop."""
+    see `sampling.sample`; `refinement_guidance` is by default the guidance of the loop. `prompt` is one text for all
+    images or one for each, of a model that follows texts, as `labels` is elsewhere; guidance pulls away from
+    `negative_prompt`, by default from no text at all."""
 
+    prompt: str | Sequence[str]
+    negative_prompt: str
     schedule: Schedule
     guidance: float | Guidance
     guidance_at: str
@@ -70,8 +74,11 @@ class EditOptions(SamplerOptions, total=False):
 
 
 class RestoreOptions(TypedDict, total=False):
-    """Options of restorations; what is left out was recorded with the model for the task, or is a default."""
+    """Options of restorations; what is left out was recorded with the model for the task, or is a default. `prompt` and
+    `negative_prompt` are as in `SamplerOptions`."""
 
+    prompt: str | Sequence[str]
+    negative_prompt: str
     steps: int
     """Prior and data steps, by default 20; each leaves an image that may be used."""
     angle: float
@@ -117,6 +124,7 @@ class GenerationOptions:
     prior_angle: float | None = None
     start_angle: float | None = None
     loop_angle: float | None = None
+    negative_prompt: str | None = None
     refinement_steps: int | None = None
     solver: str | None = None
     refinement_guidance: float | None = None
@@ -136,6 +144,7 @@ _LOOP: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "prior_angle": (0.0, ("a number", Real)),
     "start_angle": (None, ("a number", Real, type(None))),
     "loop_angle": (None, ("a number", Real, type(None))),
+    "negative_prompt": (None, ("text", str, type(None))),
 }
 _FLOW: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "refinement_steps": (4, _INTEGER),
@@ -146,6 +155,8 @@ _FLOW: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
 START_NAMES = frozenset({"prior", "temperature", "prior_angle"})
 """The options of random points."""
 ANGLE_NAMES = ("start_angle", "loop_angle")
+NEGATIVE = "negative_prompt"
+UNSAID_NAMES = (*ANGLE_NAMES, NEGATIVE)
 """The options that are no part of settings where nobody gave them."""
 DEFAULTS = {name: default for name, (default, _) in _LOOP.items()}
 """The paper's settings, for models that bring none."""
@@ -166,7 +177,6 @@ _OTHER_NAMES: Mapping[str, str] = {
     "num_frames": "frames",
     "scale": "factor",
     "device_map": "device",
-    "negative_prompt": "guidance, which pulls away from the null class",
     "refine_steps": "refinement_steps",
     "iterations": "steps",
     "strength": "angle, in degrees",
@@ -246,7 +256,7 @@ def check_types(settings: Mapping[str, Any]) -> None:
 
 
 def complete(
-    options: Mapping[str, Any], own: Mapping[str, Any], *, refines: bool, classes: int, unguided: float = 1.0
+    options: Mapping[str, Any], own: Mapping[str, Any], *, refines: bool, label_width: int, unguided: float = 1.0
 ) -> dict[str, Any]:
     """Return the settings of a call: what is given, else the model's `own` defaults, else the paper's.
 
@@ -254,7 +264,7 @@ def complete(
         options: as given.
         own: the model's defaults.
         refines: a flow refines the model's images.
-        classes: of the model.
+        label_width: of the model; 0 of an unconditional one.
         unguided: the guidance that is none.
 
     Raises:
@@ -267,16 +277,16 @@ def complete(
         raise ConfigError(f"this model has no refiner; leave {name} out, or take a model of kind sphere-flow")
     known = {name: value for name, value in own.items() if name in defaults}
     check_types(known)
-    if not classes:
+    if not label_width:
         known["guidance"] = unguided  # a recipe's guidance says nothing about a model without classes
         known.pop("refinement_guidance", None)
     if given.get("prior", "fitted") != "fitted":  # the model's own say nothing about other points
         known = {name: value for name, value in known.items() if name not in ("temperature", "prior_angle")}
     settings = {**defaults, **known, **given}
-    for name in ANGLE_NAMES:
+    for name in UNSAID_NAMES:
         if settings[name] is None:
             del settings[name]
-        elif not 0 <= settings[name] <= 90:
+        elif name in ANGLE_NAMES and not 0 <= settings[name] <= 90:
             raise ConfigError(f"{name} lies between 0 and 90 degrees, not {settings[name]:g}")
     start_of(settings)  # complains before any work is done
     if refines:

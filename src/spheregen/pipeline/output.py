@@ -26,7 +26,7 @@ from spheregen.data import (
 )
 from spheregen.errors import DataError
 from spheregen.files import parse_json
-from spheregen.pipeline.options import ANGLE_NAMES, DEFAULTS, FLOW_DEFAULTS, START_NAMES, check_types, named
+from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, START_NAMES, UNSAID_NAMES, check_types, named
 
 Steps = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
 """The images after every step, or what makes them."""
@@ -54,6 +54,8 @@ class PipelineOutput:
     """What a PNG says of the model: its name and its fingerprint."""
     class_names: tuple[str, ...] = ()
     """The names of all classes of the model."""
+    prompts: tuple[str, ...] | None = None
+    """The prompt of each image of a model that follows texts; empty where there was none."""
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -70,6 +72,7 @@ class PipelineOutput:
             tensor=self.tensor[place],
             seeds=self.seeds[place],
             labels=None if self.labels is None else self.labels[place],
+            prompts=None if self.prompts is None else self.prompts[place],
             steps=lambda: tuple(images[place] for images in self.trajectory),
         )
 
@@ -104,6 +107,8 @@ class PipelineOutput:
         text["seed"] = str(self.seeds[number])
         if self.labels is not None:
             text |= {"label": str(self.labels[number]), "class": self.class_name(number)}
+        if self.prompts is not None:
+            text["prompt"] = self.prompts[number]
         text |= {name: str(value) for name, value in self.settings.items()}  # for people, and once more for programs
         return text | {"settings": json.dumps(dict(self.settings), default=repr)}
 
@@ -176,6 +181,7 @@ def join_outputs(parts: Iterable[PipelineOutput]) -> PipelineOutput:
         tensor=torch.cat([part.tensor for part in outputs]),
         seeds=tuple(seed for part in outputs for seed in part.seeds),
         labels=None if first.labels is None else tuple(label for part in outputs for label in part.labels or ()),
+        prompts=None if first.prompts is None else tuple(text for part in outputs for text in part.prompts or ()),
         steps=joined if any(map(callable, steps)) else joined(),
     )
 
@@ -194,6 +200,7 @@ class ImageRecord:
     """Of the model's weights; empty if it is not known."""
     seed: int
     label: int | None
+    prompt: str | None
     settings: Mapping[str, Any]
     """The fields of `GenerationOptions`; those of a flow only where one refined the image."""
 
@@ -221,9 +228,9 @@ def read_record(path: Path) -> ImageRecord:
         names = DEFAULTS if "refinement_steps" not in settings else {**DEFAULTS, **FLOW_DEFAULTS}
         before = {name: DEFAULTS[name] for name in {*START_NAMES, "strength"}}  # images of a version without them
         told = {**before, **settings}
-        settings = {name: told[name] for name in names if name in told or name not in ANGLE_NAMES}
+        settings = {name: told[name] for name in names if name in told or name not in UNSAID_NAMES}
         check_types(settings)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} has a damaged record of how it was made ({error}); it cannot be repeated") from error
     origin = {name: text.get(name, "") for name in ("model", "fingerprint")}
-    return ImageRecord(**origin, seed=seed, label=label, settings=settings)
+    return ImageRecord(**origin, seed=seed, label=label, prompt=text.get("prompt"), settings=settings)

@@ -25,6 +25,7 @@ from spheregen.errors import ConfigError
 from spheregen.pipeline.editing import Editing
 from spheregen.pipeline.options import RestoreOptions, named, seed_range
 from spheregen.pipeline.output import PipelineOutput, RestorationOutput
+from spheregen.pipeline.prompts import Prompts
 from spheregen.sampling import restoration
 from spheregen.sampling.loop import Samples, StepNoise
 from spheregen.sampling.restoration import Operator
@@ -160,6 +161,8 @@ class Restoring(Editing):
         **own: Any,
     ) -> RestorationOutput:
         """Restore observations (B, ...) of images in [-1, 1]."""
+        options = dict(options)
+        labels = self._prompted(labels, options)
         settings = self._restore_settings(name, operator.task, options) | own
         shape = restoration.image_shape_of(operator, y)
         samples, deviation = settings["samples"], _deviation(noise, y, operator)
@@ -170,7 +173,10 @@ class Restoring(Editing):
         ]
         ids = self._ids(labels, len(y))
         # a row for each sample, those of an image together
-        rows, under = y.repeat_interleave(samples, 0), None if ids is None else ids.repeat_interleave(samples, 0)
+        rows = y.repeat_interleave(samples, 0)
+        under = ids.repeated(samples) if isinstance(ids, Prompts) else ids
+        if isinstance(under, Tensor):
+            under = under.repeat_interleave(samples, 0)
         each = operator.each(lambda tensor: tensor if len(tensor) == 1 else tensor.repeat_interleave(samples, 0))
         deviations = deviation.repeat_interleave(samples)
         tiles = self._tiles(shape)

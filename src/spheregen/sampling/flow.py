@@ -151,7 +151,7 @@ def refine_images(
         raise ConfigError(f"noise has shape {tuple(noise.shape)} for images of shape {tuple(images.shape)}")
     if context is None and network.config.context_tokens:
         _, context = network.predict_with_context(network.encode(images, condition), condition)
-    guided = how.guidance != 1 and network.config.num_classes > 0
+    guided = how.guidance != 1 and network.config.label_width > 0
     rough = images
     if guided:
         if condition.index is None:

@@ -31,7 +31,7 @@ from spheregen.measure.timing import SIZES, Peak, PeakMeter, device_name, matmul
 from spheregen.nn.block import compile_blocks
 from spheregen.sampling.flow import refine_samples
 from spheregen.sampling.loop import sample
-from spheregen.training.estimate import keep_random_state, step_cost, synthetic_batch
+from spheregen.training.estimate import keep_random_state, random_labels, step_cost, synthetic_batch
 from spheregen.training.frozen import blank_of_recipe, build_objective, estimate_objective
 from spheregen.training.preview import refinement_of
 from spheregen.training.step import TrainingStep, compiles
@@ -237,9 +237,10 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
     with device:
         model = blank_of_recipe(recipe)
     model = model.to(dtype).eval().requires_grad_(False)
-    batch, classes = recipe.train.batch_size, recipe.model.num_classes
+    batch = recipe.train.batch_size
     noise = torch.randn(batch, *model.latent_shape).to(device, dtype)
-    labels = (torch.arange(batch) % classes).to(device) if classes else None
+    labels = random_labels(recipe.model, batch, torch.Generator().manual_seed(0))
+    labels = None if labels is None else labels.to(device)
     refinement = refinement_of(recipe.sampling, 1.0)
     start = torch.randn(batch, *model.image_shape).to(device, dtype) if refinement else None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spheregen.distributed import World
-from spheregen.fitted import FittedPrior, fit_prior
+from spheregen.fitted import FittedPrior, fit_prior, fit_text_prior
 from spheregen.protocol import SphereGenerator
 
 SEEN_SHARE = 0.2
@@ -36,7 +36,7 @@ def fitted_to(
 
     Args:
         model: a generator, on any device.
-        inputs: images (B, C, S, S) in [-1, 1] and their class ids (B,), or None without classes.
+        inputs: images (B, C, S, S) in [-1, 1] and their labels: class ids (B,), texts (B, D + 1), or None without.
         encoded: inputs are latents (B, N, d) as the model's tokenizer makes them.
         world: all processes that hold inputs.
 
@@ -44,14 +44,16 @@ def fitted_to(
         DataError: fewer than two images in all.
     """
     device = next(model.parameters()).device
-    codes, labels = [torch.empty(0, math.prod(model.latent_shape))], [torch.empty(0, dtype=torch.int64)]
+    nothing = torch.empty(0, model.text_width + 1) if model.text_width else torch.empty(0, dtype=torch.int64)
+    codes, labels = [torch.empty(0, math.prod(model.latent_shape))], [nothing]
     for batch, ids in inputs:
-        told = ids.to(device) if ids is not None and model.num_classes else None
+        told = ids.to(device) if ids is not None and model.label_width else None
         here = batch.to(device)
         points = model.prior.project(here) if encoded else model.encode(here, told)
         codes.append(points.float().cpu().flatten(1))
         if ids is not None:
             labels.append(ids.cpu())
-    classes = model.num_classes
-    gather = (world or World()).gather_objects
+    classes, gather = model.num_classes, (world or World()).gather_objects
+    if model.text_width:
+        return fit_text_prior(torch.cat(codes), torch.cat(labels), gather=gather)
     return fit_prior(torch.cat(codes), torch.cat(labels) if classes else None, classes, gather=gather)

@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from spheregen.conditioning import text_labels
 from spheregen.data import Batch
 from spheregen.devices import available_memory
 from spheregen.distributed import World
@@ -77,10 +79,18 @@ def random_batch(
         inputs = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8).float() / 127.5 - 1
     else:
         inputs = torch.randn(count, *shape, generator=generator)
-    classes = getattr(config, "num_classes", 0)
-    labels = torch.randint(classes, (count,), generator=generator).to(device) if classes else None
+    labels = random_labels(config, count, generator)
     noise: BatchNoise = objective.draw(count, generator, progress=progress)
-    return inputs.to(device), labels, noise.each(lambda each: each.to(device))
+    return inputs.to(device), None if labels is None else labels.to(device), noise.each(lambda each: each.to(device))
+
+
+def random_labels(config: Any, count: int, generator: torch.Generator | None = None) -> Tensor | None:
+    """Return labels of `count` samples: class ids, or vectors of texts; None of an unconditional model."""
+    if classes := getattr(config, "num_classes", 0):
+        return torch.randint(classes, (count,), generator=generator)
+    if width := getattr(config, "text_width", 0):
+        return text_labels(functional.normalize(torch.randn(count, width, generator=generator), dim=1))
+    return None
 
 
 def synthetic_batch(step: TrainingStep, count: int) -> tuple[Batch, BatchNoise]:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spheregen.data import ImageOptions, Progress, TrainingBatches, open_source
+from spheregen.data.captions import (
+    CaptionLabels,
+    Captions,
+    read_captions,
+    vectors_as_needed,
+)
 from spheregen.data.latent_cache import LatentBatches, LatentCache, is_latent_cache
 from spheregen.data.loader import Batches
 from spheregen.data.source import notes, renumbered
+from spheregen.data.text_cache import cached_vectors
 from spheregen.distributed import World
 from spheregen.errors import ConfigError
 from spheregen.family.recipe import Recipe
 from spheregen.family.registry import member_of_kind
 from spheregen.folders.tokenizers import TOKENIZER, open_tokenizer
+from spheregen.networks.text import TextEncoder, open_text_encoder
 from spheregen.protocol import Tokenizer
 
 
@@ -36,19 +45,35 @@ class TrainingData:
     """Empty where there are no labels."""
     preprocessing: Mapping[str, Any]
     """How images were brought to the model's size, for `ModelInfo`."""
+    captions: Captions | None = None
+    """Of a model that follows texts, by the numbers of images in their source."""
+
+    @cached_property
+    def encoder(self) -> TextEncoder | None:
+        """The text encoder; None of a model that follows no texts. It may have to be downloaded."""
+        recipe = self.recipe
+        return None if self.captions is None else open_text_encoder(recipe.text, recipe.model.text_width)
 
     @property
     def notes(self) -> list[str]:
         """Lines for the user: what is not read, and the like."""
-        return [] if isinstance(self.source, LatentCache) else notes(self.source)
+        if isinstance(self.source, LatentCache):
+            return []
+        if self.captions is None:
+            return notes(self.source)
+        missing = int((self.captions.counts == 0).sum())
+        found = notes(self.source, captions=True)
+        return [*found, f"{missing} of {self.count} images have no caption; they teach the null"] if missing else found
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a run remembers of its data, to say what differs in others."""
+        told = {} if self.captions is None else {"captions": self.captions.fingerprint}
         if isinstance(self.source, LatentCache):
-            return {"images": self.count, "classes": list(self.class_names)}
+            return {"images": self.count, "classes": list(self.class_names), **told}
         source = self.source
         return {
+            **told,
             "images": self.count, "classes": list(self.class_names), "bytes": source.encoded_bytes,
             "names, sizes or labels": source.earlier_fingerprint,
         }  # fmt: skip
@@ -82,6 +107,12 @@ class TrainingData:
             "world_size": world.size,
             "device": device,
         }
+        if self.captions is not None and self.encoder is not None:
+            if self.encoder.slow:
+                vectors = cached_vectors(self.captions, self.encoder, world=world, device=device, progress=progress)
+            else:
+                vectors = vectors_as_needed(self.captions, self.encoder)
+            options["captions"] = CaptionLabels(self.captions, vectors, train.seed)
         if isinstance(self.source, LatentCache):
             return LatentBatches(self.source, **options)
         return TrainingBatches(
@@ -128,6 +159,9 @@ def open_data(recipe: Recipe, class_names: Sequence[str] = ()) -> TrainingData:
         if set(class_names) == set(source.class_names):
             source = renumbered(source, class_names)
         name, image = source.name, recipe.data
+    captions = None
+    if getattr(config, "text_width", 0):
+        captions = source.captions() if cached else read_captions(source, recipe.data.captions, recipe.data.templates)
     wanted, given = config.num_classes, len(source.class_names)
     if wanted and wanted != given:
         cure = "sort the images into one folder a class, or train without classes: --set model.num_classes=0"
@@ -142,6 +176,7 @@ def open_data(recipe: Recipe, class_names: Sequence[str] = ()) -> TrainingData:
         count=source.count if cached else len(source),
         class_names=tuple(source.class_names),
         preprocessing={"fit": image.fit, "background": list(image.background)},
+        captions=captions,
     )
 
 

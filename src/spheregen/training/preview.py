@@ -24,6 +24,8 @@ ANGLES = (0, 25, 50, 75)
 """Degrees by which latents are rotated."""
 LATENT_NOISE = (0.5, 1.0)
 """Noise on the latents of a tokenizer, in their deviations."""
+LONGEST_NAME = 16
+"""Characters of a caption below an image."""
 ROTATION_SEED = 1 << 40  # far from the seeds of the samples
 
 
@@ -45,6 +47,7 @@ class PreviewHook:
             return None
         batch, sampling = run.first_batch(), run.recipe.sampling
         inputs, labels = batch.inputs[:COLUMNS], None if batch.labels is None else batch.labels[:COLUMNS]
+        texts = None if batch.texts is None else batch.texts[: len(inputs)]
         rows = preview_rows(run.model, inputs, labels, sampling)
         if not run.is_first:
             return None
@@ -60,7 +63,7 @@ class PreviewHook:
             height, line = len(cells) // columns, len(sheet) + 1
             described.append(f"{line}: {text}" if height == 1 else f"{line}-{line + height - 1}: {text}")
             captions += [text, *[""] * (height - 1)]
-            names = self._classes(text, labels, len(cells))
+            names = self._names(text, labels, len(cells), texts)
             for start in range(0, len(cells), columns):
                 sheet.append(list(cells[start : start + columns]))
                 notes.append(names[start : start + columns])
@@ -76,8 +79,12 @@ class PreviewHook:
         save_png(drawn, path, {"step": str(step), "recipe": run.recipe.name, "rows": "; ".join(described)})
         return {"preview": path}
 
-    def _classes(self, text: str, labels: Tensor | None, count: int) -> list[str]:
-        """The classes below the images of rows: of originals their own, of samples all in turn."""
+    def _names(self, text: str, labels: Tensor | None, count: int, texts: Sequence[str] | None) -> list[str]:
+        """The classes, or beginnings of captions, below the images of rows: of originals their own, of samples all in
+        turn."""
+        if texts is not None:
+            shown = text == "originals" or text.startswith("samples")
+            return [texts[i % len(texts)][:LONGEST_NAME] if shown else "" for i in range(count)]
         if text.startswith("samples") and self.class_names:
             return [self.class_names[i % len(self.class_names)] for i in range(count)]
         if text == "originals" and self.class_names and labels is not None:
@@ -101,7 +108,8 @@ def preview_rows(model: Any, inputs: Tensor, labels: Tensor | None, sampling: Sa
     Args:
         model: a generator of the sphere or a tokenizer, in evaluation mode.
         inputs: images (B, C, S, S) in [-1, 1], or latents (B, N, d) of which the model makes the originals.
-        labels: (B,) int64 classes of the inputs; None is the null class. Not used by an unconditional model.
+        labels: (B,) int64 classes, or (B, D + 1) texts, of the inputs; None is the null class. Not used by an
+            unconditional model.
         sampling: schedule, guidance and steps of the samples.
     """
     if not hasattr(model, "predict"):
@@ -113,8 +121,8 @@ def preview_rows(model: Any, inputs: Tensor, labels: Tensor | None, sampling: Sa
         return rows
     originals = inputs if inputs.ndim == 4 else model.to_image(inputs)
     columns, device = originals.shape[0], originals.device
-    labels = None if labels is None or not model.num_classes else labels.to(device)
-    null = ", null class" if model.num_classes else ""
+    labels = None if labels is None or not model.label_width else labels.to(device)
+    null = ", null class" if model.label_width else ""
     rows = {"originals": originals, f"reconstructions{null}": reconstruct(model, originals)}
     v = model.encode(originals, labels)
     towards = seeded_noise(range(ROTATION_SEED, ROTATION_SEED + columns), model.latent_shape, 0).initial.to(device)
@@ -125,16 +133,24 @@ def preview_rows(model: Any, inputs: Tensor, labels: Tensor | None, sampling: Sa
                 rotate(v, towards, angle), labels, angle
             )
     for steps in dict.fromkeys((1, sampling.steps)):
-        rows |= _sample_rows(model, SAMPLE_ROWS * columns, device, steps, sampling)
+        rows |= _sample_rows(
+            model, SAMPLE_ROWS * columns, device, steps, sampling, labels if model.text_width else None
+        )
     return rows
 
 
 def _sample_rows(
-    model: Any, count: int, device: torch.device, steps: int, sampling: SamplingConfig
+    model: Any, count: int, device: torch.device, steps: int, sampling: SamplingConfig, texts: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Draw `count` samples of the seeds from 0 on, and refine them where there is a refiner."""
+    """Draw `count` samples of the seeds from 0 on, and refine them where there is a refiner.
+
+    Args:
+        texts: (B, D + 1) labels of a model that follows texts, in turn.
+    """
     classes = torch.arange(count, device=device) % model.num_classes if model.num_classes else None
-    guidance = sampling.guidance if model.num_classes else model.unguided
+    if texts is not None:
+        classes = texts[torch.arange(count, device=device) % len(texts)]
+    guidance = model.unguided if classes is None else sampling.guidance
     refinement = refinement_of(sampling, guidance if model.unguided == 1 else 1.0)
     noise = seeded_noise(range(count), model.latent_shape, steps - 1, share=sampling.share_noise)
     each = noise.steps.to(device) if isinstance(noise.steps, Tensor) else [one.to(device) for one in noise.steps]

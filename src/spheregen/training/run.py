@@ -253,6 +253,7 @@ def set_up(
         "data": batches.fingerprint,
         DATA_FACTS: data.facts,
         **objective.facts,
+        **({} if data.encoder is None else {"text": dict(data.encoder.identity)}),
     }
     if checkpoint:
         if DATA_FACTS not in checkpoint.run and checkpoint.run.get("data") == batches.earlier_fingerprint:
@@ -408,11 +409,22 @@ def _info(recipe: Recipe, data: TrainingData, objective: Objective, total: int, 
             "planned_steps": total,
             "batch_size": recipe.train.batch_size,
             "seed": recipe.train.seed,
+            **_caption_facts(recipe),
             **objective.facts,
             **({"init": recipe.init} if recipe.init is not None else {}),
         },
         provenance=about.get("init", {}).get("provenance", {}),
+        text={} if data.encoder is None else data.encoder.identity,
     )
+
+
+def _caption_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return how a model that follows texts found its captions, and how often it saw none."""
+    if not getattr(recipe.model, "text_width", 0):
+        return {}
+    found = {"captions": recipe.data.captions, "templates": list(recipe.data.templates)}
+    dropout = getattr(recipe.loss, "label_dropout", None)
+    return found if dropout is None else {**found, "label_dropout": dropout}
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from spheregen.data import SourceStatistics
-from spheregen.data.statistics import Look, data_warnings, learnt_classes
+from spheregen.data.statistics import Look, data_warnings, follows_texts, learnt_classes
 from spheregen.devices import available_memory
 from spheregen.errors import ConfigError, DataError
 from spheregen.family.recipe import Recipe
@@ -88,6 +88,10 @@ MODEL_SIZES = (
     ModelSize("large", "imagenet-l", (192, 1024), 32, 20_000_000, 500_000),
 )
 """From the smallest up. Of each data set those count whose image size does not fall below that of the one before."""
+
+
+TEXT_WIDTH = 2048
+"""Of models that follow captions."""
 
 
 EXPECTED = {
@@ -213,7 +217,7 @@ def suggest_recipe(
         seconds_per_step=seconds,
         hours=steps * seconds / 3600,
         epochs=shown / statistics.count,
-        expectation=EXPECTED.get(draft.pattern.name, ""),
+        expectation="" if case.texts else EXPECTED.get(draft.pattern.name, ""),
     )
 
 
@@ -309,6 +313,7 @@ class _Case:
         self.hours, self.asked = hours, asked
         self.limit = hours or DEFAULT_HOURS.get(device.type, DEFAULT_HOURS["cpu"])
         self.memory = available_memory(device)
+        self.texts = follows_texts(found)
         self.classes = learnt_classes(found)
         self.native = _native_size(found, asked)
         self.photos = look.flips_allowed and self.native >= 16 and look.two_toned < STROKES
@@ -321,7 +326,7 @@ class _Case:
             side = 1 << (most.bit_length() - 1)
         if not (least <= side <= most and model.suits(side)):
             return None
-        like = model.like if self.classes else model.unlabelled or model.like
+        like = model.like if self.classes or self.texts else model.unlabelled or model.like
         draft = _Draft(model, side, like if self.photos else model.strokes or like)
         self._decide_data(draft)
         self._decide_model(draft)
@@ -330,7 +335,7 @@ class _Case:
 
     def _decide_data(self, draft: _Draft) -> None:
         found, look, side, put = self.found, self.look, draft.side, draft.set
-        kinds = f"{self.classes} classes" if self.classes else "unconditional"
+        kinds = f"{self.classes} classes" if self.classes else "by captions" if self.texts else "unconditional"
         machine = "CPU" if self.device.type == "cpu" else "GPU"
         put("description", f"{found.name} at {side} px, {kinds}; suggested for a {machine}.")
         put("data.source", self.source, f"{found.count:,} images, {found.examined:,} of them examined.")
@@ -369,7 +374,13 @@ class _Case:
         put("model.image_channels", found.channels, f"{found.grey:,} of {found.examined:,} images are grey.")
         counts = found.class_counts
         why = f"{min(counts)} to {max(counts)} images each." if self.classes else "No labels that a model can learn."
+        if self.classes and found.captions is not None:
+            why += f" To follow the captions instead: num_classes: 0, text_width: {TEXT_WIDTH}."
         put("model.num_classes", self.classes, why)
+        if self.texts and found.captions is not None:
+            told = found.captions
+            why = f"{told.different:,} different captions; the numbers of a text under our own encoder, ngrams."
+            put("model.text_width", TEXT_WIDTH, why)
         if pattern.kind == CONVOLUTIONAL:
             why = "One short vector, which minutes can cover; that of 64 tokens takes days."
             put("model.latent_channels", pattern.model.latent_channels, why)
@@ -407,7 +418,7 @@ class _Case:
             put("perceptual", "none", "The perceptual networks know photos, not drawings, writing or few pixels.")
             put("loss.perceptual_reconstruction", 0)
             put("loss.perceptual_consistency", 0)
-        if not self.classes:
+        if not (self.classes or self.texts):
             put("loss.label_dropout", None)
             for key in ("guidance", "guidance_at", "prior_angle"):
                 put(f"sampling.{key}", None)

@@ -118,7 +118,7 @@ def transfer(
     notes: list[str] = []
     for name, parameter in learning.items():
         value, reason = (theirs[name].float(), "") if name in theirs else (None, "new")
-        if value is not None and name.endswith(CLASS_TABLE) and value.shape[1:] == parameter.shape[1:]:
+        if value is not None and _is_class_table(name, target) and value.shape[1:] == parameter.shape[1:]:
             named = (len(target_classes), len(source_classes)) == (len(parameter) - 1, len(value) - 1)
             value, reason = _class_table(value, parameter, *((target_classes, source_classes) if named else ()))
             notes = [] if named else ["classes are matched by number: names are not known on both sides"]
@@ -158,6 +158,11 @@ def inherited_provenance(name: str, base: ModelInfo) -> dict[str, str]:
         known.append(f"fine-tuned from {older}")
     inherited = {key: str(base.provenance[key]) for key in ("source", "license") if base.provenance.get(key)}
     return {**inherited, "base_model": f"{name} ({', '.join(known)})" if known else name}
+
+
+def _is_class_table(name: str, model: nn.Module) -> bool:
+    """Return whether a weight is a table of classes; that of a model that follows texts is a matrix like others."""
+    return name.endswith(CLASS_TABLE) and not getattr(model, "text_width", 0)
 
 
 def _class_table(

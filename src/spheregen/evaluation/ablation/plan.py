@@ -109,7 +109,7 @@ class Combination:
         """How its model is sampled. Without classes there is no guidance, whatever the recipe says."""
         settings = self.recipe.sampling.model_dump()
         unguided = type(self.recipe.sampling)().guidance
-        return GenerationOptions(**settings | ({} if self.recipe.model.num_classes else {"guidance": unguided}))
+        return GenerationOptions(**settings | ({} if self.recipe.model.label_width else {"guidance": unguided}))
 
 
 @dataclass(frozen=True, kw_only=True)

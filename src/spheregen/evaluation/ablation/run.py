@@ -30,7 +30,7 @@ from spheregen.evaluation.ablation.plan import Combination, Plan, Training, told
 from spheregen.evaluation.classifier import CLASSIFIER, make_classifier
 from spheregen.evaluation.evaluator import Evaluator, evaluate, make_references, reconstruction_figures
 from spheregen.evaluation.feature_cache import extract_features
-from spheregen.evaluation.images import HELD_OUT, RealImages
+from spheregen.evaluation.images import HELD_OUT, RealImages, prompted_by
 from spheregen.evaluation.protocol import EvaluationOptions
 from spheregen.evaluation.report.page import PAGE, to_json
 from spheregen.evaluation.request import WORK
@@ -164,6 +164,7 @@ class _Study:
             device = local_device(self.options.device, world)
             pipe = Pipeline.from_pretrained(folder, device=device, progress=False, quiet=True)
             data = self._compared(training.recipe)
+            prompted_by(pipe, data)
             held_out, extractors = self._held_out(training.recipe), dict(self.extractors)
             if CLASSIFIER in self.options.features:
                 extractors[CLASSIFIER] = make_classifier(

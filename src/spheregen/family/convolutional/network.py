@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spheregen.conditioning import Labels, Modulated, NetworkCondition, make_condition
-from spheregen.errors import ConfigError, Settings, check_choices
+from spheregen.conditioning import ConditionConfig, Labels, Modulated, NetworkCondition, make_condition
+from spheregen.errors import ConfigError, check_choices
 from spheregen.family.sphere_encoder.network import ImageAutoencoder
 from spheregen.networks.frozen import check_shape
 from spheregen.nn.block import ClassEmbedding
@@ -32,7 +32,7 @@ SMALLEST_GRID = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvolutionalConfig(Settings):
+class ConvolutionalConfig(ConditionConfig):
     """Every choice of a convolutional Sphere Encoder's architecture.
 
     Raises:
@@ -58,6 +58,8 @@ class ConvolutionalConfig(Settings):
     """Tokens along a side of the latent: 1 is one vector for the image; or the bottom of the convolutions, 4 to 7."""
     num_classes: int = 0
     """0 makes an unconditional model."""
+    text_width: int = 0
+    """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
     upsample: Literal["nearest", "transposed", "shuffle"] = "nearest"
     """How the decoder doubles a size: nearest neighbours and a 3x3 convolution, a transposed 4x4 one, or a 3x3 one and
     a pixel shuffle."""
@@ -74,8 +76,7 @@ class ConvolutionalConfig(Settings):
                 raise ConfigError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.image_channels not in (1, 3):
             raise ConfigError(f"images have 3 or 1 channels, not {self.image_channels}")
-        if self.num_classes < 0:
-            raise ConfigError(f"num_classes is not negative: {self.num_classes}")
+        self.check_condition()
         if self.width % GROUPS:
             raise ConfigError(f"width is a multiple of {GROUPS}, the groups of its norms, not {self.width}")
         if self.patch not in PATCHES:
@@ -187,8 +188,8 @@ class _Conditioned(nn.Module):
 
     def __init__(self, config: ConvolutionalConfig, name: str) -> None:
         super().__init__()
-        self.name, self.num_classes = name, config.num_classes
-        self.labels = ClassEmbedding(config.num_classes, config.embedding) if config.num_classes else None
+        self.name, self.label_width = name, config.label_width
+        self.labels = ClassEmbedding(config.label_width, config.embedding) if config.label_width else None
 
     def embed_labels(self, labels: Tensor | None) -> Tensor | None:
         """Return the embeddings (R, E) that labels need; None if it is unconditional."""
@@ -196,8 +197,8 @@ class _Conditioned(nn.Module):
 
     def told(self, labels: Labels, batch: int) -> NetworkCondition | None:
         """Return what labels, or the condition of a whole model, mean for this network; None if it is unconditional."""
-        condition = make_condition(labels, self.num_classes, {self.name: self.embed_labels}).check(batch)
-        return condition.of(self.name) if self.num_classes else None
+        condition = make_condition(labels, self.label_width, {self.name: self.embed_labels}).check(batch)
+        return condition.of(self.name) if self.label_width else None
 
 
 class ConvolutionalEncoder(_Conditioned):
@@ -206,7 +207,7 @@ class ConvolutionalEncoder(_Conditioned):
     def __init__(self, config: ConvolutionalConfig) -> None:
         super().__init__(config, "encoder")
         self.image_shape = (config.image_channels, config.image_size, config.image_size)
-        widths, embedding = config.widths, config.embedding if config.num_classes else None
+        widths, embedding = config.widths, config.embedding if config.label_width else None
         halvings = (_conv(inputs, outputs, 4, stride=2) for inputs, outputs in itertools.pairwise(widths))
         self.down = nn.ModuleList([_patches(config.image_channels, widths[0], config.patch), *halvings])
         self.stages = nn.ModuleList(Stage(width, embedding, config.blocks) for width in widths)

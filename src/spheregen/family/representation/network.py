@@ -138,11 +138,6 @@ class RepresentationConfig(TransformerConfig):
         """Tokens along one side in the decoder."""
         return self.encoder_grid if self.patch_size is None else self.image_size // self.patch_size
 
-    @property
-    def num_classes(self) -> int:
-        """A tokenizer knows no classes."""
-        return 0
-
 
 @functools.lru_cache(maxsize=64)
 def with_architecture(encoder: EncoderConfig) -> EncoderConfig:

@@ -200,7 +200,7 @@ class AutoencoderObjective(Objective):
 
         def encode(batch: tuple[Tensor, Tensor | None]) -> None:
             images, labels = batch
-            model.encode_raw(images, labels if model.num_classes else None)
+            model.encode_raw(images, labels if model.label_width else None)
 
         recalibrate(model, encode, batches, gather=gather)
 
@@ -211,7 +211,7 @@ class AutoencoderObjective(Objective):
             tokens: keep the decoder's last tokens.
         """
         model = self.autoencoder
-        condition = model.condition(labels if model.num_classes else None)
+        condition = model.condition(labels if model.label_width else None)
         z = upcast(model.encoder(images, condition.dropped(noise.dropped[:, 0])))  # under autocast too
         v, e = model.prior.project(z), noise.noise.to(z.device, z.dtype)
         weak, strong = (model.prior.perturb(v, e, angle) for angle in (noise.weak, noise.strong))

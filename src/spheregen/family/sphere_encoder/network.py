@@ -58,6 +58,8 @@ class AutoencoderConfig(TransformerConfig):
     """Channels d of a latent token, instead of `compression`."""
     num_classes: int = 0
     """0 makes an unconditional model."""
+    text_width: int = 0
+    """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
     encoder_mixer_depth: int = 4
     """MLP-Mixer blocks behind the encoder; 0 leaves the mixer and its norm out."""
     decoder_mixer_depth: int = 4
@@ -92,7 +94,7 @@ class AutoencoderConfig(TransformerConfig):
                 f"no default patch for {self.image_size} px (there is one for {', '.join(map(str, DEFAULT_PATCH))}); "
                 "set patch_size"
             )
-        check_architecture(self, "num_classes", "encoder_mixer_depth", "decoder_mixer_depth", "in_context_tokens")
+        check_architecture(self, "encoder_mixer_depth", "decoder_mixer_depth", "in_context_tokens")
         if self.compression is not None and self.latent_channels is not None:
             raise ConfigError("give compression or latent_channels, not both: each determines the other")
         if self.compression is not None and not 0 < self.compression < float("inf"):
@@ -165,9 +167,9 @@ class Encoder(nn.Module):
         self.image_shape = (config.image_channels, config.image_size, config.image_size)
         self.patches = PatchEmbedding(config.image_channels, config.patch, size.width)
         self.trunk = Trunk(
-            size, config.grid, config.num_classes, name="encoder", context_tokens=config.in_context_tokens
+            size, config.grid, config.label_width, name="encoder", context_tokens=config.in_context_tokens
         )
-        self.output = Output(size.width) if config.num_classes else None
+        self.output = Output(size.width) if config.label_width else None
         self.project = linear(size.width, config.channels, init=config.output_init)
         self.mixer = (
             Mixer(config.tokens, config.channels, config.encoder_mixer_depth, affine=config.mixer_affine)
@@ -210,12 +212,12 @@ class Decoder(nn.Module):
         self.trunk = Trunk(
             size,
             config.grid,
-            config.num_classes,
+            config.label_width,
             name="decoder",
             context_tokens=config.in_context_tokens,
             spherify_blocks=config.spherify_decoder_blocks,
         )
-        self.output = Output(size.width) if config.num_classes else None
+        self.output = Output(size.width) if config.label_width else None
         head = ConvPixelHead if config.pixel_head == "conv" else LinearPixelHead
         self.head = head(size.width, config.patch, config.image_channels, config.grid, init=config.output_init)
         self.tanh = config.output_activation == "tanh"

@@ -368,7 +368,7 @@ class SphereEncoder2Objective(Objective):
         z = self._encode(inputs, None if on.kept_encoder is None else on.kept_encoder[:, 0])
         point = model.prior.project(z)
         v = model.prior.perturb(point, on.noise.to(z.dtype), on.angle)
-        condition = model.condition(labels if model.num_classes else None).dropped(on.dropped)
+        condition = model.condition(labels if model.label_width else None).dropped(on.dropped)
         decoded = model.decoder(v, condition, on.angle, kept=on.kept)
         x, y = to_unit(inputs), to_unit(decoded)
 

@@ -132,6 +132,8 @@ class SphereEncoder2Config(TransformerConfig):
     tokens to so many; None leaves them as they are, as published."""
     num_classes: int = 0
     """0 makes an unconditional model."""
+    text_width: int = 0
+    """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
     pixel_head: Literal["linear", "smooth", "conv"] = "linear"
     """One linear, as published; the same and a 3x3 convolution; or convolutions behind a linear."""
     output_activation: Literal["none", "tanh"] = "none"
@@ -161,7 +163,7 @@ class SphereEncoder2Config(TransformerConfig):
     def __post_init__(self) -> None:
         check_choices(self)
         self._check_encoder()
-        check_architecture(self, "num_classes", "in_context_tokens")
+        check_architecture(self, "in_context_tokens")
         if self.compression is not None and self.latent_channels is not None:
             raise ConfigError("give compression or latent_channels, not both: each determines the other")
         if self.compression is not None and not 0 < self.compression < float("inf"):
@@ -278,7 +280,7 @@ class SphereEncoder2Config(TransformerConfig):
     @property
     def modulated(self) -> bool:
         """The decoder's blocks take a condition."""
-        return self.num_classes > 0 or self.angle_condition in ("adaln", "both")
+        return self.label_width > 0 or self.angle_condition in ("adaln", "both")
 
     @property
     def told_angle(self) -> float:
@@ -434,7 +436,7 @@ class AngleDecoder(nn.Module):
             AngleEmbedding(
                 size.width,
                 math.radians(config.max_angle),
-                silent=config.num_classes > 0 or mode != "adaln",
+                silent=config.label_width > 0 or mode != "adaln",
                 rounded=config.angle_rounding == "bf16",
             )
             if mode != "none"
@@ -445,7 +447,7 @@ class AngleDecoder(nn.Module):
         self.trunk = Trunk(
             size,
             config.grid,
-            config.num_classes,
+            config.label_width,
             name="decoder",
             context_tokens=config.in_context_tokens,
             spherify_blocks=config.spherify_decoder_blocks,

@@ -136,17 +136,18 @@ class Teacher:
         Raises:
             ConfigError: another rho, other classes, other images, or told other things of the rough image.
         """
-        for name in ("rho", "num_classes", "image_size", "image_channels", "latent_channels", "decoder_width"):
+        same = ("rho", "num_classes", "text_width", "image_size", "image_channels", "latent_channels", "decoder_width")
+        for name in same:
             ours, theirs = getattr(student, name), getattr(self.network.config, name)
             if ours != theirs:
                 raise ConfigError(f"model.{name} is {ours}, the teacher's {theirs}: they must agree")
-        if not self.network.num_classes and (self.guidance, self.refinement.guidance) != (1, 1):
+        if not self.network.label_width and (self.guidance, self.refinement.guidance) != (1, 1):
             raise ConfigError("the teacher has no classes to guide towards: leave its guidance at 1")
 
     @torch.no_grad()
     def rough(self, points: Tensor, angle: Tensor, labels: Labels) -> tuple[Tensor, Context | None]:
         """Return the rough images (B, C, S, S) of points (B, N, d) and their context, under labels, as in sampling."""
-        guided = guide(self.network, labels, self.guidance if self.network.source.num_classes else 1.0)
+        guided = guide(self.network, labels, self.guidance if self.network.source.label_width else 1.0)
         prediction, context = guided.predict(points, angle)
         return self.network.to_image(prediction), context
 
@@ -261,7 +262,7 @@ class FlowObjective(Objective):
     def loss(self, inputs: Tensor, labels: Labels, noise: FlowNoise) -> LossTerms:
         """Return the loss of images (B, C, S, S) in [-1, 1] with labels (B,), or None for an unconditional model."""
         network, images, on_images = self.network, inputs, noise.each(lambda tensor: tensor.to(inputs.device))
-        labels = labels if network.num_classes else None
+        labels = labels if network.label_width else None
         teacher = None if self.teacher is None else self.teacher.network.condition(labels)
         told = _Told(network.condition(labels), teacher)
         found: LossTerms | None = None

@@ -119,8 +119,9 @@ class SphereFlowRecipe(Recipe):
             ours, theirs = getattr(self.model, name), getattr(self.autoencoder, name)
             if ours != theirs:
                 raise ValueError(f"model.{name} is {ours} and autoencoder.{name} {theirs}; they must agree")
-        if self.autoencoder.num_classes not in (0, self.model.num_classes):
-            raise ValueError("autoencoder.num_classes is 0 or that of the model")
+        for name in ("num_classes", "text_width"):
+            if getattr(self.autoencoder, name) not in (0, getattr(self.model, name)):
+                raise ValueError(f"autoencoder.{name} is 0 or that of the model")
         width = self.autoencoder.decoder_size.width
         try:
             self.model.completed((self.autoencoder.tokens, self.autoencoder.channels), width)

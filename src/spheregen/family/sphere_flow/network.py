@@ -56,6 +56,8 @@ class FlowRefinerConfig(TransformerConfig):
     """The choices of the transformer blocks."""
     num_classes: int = 0
     """0 makes an unconditional refiner, whatever the generator in front of it."""
+    text_width: int = 0
+    """Numbers D of the vectors of texts, where the refiner follows texts instead of classes."""
     rho: float = 0.75
     """The share of noise in the start of the flow: 1 is an ordinary flow from noise, 0 starts at the rough image."""
     residual: bool = False
@@ -75,7 +77,7 @@ class FlowRefinerConfig(TransformerConfig):
         check_choices(self)
         if self.patch_size is None and self.image_size not in DEFAULT_PATCH:
             raise ConfigError(f"no default patch for {self.image_size} px; set patch_size")
-        check_architecture(self, "num_classes", "context_tokens", "latent_channels", "decoder_width")
+        check_architecture(self, "context_tokens", "latent_channels", "decoder_width")
         if not 0 <= self.rho <= 1:
             raise ConfigError(f"rho is a share of noise from 0 to 1, not {self.rho:g}")
         tokens = self.context_tokens or 0
@@ -168,7 +170,7 @@ class FlowRefiner(nn.Module):
         self.trunk = Trunk(
             size,
             config.grid,
-            config.num_classes,
+            config.label_width,
             name="refiner",
             options=config.blocks,
             conditional=True,
@@ -242,11 +244,16 @@ class RefinedGenerator(SphereGenerator):
         if refiner.image_shape != tuple(source.image_shape):
             shapes = f"images of shape {refiner.image_shape}, but the generator's are {tuple(source.image_shape)}"
             raise ConfigError(f"the refiner was made for {shapes}")
-        if config.num_classes and source.num_classes not in (0, config.num_classes):
-            classes = f"{config.num_classes} classes, and the generator {source.num_classes}"
-            raise ConfigError(f"the refiner has {classes}: both need the same ones, or one of them none")
+        for name, what in (("num_classes", "classes"), ("text_width", "numbers of a text")):
+            ours, theirs = getattr(config, name), getattr(source, name)
+            if (config.label_width and source.label_width) and ours != theirs:
+                raise ConfigError(
+                    f"the refiner has {ours} {what}, and the generator {theirs}: both need the same ones, or one of "
+                    "them none"
+                )
         self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
         self.num_classes = max(source.num_classes, config.num_classes)
+        self.text_width = max(source.text_width, config.text_width)
         for fact in ("alpha_max", "max_angle", "prior", "guidance_places", "guidance_law", "unguided", "reuses_noise"):
             setattr(self, fact, getattr(source, fact))
         self.fitted = source.fitted
@@ -300,7 +307,7 @@ class RefinedGenerator(SphereGenerator):
         Args:
             rough: the rough images, which a refiner that predicts the residual needs.
         """
-        told = self.condition(labels) if self.config.num_classes else None
+        told = self.condition(labels) if self.config.label_width else None
         found: Tensor = upcast(self.refiner(x.to(self.dtype), times, told, context))
         if not self.config.residual:
             return found
@@ -310,4 +317,4 @@ class RefinedGenerator(SphereGenerator):
 
     def _of_source(self, labels: Labels) -> Labels:
         """Return labels as the generator in front takes them."""
-        return self.condition(labels) if self.source.num_classes else None
+        return self.condition(labels) if self.source.label_width else None

@@ -111,7 +111,7 @@ class LatentDenoiserObjective(Objective):
     def loss(self, inputs: Tensor, labels: Labels, noise: TrainingNoise) -> LossTerms:
         """Return the loss of clean latents (B, N, d) with labels (B,), or None for an unconditional model."""
         model, weights = self.model, self.config.weights()
-        classes = model.config.num_classes
+        classes = model.config.label_width
         condition = make_condition(labels if classes else None, classes, model.label_networks())
         of_weak, of_again = (condition.dropped(noise.dropped[:, call]) for call in (0, 2))
         z = upcast(inputs)

@@ -49,6 +49,8 @@ class LatentDenoiserConfig(TransformerConfig):
     """The choices of the transformer blocks."""
     num_classes: int = 0
     """0 makes an unconditional model."""
+    text_width: int = 0
+    """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
     prior: PriorName = "sphere"
     """The space of latents; "gaussian" and "additive" put nothing on the sphere, to see what
     it is good for."""
@@ -57,7 +59,7 @@ class LatentDenoiserConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_architecture(self, "num_classes")
+        check_architecture(self)
         if self.tokens < 1 or math.isqrt(self.tokens) ** 2 != self.tokens:
             raise ConfigError(f"tokens is a square number (16, 64, 256 ...), not {self.tokens}")
         if self.channels < 1:
@@ -80,8 +82,8 @@ class LatentDenoiser(nn.Module):
         self.config = config
         (size,) = config.transformers
         self.embed = linear(config.channels, size.width)
-        self.trunk = Trunk(size, config.grid, config.num_classes, name="denoiser", options=config.blocks)
-        self.output = Output(size.width, config.blocks) if config.num_classes else None
+        self.trunk = Trunk(size, config.grid, config.label_width, name="denoiser", options=config.blocks)
+        self.output = Output(size.width, config.blocks) if config.label_width else None
         self.project = linear(size.width, config.channels, init="zero")
 
     def forward(self, latents: Tensor, labels: Labels = None) -> Tensor:
