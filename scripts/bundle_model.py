@@ -1,7 +1,7 @@
 """Put a trained run among the models that come with the package: bfloat16 weights, a card with figures, no state.
 
     python scripts/bundle_model.py runs/letters letters --source "trained with ... on ..." --license apache-2.0 \\
-        --figure "class accuracy, one decode=0.99 of that of real letters" --figure ...
+        --figure "class accuracy, one decode=0.99 of that of real letters" --figure ... --sampling '{"temperature": 1.5}'
 
 The fitted prior is fitted to the codes of the rounded weights: give the data that it was trained on by --data.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--license", required=True)
     parser.add_argument("--data")
     parser.add_argument("--figure", action="append", default=[])
+    parser.add_argument("--sampling", type=json.loads, default={})
     given = parser.parse_args()
     loaded = load_model(given.run, prior=False)
     training = {**loaded.info.training, "data": given.name}
@@ -37,6 +39,7 @@ def main() -> None:
         loaded.info,
         training=training,
         provenance={"source": given.source, "license": given.license},
+        sampling={**loaded.info.sampling, **given.sampling},
         figures=dict(figure.split("=", 1) for figure in given.figure),
     )
     folder = MODELS / given.name
