@@ -16,7 +16,7 @@ from spheregen.errors import ConfigError
 from spheregen.export import Runner, export_model, folder
 from spheregen.export.graphs import graphs_of
 from spheregen.export.page import find_runtime
-from tests.export.members import convolutional
+from tests.export.members import MEMBERS, convolutional
 from tests.factories import tiny_model_folder
 
 
@@ -125,13 +125,14 @@ def test_the_runtime_is_found_above(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_command_exports_small_weights(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="exports need onnxscript")
     pytest.importorskip("onnxruntime", reason="exports run by onnxruntime")
-    out = tmp_path / "small"
-    done = spoken("digits", "--precision", "int8", "--out", str(out), "--json")
+    out, model = tmp_path / "small", tmp_path / "model"
+    MEMBERS["unconditional"]().save_pretrained(model)
+    done = spoken(str(model), "--precision", "int8", "--out", str(out), "--json")
     assert done.exit_code == 0, done.exception
     told = json.loads(done.stdout)
     assert {"one step", "as sampled", "there and back"} == told["parity"].keys()
     assert all(each["psnr"] > 30 for each in told["parity"].values())
     assert told["bytes"] == sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     runner = Runner(out)
-    assert runner.generate(2, labels=3).images[0].size == runner.generate(1).images[0].size
+    assert len(runner.generate(2).images) == 2
     assert np.isfinite(runner.generate(2).array).all()
