@@ -1,7 +1,7 @@
 """Put a trained run among the models that come with the package: bfloat16 weights, a card with figures, no state.
 
     python scripts/bundle_model.py runs/letters letters --source "trained with ... on ..." --license apache-2.0 \\
-        --figure "class accuracy, one decode=0.99 of that of real letters" --figure ... --sampling '{"temperature": 1.5}'
+        --figure "class accuracy, one decode=0.99 of that of real letters" --sampling '{"temperature": 1.5}'
 
 The fitted prior is fitted to the codes of the rounded weights: give the data that it was trained on by --data.
 """
