@@ -260,6 +260,10 @@ class SoftMask(Mask):
     def prox(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
         return self._mixed(v, self._hard.prox(v, y, lam, gain))
 
+    def step(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
+        """Return the mixture of v and the step of a mask without greys."""
+        return self._mixed(v, self._hard.step(v, y, lam, gain))
+
     def init(self, y: Tensor) -> Tensor:
         known = self.known.to(y.dtype).expand(len(y), -1, -1, -1)
         return torch.where(known == 1, y, _smooth_fill(known * y, known))
