@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from spheregen import restoration as r
 from spheregen.errors import ConfigError
-from spheregen.evaluation.restoration import TASKS, choose_tasks, degrade, evaluate_restoration, total_variation
-from tests.factories import images_of, tiny_model_folder
+from spheregen.evaluation.restoration import TASKS, choose_tasks, evaluate_restoration, total_variation
+from tests.factories import tiny_model_folder
 
 
 def test_tasks_are_measured_beside_simple_means(tmp_path: Path) -> None:
@@ -24,13 +23,6 @@ def test_tasks_are_measured_beside_simple_means(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sharpen"):
         choose_tasks(["sharpen"])
     assert choose_tasks(["sp3"]) == tuple(TASKS)
-
-
-def test_noise_depends_on_the_number_of_an_image_alone() -> None:
-    x = 2 * images_of(4) - 1
-    whole = degrade(x, r.Denoise(), 0.2, 5)
-    assert torch.equal(degrade(x[2:], r.Denoise(), 0.2, 7), whole[2:])
-    assert (whole - x).std().item() == pytest.approx(0.2, rel=0.1)
 
 
 def test_total_variation_takes_noise_away() -> None:

@@ -243,6 +243,7 @@ def test_jpeg_is_that_of_files() -> None:
         (lambda: r.gaussian_kernel(0), "above 0"),
         (lambda: r.gaussian_kernel(1, 4), "odd"),
         (lambda: r.motion_kernel(-1), "above 0"),
+        (lambda: r.motion_kernel(9, math.inf), "degrees"),
         (lambda: r.Blur(torch.ones(3, 3)).prox(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), 0), "singular"),
         (lambda: r.Denoise().prox(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), math.nan), "lambda"),
         (lambda: r.check_adjoint(r.Linear(lambda x: x, lambda y: 2 * y), SHAPE), "not the adjoint"),

@@ -25,9 +25,8 @@ from spheregen.measure.features import FeatureExtractor, load_extractors
 from spheregen.measure.fidelity import SSIM_WINDOW, find_lpips, psnr, ssim
 from spheregen.measure.metrics import frechet_distance, gaussian, kernel_distance
 from spheregen.pipeline import Pipeline
-from spheregen.restoration import Operator
-from spheregen.sampling.restoration.operators import Mask, Subsample
-from spheregen.sampling.seeds import derived_seed, gaussians
+from spheregen.pipeline.tasks import degrade
+from spheregen.restoration import Mask, Operator, Subsample
 
 
 @dataclass(frozen=True)
@@ -119,12 +118,13 @@ def evaluate_restoration(
     for name in chosen:
         task = TASKS[name]
         operator = task.operator(geometry.image_size).to(torch.float32)
-        y = degrade(2 * x - 1, operator, task.noise, seed)
+        given = degrade(x, operator, task.noise / 2, seed)
+        y = 2 * given - operator.A(torch.ones_like(x))
         for method, images in simple.restored(y, operator, task.noise).items():
             rows.append({"task": name, "method": method, **measure(images, operator, y, task.noise)})
             told(rows[-1])
         begun = time.monotonic()
-        made = pipe.restore((y + operator.A(torch.ones_like(x))) / 2, operator, noise=task.noise / 2, seed=seed)
+        made = pipe.restore(given, operator, noise=task.noise / 2, seed=seed)
         spent = (time.monotonic() - begun) / len(x)
         figures = measure(2 * made.tensor - 1, operator, y, task.noise)
         rows.append({"task": name, "method": "model", **figures, "seconds_per_image": spent})
@@ -141,14 +141,6 @@ def evaluate_restoration(
         "device": str(pipe.device),
     }
     return {"model": model, "fingerprint": pipe.identity, "protocol": protocol, "rows": rows}
-
-
-def degrade(x: Tensor, operator: Operator, noise: float, seed: int) -> Tensor:
-    """Return observations of images (B, C, S, S) in [-1, 1]; the noise of image i depends on seed + i alone."""
-    y = operator.A(x)
-    shape = tuple(y.shape[1:])
-    drawn = [gaussians(derived_seed(seed + number, "noise") % 2**32, shape)[0] for number in range(len(y))]
-    return y + noise * torch.stack(drawn)
 
 
 def _some(images: RealImages, count: int) -> Tensor:

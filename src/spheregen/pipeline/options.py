@@ -74,8 +74,7 @@ class EditOptions(SamplerOptions, total=False):
 
 
 class RestoreOptions(TypedDict, total=False):
-    """Options of restorations; what is left out was recorded with the model for the task, or is a default. `prompt` and
-    `negative_prompt` are as in `SamplerOptions`."""
+    """Options of restorations. `prompt` and `negative_prompt` are as in `SamplerOptions`."""
 
     prompt: str | Sequence[str]
     negative_prompt: str

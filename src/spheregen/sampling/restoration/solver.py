@@ -25,7 +25,8 @@ from spheregen.errors import ConfigError
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling.loop import Callback, Guidance, Samples, StepNoise, guide, run, step_noises, streams_of
 from spheregen.sampling.restoration.estimates import Spectrum, gain_of
-from spheregen.sampling.restoration.operators import Lam, Linear, Mask, Operator, check_adjoint
+from spheregen.sampling.restoration.operators import Lam, Linear, Operator, check_adjoint
+from spheregen.sampling.restoration.pixels import Mask
 from spheregen.sampling.restoration.tiles import TiledModel
 from spheregen.sampling.schedules import Schedule, edit_angles
 from spheregen.sphere import per_sample
@@ -108,8 +109,8 @@ def restore(
     Raises:
         ConfigError: arguments that do not fit together, such as y that is no observation of the operator.
     """
-    largest = _check(angle, noise, stop)
-    angles = edit_angles(schedule, steps, 1.0, min(largest, model.max_angle))
+    _check(angle, noise, stop, scale)
+    angles = edit_angles(schedule, steps, 1.0, min(angle, model.max_angle))
     shape = image_shape_of(operator, y)
     if isinstance(operator, Linear):
         check_adjoint(operator, shape)
@@ -175,18 +176,18 @@ def restore(
     return dataclasses.replace(samples, agree=agree)
 
 
-def _check(angle: float, noise: Lam, stop: float | None) -> float:
-    """Return the angle, if all of these can be."""
+def _check(angle: float, noise: Lam, stop: float | None, scale: float | None) -> None:
     if not 0 <= angle <= 90:
         raise ConfigError(f"angle lies between 0 and 90 degrees, not {angle:g}")
     each = torch.as_tensor(noise)
     if not bool((each.isfinite() & (each >= 0)).all()):
         raise ConfigError(f"noise is a deviation from 0 up, not {noise}")
+    if scale is not None and not 0 <= scale < math.inf:
+        raise ConfigError(f"scale is trust in the model from 0 up, not {scale:g}")
     if stop is not None and not 0 < stop < math.inf:
         raise ConfigError(f"stop is a factor of the noise above 0, not {stop:g}")
     if stop is not None and not bool((each > 0).all()):
         raise ConfigError("stop is a factor of the noise; give noise with it")
-    return angle
 
 
 def _weight(operator: Operator, deviation: Tensor, lam: Lam | None, scale: float | None, gain: Tensor | None) -> Tensor:
