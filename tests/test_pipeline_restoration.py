@@ -60,6 +60,38 @@ def test_large_images_go_through_in_tiles(pipe: sg.Pipeline) -> None:
     assert not torch.allclose(filled, given, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [
+        r.Denoise(),
+        r.Blur(r.gaussian_kernel(1.0), "reflect"),
+        r.Subsample(2),
+        r.Grey(),
+        r.Jpeg(20),
+        r.Mask(torch.stack([1 - HOLE, HOLE]).repeat(6, 1, 1, 1)),
+    ],
+    ids=lambda operator: type(operator).__name__,
+)
+def test_a_batch_is_the_same_as_one_by_one(pipe: sg.Pipeline, operator: r.Operator) -> None:
+    noise = 0.05 * operator.linear
+    y = degrade(images_of(12), operator.to(torch.float32), noise, 0)
+    together = pipe.restore(y, operator, noise=noise, steps=4, seed=5, samples=2)
+    for number in range(len(y)):
+        part = slice(number, number + 1)
+        alone = pipe.restore(y[part], operator[part], noise=noise, steps=4, seed=5 + number, samples=2)
+        close(alone.tensor, together.tensor[part], 2e-5)
+        assert alone.spread is not None and together.spread is not None
+        close(alone.spread, together.spread[part], 2e-5)
+
+
+def test_the_residual_is_that_of_known_pixels(pipe: sg.Pipeline) -> None:
+    hidden = r.Mask(1 - HOLE[None])
+    output = pipe.restore(hidden.A(A), hidden, noise=0.05, lam=1e9, steps=1)  # the model's image, whatever y is
+    known = (1 - HOLE).bool().expand(3, 8, 8)
+    apart = [(image - given)[known].square().mean().sqrt() for image, given in zip(output.tensor, A, strict=True)]
+    close(torch.tensor(output.residual), torch.stack(apart), 1e-5)
+
+
 def test_greys_of_a_mask_mix(pipe: sg.Pipeline) -> None:
     half = pipe.inpaint(A, HOLE / 2, steps=2).tensor
     where = (HOLE == 1).expand(3, 8, 8)

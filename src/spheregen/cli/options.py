@@ -230,7 +230,7 @@ class Restoring:
             "--steps",
             "--iterations",
             rich_help_panel=_SAMPLER,
-            help="Steps of model and data. Default: 20.",
+            help="Steps of model and data. Default: what was recorded with the model for the task, else 20.",
         ),
     ] = None
     settings: Annotated[

@@ -51,7 +51,11 @@ def restore(
         ),
     ] = None,
     angle: Annotated[
-        float | None, Option(rich_help_panel="Sampling", help="Degrees of the noise of the model's steps, 0 to 90.")
+        float | None,
+        Option(
+            rich_help_panel="Sampling",
+            help="Degrees of the noise of the model's first step, 0 to 90; later ones have less.",
+        ),
     ] = None,
     lam: Annotated[
         float | None,

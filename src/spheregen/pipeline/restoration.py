@@ -29,11 +29,13 @@ from spheregen.pipeline.prompts import Prompts
 from spheregen.sampling import restoration
 from spheregen.sampling.loop import Samples, StepNoise
 from spheregen.sampling.restoration import Linear, Mask, Operator
-from spheregen.sampling.restoration.solver import ANGLE, STEPS
+from spheregen.sampling.restoration.solver import ANGLE, SCHEDULE, STEPS
 from spheregen.sampling.seeds import derived_seed
 
 _OWN = ("angle", "lam", "scale", "stop", "samples", "tiles")
 """The options that no other loop has."""
+RECORDED = ("steps", "angle", "schedule", "scale")
+"""The options whose best values for a task are recorded with a model, in `restoration.tasks`."""
 _KEPT = ("seed", "step_noise", "callback")
 _RANGE = 10.0
 """Times the largest value that y of an image may have: beyond it is another scale."""
@@ -165,7 +167,7 @@ class Restoring(Editing):
             task = {"inpaint": "inpaint", "upscale": "superres"}[name]
             raise ConfigError(f"tiles is of restore: use it, with the task {task}")
         labels = self._prompted(labels, options)
-        settings = self._restore_settings(name, options) | own
+        settings = self._restore_settings(name, operator.task, options) | own
         shape = restoration.image_shape_of(operator, y)
         samples, deviation = settings["samples"], _deviation(noise, y, operator)
         seeds = [
@@ -224,12 +226,23 @@ class Restoring(Editing):
         rows, columns = (len(sampling.restoration.tiles.tile_starts(max(length, side), side)) for length in shape[1:])
         return rows * columns
 
-    def _restore_settings(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        given = {key: value for key, value in options.items() if value is not None}
+    def _recorded(self, task: str) -> dict[str, Any]:
+        """Return the settings that were measured to be best for a task, see `RECORDED`."""
+        tasks = self.info.restoration.get("tasks", {})
+        own = tasks.get(task, {}) if isinstance(tasks, Mapping) else None
+        if not isinstance(own, Mapping) or not all(
+            isinstance(value, str if name == "schedule" else int | float) and name in RECORDED
+            for name, value in own.items()
+        ):
+            raise ConfigError(f"config.json records impossible settings of {task}; measure them by spheregen tune")
+        return dict(own)
+
+    def _restore_settings(self, name: str, task: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        given = self._recorded(task) | {key: value for key, value in options.items() if value is not None}
         own = {"angle": ANGLE, "samples": 1} | {key: given.pop(key) for key in _OWN if key in given}
         for key in _KEPT:
             given.pop(key, None)
-        loop = {"edit": name, "schedule": "fixed", "share_noise": False, "strength": 1.0, "prior": "sphere"}
+        loop = {"edit": name, "schedule": SCHEDULE, "share_noise": False, "strength": 1.0, "prior": "sphere"}
         loop |= {"guidance": self.model.unguided, "guidance_at": "both", "steps": STEPS}
         settings = self._settings({**loop, **given}) | own
         if not 1 <= settings["samples"] <= 1000:
@@ -267,7 +280,7 @@ def _gathered(made: PipelineOutput, operator: Operator, y: Tensor, samples: int,
     chosen = made[first]
     x = (2 * chosen.tensor - 1).to(y.device, y.real.dtype)
     start = operator.bounded(operator.init(y), y)
-    apart = (operator.A(x) - y).abs().square().flatten(1).mean(1).sqrt() / 2
+    apart = operator.residual(x, y) / 2
     values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(PipelineOutput)}
     return RestorationOutput(
         **values,

@@ -19,6 +19,7 @@ from spheregen.pipeline.restoration import check_factor
 from spheregen.sampling import restoration
 from spheregen.sampling.restoration import Operator
 from spheregen.sampling.seeds import derived_seed, gaussians
+from spheregen.sphere import per_sample
 
 TASKS: Mapping[str, tuple[str, ...]] = {
     "inpaint": ("mask",),
@@ -95,23 +96,24 @@ def task_operator(
     return makers[task]()
 
 
-def degrade(x: Tensor, operator: Operator, noise: float, seed: int) -> Tensor:
+def degrade(x: Tensor, operator: Operator, noise: float | Tensor, seed: int) -> Tensor:
     """Return what a degradation makes of images (B, C, H, W) in [0, 1], as `Pipeline.restore` takes it.
 
     Args:
-        noise: deviation of the noise behind the operator; that of image i depends on seed + i alone.
+        noise: deviation of the noise behind the operator, one number or (B,); that of image i depends on seed + i
+            alone.
 
     Raises:
         ConfigError: noise behind an operator that rounds.
     """
     if not operator.linear:
-        if noise:
+        if bool(torch.as_tensor(noise).any()):
             raise ConfigError(f"{type(operator).__name__} rounds, and what is rounded has no noise; leave noise out")
         return (operator.A(2 * x - 1) + 1) / 2
     y = operator.A(x)
     shape = tuple(y.shape[1:])
     drawn = [gaussians(derived_seed(seed + number, "noise") % 2**32, shape)[0] for number in range(len(y))]
-    return y + noise * torch.stack(drawn)
+    return y + per_sample(torch.as_tensor(noise), y) * torch.stack(drawn)
 
 
 def read_kernel(kernel: str | Image.Image) -> Tensor:

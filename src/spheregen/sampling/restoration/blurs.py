@@ -65,6 +65,7 @@ class Blur(Operator):
     """(B or 1, C or 1, h, w), or (h, w); its middle is (h // 2, w // 2)."""
     border: str = "circular"
     """`circular`, or `reflect`: mirrored at the edge, whose pixels come twice."""
+    task = "deblur"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", check_kernel(self.kernel))
@@ -133,6 +134,7 @@ class Subsample(Operator):
     factor: int
     kernel: Tensor | None = None
     """(B or 1, C or 1, h, w), or (h, w), of the filter before; None: none."""
+    task = "superres"
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
@@ -208,6 +210,7 @@ class BlockMean(Operator):
     """
 
     factor: int
+    task = "superres"
     least_lambda = 0.0
 
     def __post_init__(self) -> None:

@@ -50,6 +50,8 @@ class Operator:
     """`A` is linear, so a shift and a scale of images mean those of y."""
     image_like = True
     """Neighbours in y are neighbours in the image, so that noise can be told from it."""
+    task = ""
+    """The name under which a model's best settings for it are recorded; empty: nothing is."""
     least_lambda = LEAST
     """The least `lam` that `prox` takes; 0 where the limit exists in closed form: the nearest image that agrees."""
 
@@ -82,6 +84,16 @@ class Operator:
     def last_step(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
         """Return what a loop ends with: `prox`, by `FEW` iterations where it has no closed form."""
         return self.step(v, y, lam, gain)
+
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the root mean square of A x - y over what is known, (B,): the noise's deviation, where x is right."""
+        square = (self.A(x) - y).abs().square()
+        known = getattr(self, "known", None)
+        if known is None:
+            return square.flatten(1).mean(1).sqrt()
+        seen = (known > 0).to(square.dtype).expand_as(square)
+        mean: Tensor = (square * seen).flatten(1).sum(1) / seen.flatten(1).sum(1).clamp_min(1)
+        return mean.sqrt()
 
     def bounded(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the result of a restoration as images in [-1, 1]."""

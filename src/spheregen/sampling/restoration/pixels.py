@@ -20,6 +20,7 @@ LUMA = (0.299, 0.587, 0.114)
 class Denoise(Operator):
     """Noise alone: A is the identity."""
 
+    task = "denoise"
     least_lambda = 0.0
 
     def A(self, x: Tensor) -> Tensor:
@@ -41,6 +42,7 @@ class Mask(Operator):
 
     known: Tensor
     """(B or 1, C or 1, H, W) in [0, 1]; values between dim a pixel."""
+    task = "inpaint"
     least_lambda = 0.0
 
     def __post_init__(self) -> None:
@@ -125,6 +127,7 @@ class Grey(Operator):
     """Colours to grey, (B, 1, H, W): a weighted sum of the channels."""
 
     weights: tuple[float, ...] = LUMA
+    task = "decolour"
     least_lambda = 0.0
 
     def __post_init__(self) -> None:

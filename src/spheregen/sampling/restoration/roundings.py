@@ -25,6 +25,7 @@ class Quantise(Operator):
     """
 
     levels: int
+    task = "dequantise"
     linear = False
     least_lambda = 0.0
 
@@ -78,6 +79,7 @@ class Jpeg(Operator):
     """
 
     quality: int
+    task = "dejpeg"
     linear = False
     least_lambda = 0.0
 

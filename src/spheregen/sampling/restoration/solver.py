@@ -31,8 +31,8 @@ from spheregen.sampling.restoration.tiles import TiledModel
 from spheregen.sampling.schedules import Schedule, edit_angles
 from spheregen.sphere import per_sample
 
-STEPS, ANGLE = 20, 30.0
-"""Of models that nothing was recorded for: the full setting of SP3, and an angle that small models bear."""
+STEPS, ANGLE, SCHEDULE = 20, 30.0, "decay"
+"""Of models that nothing was recorded for: the full setting of SP3, and noise that small models bear."""
 WHITE_SCALE = 10.0
 """c of lambda = c s^2 where the prior's error is thought to be white: that of a deviation of 0.3."""
 
@@ -65,7 +65,7 @@ def restore(
     labels: Labels = None,
     steps: int = STEPS,
     angle: float = ANGLE,
-    schedule: Schedule = "fixed",
+    schedule: Schedule = SCHEDULE,
     noise: Lam = 0.0,
     lam: Lam | None = None,
     scale: float | None = None,
@@ -93,7 +93,7 @@ def restore(
         labels: class ids, mixtures or a condition; None is the null class.
         steps: T >= 1 prior and data steps; the trajectory has T images.
         angle: degrees of the noise of the prior's steps; 0 is none.
-        schedule: of these angles: `fixed`, or those of `edit`, from `angle` down.
+        schedule: of these angles: `decay` or another of `edit`, from `angle` down, or `fixed`.
         noise: s, the deviation of the noise in y, one number or (B,); 0: y is exact.
         lam: weight of the prior against y; None: scale * s^2.
         scale: c of lam = c s^2; None: 1 with a spectrum, else 10. Of roundings (`Quantise`, `Jpeg`), `lam` itself.
@@ -233,7 +233,7 @@ class _DataStep:
         found = step(images, y, weight, gain)
         if self.held is None:
             return found
-        apart = (operator.A(images) - y).abs().square().flatten(1).mean(1).sqrt()
+        apart = operator.residual(images, y)
         self.held = torch.where(per_sample(self.going, found), found, self.held)
         self.going = self.going & (apart > self.most)
         return self.held
