@@ -62,7 +62,8 @@ def tune(
     if restoration is not None:
         tasks = tune_restoration_folder(folder, data, cli.split_list(restoration) or (), split, **how)["tasks"]
         rows = [{"task": task, **table["chosen"], **table["figures"]} for task, table in tasks.items()]
-        cli.answer({"tasks": tasks}, lambda: cli.table(rows))
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        cli.answer({"tasks": tasks}, lambda: cli.table([[row.get(name) for name in names] for row in rows], names))
         cli.say(f"{folder} now restores by these settings unless told")
         return
     found = tune_folder(folder, data, split, **how)
