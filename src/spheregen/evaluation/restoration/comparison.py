@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spheregen import restoration
 from spheregen.data.grids import to_uint8
 from spheregen.devices import choose_device, own_defaults
 from spheregen.errors import ConfigError
@@ -164,14 +165,15 @@ def degraded(name: str, x: Tensor, seed: int) -> Degraded:
 def step_cost(pipe: Pipeline, name: str, x: Tensor, repeats: int = 3) -> float:
     """Return the seconds of a step of a task over those of one encode, noise and one decode.
 
-    Three of both are timed, the shortest of several times counts; on a busy machine that says little.
+    Three of both are timed in one batch, the shortest of several times counts; on a busy machine that says little.
     """
     problem = degraded(name, x, SEED)
-    images = (2 * x - 1).to(pipe.device, pipe.dtype)
+    images, y = (each.to(pipe.device, pipe.dtype) for each in (2 * x - 1, problem.y))
+    operator, spectrum = problem.operator.to(pipe.device), pipe.info.restoration.get("spectrum", restoration.GENERIC)
 
     def steps(count: int) -> Callable[[], object]:
-        noise = TASKS[name].noise / 2
-        return lambda: pipe.restore(problem.given, problem.operator, noise=noise, steps=count)
+        noise = TASKS[name].noise
+        return lambda: restoration.restore(pipe.model, y, operator, noise=noise, steps=count, spectrum=spectrum)
 
     def passes() -> None:
         for _ in range(3):
