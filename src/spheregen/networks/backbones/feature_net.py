@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from spheregen.errors import ConfigError
 from spheregen.networks.backbones.state import load_renamed, read_torch_state
+from spheregen.nn.activations import silu
 
 ASSET = Path(__file__).resolve().parents[2] / "assets" / "feature_net.safetensors"
 WIDTHS = (16, 48, 96, 160)
@@ -34,7 +35,7 @@ class ConvUnit(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.silu(self.conv(x))
+        return silu(self.conv(x))
 
 
 class Stage(nn.Module):
