@@ -105,10 +105,9 @@ def main() -> None:
     print(f"{given.recipe} {' '.join(given.set)} in {given.precision}, {given.threads} threads, CPU seconds")
     for name, (before, after) in times.items():
         ratios = sorted(a / b for a, b in zip(before, after, strict=True))
-        print(
-            f"{name:10s} before {1000 * statistics.median(before):9.2f} ms   after {1000 * statistics.median(after):9.2f}"
-            f" ms   before / after {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+        times_ms = " ".join(f"{1000 * statistics.median(each):9.2f} ms" for each in (before, after))
+        print(f"{name:10s} {times_ms}   before / after {statistics.median(ratios):.2f} ", end="")
+        print(f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
 if __name__ == "__main__":

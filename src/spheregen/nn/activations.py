@@ -1,4 +1,4 @@
-"""SiLU and gated SiLU, whose backward passes a CPU takes without another exponential."""
+"""The gated SiLU of SwiGLU."""
 
 from __future__ import annotations
 
@@ -18,35 +18,9 @@ def computes_here(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
-def silu(x: Tensor) -> Tensor:
-    """`x * sigmoid(x)`."""
-    return _SiLU.apply(x) if computes_here(x) else functional.silu(x)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _SiLU(torch.autograd.Function):
-    """Keeps the sigmoid instead of its input: an exponential takes a CPU as long as eight products."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        share = torch.sigmoid(x)
-        value = x * share
-        ctx.save_for_backward(share, value)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _slope(*ctx.saved_tensors).mul_(grad)
-
-
-def _slope(share: Tensor, value: Tensor) -> Tensor:
-    """Return the derivative of SiLU of its sigmoid and its value: s + y (1 - s)."""
-    return torch.addcmul(share + value, share, value, value=-1)
-
-
 def gated_silu(gate_value: Tensor) -> Tensor:
     """`silu(gate) * value` of the two halves (..., H) of the last axis of (..., 2H)."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         gate, value = gate_value.chunk(2, dim=-1)
         return functional.silu(gate) * value
     return _GatedSilu.apply(gate_value)  # type: ignore[no-any-return,no-untyped-call]
@@ -73,9 +47,12 @@ class _GatedSilu(torch.autograd.Function):
         joined = torch.empty_like(gate_value)
         grad_gate, grad_value = joined.chunk(2, dim=-1)
         if kept:
-            active = gate * kept[0]
+            (share,) = kept
+            active = gate * share
             torch.mul(grad, active, out=grad_value)
-            torch.mul(_slope(kept[0], active).mul_(value), grad, out=grad_gate)
+            # the derivative s + y (1 - s) by the sigmoid s and the value y
+            slope = torch.addcmul(share, active, share, value=-1).add_(active)
+            torch.mul(slope.mul_(value), grad, out=grad_gate)
             return joined
         torch.mul(grad, functional.silu(gate), out=grad_value)
         torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=grad_gate)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spheregen.conditioning import Condition, Labels, Modulated, NetworkCondition, embeddings_for, make_condition
 from spheregen.errors import ConfigError, Settings, check_choices
-from spheregen.nn.activations import computes_here, gated_silu
+from spheregen.nn.activations import gated_silu
 from spheregen.nn.linear import HIDDEN, NO_DECAY, PaddedLinear, linear, prepared, tag
 from spheregen.nn.norm import LayerNorm, RMSNorm, multiply_add, normalised
 from spheregen.nn.positions import AxialRotary, sincos_table
@@ -61,20 +61,9 @@ class Attention(nn.Module):
         if rotary is not None:
             qk = rotary(qk)
         q, k = qk.unbind(2)
-        return self.out(attend(q, k, v.squeeze(2)).flatten(-2))  # type: ignore[no-any-return]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return the attention (B, T, H, D) of queries, keys and values (B, T, H, D)."""
-    if q.shape[1] <= FEW_TOKENS and computes_here(q):
-        # torch's kernel goes from head to head, which takes longer than so few products: here all go together
-        weights = torch.softmax((q[:, :, None] * k[:, None]).sum(-1) * q.shape[-1] ** -0.5, dim=2)  # (B, T, T, H)
-        return (weights[..., None] * v[:, None]).sum(2)
-    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-FEW_TOKENS = 8
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v.squeeze(2)))
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
 
 ALIGNMENT = 8

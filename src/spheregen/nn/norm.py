@@ -49,15 +49,13 @@ def normalised(x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: floa
         factor, shift: of any shape that broadcasts to that of `x`; None: 1 and 0.
         eps: added to the mean square.
     """
-    if computes_here(x):
+    if computes_here(x) and torch.is_grad_enabled():
         return _Normalised.apply(x, factor, shift, eps)  # type: ignore[no-any-return,no-untyped-call]
-    if factor is None or factor.ndim == 1:
-        x, factor = functional.rms_norm(x, x.shape[-1:], factor, eps), None
-    else:
-        x = functional.rms_norm(x, x.shape[-1:], None, eps)
-    if factor is not None:
-        x = x * factor if shift is None else torch.addcmul(shift, x, factor)
-    return x
+    own = factor if factor is None or factor.ndim == 1 else None  # a gain, which torch's norm takes
+    x = functional.rms_norm(x, x.shape[-1:], own, eps)
+    if own is factor:
+        return x if shift is None else x + shift
+    return x * factor if shift is None else torch.addcmul(shift, x, factor)
 
 
 class _Normalised(torch.autograd.Function):
@@ -65,8 +63,7 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         unit = x * inverse
         ctx.save_for_backward(unit, inverse, factor)
         ctx.shift = None if shift is None else shift.shape

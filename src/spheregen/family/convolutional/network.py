@@ -14,12 +14,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from spheregen.conditioning import ConditionConfig, Labels, Modulated, NetworkCondition, make_condition
 from spheregen.errors import ConfigError, check_choices
 from spheregen.family.sphere_encoder.network import ImageAutoencoder
 from spheregen.networks.frozen import check_shape
-from spheregen.nn.activations import silu
 from spheregen.nn.block import ClassEmbedding
 from spheregen.nn.linear import linear, tag_layer
 from spheregen.prior import PriorName
@@ -163,8 +163,8 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, told: NetworkCondition | Tensor | None) -> Tensor:
-        inner = self.conv1(silu(self.norm1(x, told)))
-        added: Tensor = x + self.conv2(silu(self.norm2(inner, told)))
+        inner = self.conv1(functional.silu(self.norm1(x, told)))
+        added: Tensor = x + self.conv2(functional.silu(self.norm2(inner, told)))
         return added
 
 
@@ -221,7 +221,7 @@ class ConvolutionalEncoder(_Conditioned):
         x = images.contiguous(memory_format=torch.channels_last)
         for down, stage in zip(self.down, self.stages, strict=True):
             x = stage(down(x), told)
-        x = silu(x)
+        x = functional.silu(x)
         tokens = x.flatten(1)[:, None] if self.whole else x.flatten(2).transpose(1, 2)
         z: Tensor = self.project(tokens)
         return z

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from spheregen.errors import ConfigError
 from spheregen.networks.backbones.state import load_renamed, read_torch_state
-from spheregen.nn.activations import silu
 
 ASSET = Path(__file__).resolve().parents[2] / "assets" / "feature_net.safetensors"
 WIDTHS = (16, 48, 96, 160)
@@ -35,7 +34,7 @@ class ConvUnit(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return silu(self.conv(x))
+        return functional.silu(self.conv(x))
 
 
 class Stage(nn.Module):
