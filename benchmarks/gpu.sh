@@ -29,19 +29,18 @@ part() { # NAME SECONDS STATUS COMMAND...: runs it for so long at most, and expe
 }
 
 if [ -n "${TINY:-}" ]; then
-    device=cpu precision=float32 recipe=debug batch=4 repeats=1 marked="not cuda" patience=10 ends=0
+    device=cpu marked="not cuda" patience=10 ends=0
+    bench=(bench debug --device cpu --precision float32 --batch-size 4 --repeats 1)
     compiled=() # takes minutes on a CPU
     training=(debug --set train.steps=20)
 else
-    device=cuda precision=bf16 recipe=cifar10 batch=256 repeats=5 marked=cuda patience=1
+    device=cuda marked=cuda patience=1
+    bench=(bench cifar10 --device cuda --precision bf16 --batch-size 256 --repeats 5 --perceptual random)
     ends=124 # stopped by a signal: after its step, with a checkpoint
     compiled=(--set train.compile=true)
     training=(conv-letters --set train.steps=1000000)
     if [ -n "${DATA:-}" ]; then training=(cifar10 --data "$DATA"); fi
 fi
-bench=(bench "$recipe" --device "$device" --precision "$precision" --batch-size "$batch" --repeats "$repeats"
-    --perceptual random)
-
 nvidia-smi >"$out/machine.txt" 2>&1
 "$python" -c "import torch; print('torch', torch.__version__, 'CUDA', torch.version.cuda, torch.cuda.is_available())" |
     tee -a "$out/machine.txt"

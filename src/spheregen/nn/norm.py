@@ -51,10 +51,10 @@ def normalised(x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: floa
     """
     if computes_here(x) and torch.is_grad_enabled():
         return _Normalised.apply(x, factor, shift, eps)  # type: ignore[no-any-return,no-untyped-call]
-    own = factor if factor is None or factor.ndim == 1 else None  # a gain, which torch's norm takes
-    x = functional.rms_norm(x, x.shape[-1:], own, eps)
-    if own is factor:
+    if factor is None or factor.ndim == 1:  # a gain, which torch's norm takes
+        x = functional.rms_norm(x, x.shape[-1:], factor, eps)
         return x if shift is None else x + shift
+    x = functional.rms_norm(x, x.shape[-1:], None, eps)
     return x * factor if shift is None else torch.addcmul(shift, x, factor)
 
 
@@ -120,8 +120,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         wide = upcast(x)
-        own = (each if each is None else each.to(wide.dtype) for each in (self.weight, self.bias))
-        normal = functional.layer_norm(wide, self.normalized_shape, *own, self.eps).to(x.dtype)
+        gain, move = (each if each is None else each.to(wide.dtype) for each in (self.weight, self.bias))
+        normal = functional.layer_norm(wide, self.normalized_shape, gain, move, self.eps).to(x.dtype)
         return normal if shift is None or scale is None else multiply_add(shift, normal, 1 + scale)
 
 
