@@ -165,3 +165,9 @@ def test_a_run_with_a_flow_says_how_it_was_refined(run: Run) -> None:
     assert run("train", "flow-debug", "--set", "train.steps=1", "--out", "run", "--device", "cpu", "-q").code == 0
     words = ["--data", "digits", *HELD, "--count", 40, "--features", POOLED, "--metrics", "frechet"]
     assert "refined in 2 steps by heun" in run("evaluate", "run", *words, "--json", "-q").json["line"]
+
+
+@pytest.mark.parametrize("words", [["--steps", "4"], ["--metrics", "kid"], ["--report", "x"], ["--curve", "steps=1"]])
+def test_restoration_ignores_nothing(run: Run, words: list[str]) -> None:
+    run("evaluate", "digits", "--data", "digits", "--restoration", "sp3", *words).fails("--restoration", "leave")
+    run("evaluate", "digits", "--restoration", "sp3").fails("--data")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.registry import blank_model, cost_of
+from spheregen.family.sphere_encoder_2.config import ENCODERS, SphereEncoder2Config
 from spheregen.family.sphere_encoder_2.features import FeatureConfig, affine, build_features, most_shift, shifted
 from spheregen.family.sphere_encoder_2.frechet import FrechetConfig, FrechetLoss
 from spheregen.family.sphere_encoder_2.loss import (
@@ -23,12 +24,7 @@ from spheregen.family.sphere_encoder_2.loss import (
     SphereEncoder2Objective,
     logit_distances,
 )
-from spheregen.family.sphere_encoder_2.network import (
-    ENCODERS,
-    PretrainedEncoder,
-    SphereEncoder2,
-    SphereEncoder2Config,
-)
+from spheregen.family.sphere_encoder_2.network import PretrainedEncoder, SphereEncoder2
 from spheregen.family.sphere_encoder_2.score import (
     ScoreConfig,
     ScoreMatching,

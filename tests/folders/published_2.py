@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spheregen.family.sphere_encoder_2.network import SphereEncoder2, SphereEncoder2Config
+from spheregen.family.sphere_encoder_2.config import SphereEncoder2Config
+from spheregen.family.sphere_encoder_2.network import SphereEncoder2
 from spheregen.networks.encoders import EncoderConfig
 from spheregen.nn.sizes import TransformerSize
 

@@ -29,7 +29,8 @@ def pipeline(member: str) -> sg.Pipeline:
     if member == "flow":
         return sg.Pipeline(tiny_refined(), device="cpu")
     if member == "rotation":
-        from spheregen.family.sphere_encoder_2.network import SphereEncoder2, SphereEncoder2Config
+        from spheregen.family.sphere_encoder_2.config import SphereEncoder2Config
+        from spheregen.family.sphere_encoder_2.network import SphereEncoder2
         from tests.family.test_sphere_encoder_2 import OWN
 
         torch.manual_seed(0)

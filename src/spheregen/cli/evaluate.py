@@ -42,7 +42,10 @@ def evaluate(
             "for a network other than inception."
         ),
     ] = None,
-    count: Annotated[int, Option("--count", "-n", help="Samples, evenly of all classes.")] = 10_000,
+    count: Annotated[
+        int | None,
+        Option("--count", "-n", help="Samples, evenly of all classes. Default: 10000; 200 images with --restoration."),
+    ] = None,
     seed: cli.Seed = 0,
     quantise: Annotated[
         str, Option(help="How samples become 8 bits: round, or floor as the published figures were made.")
@@ -90,7 +93,7 @@ def evaluate(
         spheregen evaluate digits --data digits -n 2000
         spheregen evaluate runs/mine --data photos/ --features own,inception --report report/
         spheregen evaluate --images samples/ --data photos/
-        spheregen evaluate runs/mine --data photos/ --restoration sp3 -n 200
+        spheregen evaluate runs/mine --data photos/ --restoration sp3
     """
     from spheregen.distributed import is_first_process
     from spheregen.evaluation.curves import parse_curve
@@ -101,11 +104,25 @@ def evaluate(
     from spheregen.evaluation.studies import choose_studies
     from spheregen.pipeline import GenerationOptions
 
+    if count is None:
+        count = 10_000 if restoration is None else 200
     cli.check_count(count)
     cli.check_count(curve_count, "--curve-count")
     if restoration is not None:
-        if model is None or data is None or report is not None or images is not None:
-            raise ConfigError("--restoration takes a model and --data, without --images and --report")
+        others = {
+            "--images": images,
+            "--image-size": image_size,
+            "--report": report,
+            "--metrics": metrics,
+            "--reference": reference,
+            "--curve": curve,
+            "--study": study,
+            "options of sampling": loop.given() or None,
+        }
+        if told := [name for name, value in others.items() if value is not None]:
+            raise ConfigError(f"--restoration does without {', '.join(told)}; leave them out")
+        if model is None or data is None:
+            raise ConfigError("--restoration takes a model and --data")
         return _restoration(model, data, restoration, split, held_out, count, seed, features)
     wanted = cli.split_list(metrics)
     options = EvaluationOptions(

@@ -29,7 +29,7 @@ _HOMES = {
     "RepresentationConfig": "representation.network",
     "SphereAutoencoder": "sphere_encoder.network",
     "SphereEncoder2": "sphere_encoder_2.network",
-    "SphereEncoder2Config": "sphere_encoder_2.network",
+    "SphereEncoder2Config": "sphere_encoder_2.config",
     "SphereEncoder2LossConfig": "sphere_encoder_2.loss",
     "SphereEncoder2Objective": "sphere_encoder_2.loss",
     "members": "registry",

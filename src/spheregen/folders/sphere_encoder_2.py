@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, ModelFileError
-from spheregen.family.sphere_encoder_2.network import ENCODERS, SphereEncoder2, SphereEncoder2Config
+from spheregen.family.sphere_encoder_2.network import SphereEncoder2
 from spheregen.files import write_text
 from spheregen.folders.card import ModelInfo
 from spheregen.folders.model_folder import save_model
@@ -31,15 +31,14 @@ from spheregen.folders.published import (
     SAME_MEANING,
     TRUNK_NAMES,
     ConvertedModel,
-    PublishedOptions,
     check_class_names,
     check_target,
     find_weights,
     override,
     read_checkpoint,
     read_options,
-    transformer,
 )
+from spheregen.folders.sphere_encoder_2_options import PublishedOptions2, config_of, options_of_shapes
 from spheregen.hub import REPO, HubError, download
 from spheregen.networks.backbones.state import listed
 from spheregen.networks.encoders import EncoderConfig
@@ -57,16 +56,10 @@ ENCODER_LICENCES: Mapping[str, tuple[str, str]] = {
 }
 """Name and address of the licence of frozen encoders by their `model_type`."""
 ENCODER_LICENCE_FILE = "LICENSE-encoder.txt"
-HEAD_CHANNELS = 64
-"""Channels of an attention head of the published encoders; weights do not tell them."""
-HEADS = {"linear": "linear", "linear+conv": "smooth", "linear-conv": "smooth", "linear_conv": "smooth", "conv": "conv"}
-SPHERES = {"global": "global", "local": "token"}
 _NEVER_WEIGHTS = re.compile(
     r"(encoder|decoder)\.(.*\.)?(inctx_)?(rope\w*|freqs?\w*|rates?|inv_freq|mask_token|(image_|pixel_)?(mean|std))"
 )
 """Tables of `ema_model` that the configuration tells, and what no forward pass reads."""
-_UNREADABLE = ("pretrained_encoder_interpolate_tokens", "pretrained_encoder_interpolate_pos_embed")
-"""Options whose effect on a forward pass is not known here."""
 _RENAMES = (
     (r"^encoder\.patches\.patches\.", "encoder.x_embedder.0."),
     (r"^encoder\.patches\.mix\.", "encoder.x_embedder.2."),
@@ -81,23 +74,6 @@ _RENAMES = (
     (r"^decoder\.head\.up\.", "decoder.out.4."),
     *TRUNK_NAMES,
 )
-
-
-class PublishedOptions2(PublishedOptions):
-    """The published options that are read, under the constructor's names or the training's; all others are ignored."""
-
-    pixel_head_use_tanh: bool | None = None
-    spherify_mode: str | None = None
-    use_angle_condition: bool | None = None
-    angle_condition_mode: str | None = None
-    use_qk_norm: bool | None = None
-    load_pretrained_encoder: Any = None  # a name, or whether there is one
-    pretrained_encoder_interpolate_tokens: bool | None = None
-    pretrained_encoder_interpolate_pos_embed: bool | None = None
-    pretrained_encoder_heads: int | None = None  # a name of ours, for encoders that were not published
-    pretrained_encoder_config: dict[str, Any] | None = None  # likewise: the architecture as transformers has it
-    pretrained_encoder_input_size: int | None = None  # likewise: pixels to which it resizes images
-    sampling_angle: float | None = None  # a name of ours: degrees
 
 
 @own_defaults()
@@ -212,8 +188,8 @@ def _read(
     state, weights, epoch = read_checkpoint(file, ema, ignored=_NEVER_WEIGHTS, model="Sphere Encoder 2")
     state = {re.sub(r"^encoder\.encoder\.model\.", "encoder.encoder.", name): tensor for name, tensor in state.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    revealed = _options_of_shapes(shapes, file)
-    made, assumed = _config(given, revealed, shapes, file, decoder_only, angle_rounding)
+    revealed = options_of_shapes(shapes, file)
+    made, assumed = config_of(given, revealed, shapes, file, decoder_only, angle_rounding)
     if decoder_only:
         state = {name: tensor for name, tensor in state.items() if name.startswith("decoder.")}
     with weightless():
@@ -351,230 +327,3 @@ def _encoder_licence(encoder: EncoderConfig, given: str | Path | None, beside: P
         return name, f"{head}\n{found[0].read_text(encoding='utf-8')}"
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the licence {found[0]}; give a text file in UTF-8") from error
-
-
-# options --------------------------------------------------------------------------------------------------------------
-
-
-def _options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[str, Any]:
-    """Return the options that the shapes of the weights tell. Sizes are (width, blocks)."""
-    if any(name.startswith(("encoder.trunk.", "decoder.trunk.")) for name in shapes):
-        raise ModelFileError(f"{file} is a SphereGen model already; load its folder as it is, no conversion is needed")
-
-    def blocks(part: str) -> int:
-        start = f"{part}.blocks."
-        return len({name[len(start) :].partition(".")[0] for name in shapes if name.startswith(start)})
-
-    if "decoder.x_embedder.0.weight" in shapes or "decoder.pos_embed" not in shapes:
-        what = "one of the first Sphere Encoder" if "decoder.x_embedder.0.weight" in shapes else "of another model"
-        raise ModelFileError(
-            f"{file} is no checkpoint of Sphere Encoder 2 but {what}; its keys are {listed(shapes) or 'none'}"
-        )
-    try:
-        _, tokens, width = shapes["decoder.pos_embed"]
-        grid = math.isqrt(tokens)
-        if "decoder.out.4.weight" in shapes:
-            _, channels, kernel, _ = shapes["decoder.out.4.weight"]
-            head, patch = "conv", kernel - 2
-        else:
-            head = "linear+conv" if "decoder.out.2.weight" in shapes else "linear"
-            channels = shapes["decoder.out.2.weight"][0] if head == "linear+conv" else 3
-            pixels = shapes["decoder.ffn.linear.weight"][0]
-            if head == "linear" and math.isqrt(pixels // 3) ** 2 * 3 != pixels:
-                channels = 1
-            patch = math.isqrt(pixels // channels)
-        own = "encoder.pos_embed" in shapes
-        return {
-            "input_size": grid * patch,
-            "patch_size": patch,
-            "token_channels": shapes["decoder.x_embedder.weight"][1],
-            "num_classes": shapes.get("decoder.y_embedder.embedding_table.weight", (1,))[0] - 1,
-            "pixel_head_type": head,
-            "in_context_size": shapes.get("decoder.inctx_pos_embed", (1, 0))[1],
-            "use_qk_norm": "decoder.blocks.0.attn.q_norm.weight" in shapes,
-            "use_angle_condition": "decoder.alpha_embedder.mlp.0.weight" in shapes,
-            "vit_dec_model_size": (width, blocks("decoder")),
-            "image_channels": channels,
-            **({"vit_enc_model_size": (shapes["encoder.pos_embed"][2], blocks("encoder"))} if own else {}),
-        }
-    except (KeyError, IndexError, ValueError) as error:
-        lacking = error.args[0] if isinstance(error, KeyError) else "shapes that fit"
-        raise ModelFileError(
-            f"{file} holds no whole Sphere Encoder 2: it lacks {lacking}; its keys are {listed(shapes) or 'none'}"
-        ) from error
-
-
-def _config(
-    given: PublishedOptions2,
-    revealed: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    file: Path,
-    decoder_only: bool,
-    angle_rounding: str,
-) -> tuple[SphereEncoder2Config, dict[str, Any]]:
-    """Return our configuration from the options that are given and, where they are not, those of the shapes; and what
-    was assumed where neither tells."""
-    told = {name: value for name, value in given if value is not None}
-    for name in _UNREADABLE:
-        if told.get(name):
-            raise ConfigError(f"{name} is not supported: what it does to the tokens is not known here; convert another")
-    if told.get("latent_resolution") and "patch_size" not in told:
-        told["patch_size"] = told.get("image_size", revealed["input_size"]) // told["latent_resolution"]
-    if "image_size" in told:
-        told.setdefault("input_size", told["image_size"])
-    if not told.get("cond_generator", revealed["num_classes"] > 0):
-        told["num_classes"] = 0
-    pretrained = any(name.startswith("encoder.encoder.") for name in shapes)
-    if pretrained or told.get("load_pretrained_encoder"):
-        told.pop("token_channels", None)  # overwritten by the encoder's
-    values = {name: told.get(name, value) for name, value in revealed.items()}
-    wrong = [
-        f"{name} is {value} but the weights show {revealed[name]}"
-        for name, value in values.items()
-        if value != revealed[name] and not name.endswith("model_size") and HEADS.get(str(value), value) != HEADS.get(
-            str(revealed[name]), revealed[name]
-        )
-    ]  # fmt: skip
-    if wrong:
-        raise ConfigError(f"the configuration does not fit {file.name}: {'; '.join(wrong)}; correct it or leave it out")
-    assumed: dict[str, Any] = {}
-
-    def taken(name: str, default: Any) -> Any:
-        if name not in told:
-            assumed[name] = default
-        return told.get(name, default)
-
-    lacking: list[str] = []
-    sizes = {}
-    for prefix, part in (("vit_dec", "decoder"), ("vit_enc", "encoder")):
-        if f"{prefix}_model_size" in revealed and not (part == "encoder" and decoder_only):
-            width, _ = found = revealed[f"{prefix}_model_size"]
-            head = shapes.get(f"{part}.blocks.0.attn.q_norm.weight")
-            known = given
-            if head is not None and getattr(given, f"{prefix}_heads") is None:
-                known = given.model_copy(update={f"{prefix}_heads": width // head[0]})
-            sizes[part] = transformer(known, prefix, found, values["in_context_size"] > 0, lacking)
-    if lacking:
-        raise ConfigError(
-            f"the weights of {file.name} do not tell {', '.join(lacking)}: give the training's cfg.json with --config, "
-            "or each with --set NAME=VALUE (in Python: config= or options=)"
-        )
-    encoder: str | EncoderConfig | None = None
-    channels: int | None = values["token_channels"]
-    if pretrained:
-        encoder = _encoder(given, shapes)
-        channels = channels if "encoder.out.weight" in shapes else None
-    elif "vit_enc_model_size" not in revealed:
-        raise ModelFileError(f"{file} holds a decoder without an encoder; give the whole checkpoint")
-    elif decoder_only:
-        raise ConfigError("--decoder-only leaves a frozen encoder out; this model has one of its own, which it needs")
-    mode: Any = taken("angle_condition_mode", "both") if values["use_angle_condition"] else "none"
-    modulated = "decoder.blocks.0.adaLN_modulation.1.weight" in shapes
-    if mode == "token" and modulated and not values["num_classes"]:
-        raise ConfigError("angle_condition_mode is token, but the weights are modulated: it is adaln or both")
-    return (
-        SphereEncoder2Config(
-            image_size=values["input_size"],
-            image_channels=revealed["image_channels"],
-            pretrained=encoder,
-            has_encoder=not decoder_only,
-            encoder=sizes.get("encoder") or "base",
-            decoder=sizes["decoder"] or "base",
-            patch_size=values["patch_size"],
-            latent_channels=channels,
-            num_classes=values["num_classes"],
-            pixel_head=HEADS[_known("pixel_head_type", values["pixel_head_type"], HEADS)],  # type: ignore[arg-type]
-            output_activation="tanh" if taken("pixel_head_use_tanh", False) else "none",
-            in_context_tokens=values["in_context_size"],
-            spherify_decoder_blocks=taken("spherify_model", False),
-            sphere=SPHERES[_known("spherify_mode", taken("spherify_mode", "global"), SPHERES)],  # type: ignore[arg-type]
-            angle_condition=mode,
-            qk_norm=values["use_qk_norm"],
-            max_angle=taken("noise_sigma_max_angle", 90.0),
-            sampling_angle=told.get("sampling_angle"),
-            angle_rounding=angle_rounding,  # type: ignore[arg-type]
-        ),
-        assumed,
-    )
-
-
-def _known(name: str, value: Any, choices: Mapping[str, Any]) -> str:
-    if value not in choices:
-        raise ConfigError(f"the published option {name} is {value!r}; it is one of {', '.join(choices)}")
-    return str(value)
-
-
-def _encoder(given: PublishedOptions2, shapes: Mapping[str, tuple[int, ...]]) -> EncoderConfig:
-    """Return the description of the frozen encoder whose weights a checkpoint holds, by their names and shapes."""
-    start = "encoder.encoder."
-    names = {name[len(start) :]: shape for name, shape in shapes.items() if name.startswith(start)}
-    named = given.load_pretrained_encoder if isinstance(given.load_pretrained_encoder, str) else ""
-    source = next((each for each in ENCODERS.values() if named and named in str(each.source)), None)
-    config = dict(given.pretrained_encoder_config or _architecture(names, given.pretrained_encoder_heads))
-    kind = config.get("model_type")
-    base = next((each for each in ENCODERS.values() if (each.config or {}).get("model_type") == kind), None)
-    size, how = (256, "bilinear") if base is None else (base.input_size, base.filter)
-    return EncoderConfig(
-        kind="transformers",
-        source=None if source is None else source.source,
-        config=config,
-        input_size=given.pretrained_encoder_input_size or size,
-        filter=how,
-        clamp=True,
-    )
-
-
-def _architecture(names: Mapping[str, tuple[int, ...]], heads: int | None) -> dict[str, Any]:
-    """Return the architecture of an encoder of transformers, as its config.json has it, by its weights."""
-    register = names.get("embeddings.register_tokens")
-    patches = next((names[name] for name in names if name.endswith("patch_embeddings.weight")), None)
-    patches = patches or names.get("embeddings.patch_embeddings.projection.weight")
-    patches = patches or names.get("embeddings.patch_embedding.weight") or names.get(
-        "vision_model.embeddings.patch_embedding.weight"
-    )  # fmt: skip
-    if patches is None:
-        raise ModelFileError(
-            f"the checkpoint's frozen encoder is none that is known here; its keys are {listed(names)}; give its "
-            "architecture by the option pretrained_encoder_config"
-        )
-    width, _, patch, _ = patches
-    found: dict[str, Any] = {
-        "hidden_size": width,
-        "patch_size": patch,
-        "num_attention_heads": heads or max(1, width // HEAD_CHANNELS),
-    }
-    layers = {match[1] for name in names if (match := re.search(r"\blayers?\.(\d+)\.", name))}
-    found["num_hidden_layers"] = len(layers)
-    if any(name.startswith("layer.") for name in names):
-        gated = "layer.0.mlp.gate_proj.weight" in names
-        return {
-            **found,
-            "model_type": "dinov3_vit",
-            "intermediate_size": names["layer.0.mlp.up_proj.weight"][0],
-            "use_gated_mlp": gated,
-            "hidden_act": "silu" if gated else "gelu",
-            "num_register_tokens": 0 if register is None else register[1],
-            "image_size": 224,
-            **{f"{each}_bias": f"layer.0.attention.{part}_proj.bias" in names for each, part in _BIASES},
-            "mlp_bias": "layer.0.mlp.up_proj.bias" in names,
-        }
-    if any(name.startswith("encoder.layer.") for name in names):
-        positions = names["embeddings.position_embeddings"][1] - 1
-        return {
-            **found,
-            "model_type": "dinov2" if register is None else "dinov2_with_registers",
-            "image_size": math.isqrt(positions) * patch,
-            "use_swiglu_ffn": "encoder.layer.0.mlp.weights_in.weight" in names,
-            **({} if register is None else {"num_register_tokens": register[1]}),
-        }
-    inner = next((shape[0] for name, shape in names.items() if name.endswith("layers.0.mlp.fc1.weight")), 4 * width)
-    positions = next((shape[0] for name, shape in names.items() if name.endswith("position_embedding.weight")), 256)
-    return {
-        **found,
-        "model_type": "siglip_vision_model",
-        "intermediate_size": inner,
-        "image_size": math.isqrt(positions) * patch,
-    }
-
-
-_BIASES = (("query", "q"), ("key", "k"), ("value", "v"), ("proj", "o"))

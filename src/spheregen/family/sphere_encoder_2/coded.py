@@ -18,6 +18,7 @@ from spheregen.conditioning import Labels
 from spheregen.errors import ConfigError
 from spheregen.family.member import Inner, Member
 from spheregen.family.objective import Frozen
+from spheregen.family.sphere_encoder_2.config import SphereEncoder2Config
 from spheregen.family.sphere_encoder_2.loss import SphereEncoder2Objective
 from spheregen.family.sphere_encoder_2.member import (
     SphereEncoder2Recipe,
@@ -25,7 +26,7 @@ from spheregen.family.sphere_encoder_2.member import (
     loss_networks,
     sphere_facts,
 )
-from spheregen.family.sphere_encoder_2.network import AngleDecoder, SphereEncoder2, SphereEncoder2Config
+from spheregen.family.sphere_encoder_2.network import AngleDecoder, SphereEncoder2
 from spheregen.family.sphere_latent_encoder.member import TOKENIZER, UnknownTokenizer
 from spheregen.measure.cost import Cost, tokenizer_cost
 from spheregen.protocol import Tokenizer

@@ -6,27 +6,24 @@ channels, S image size, P patch size, N = (S/P)^2 tokens, d latent channels, W w
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spheregen.conditioning import EmbedLabels, Labels, NetworkCondition
-from spheregen.errors import ConfigError, check_choices, did_you_mean
-from spheregen.family.sphere_encoder.network import DEFAULT_PATCH, ImageAutoencoder
-from spheregen.networks.backbones.feature_net import WIDTHS
-from spheregen.networks.encoders import EncoderConfig, FrozenEncoder, build_encoder
+from spheregen.errors import ConfigError
+from spheregen.family.sphere_encoder.network import ImageAutoencoder
+from spheregen.family.sphere_encoder_2.config import SphereEncoder2Config
+from spheregen.networks.encoders import FrozenEncoder, build_encoder
 from spheregen.networks.frozen import check_shape
 from spheregen.nn.block import BlockOptions, Output, Trunk
 from spheregen.nn.linear import linear
 from spheregen.nn.patches import ConvPixelHead, LinearPixelHead, PatchEmbedding
 from spheregen.nn.positions import SCALE, TimeEmbedding, sinusoid_rates
-from spheregen.nn.sizes import TransformerConfig, TransformerSize, check_architecture, resolve_size
-from spheregen.prior import ROTATION_EPS, Angle, PriorName
+from spheregen.prior import ROTATION_EPS, Angle
 from spheregen.protocol import Context
 from spheregen.sphere import upcast
 
@@ -34,285 +31,6 @@ NORM_EPS = 1e-5
 """Of all norms, as published; the Sphere Encoder has 1e-6."""
 TANH_REACH = 1.5
 """The scaled tanh of training reaches 1 here: tanh(x) / tanh(1.5)."""
-LARGE_ANGLE, BASE_ANGLE = 84.0, 85.5
-"""Degrees: the published angles of sampling, of large decoders and of base ones."""
-LARGE_WIDTH = 1024
-"""Decoders of this width and above count as large."""
-
-
-def _dinov3(width: int, heads: int, inner: int, *, gated: bool) -> Mapping[str, Any]:
-    return {
-        "model_type": "dinov3_vit",
-        "hidden_size": width,
-        "num_hidden_layers": 12,
-        "num_attention_heads": heads,
-        "intermediate_size": inner,
-        "hidden_act": "silu" if gated else "gelu",
-        "use_gated_mlp": gated,
-        "patch_size": 16,
-        "image_size": 224,
-        "num_register_tokens": 4,
-    }
-
-
-def _dinov2(width: int, heads: int) -> Mapping[str, Any]:
-    return {
-        "model_type": "dinov2_with_registers",
-        "hidden_size": width,
-        "num_hidden_layers": 12,
-        "num_attention_heads": heads,
-        "patch_size": 14,
-        "image_size": 518,
-        "num_register_tokens": 4,
-    }
-
-
-_SIGLIP2: Mapping[str, Any] = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "patch_size": 16,
-    "image_size": 256,
-}
-
-
-def _seen(source: str, config: Mapping[str, Any], size: int, filter: Literal["bilinear", "bicubic"]) -> EncoderConfig:
-    return EncoderConfig(kind="transformers", source=source, config=config, input_size=size, filter=filter, clamp=True)
-
-
-ENCODERS: Mapping[str, EncoderConfig] = {
-    "dinov3-vits16plus": _seen(
-        "facebook/dinov3-vits16plus-pretrain-lvd1689m", _dinov3(384, 6, 1536, gated=True), 256, "bilinear"
-    ),
-    "dinov3-vits16": _seen(
-        "facebook/dinov3-vits16-pretrain-lvd1689m", _dinov3(384, 6, 1536, gated=False), 256, "bilinear"
-    ),
-    "dinov3-vitb16": _seen(
-        "facebook/dinov3-vitb16-pretrain-lvd1689m", _dinov3(768, 12, 3072, gated=False), 256, "bilinear"
-    ),
-    "dinov2-small": _seen("facebook/dinov2-with-registers-small", _dinov2(384, 6), 224, "bicubic"),
-    "dinov2-base": _seen("facebook/dinov2-with-registers-base", _dinov2(768, 12), 224, "bicubic"),
-    "siglip2-base": _seen("google/siglip2-base-patch16-256", _SIGLIP2, 256, "bilinear"),
-}
-"""Frozen encoders that have a name, with their architectures: no file is read to know the shapes of their tokens."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SphereEncoder2Config(TransformerConfig):
-    """Every choice of the architecture. Derived sizes are properties and are never stored.
-
-    Raises:
-        ConfigError: an impossible combination, with the reason.
-    """
-
-    transformer_fields = ("encoder", "decoder")
-
-    image_size: int
-    """Height and width S in pixels."""
-    image_channels: int = 3
-    """3 (RGB, as published) or 1 (grey)."""
-    pretrained: str | EncoderConfig | None = None
-    """The frozen encoder: a name in `ENCODERS` or its description; None: the model has one of its own, which learns."""
-    has_encoder: bool = True
-    """False: the frozen encoder is left out of the model, which makes images in one step alone."""
-    encoder: str | TransformerSize = "base"
-    """A named size or an explicit one, where the encoder is the model's own."""
-    decoder: str | TransformerSize = "base"
-    latent_resolution: Literal["standard", "high"] = "standard"
-    """Chooses the patch of a model with an encoder of its own where `patch_size` is not given; "high" halves it."""
-    patch_size: int | None = None
-    """Patch P in pixels; None takes the published one of the image size, or the frozen encoder's grid."""
-    compression: float | None = None
-    """Ratio c = C*S^2 / L of image numbers to latent numbers, with an encoder of its own; 3 where this and
-    `latent_channels` are None."""
-    latent_channels: int | None = None
-    """Channels d of a latent token, instead of `compression`. With a frozen encoder a linear that learns brings its
-    tokens to so many; None leaves them as they are, as published."""
-    num_classes: int = 0
-    """0 makes an unconditional model."""
-    text_width: int = 0
-    """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
-    pixel_head: Literal["linear", "smooth", "conv"] = "linear"
-    """One linear, as published; the same and a 3x3 convolution; or convolutions behind a linear."""
-    output_activation: Literal["none", "tanh"] = "none"
-    """"tanh" scales pixels by tanh(x) / tanh(1.5) in training alone, as published."""
-    output_init: Literal["zero", "xavier"] = "zero"
-    """The last linears of decoder and own encoder start at zero, as published, or Xavier-uniform: an encoder of its own
-    then has codes from the first step on."""
-    in_context_tokens: int = 0
-    """Extra tokens that carry the condition; they join before block `in_context_start` of the size."""
-    spherify_decoder_blocks: bool = False
-    """Put the decoder's tokens on the sphere after every block but the last."""
-    sphere: Literal["global", "token"] = "global"
-    """One sphere for all numbers of a latent, as published, or one for each token."""
-    angle_condition: Literal["none", "adaln", "token", "both"] = "both"
-    """The way by which the decoder is told the angle: with the class, added to every token, or both."""
-    qk_norm: bool = True
-    """An RMSNorm on the queries and keys of each head."""
-    max_angle: float = 90.0
-    """The largest angle of training in degrees, and the unit of what the decoder is told; 90 is pure noise."""
-    sampling_angle: float | None = None
-    """Degrees that the decoder is told of a random point, and by which steps turn; None: as published, 84 for decoders
-    of width 1024 and more, 85.5 for smaller ones."""
-    angle_rounding: Literal["none", "bf16"] = "none"
-    """"bf16" rounds the rates of the angle's waves and the rotary tables to 8 bits, as the published evaluation, which
-    casts the whole model; training had them in full."""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        self._check_encoder()
-        check_architecture(self, "in_context_tokens")
-        if self.compression is not None and self.latent_channels is not None:
-            raise ConfigError("give compression or latent_channels, not both: each determines the other")
-        if self.compression is not None and not 0 < self.compression < float("inf"):
-            raise ConfigError(f"compression is a positive number, not {self.compression:g}")
-        if self.channels < 1:
-            raise ConfigError(
-                f"compression {self.compression} and latent_channels {self.latent_channels} leave no latent channel"
-            )
-        if self.pixel_head != "linear" and self.grid < 2:
-            raise ConfigError(f"the pixel head {self.pixel_head} needs 2x2 tokens or more; take the linear one")
-        if self.sampling_angle is not None and not 0 < self.sampling_angle <= 90:
-            raise ConfigError(f"sampling_angle lies between 0 and 90 degrees, not {self.sampling_angle:g}")
-        for name, size in zip(self._trained, self.transformers, strict=True):
-            if self.in_context_tokens and size.in_context_start >= size.depth:
-                raise ConfigError(
-                    f"the {name}'s in-context tokens would join before block {size.in_context_start}, but it has only "
-                    f"{size.depth} blocks (counted from 0); lower in_context_start"
-                )
-
-    def _check_encoder(self) -> None:
-        """Refuse what does not fit the encoder."""
-        seen = self.pretrained_encoder
-        if seen is None and self.patch_size is None and self.image_size not in DEFAULT_PATCH:
-            raise ConfigError(
-                f"no default patch for {self.image_size} px (there is one for {', '.join(map(str, DEFAULT_PATCH))}); "
-                "set patch_size"
-            )
-        if seen is not None:
-            grid = self.grid
-            if self.image_size % grid or (self.patch_size is not None and self.image_size != grid * self.patch_size):
-                raise ConfigError(
-                    f"the encoder's {grid}x{grid} tokens do not divide an image of {self.image_size} px into patches"
-                    f"{f' of {self.patch_size} px' if self.patch_size else ''}; set its input_size, or another size"
-                )
-            if self.compression is not None:
-                raise ConfigError(
-                    "compression is of an encoder of its own; a frozen one takes latent_channels, or none"
-                )
-        elif not self.has_encoder:
-            raise ConfigError(
-                "has_encoder=false leaves a frozen encoder out, and this model has none; name `pretrained`"
-            )
-
-    @property
-    def _trained(self) -> tuple[str, ...]:
-        return self.transformer_fields if self.pretrained is None else ("decoder",)
-
-    @property
-    def transformers(self) -> tuple[TransformerSize, ...]:
-        """The sizes of the transformers that learn."""
-        return tuple(resolve_size(getattr(self, name)) for name in self._trained)
-
-    def with_transformers(self, sizes: Any) -> Self:
-        """Return the same architecture with other sizes of `transformers`."""
-        return dataclasses.replace(self, **dict(zip(self._trained, sizes, strict=True)))
-
-    @property
-    def pretrained_encoder(self) -> EncoderConfig | None:
-        """The description of the frozen encoder; None where the model has its own.
-
-        Raises:
-            ConfigError: a name that is not known.
-        """
-        if not isinstance(self.pretrained, str):
-            return self.pretrained
-        if self.pretrained not in ENCODERS:
-            hint = did_you_mean(self.pretrained, ENCODERS)
-            raise ConfigError(f"unknown encoder {self.pretrained!r}{hint}; known: {', '.join(ENCODERS)}")
-        return ENCODERS[self.pretrained]
-
-    @property
-    def patch(self) -> int:
-        """Patch size P in pixels."""
-        if self.patch_size is not None:
-            return self.patch_size
-        if self.pretrained is not None:
-            return self.image_size // self.grid
-        return DEFAULT_PATCH[self.image_size] // (2 if self.latent_resolution == "high" else 1)
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side, S / P."""
-        if (seen := self.pretrained_encoder) is not None:
-            return encoder_tokens(seen, self.image_size)[0]
-        return self.image_size // self.patch
-
-    @property
-    def tokens(self) -> int:
-        """Tokens N of a latent."""
-        return self.grid**2
-
-    @property
-    def channels(self) -> int:
-        """Channels d of a latent token; int(C*P^2 / c) of an encoder of its own."""
-        if self.latent_channels is not None:
-            return self.latent_channels
-        if (seen := self.pretrained_encoder) is not None:
-            return encoder_tokens(seen, self.image_size)[1]
-        return int(self.image_channels * self.patch**2 / (3.0 if self.compression is None else self.compression))
-
-    @property
-    def prior(self) -> PriorName:
-        """The sphere, and rotation as the law of the noise."""
-        return "rotation" if self.sphere == "global" else "token-rotation"
-
-    @property
-    def encoder_size(self) -> TransformerSize:
-        return resolve_size(self.encoder)
-
-    @property
-    def decoder_size(self) -> TransformerSize:
-        return resolve_size(self.decoder)
-
-    @property
-    def modulated(self) -> bool:
-        """The decoder's blocks take a condition."""
-        return self.label_width > 0 or self.angle_condition in ("adaln", "both")
-
-    @property
-    def told_angle(self) -> float:
-        """Degrees: what the decoder is told of a random point."""
-        published = LARGE_ANGLE if self.decoder_size.width >= LARGE_WIDTH else BASE_ANGLE
-        return min(self.max_angle, published if self.sampling_angle is None else self.sampling_angle)
-
-
-def encoder_tokens(config: EncoderConfig, image_size: int) -> tuple[int, int]:
-    """Return the tokens along one side of a frozen encoder, and their channels, without building it.
-
-    Raises:
-        ConfigError: its architecture is not given, or images of this size are none that it takes.
-    """
-    if config.kind == "feature_net":
-        assert config.stage is not None
-        patch, channels = 2 ** (config.stage - 1), WIDTHS[config.stage - 1]
-    else:
-        if config.config is None:
-            raise ConfigError(
-                f"the architecture of the encoder {config.source} is not given; add it as `config`, or take one of "
-                f"{', '.join(ENCODERS)}"
-            )
-        about = config.config.get("vision_config", config.config)
-        patch, channels = int(about.get("patch_size", 16)), int(about.get("hidden_size", 0))
-    size = config.input_size or image_size
-    if not channels or size % patch:
-        raise ConfigError(
-            f"the encoder takes images of a multiple of {patch} px, not {size}; set its input_size to one, and they "
-            "are resized"
-        )
-    return size // patch, channels
 
 
 class OwnEncoder(nn.Module):
