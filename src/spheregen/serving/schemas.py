@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spheregen.errors import ConfigError
 from spheregen.pipeline import Pipeline
-from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS
+from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, NEGATIVE
 from spheregen.pipeline.tasks import task_operator
 from spheregen.serving.files import Format
 from spheregen.serving.settings import Limits
@@ -21,8 +21,12 @@ Labels = Annotated[
     Label | list[Label] | None,
     Field(description="Classes by name or number: one for all images, or one for each. Left out: the null class."),
 ]
+Prompts = Annotated[
+    str | list[str] | None,
+    Field(description="What to make, of models that follow texts: one for all images, or one for each, as labels are."),
+]
 Seed = Annotated[int, Field(description="The noise of image i has seed `seed + i`.")]
-_SAMPLER = frozenset({*DEFAULTS, *FLOW_DEFAULTS})
+_SAMPLER = frozenset({*DEFAULTS, *FLOW_DEFAULTS, "prompt", NEGATIVE})
 
 
 class Sent(NamedTuple):
@@ -77,6 +81,13 @@ class Body(BaseModel):
         return {name: value for name, value in given.items() if name in _SAMPLER}
 
 
+class Prompted(BaseModel):
+    """Texts in place of classes."""
+
+    prompt: Prompts = None
+    negative_prompt: str | None = Field(None, description="What guidance pulls away from; by default no text at all.")
+
+
 class Sampler(BaseModel):
     """Options of the few-step loop; what is left out is the model's default."""
 
@@ -112,10 +123,10 @@ class Answered(BaseModel):
     stream: bool = Field(False, description="Server-sent events: `step` after each step, then `result` or `error`.")
 
 
-class Generate(Body, Sampler, Flow, Answered):
-    """Images of seeds and classes."""
+class Generate(Body, Prompted, Sampler, Flow, Answered):
+    """Images of seeds, and of classes or prompts."""
 
-    count: int | None = Field(None, ge=1, description="By default as many as labels or seeds, else 1.")
+    count: int | None = Field(None, ge=1, description="By default as many as labels, prompts or seeds, else 1.")
     labels: Labels = None
     seed: Seed = 0
     seeds: list[int] | None = Field(None, description="The seeds themselves, instead of `seed`.")
@@ -123,8 +134,9 @@ class Generate(Body, Sampler, Flow, Answered):
     def count_of(self) -> int:
         if self.count is None and self.seeds is not None:
             return len(self.seeds)
-        if self.count is None and isinstance(self.labels, list):
-            return len(self.labels)
+        of = self.labels if self.prompt is None else self.prompt
+        if self.count is None and isinstance(of, list):
+            return len(of)
         return self.count or 1
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
@@ -142,14 +154,14 @@ class Images(Body):
         return Sent(self.images)
 
 
-class Edit(Images, Sampler, Flow, Answered):
-    """Pull images towards a class."""
+class Edit(Images, Prompted, Sampler, Flow, Answered):
+    """Pull images towards a class or a prompt."""
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
         return pipe.edit(files.images, self.labels, seed=self.seed, **self.options(), **how)
 
 
-class Restored(Images, Flow, Answered):
+class Restored(Images, Prompted, Flow, Answered):
     """What requests that restore have in common."""
 
     steps: int | None = Field(None, description="Steps of the model and of agreement with what is known; 20.")
@@ -206,7 +218,7 @@ class Inpaint(Restored):
         return pipe.inpaint(files.images, files.mask, labels=self.labels, seed=self.seed, **options, **how)
 
 
-class Vary(Body, Sampler, Flow, Answered):
+class Vary(Body, Prompted, Sampler, Flow, Answered):
     """Variations of an image, at an angle on the sphere."""
 
     image: Base64
@@ -226,7 +238,7 @@ class Vary(Body, Sampler, Flow, Answered):
         return pipe.vary(files.images[0], self.count, angle=self.angle, **options, **how)
 
 
-class Interpolate(Body, Sampler, Flow, Answered):
+class Interpolate(Body, Prompted, Sampler, Flow, Answered):
     """Images between two ends, or over the square between four."""
 
     ends: list[int | Base64] = Field(
@@ -234,7 +246,9 @@ class Interpolate(Body, Sampler, Flow, Answered):
     )
     frames: int = Field(8, ge=2, description="Along each side, ends included: F images, or F*F.")
     path: str = Field("slerp", description="`slerp` or `lerp`.")
-    class_path: str = Field("lerp", description="`lerp`, `slerp` or `hard`, between two ends with classes.")
+    class_path: str | None = Field(
+        None, description="`lerp`, `slerp` or `hard`, between two ends with classes; slerp between prompts, else lerp."
+    )
     labels: Labels = None
     seed: Seed = 0
 
@@ -251,7 +265,7 @@ class Interpolate(Body, Sampler, Flow, Answered):
         return pipe.interpolate(ends, self.frames, path=self.path, class_path=self.class_path, **options, **how)
 
 
-class Reconstruct(Images, Flow, Answered):
+class Reconstruct(Images, Prompted, Flow, Answered):
     """Images there and back."""
 
     stream: Literal[False] = Field(False, description="There are no steps.")
@@ -273,7 +287,7 @@ class Encode(Body):
         return pipe.encode(files.images, self.labels).cpu()
 
 
-class Decode(Body, Flow, Answered):
+class Decode(Body, Prompted, Flow, Answered):
     """Points on the sphere to images."""
 
     latents: Base64 = Field(description="An npy file of float32 (B, N, d), as `/v1/encode` gives it.")
@@ -288,13 +302,15 @@ class Decode(Body, Flow, Answered):
         return pipe.decode(files.latents, self.labels, seed=self.seed, **self.options())
 
 
-class Prompt(BaseModel):
+class Generation(BaseModel):
     """A request in the shape of OpenAI's images API. Names that have no meaning here are accepted and not read."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     prompt: str = Field(
-        max_length=4000, description="A class: its name or number, or words among which one name stands; empty: any."
+        max_length=4000,
+        description="What to make, of models that follow texts. Else a class: its name or number, or words among which "
+        "one name stands; empty: any.",
     )
     model: str | None = None
     n: int = Field(1, ge=1)
@@ -314,6 +330,7 @@ class MadeImage(BaseModel):
     seed: int | None = None
     label: int | None = None
     class_name: str | None = None
+    prompt: str | None = None
 
 
 class ImagesAnswer(BaseModel):
@@ -358,6 +375,7 @@ class ModelCard(BaseModel):
     channels: int
     latent_shape: tuple[int, ...]
     classes: list[str]
+    follows_texts: bool
     fitted_prior: bool
     refines: bool
     sampling: dict[str, Any] = Field(description="The defaults of generation.")
