@@ -222,8 +222,7 @@ def test_choices_follow_the_model_and_mistakes_are_told(browser: Any, address: s
     visitor.page.get_by_text("drop an image or draw one first").first.wait_for()
 
 
-def test_prompts_of_a_model_that_follows_texts(browser: Any, address: str, tmp_path: Path) -> None:
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+def test_prompts_of_a_model_that_follows_texts(browser: Any, address: str) -> None:
     visitor = Visitor(browser, address, 1280)
     visitor.page.locator("#model input").click()
     visitor.page.get_by_role("option", name="words").click()
@@ -235,7 +234,8 @@ def test_prompts_of_a_model_that_follows_texts(browser: Any, address: str, tmp_p
     visitor.press("#generate", "#made")  # under the null, without guidance
     assert visitor.source("#made") != before
     visitor.tab("Edit")
-    visitor.page.locator("#edit-image input[type=file]").set_input_files(tmp_path / "red.png")
+    visitor.page.locator("#edit-image button[aria-label='Brush']").click()
+    visitor.paint("#edit-image")
     visitor.page.locator(".prompt:visible textarea").fill("a tree")
     visitor.press("#edit", "#edited")
     visitor.leave()
