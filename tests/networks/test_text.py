@@ -94,7 +94,7 @@ def test_an_encoder_of_ones_own_is_opened_again_by_its_identity(monkeypatch: pyt
 
 # by transformers ------------------------------------------------------------------------------------------------------
 
-WORDS = ("<pad>", "<s>", "</s>", "<unk>", "a", "red", "blue", "heart", "cat", "two", "on")
+WORDS = ("<pad>", "<s>", "</s>", "<unk>", "a", "red", "blue", "heart", "cat", "two", "on", "digit", *"0123456789")
 SMALL = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 TOWER = {**SMALL, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 T5 = {"vocab_size": len(WORDS), "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}

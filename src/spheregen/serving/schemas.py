@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spheregen.errors import ConfigError
 from spheregen.pipeline import Pipeline
-from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS
+from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, NEGATIVE
 from spheregen.pipeline.tasks import NOISE, task_operator
 from spheregen.serving.files import Format
 from spheregen.serving.settings import Limits
@@ -22,7 +22,7 @@ Labels = Annotated[
     Label | list[Label] | None,
     Field(description="Classes by name or number: one for all images, or one for each. Left out: the null class."),
 ]
-_OPTIONS = {*DEFAULTS, *FLOW_DEFAULTS, "labels", "seed", "angle"}
+_OPTIONS = {*DEFAULTS, *FLOW_DEFAULTS, "labels", "prompt", NEGATIVE, "seed", "angle"}
 """Fields that pipelines take by the same names."""
 
 
@@ -103,8 +103,12 @@ class Flow(BaseModel):
 
 
 class Answered(BaseModel):
-    """What requests for images have in common: their noise, and the form of the answer."""
+    """What requests for images have in common: texts, the noise, and the form of the answer."""
 
+    prompt: str | list[str] | None = Field(
+        None, description="What to make, of models that follow texts: one for all images, or one for each."
+    )
+    negative_prompt: str | None = Field(None, description="What guidance pulls away from; by default no text at all.")
     seed: int = Field(0, description="The noise of image i has seed `seed + i`.")
     format: Format = Field("png", description="`npy` holds float32 (C, S, S) in [0, 1].")
     quality: int = Field(90, ge=1, le=100, description="Of JPEG and WebP.")
@@ -115,16 +119,17 @@ class Answered(BaseModel):
 
 
 class Generate(Body, Sampler, Flow, Answered):
-    """Images of seeds and classes."""
+    """Images of seeds, and of classes or prompts."""
 
-    count: int | None = Field(None, ge=1, description="By default as many as labels or seeds, else 1.")
+    count: int | None = Field(None, ge=1, description="By default as many as labels, prompts or seeds, else 1.")
     seeds: list[int] | None = Field(None, description="The seeds themselves, instead of `seed`.")
 
     def count_of(self) -> int:
         if self.count is None and self.seeds is not None:
             return len(self.seeds)
-        if self.count is None and isinstance(self.labels, list):
-            return len(self.labels)
+        of = self.labels if self.prompt is None else self.prompt
+        if self.count is None and isinstance(of, list):
+            return len(of)
         return self.count or 1
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
@@ -141,7 +146,7 @@ class Images(Body):
 
 
 class Edit(Images, Sampler, Flow, Answered):
-    """Pull images towards a class."""
+    """Pull images towards a class or a prompt."""
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
         return pipe.edit(files.images, **self.options(), **how)
@@ -228,7 +233,9 @@ class Interpolate(Body, Sampler, Flow, Answered):
     )
     frames: int = Field(8, ge=2, description="Along each side, ends included: F images, or F*F.")
     path: str = Field("slerp", description="`slerp` or `lerp`.")
-    class_path: str | None = Field(None, description="`lerp`, `slerp` or `hard`, between two ends with classes.")
+    class_path: str | None = Field(
+        None, description="`lerp`, `slerp` or `hard`, between two ends with classes; slerp between prompts, else lerp."
+    )
 
     def sent(self) -> Sent:
         return Sent([end for end in self.ends if isinstance(end, str)])
@@ -272,13 +279,15 @@ class Decode(Body, Flow, Answered):
         return pipe.decode(files.latents, **self.options())
 
 
-class Prompt(BaseModel):
+class Generation(BaseModel):
     """A request in the shape of OpenAI's images API. Names that have no meaning here are accepted and not read."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     prompt: str = Field(
-        max_length=4000, description="A class: its name or number, or words among which one name stands; empty: any."
+        max_length=4000,
+        description="What to make, of models that follow texts. Else a class: its name or number, or words among which "
+        "one name stands; empty: any.",
     )
     model: str | None = None
     n: int = Field(1, ge=1)
@@ -298,6 +307,7 @@ class MadeImage(BaseModel):
     seed: int | None = None
     label: int | None = None
     class_name: str | None = None
+    prompt: str | None = None
 
 
 class ImagesAnswer(BaseModel):
@@ -342,6 +352,7 @@ class ModelCard(BaseModel):
     channels: int
     latent_shape: tuple[int, ...]
     classes: list[str]
+    follows_texts: bool
     fitted_prior: bool
     refines: bool
     sampling: dict[str, Any] = Field(description="The defaults of generation.")

@@ -134,10 +134,14 @@ def load_pipelines(settings: Settings) -> Mapping[str, Pipeline]:
     from spheregen.pipeline import Pipeline
 
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // settings.workers))
-    return {
+    pipes = {
         name: Pipeline.from_pretrained(place, device=settings.device, progress=False, quiet=True)
         for name, place in settings.named_models.items()
     }
+    for pipe in pipes.values():
+        if pipe.model.text_width:
+            _ = pipe.text_encoder  # one that is missing is told before anybody calls
+    return pipes
 
 
 class Workers(Multiprocess):

@@ -101,7 +101,7 @@ def create_app(settings: Settings, pipelines: Mapping[str, Pipeline]) -> FastAPI
         )(_route(service, body))
 
     @app.post("/v1/images/generations", response_model=schemas.Generations, dependencies=[guard], tags=["openai"])
-    async def generations(body: schemas.Prompt, request: Request) -> Response:
+    async def generations(body: schemas.Generation, request: Request) -> Response:
         """Images in the shape of OpenAI's images API."""
         return await service.generations(body, request)
 
@@ -185,15 +185,18 @@ class Service:
         output = _as_output(made, body)
         return await _aside(output, lambda: _answer(name, output, body))
 
-    async def generations(self, body: schemas.Prompt, request: Request) -> Response:
+    async def generations(self, body: schemas.Generation, request: Request) -> Response:
         """Answer a request in the shape of OpenAI's images API."""
         name, pipe = self.pipe(body.model)
         size = "x".join([str(pipe.image_options.image_size)] * 2)
         if body.size not in ("auto", size):
             raise ConfigError(f"{name} makes images of {size} pixels, not {body.size[:50]}; give size {size} or auto")
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-        how = schemas.Generate(count=body.n, labels=_class_in(body.prompt, pipe), seed=seed, format=body.output_format)
-        how.quality = body.output_compression
+        how = schemas.Generate(count=body.n, seed=seed, format=body.output_format, quality=body.output_compression)
+        if pipe.model.text_width:
+            how.prompt = body.prompt
+        else:
+            how.labels = _class_in(body.prompt, pipe)
         how.check(self.limits)
         sent = Files()
         if body.stream:
@@ -261,7 +264,7 @@ class Service:
             result.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _streaming(
-        self, name: str, body: Any, sent: Files, request: Request, openai: schemas.Prompt | None = None
+        self, name: str, body: Any, sent: Files, request: Request, openai: schemas.Generation | None = None
     ) -> Response:
         """Answer by server-sent events: the images after each step, then the result."""
         loop, steps = asyncio.get_running_loop(), asyncio.Queue[tuple[int, int, Tensor]]()
@@ -335,6 +338,7 @@ def _card(name: str, pipe: Pipeline) -> schemas.ModelCard:
         channels=channels,
         latent_shape=tuple(pipe.model.latent_shape),
         classes=list(names),
+        follows_texts=pipe.model.text_width > 0,
         fitted_prior=pipe.model.fitted is not None,
         refines=pipe.refines,
         sampling=pipe.settings(),
@@ -378,6 +382,7 @@ def _images_answer(name: str, output: PipelineOutput, body: Any) -> schemas.Imag
             seed=output.seeds[number],
             label=None if output.labels is None else output.labels[number],
             class_name=output.class_name(number) or None,
+            prompt=None if output.prompts is None else output.prompts[number],
         )
         for number, file in enumerate(data)
     ]

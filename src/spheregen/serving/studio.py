@@ -21,6 +21,7 @@ from PIL import Image
 from spheregen.data import save_animation
 from spheregen.errors import ConfigError, SphereGenError
 from spheregen.folders.summary import CARD
+from spheregen.networks.text import MOST_CHARACTERS
 from spheregen.pipeline import Pipeline, PipelineOutput
 from spheregen.pipeline.output import RestorationOutput
 from spheregen.pipeline.tasks import NOISE, TASKS, task_operator
@@ -42,6 +43,7 @@ SHOWN = 256
 """Pixels to which small images are enlarged."""
 PAD = 7
 """Images along a side of the pad."""
+_SHOWN_TEXT = 60  # characters of a prompt below an image
 _KEPT = 20  # folders of files that were made: the page holds copies
 FONTS = ("system-ui", "sans-serif")
 CSS = """
@@ -143,7 +145,7 @@ def launch(studio: Studio, *, host: str, port: int, browser: bool = False) -> tu
 def _generate(studio: Studio, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            label = _class_choice(studio, model, ANY)
+            label, prompt = _condition(studio, model, ANY)
             count = gr.Slider(1, MOST_IMAGES, value=9, step=1, label="Images")
             seed = gr.Number(0, precision=0, minimum=0, label="Seed of the first one", elem_id="seed")
             steps, guidance, prior, temperature = _dials(studio, model)
@@ -159,33 +161,34 @@ def _generate(studio: Studio, model: gr.Dropdown) -> None:
     chosen = gr.State(0)
     shown = gr.State(None)
 
-    def generate(
-        name: str, of: str, count: int, seed: int, steps: int, guidance: float, prior: str, temperature: float
-    ) -> Any:
-        options = _options(studio, name, steps, guidance, prior, temperature)
+    def generate(name: str, of: str, text: str, count: int, seed: int, steps: int, *dials: Any) -> Any:
+        label = _label(of, text)
+        options = _options(studio.pipelines[name], label, steps, *dials)
         output = studio.run(
-            name, lambda pipe: pipe.generate(int(count), labels=_label(of), seed=int(seed), **options), int(count)
+            name, lambda pipe: pipe.generate(int(count), labels=label, seed=int(seed), **options), int(count)
         )
         return _captioned(output), output.images, 0
 
-    def vary(name: str, images: Sequence[Image.Image] | None, number: int, angle: float, of: str, seed: int) -> Any:
+    def vary(
+        name: str, images: Sequence[Image.Image] | None, number: int, angle: float, of: str, text: str, seed: int
+    ) -> Any:
         if not images:
             raise gr.Error("generate images first, and choose one", print_exception=False)
-        image = images[min(number, len(images) - 1)]
-        output = studio.run(name, lambda pipe: pipe.vary(image, 9, angle=angle, labels=_label(of), seed=int(seed)), 9)
+        image, label = images[min(number, len(images) - 1)], _label(of, text)
+        output = studio.run(name, lambda pipe: pipe.vary(image, 9, angle=angle, labels=label, seed=int(seed)), 9)
         return _captioned(output, f"{angle:g} degrees away"), output.images, 0
 
     def choose(event: gr.SelectData) -> tuple[int, str]:
         caption = (event.value or {}).get("caption", "") if isinstance(event.value, dict) else ""
         return int(event.index), f"Chosen: image {int(event.index) + 1}. {caption}"
 
-    inputs = [model, label, count, seed, steps, guidance, prior, temperature]
+    inputs = [model, label, prompt, count, seed, steps, guidance, prior, temperature]
     outputs = [made, shown, chosen]
     _on(make, generate, inputs, outputs)
     others.click(lambda seed, count: int(seed) + int(count), [seed, count], seed, api_visibility="private").then(
         generate, inputs, outputs, api_visibility="private"
     )
-    _on(more, vary, [model, shown, chosen, angle, label, seed], outputs)
+    _on(more, vary, [model, shown, chosen, angle, label, prompt, seed], outputs)
     made.select(choose, None, [chosen, facts], api_visibility="private")
 
 
@@ -193,7 +196,7 @@ def _edit(studio: Studio, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             drawn = _canvas("An image: drop it, or draw", elem_id="edit-image", ink="#000000")
-            label = _class_choice(studio, model, NONE)
+            label, prompt = _condition(studio, model, NONE)
             strength = gr.Slider(0, 1, value=0.25, step=0.01, label="Strength")
             steps = gr.Slider(1, MOST_STEPS, value=4, step=1, label="Steps")
             seed = gr.Number(0, precision=0, minimum=0, label="Seed")
@@ -204,26 +207,26 @@ def _edit(studio: Studio, model: gr.Dropdown) -> None:
         with gr.Column(scale=2, min_width=320):
             made = _gallery("edited", columns=3)
 
-    def edit(name: str, drawn: Any, of: str, strength: float, steps: int, seed: int) -> Any:
-        image = _flat(drawn)
+    def edit(name: str, drawn: Any, of: str, text: str, strength: float, steps: int, seed: int) -> Any:
+        image, label = _flat(drawn), _label(of, text)
 
         def work(pipe: Pipeline) -> tuple[torch.Tensor, PipelineOutput]:
             options: Any = (
-                {} if pipe.model.fitted is not None and _label(of) else {"steps": int(steps), "strength": strength}
+                {} if pipe.model.fitted is not None and label else {"steps": int(steps), "strength": strength}
             )
-            return pipe.reconstruct(image, _label(of)), pipe.edit(image, _label(of), seed=int(seed), **options)
+            return pipe.reconstruct(image, label), pipe.edit(image, label, seed=int(seed), **options)
 
         seen, output = studio.run(name, work)
         titles = ["as the model sees it", *(f"step {step + 1}" for step in range(len(output.trajectory)))]
         return list(zip(_enlarged([seen, *output.trajectory]), titles, strict=True))
 
-    def vary(name: str, drawn: Any, of: str, angle: float, seed: int) -> Any:
-        image = _flat(drawn)
-        output = studio.run(name, lambda pipe: pipe.vary(image, 9, angle=angle, labels=_label(of), seed=int(seed)), 9)
+    def vary(name: str, drawn: Any, of: str, text: str, angle: float, seed: int) -> Any:
+        image, label = _flat(drawn), _label(of, text)
+        output = studio.run(name, lambda pipe: pipe.vary(image, 9, angle=angle, labels=label, seed=int(seed)), 9)
         return _captioned(output, f"{angle:g} degrees")
 
-    _on(make, edit, [model, drawn, label, strength, steps, seed], made)
-    _on(more, vary, [model, drawn, label, angle, seed], made)
+    _on(make, edit, [model, drawn, label, prompt, strength, steps, seed], made)
+    _on(more, vary, [model, drawn, label, prompt, angle, seed], made)
 
 
 def _interpolate(studio: Studio, model: gr.Dropdown) -> None:
@@ -246,7 +249,7 @@ def _interpolate(studio: Studio, model: gr.Dropdown) -> None:
                             lambda chosen: gr.update(visible=chosen == 4), ends, column, api_visibility="private"
                         )
             frames = gr.Slider(2, MOST_FRAMES, value=12, step=1, label="Images along a side")
-            label = _class_choice(studio, model, ANY)
+            label, prompt = _condition(studio, model, ANY)
             make = gr.Button("Interpolate", variant="primary", elem_id="interpolate")
         with gr.Column(scale=2, min_width=320):
             sheet = gr.Image(
@@ -268,12 +271,12 @@ def _interpolate(studio: Studio, model: gr.Dropdown) -> None:
             )
             saved = gr.Files(label="GIF" + (" and MP4" if shutil.which("ffmpeg") else "; MP4 with ffmpeg installed"))
 
-    def interpolate(name: str, ends: int, frames: int, of: str, *given: Any) -> Any:
+    def interpolate(name: str, ends: int, frames: int, of: str, text: str, *given: Any) -> Any:
         here = [seed if photo is None else photo for seed, photo in zip(given[:4], given[4:], strict=True)][:ends]
         frames = int(frames) if ends == 2 else min(int(frames), 8)
         points = [end if isinstance(end, Image.Image) else int(end) for end in here]
         count = frames ** (ends // 2)
-        output = studio.run(name, lambda pipe: pipe.interpolate(points, frames, labels=_label(of)), count)
+        output = studio.run(name, lambda pipe: pipe.interpolate(points, frames, labels=_label(of, text)), count)
         columns = frames if ends == 4 else min(frames, 6)
         files = []
         scale = max(1, SHOWN // output.tensor.shape[-1])
@@ -284,7 +287,7 @@ def _interpolate(studio: Studio, model: gr.Dropdown) -> None:
             save_animation(walk, files[-1], fps=8, bounce=True, scale=scale)
         return output.grid(columns), str(files[0]), [str(file) for file in files]
 
-    _on(make, interpolate, [model, ends, frames, label, *seeds, *photos], [sheet, moving, saved])
+    _on(make, interpolate, [model, ends, frames, label, prompt, *seeds, *photos], [sheet, moving, saved])
 
 
 def _inpaint(studio: Studio, model: gr.Dropdown) -> None:
@@ -292,7 +295,7 @@ def _inpaint(studio: Studio, model: gr.Dropdown) -> None:
         with gr.Column(scale=1, min_width=280):
             drawn = _canvas("An image; paint over what is to be made anew", elem_id="inpaint-image", ink="#d55e00")
             example = gr.Button("Take an image of the model", elem_id="example")
-            label = _class_choice(studio, model, NONE)
+            label, prompt = _condition(studio, model, NONE)
             steps = gr.Slider(1, MOST_STEPS, value=8, step=1, label="Steps")
             seed = gr.Number(0, precision=0, minimum=0, label="Seed")
             make = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
@@ -303,18 +306,18 @@ def _inpaint(studio: Studio, model: gr.Dropdown) -> None:
         output = studio.run(name, lambda pipe: pipe.generate(1, seed=int(seed)))
         return _enlarged([output.tensor])[0]
 
-    def inpaint(name: str, drawn: Any, of: str, steps: int, seed: int) -> Any:
+    def inpaint(name: str, drawn: Any, of: str, text: str, steps: int, seed: int) -> Any:
         background, mask = _painted(drawn)
 
         def work(pipe: Pipeline) -> list[torch.Tensor]:
-            options: Any = {"labels": _label(of), "steps": int(steps)}
+            options: Any = {"labels": _label(of, text), "steps": int(steps)}
             return [pipe.inpaint(background, mask, seed=int(seed) + n, **options).tensor for n in range(3)]
 
         made = studio.run(name, work, 3)
         return list(zip(_enlarged(made), (f"seed {int(seed) + n}" for n in range(3)), strict=True))
 
     _on(example, take, [model, seed], drawn)
-    _on(make, inpaint, [model, drawn, label, steps, seed], made)
+    _on(make, inpaint, [model, drawn, label, prompt, steps, seed], made)
 
 
 def _restore(studio: Studio, model: gr.Dropdown) -> None:
@@ -326,7 +329,7 @@ def _restore(studio: Studio, model: gr.Dropdown) -> None:
             task = gr.Dropdown(tasks, value="denoise", label="Task", elem_id="task")
             kernel = gr.Textbox("gaussian:1", label="Kernel of deblur: gaussian:SIGMA or motion:LENGTH:DEGREES")
             factor = gr.Slider(2, 8, value=2, step=1, label="Factor of superres")
-            label = _class_choice(studio, model, NONE)
+            label, prompt = _condition(studio, model, NONE)
             steps = gr.Slider(1, 50, value=20, step=1, label="Steps")
             seed = gr.Number(0, precision=0, minimum=0, label="Seed")
             make = gr.Button("Restore", variant="primary", elem_id="restore")
@@ -334,7 +337,15 @@ def _restore(studio: Studio, model: gr.Dropdown) -> None:
             made = _gallery("restored", columns=3)
 
     def restore(
-        name: str, given: Image.Image | None, task: str, kernel: str, factor: int, of: str, steps: int, seed: int
+        name: str,
+        given: Image.Image | None,
+        task: str,
+        kernel: str,
+        factor: int,
+        of: str,
+        text: str,
+        steps: int,
+        seed: int,
     ) -> Any:
         if given is None:
             raise gr.Error("drop a degraded image first", print_exception=False)
@@ -345,21 +356,22 @@ def _restore(studio: Studio, model: gr.Dropdown) -> None:
 
         def work(pipe: Pipeline) -> RestorationOutput:
             operator = task_operator(pipe, task, [given], **known)
-            return pipe.restore([given], operator, noise=noise, labels=_label(of), steps=int(steps), seed=int(seed))
+            options: Any = {"labels": _label(of, text), "steps": int(steps), "seed": int(seed)}
+            return pipe.restore([given], operator, noise=noise, **options)
 
         output = studio.run(name, work)
         shown = [output.trajectory[number - 1] for number in sorted({1, (len(output.trajectory) + 1) // 2})]
         titles = ["the start", "step 1", "half way", "restored"]
         return list(zip(_enlarged([output.start, *shown, output.tensor]), titles, strict=False))
 
-    _on(make, restore, [model, given, task, kernel, factor, label, steps, seed], made)
+    _on(make, restore, [model, given, task, kernel, factor, label, prompt, steps, seed], made)
 
 
 def _explore(studio: Studio, model: gr.Dropdown) -> None:
     gr.Markdown("Four seeds are the corners of a pad on the sphere. Touch it, or move by the sliders.")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            label = _class_choice(studio, model, ANY)
+            label, prompt = _condition(studio, model, ANY)
             corners: list[gr.Number] = []
             for half in ("Upper", "Lower"):
                 with gr.Row():
@@ -391,19 +403,20 @@ def _explore(studio: Studio, model: gr.Dropdown) -> None:
                 buttons=["download"],
             )
 
-    def pad_of(name: str, of: str, *seeds: Any) -> Any:
+    def pad_of(name: str, of: str, text: str, *seeds: Any) -> Any:
         ends = [int(seed) for seed in seeds]
-        output = studio.run(name, lambda pipe: pipe.interpolate(ends, PAD, labels=_label(of)), PAD**2)
+        output = studio.run(name, lambda pipe: pipe.interpolate(ends, PAD, labels=_label(of, text)), PAD**2)
         return output.grid(PAD)
 
-    def point(name: str, of: str, across: float, down: float, *seeds: Any) -> Any:
+    def point(name: str, of: str, text: str, across: float, down: float, *seeds: Any) -> Any:
+        label = _label(of, text)
 
         def work(pipe: Pipeline) -> torch.Tensor:
-            ends = pipe.generate(seeds=[int(seed) for seed in seeds], labels=_label(of))
-            points = pipe.encode(list(ends.tensor), _label(of))
+            ends = pipe.generate(seeds=[int(seed) for seed in seeds], labels=label)
+            points = pipe.encode(list(ends.tensor), label)
             way, x, y = pipe.model.prior.slerp, torch.tensor([across]), torch.tensor([down])
             upper, lower = way(points[:1], points[1:2], x), way(points[2:3], points[3:], x)
-            return pipe.decode(way(upper, lower, y), _label(of))
+            return pipe.decode(way(upper, lower, y), label)
 
         return _enlarged([studio.run(name, work, 4)])[0]
 
@@ -411,8 +424,8 @@ def _explore(studio: Studio, model: gr.Dropdown) -> None:
         x, y = event.index
         return round(min(max(x / image.width, 0), 1), 2), round(min(max(y / image.height, 0), 1), 2)
 
-    inputs = [model, label, *corners]
-    place = [model, label, across, down, *corners]
+    inputs = [model, label, prompt, *corners]
+    place = [model, label, prompt, across, down, *corners]
     private: Any = {"api_visibility": "private"}
     _on(draw, pad_of, inputs, pad).then(point, place, here, **private)
     others.click(lambda *seeds: [int(seed) + 4 for seed in seeds], corners, corners, **private).then(
@@ -480,16 +493,23 @@ _TABS: Mapping[str, Callable[[Studio, gr.Dropdown], None]] = {
 # parts of tabs --------------------------------------------------------------------------------------------------------
 
 
-def _class_choice(studio: Studio, model: gr.Dropdown, default: str) -> gr.Dropdown:
-    """Return the choice of a class, which follows the model."""
+def _condition(studio: Studio, model: gr.Dropdown, default: str) -> tuple[gr.Dropdown, gr.Textbox]:
+    """Return the choice of a class, and the place for a prompt: the one that the model follows is shown."""
 
-    def choices(name: str) -> dict[str, Any]:
-        classes = studio.classes(name)
-        return {"choices": [default, *classes], "value": default, "visible": bool(classes)}
+    def choices(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        classes, texts = studio.classes(name), studio.pipelines[name].model.text_width
+        choice = {"choices": [default, *classes], "value": default, "visible": bool(classes)}
+        return choice, {"value": "", "visible": texts > 0}
 
-    found = gr.Dropdown(label="Class", filterable=True, **choices(next(iter(studio.pipelines))))
-    model.change(lambda name: gr.update(**choices(name)), model, found, api_visibility="private")
-    return found
+    of_class, of_text = choices(next(iter(studio.pipelines)))
+    label = gr.Dropdown(label="Class", filterable=True, **of_class)
+    prompt = gr.Textbox(label="Prompt", max_length=MOST_CHARACTERS, elem_classes="prompt", **of_text)
+
+    def follow(name: str) -> list[dict[str, Any]]:
+        return [gr.update(**each) for each in choices(name)]
+
+    model.change(follow, model, [label, prompt], api_visibility="private")
+    return label, prompt
 
 
 def _dials(studio: Studio, model: gr.Dropdown) -> tuple[gr.Slider, gr.Number, gr.Radio, gr.Slider]:
@@ -500,7 +520,7 @@ def _dials(studio: Studio, model: gr.Dropdown) -> tuple[gr.Slider, gr.Number, gr
         own, fitted = pipe.settings(), pipe.model.fitted is not None
         return [
             {"value": own["steps"]},
-            {"value": own["guidance"], "visible": bool(pipe.classes.count)},
+            {"value": own["guidance"], "visible": pipe.model.label_width > 0},
             {"value": own["prior"], "visible": fitted},
             {"value": own["temperature"], "visible": fitted},
         ]
@@ -518,10 +538,11 @@ def _dials(studio: Studio, model: gr.Dropdown) -> tuple[gr.Slider, gr.Number, gr
     return dials
 
 
-def _options(studio: Studio, name: str, steps: int, guidance: float, prior: str, temperature: float) -> dict[str, Any]:
-    pipe = studio.pipelines[name]
+def _options(
+    pipe: Pipeline, label: str | None, steps: int, guidance: float, prior: str, temperature: float
+) -> dict[str, Any]:
     options: dict[str, Any] = {"steps": int(steps)}
-    if pipe.classes.count:
+    if pipe.classes.count or label is not None:
         options["guidance"] = float(guidance)
     if pipe.model.fitted is not None:
         options["prior"] = prior
@@ -530,9 +551,9 @@ def _options(studio: Studio, name: str, steps: int, guidance: float, prior: str,
     return options
 
 
-def _label(chosen: str | None) -> str | None:
-    """Return the class that a choice stands for; None for none."""
-    return None if chosen in (ANY, NONE) else chosen
+def _label(chosen: str | None, prompt: str | None) -> str | None:
+    """Return the class that a choice stands for, or the prompt; None for none."""
+    return (prompt or "").strip() or (None if chosen in (ANY, NONE) else chosen)
 
 
 def _gallery(name: str, columns: int) -> gr.Gallery:
@@ -576,8 +597,10 @@ def _captioned(output: PipelineOutput, text: str = "") -> list[tuple[Image.Image
     """Return the images of an output, enlarged, with seed and class below them."""
     words = []
     for number, seed in enumerate(output.seeds):
-        name = output.class_name(number)
-        words.append(text or ", ".join(part for part in (name and f"class {name}", f"seed {seed}") if part))
+        name, prompt = output.class_name(number), output.prompts[number] if output.prompts else ""
+        words.append(
+            text or ", ".join(part for part in (prompt[:_SHOWN_TEXT], name and f"class {name}", f"seed {seed}") if part)
+        )
     return list(zip(_enlarged([output.tensor]), words, strict=True))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -131,17 +132,9 @@ def reopen_text_encoder(identity: Mapping[str, Any]) -> TextEncoder:
     return found
 
 
-def check_text(text: object, what: str = "the prompt") -> str:
-    """Return a text, if it can be one of a model.
-
-    Raises:
-        ConfigError: it is no text, or longer than any caption is.
-    """
-    if not isinstance(text, str):
-        raise ConfigError(f"{what} is text, not {text!r:.100}")
-    if len(text) > MOST_CHARACTERS:
-        raise ConfigError(f"{what} has {len(text)} characters; give at most {MOST_CHARACTERS}: {text[:60]!r} ...")
-    return text
+def plain_text(text: str) -> str:
+    """Return a caption or prompt as encoders read it: composed letters, single spaces, nothing that is no Unicode."""
+    return " ".join(unicodedata.normalize("NFC", text).encode("utf-8", "replace").decode().split())
 
 
 def _made_by(name: str) -> TextEncoder:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spheregen.errors import ConfigError, ModelFileError
-from spheregen.external import Place, import_package, locate, quiet, read_json, reason
+from spheregen.external import Place, import_package, load_network, locate, quiet, read_json, reason
 from spheregen.files import parse_json
 from spheregen.networks.frozen import Frozen
 from spheregen.tensors import weights_hash
@@ -145,19 +145,10 @@ def load_text_transformer(
     name = kind.projected if pooling == "projected" and kind.projected else kind.network
     try:
         with quiet(transformers):
-            network, report = getattr(transformers, name).from_pretrained(
-                place.name,
-                revision=place.revision or "main",
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
+            network = load_network(getattr(transformers, name), place, unread="pooler")
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 place.name, revision=place.revision or "main", trust_remote_code=False
             )
-        if missing := [key for key in sorted(report["missing_keys"]) if "pooler" not in key]:
-            raise ValueError(f"it lacks {len(missing)} tensors, such as {missing[0]}")
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise ValueError("its tokenizer has neither a token for padding nor one for the end")
