@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spheregen.nn.alone import Conv2d
 from spheregen.nn.linear import Init, initialise, linear, tag_layer
 
 CONV_HEAD_CHANNELS = 32
@@ -16,7 +17,7 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, channels: int, patch: int, width: int) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(channels, width, patch, stride=patch, bias=False)
+        self.patches = Conv2d(channels, width, patch, stride=patch, bias=False)
         initialise(self.patches.weight, "xavier", fan_in=channels * patch * patch)
         tag_layer(self.patches)
         self.mix = linear(width, width)
@@ -42,7 +43,7 @@ class LinearPixelHead(nn.Module):
         self.smooth = _small_conv(channels, channels) if smooth else None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        maps = self.linear(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        maps = _as_maps(self.linear(tokens), self.grid)
         images = functional.pixel_shuffle(maps, self.patch)
         return images if self.smooth is None else self.smooth(images)
 
@@ -60,12 +61,17 @@ class ConvPixelHead(nn.Module):
         _start_small(self.up)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        maps = self.linear(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        maps = _as_maps(self.linear(tokens), self.grid)
         return self.up(functional.silu(self.smooth(maps)))  # type: ignore[no-any-return]
 
 
+def _as_maps(tokens: Tensor, grid: int) -> Tensor:
+    """Return tokens (B, N, W) as maps (B, W, grid, grid), in the same layout of memory for one image as for many."""
+    return tokens.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+
+
 def _small_conv(inputs: int, outputs: int) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="reflect")
+    conv = Conv2d(inputs, outputs, 3, padding=1, padding_mode="reflect")
     _start_small(conv)
     return conv
 
