@@ -96,7 +96,7 @@ def export_model(
     for package in ("onnx", "onnxscript", "onnxruntime") if to != "torch" else ():  # complains before any work is done
         import_package(package, "onnx", "exporting to ONNX")
     with _beside(folder) as made:
-        manifest = _about(pipe, title or Path(pipe.name).name or "model", weights if to != "torch" else "float32")
+        manifest = manifest_of(pipe, title or Path(pipe.name).name or "model", weights if to != "torch" else "float32")
         model = Pipeline(pipe.model, pipe.info, device="cpu", name=pipe.name, progress=False)
         before = pipe.device, pipe.dtype
         model.to("cpu", dtype="float32")
@@ -153,7 +153,7 @@ def _shapes(graph: Graph, names: set[str]) -> dict[str, Any]:
 # what is told ---------------------------------------------------------------------------------------------------------
 
 
-def _about(pipe: Pipeline, title: str, precision: str) -> dict[str, Any]:
+def manifest_of(pipe: Pipeline, title: str, precision: str) -> dict[str, Any]:
     """Return the manifest of a model, yet without its graphs."""
     model, info, options = pipe.model, pipe.info, pipe.image_options
     fitted = model.fitted
