@@ -128,7 +128,7 @@ def server(folder: Path) -> Iterator[Server]:
         "--body-bytes",
         "200000",
         "--seconds",
-        "30",
+        "90",
         "--sending-seconds",
         "1",
         "--steps",
@@ -239,7 +239,7 @@ def test_a_stop_finishes_what_was_begun_and_metrics_are_of_all_workers(server: S
     total = 'spheregen_requests_total{route="/v1/generate",status="200"}'
     count = server.metric(total)
     assert count >= 20 and {server.metric(total) for _ in range(8)} == {count}  # whichever worker tells
-    body = b'{"steps": 300, "guidance": 1.0, "output": "file"}'
+    body = b'{"steps": 100, "guidance": 1.0, "output": "file"}'
     with socket.create_connection((HOST, server.port), timeout=PATIENCE) as connection:
         before = server.metric("spheregen_network_seconds_total")
         connection.sendall(HEAD + f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
