@@ -35,7 +35,7 @@ class RefusedError(Exception):
         self.status, self.headers = status, headers
 
 
-def problem(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+def refusal_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """Return the body of a refusal, in the shape of OpenAI's."""
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
@@ -56,7 +56,7 @@ async def _on_error(_request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {}) if isinstance(error, RefusedError) else {}
     if isinstance(error, BusyError):
         headers["Retry-After"] = f"{error.retry_after:.0f}"
-    return JSONResponse(problem(status, message), status, headers)
+    return JSONResponse(refusal_body(status, message), status, headers)
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -72,7 +72,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
             place, problem = "the body", "no JSON"
         places.append(place)
         told.append(f"{place[:100]}: {problem}")
-    return JSONResponse(problem(422, "; ".join(told)[:1000], places[0][:100]), 422)
+    return JSONResponse(refusal_body(422, "; ".join(told)[:1000], places[0][:100]), 422)
 
 
 def _fields(request: Request) -> list[str]:
@@ -84,12 +84,12 @@ async def _on_http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     cures = {404: "no such address; /docs lists them", 405: "not by this method; /docs says which"}
     message = cures.get(error.status_code, str(error.detail))
-    return JSONResponse(problem(error.status_code, message), error.status_code, error.headers)
+    return JSONResponse(refusal_body(error.status_code, message), error.status_code, error.headers)
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:
     logging.getLogger(LOGGER).error("crash", exc_info=error)
-    return JSONResponse(problem(500, "an error of the service; its log has the cause"), 500)
+    return JSONResponse(refusal_body(500, "an error of the service; its log has the cause"), 500)
 
 
 HANDLERS: Mapping[Any, Any] = {
@@ -166,4 +166,4 @@ class Bounded:
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: RefusedError) -> None:
     headers = {**(error.headers or {}), "Connection": "close"}
-    await JSONResponse(problem(error.status, str(error)), error.status, headers)(scope, receive, send)
+    await JSONResponse(refusal_body(error.status, str(error)), error.status, headers)(scope, receive, send)

@@ -27,7 +27,7 @@ from spheregen.pipeline import Pipeline, PipelineOutput
 from spheregen.serving import files, schemas
 from spheregen.serving.engine import DeadlineError, Engine, Job
 from spheregen.serving.observing import LOGGER, Metrics, Observed
-from spheregen.serving.refusals import GONE, HANDLERS, Bounded, RefusedError, guard_of, problem, status_of
+from spheregen.serving.refusals import GONE, HANDLERS, Bounded, RefusedError, guard_of, refusal_body, status_of
 from spheregen.serving.settings import Limits, Settings
 
 _SMALL = 1 << 17  # numbers of images that are written at once, without another thread
@@ -292,10 +292,10 @@ class Service:
                 for kind, told in await asyncio.to_thread(last_events, made):
                     yield _event(kind, told)
             except (SphereGenError, RefusedError) as error:
-                yield _event("error", problem(*status_of(error)))
+                yield _event("error", refusal_body(*status_of(error)))
             except Exception:
                 logging.getLogger(LOGGER).exception("stream")
-                yield _event("error", problem(500, "an error of the service; its log has the cause"))
+                yield _event("error", refusal_body(500, "an error of the service; its log has the cause"))
             finally:
                 job.cancel()
                 result.cancel()
