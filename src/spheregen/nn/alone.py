@@ -27,13 +27,14 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _is_inference(input) or len(input) > 1 or not _is_of_onednn(input, weight):
-            return super()._conv_forward(input, weight, bias)
+            plain: Tensor = super()._conv_forward(input, weight, bias)
+            return plain
         padding: tuple[int, ...] = (0, 0)
         if self.padding_mode == "zeros":
             padding = self.padding  # type: ignore[assignment]
         else:
             input = functional.pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
-        return torch.mkldnn_convolution(input, weight, bias, padding, self.stride, self.dilation, self.groups)  # type: ignore[no-any-return, attr-defined]
+        return torch.mkldnn_convolution(input, weight, bias, padding, self.stride, self.dilation, self.groups)
 
 
 def _is_inference(x: Tensor) -> bool:

@@ -67,7 +67,8 @@ class ConvPixelHead(nn.Module):
 
 def _as_maps(tokens: Tensor, grid: int) -> Tensor:
     """Return tokens (B, N, W) as maps (B, W, grid, grid), in the same layout of memory for one image as for many."""
-    return tokens.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    maps: Tensor = tokens.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    return maps
 
 
 def _small_conv(inputs: int, outputs: int) -> nn.Conv2d:
