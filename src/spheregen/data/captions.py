@@ -28,7 +28,8 @@ from spheregen.data.order import Integers, OrderedBatch, caption_draws
 from spheregen.data.source import ImageSource, digest
 from spheregen.errors import ConfigError, DataError, did_you_mean
 from spheregen.files import parse_json
-from spheregen.networks.text import MOST_CHARACTERS, TextEncoder, plain_text
+from spheregen.networks.text import TextEncoder
+from spheregen.texts import MOST_CHARACTERS, plain_text
 
 CLASSES = "classes"
 """In place of a column: captions are made of the names of classes."""

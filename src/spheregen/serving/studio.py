@@ -21,11 +21,11 @@ from PIL import Image
 from spheregen.data import save_animation
 from spheregen.errors import ConfigError, SphereGenError
 from spheregen.folders.summary import CARD
-from spheregen.networks.text import MOST_CHARACTERS
 from spheregen.pipeline import Pipeline, PipelineOutput
 from spheregen.pipeline.output import RestorationOutput
 from spheregen.pipeline.tasks import TASKS, task_operator
 from spheregen.serving.engine import Engine
+from spheregen.texts import MOST_CHARACTERS
 from spheregen.training.log import LOG
 from spheregen.training.plots import draw_curves, read_series
 from spheregen.training.preview import FOLDER as PREVIEWS

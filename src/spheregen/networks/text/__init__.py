@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -21,8 +20,6 @@ from spheregen.networks.text.ngrams import NgramEncoder
 
 NGRAMS = "ngrams"
 """The name of the encoder of our own."""
-MOST_CHARACTERS = 10_000
-"""A longer text is a mistake, not a caption."""
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -130,11 +127,6 @@ def reopen_text_encoder(identity: Mapping[str, Any]) -> TextEncoder:
             f"{found.identity.get(name)}, not {identity[name]}; get that one, by its revision if it has one"
         )
     return found
-
-
-def plain_text(text: str) -> str:
-    """Return a caption or prompt as encoders read it: composed letters, single spaces, nothing that is no Unicode."""
-    return " ".join(unicodedata.normalize("NFC", text).encode("utf-8", "replace").decode().split())
 
 
 def _made_by(name: str) -> TextEncoder:
