@@ -20,7 +20,7 @@ from torch import Tensor
 import spheregen as sg
 from spheregen.pipeline.output import read_record
 from spheregen.pipeline.tasks import task_operator
-from spheregen.restoration import BlockMean, Blur, gaussian_kernel
+from spheregen.restoration import BlockMean, Blur, Denoise, gaussian_kernel
 from tests.factories import tiny_pipeline, tiny_refined, tiny_text_pipeline
 from tests.serving.calls import X, encoded, events, images, npy, opened, photo, picture, text
 
@@ -107,6 +107,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], Any]] = {
             "images": [photo(0), photo(1)],
             "task": "deblur",
             "kernel": "gaussian:1",
+            "noise": 0.0,
             "steps": 2,
             "seed": 3,
             "angle": 20.0,
@@ -128,6 +129,11 @@ def test_a_route_does_what_the_pipeline_does(client: TestClient, route: str) -> 
         assert answer["settings"]["steps"] == made.settings["steps"]
         assert [each["label"] for each in answer["images"]] == [*(made.labels or [None] * len(made))]
     close(images(post(client, route, **body)), wanted, 0.51 / 255)  # PNG, rounded to 8 bits
+
+
+def test_the_noise_of_a_task_is_the_command_s(client: TestClient) -> None:
+    answer = post(client, "restore", images=[photo(0)], task="denoise", steps=2, format="npy")
+    close(images(answer), PIPES["tiny"].restore(X[:1], Denoise(), noise="auto", steps=2).tensor)
 
 
 def test_small_images_are_enlarged(client: TestClient) -> None:

@@ -18,13 +18,13 @@ import spheregen as sg
 from spheregen.data import open_source
 from spheregen.data.captions import Captions
 from spheregen.data.encoding import write_latent_cache
-from spheregen.data.images import ImageOptions
 from spheregen.data.text_cache import cached_vectors
 from spheregen.distributed import joined_world
 from spheregen.errors import ConfigError, DataError, ModelFileError, TrainingError
 from spheregen.fitted import FittedTextPrior
 from spheregen.folders.tokenizers import TOKENIZER, open_tokenizer, save_tokenizer
 from spheregen.networks.text import TextEncoderConfig, open_text_encoder
+from spheregen.pixels import ImageOptions
 from spheregen.training.recipe import load_recipe
 from tests.data.test_captions import captioned
 from tests.networks.test_text import encoder_folder

@@ -125,7 +125,7 @@ def export_model(
 
 
 def _write_onnx(folder: Path, name: str, graph: Graph, precision: Precision) -> dict[str, Any]:
-    model = as_onnx(traced(graph), graph)
+    model = as_onnx(graph)
     own: Precision = "float32" if name in _WIDE else "float16" if name in _PRIOR and precision == "int8" else precision
     compress(model, own)
     data = model.SerializeToString()

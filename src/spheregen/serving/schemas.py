@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from spheregen.errors import ConfigError
 from spheregen.pipeline import Pipeline
 from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, NEGATIVE
-from spheregen.pipeline.tasks import task_operator
+from spheregen.pipeline.tasks import NOISE, task_operator
 from spheregen.serving.files import Format
 from spheregen.serving.settings import Limits
 
@@ -21,18 +22,14 @@ Labels = Annotated[
     Label | list[Label] | None,
     Field(description="Classes by name or number: one for all images, or one for each. Left out: the null class."),
 ]
-Prompts = Annotated[
-    str | list[str] | None,
-    Field(description="What to make, of models that follow texts: one for all images, or one for each, as labels are."),
-]
-Seed = Annotated[int, Field(description="The noise of image i has seed `seed + i`.")]
-_SAMPLER = frozenset({*DEFAULTS, *FLOW_DEFAULTS, "prompt", NEGATIVE})
+_OPTIONS = {*DEFAULTS, *FLOW_DEFAULTS, "labels", "prompt", NEGATIVE, "seed", "angle"}
+"""Fields that pipelines take by the same names."""
 
 
 class Sent(NamedTuple):
     """The files of a request, as base64 text."""
 
-    images: list[str]
+    images: Sequence[str] = ()
     mask: str | None = None
     latents: str | None = None
     reduced: int = 1
@@ -46,6 +43,7 @@ class Body(BaseModel):
 
     model: str | None = Field(None, description="By default the first one of `/v1/models`.")
     deadline: float | None = Field(None, gt=0, description="Seconds until the answer is of no more use.")
+    labels: Labels = None
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +58,7 @@ class Body(BaseModel):
 
     def sent(self) -> Sent:
         """Return the files in it."""
-        return Sent([])
+        return Sent()
 
     def count_of(self) -> int:
         """Return how many images it asks for."""
@@ -68,24 +66,16 @@ class Body(BaseModel):
 
     def check(self, limits: Limits) -> None:
         """Raise a ConfigError for more than the service gives."""
-        for name, count in (("images", self.count_of()), ("images", len(self.sent().images))):
-            if count > limits.images:
-                raise ConfigError(f"{count} {name} in a request, and {limits.images} are the most; ask for fewer")
+        count = max(self.count_of(), len(self.sent().images))
+        if count > limits.images:
+            raise ConfigError(f"{count} images in a request, and {limits.images} are the most; ask for fewer")
         for name in ("steps", "refinement_steps"):
             if (getattr(self, name, None) or 0) > limits.steps:
                 raise ConfigError(f"{name} is at most {limits.steps} here, not {getattr(self, name)}")
 
     def options(self) -> dict[str, Any]:
-        """Return the options of sampling that it gives."""
-        given = self.model_dump(exclude_none=True)
-        return {name: value for name, value in given.items() if name in _SAMPLER}
-
-
-class Prompted(BaseModel):
-    """Texts in place of classes."""
-
-    prompt: Prompts = None
-    negative_prompt: str | None = Field(None, description="What guidance pulls away from; by default no text at all.")
+        """Return the options of a pipeline's call that it gives."""
+        return self.model_dump(include=_OPTIONS, exclude_none=True)
 
 
 class Sampler(BaseModel):
@@ -113,8 +103,13 @@ class Flow(BaseModel):
 
 
 class Answered(BaseModel):
-    """The form of images in the answer."""
+    """What requests for images have in common: texts, the noise, and the form of the answer."""
 
+    prompt: str | list[str] | None = Field(
+        None, description="What to make, of models that follow texts: one for all images, or one for each."
+    )
+    negative_prompt: str | None = Field(None, description="What guidance pulls away from; by default no text at all.")
+    seed: int = Field(0, description="The noise of image i has seed `seed + i`.")
     format: Format = Field("png", description="`npy` holds float32 (C, S, S) in [0, 1].")
     quality: int = Field(90, ge=1, le=100, description="Of JPEG and WebP.")
     output: Literal["json", "file"] = Field(
@@ -123,12 +118,10 @@ class Answered(BaseModel):
     stream: bool = Field(False, description="Server-sent events: `step` after each step, then `result` or `error`.")
 
 
-class Generate(Body, Prompted, Sampler, Flow, Answered):
+class Generate(Body, Sampler, Flow, Answered):
     """Images of seeds, and of classes or prompts."""
 
     count: int | None = Field(None, ge=1, description="By default as many as labels, prompts or seeds, else 1.")
-    labels: Labels = None
-    seed: Seed = 0
     seeds: list[int] | None = Field(None, description="The seeds themselves, instead of `seed`.")
 
     def count_of(self) -> int:
@@ -140,36 +133,31 @@ class Generate(Body, Prompted, Sampler, Flow, Answered):
         return self.count or 1
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
-        return pipe.generate(self.count, labels=self.labels, seed=self.seed, seeds=self.seeds, **self.options(), **how)
+        return pipe.generate(self.count, seeds=self.seeds, **self.options(), **how)
 
 
 class Images(Body):
     """A request that sends images."""
 
     images: list[Base64] = Field(min_length=1)
-    labels: Labels = None
-    seed: Seed = 0
 
     def sent(self) -> Sent:
         return Sent(self.images)
 
 
-class Edit(Images, Prompted, Sampler, Flow, Answered):
+class Edit(Images, Sampler, Flow, Answered):
     """Pull images towards a class or a prompt."""
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
-        return pipe.edit(files.images, self.labels, seed=self.seed, **self.options(), **how)
+        return pipe.edit(files.images, **self.options(), **how)
 
 
-class Restored(Images, Prompted, Flow, Answered):
+class Restored(Images, Flow, Answered):
     """What requests that restore have in common."""
 
     steps: int | None = Field(None, description="Steps of the model and of agreement with what is known; 20.")
     angle: float | None = Field(None, description="Degrees of the noise of the model's steps, 0 to 90; 30.")
     guidance: float | None = Field(None, description="A scale, 1 for none; degrees of models guided by rotation.")
-
-    def options(self) -> dict[str, Any]:
-        return {**super().options(), **({} if self.angle is None else {"angle": self.angle})}
 
 
 class Restore(Restored):
@@ -185,7 +173,9 @@ class Restore(Restored):
     factor: int | None = Field(None, ge=1, description="Of superres: pixels that become of one, along each side; 2.")
     jpeg_quality: int | None = Field(None, description="Of dejpeg, 1 to 100; 10.")
     levels: int | None = Field(None, description="Of dequantise; 8.")
-    noise: float | Literal["auto"] = Field(0.0, description="Deviation of the noise, of pixels in 0 to 1.")
+    noise: float | Literal["auto"] | None = Field(
+        None, description="Deviation, of pixels in 0 to 1; by default `auto` in denoise, 0.01 in deblur, else 0."
+    )
 
     def sent(self) -> Sent:
         return Sent(self.images, mask=self.mask, reduced=(self.factor or 2) if self.task == "superres" else 1)
@@ -201,8 +191,8 @@ class Restore(Restored):
             quality=self.jpeg_quality,
             levels=self.levels,
         )
-        options = {**self.options(), "labels": self.labels, "seed": self.seed}
-        return pipe.restore(files.images, operator, noise=self.noise, **options, **how)
+        noise = NOISE.get(self.task, 0.0) if self.noise is None else self.noise
+        return pipe.restore(files.images, operator, noise=noise, **self.options(), **how)
 
 
 class Inpaint(Restored):
@@ -214,18 +204,16 @@ class Inpaint(Restored):
         return Sent(self.images, mask=self.mask)
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
-        options = self.options()
-        return pipe.inpaint(files.images, files.mask, labels=self.labels, seed=self.seed, **options, **how)
+        return pipe.inpaint(files.images, files.mask, **self.options(), **how)
 
 
-class Vary(Body, Prompted, Sampler, Flow, Answered):
+class Vary(Body, Sampler, Flow, Answered):
     """Variations of an image, at an angle on the sphere."""
 
     image: Base64
     count: int = Field(8, ge=1)
     angle: float = Field(30.0, description="Degrees, 0 to 180.")
     labels: Label | None = None
-    seed: Seed = 0
 
     def sent(self) -> Sent:
         return Sent([self.image])
@@ -234,11 +222,10 @@ class Vary(Body, Prompted, Sampler, Flow, Answered):
         return self.count
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
-        options = {**self.options(), "labels": self.labels, "seed": self.seed}
-        return pipe.vary(files.images[0], self.count, angle=self.angle, **options, **how)
+        return pipe.vary(files.images[0], self.count, **self.options(), **how)
 
 
-class Interpolate(Body, Prompted, Sampler, Flow, Answered):
+class Interpolate(Body, Sampler, Flow, Answered):
     """Images between two ends, or over the square between four."""
 
     ends: list[int | Base64] = Field(
@@ -249,8 +236,6 @@ class Interpolate(Body, Prompted, Sampler, Flow, Answered):
     class_path: str | None = Field(
         None, description="`lerp`, `slerp` or `hard`, between two ends with classes; slerp between prompts, else lerp."
     )
-    labels: Labels = None
-    seed: Seed = 0
 
     def sent(self) -> Sent:
         return Sent([end for end in self.ends if isinstance(end, str)])
@@ -261,45 +246,37 @@ class Interpolate(Body, Prompted, Sampler, Flow, Answered):
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
         images = iter(files.images)
         ends = [next(images) if isinstance(end, str) else end for end in self.ends]
-        options = {**self.options(), "labels": self.labels, "seed": self.seed}
-        return pipe.interpolate(ends, self.frames, path=self.path, class_path=self.class_path, **options, **how)
+        options = {**self.options(), "path": self.path, "class_path": self.class_path}
+        return pipe.interpolate(ends, self.frames, **options, **how)
 
 
-class Reconstruct(Images, Prompted, Flow, Answered):
+class Reconstruct(Images, Flow, Answered):
     """Images there and back."""
 
     stream: Literal[False] = Field(False, description="There are no steps.")
 
     def do(self, pipe: Pipeline, files: Any) -> Any:
-        return pipe.reconstruct(files.images, self.labels, seed=self.seed, **self.options())
+        return pipe.reconstruct(files.images, **self.options())
 
 
-class Encode(Body):
+class Encode(Images):
     """Images to points on the sphere."""
-
-    images: list[Base64] = Field(min_length=1)
-    labels: Labels = None
-
-    def sent(self) -> Sent:
-        return Sent(self.images)
 
     def do(self, pipe: Pipeline, files: Any) -> Any:
         return pipe.encode(files.images, self.labels).cpu()
 
 
-class Decode(Body, Prompted, Flow, Answered):
+class Decode(Body, Flow, Answered):
     """Points on the sphere to images."""
 
     latents: Base64 = Field(description="An npy file of float32 (B, N, d), as `/v1/encode` gives it.")
-    labels: Labels = None
-    seed: Seed = 0
     stream: Literal[False] = Field(False, description="There are no steps.")
 
     def sent(self) -> Sent:
-        return Sent([], latents=self.latents)
+        return Sent(latents=self.latents)
 
     def do(self, pipe: Pipeline, files: Any) -> Any:
-        return pipe.decode(files.latents, self.labels, seed=self.seed, **self.options())
+        return pipe.decode(files.latents, **self.options())
 
 
 class Generation(BaseModel):

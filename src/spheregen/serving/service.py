@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -45,11 +45,11 @@ _EVENTS = "text/event-stream"
 class Files(NamedTuple):
     """The files of a request, as pipelines take them."""
 
-    images: list[Tensor]
+    images: Sequence[Tensor] = ()
     """Each (C, S, S) in [0, 1]."""
-    mask: Tensor | None
+    mask: Tensor | None = None
     """(1, S, S) in [0, 1]."""
-    latents: Tensor | None
+    latents: Tensor | None = None
     """(B, N, d)."""
 
 
@@ -198,7 +198,7 @@ class Service:
         else:
             how.labels = _class_in(body.prompt, pipe)
         how.check(self.limits)
-        sent = Files([], None, None)
+        sent = Files()
         if body.stream:
             return self._streaming(name, how, sent, request, openai=body)
         made = await self._wait(self._submit(name, how, lambda shared: how.do(shared, sent)), request)
@@ -215,8 +215,8 @@ class Service:
 
     async def _read(self, sent: schemas.Sent, pipe: Pipeline) -> Files:
         """Decode the files of a request, a few at a time."""
-        if sent == schemas.Sent([]):
-            return Files([], None, None)
+        if sent == schemas.Sent():
+            return Files()
         assert self._readers is not None
         async with self._readers:
             return await asyncio.to_thread(self._decode, sent, pipe)

@@ -23,7 +23,7 @@ from spheregen.errors import ConfigError, SphereGenError
 from spheregen.folders.summary import CARD
 from spheregen.pipeline import Pipeline, PipelineOutput
 from spheregen.pipeline.output import RestorationOutput
-from spheregen.pipeline.tasks import TASKS, task_operator
+from spheregen.pipeline.tasks import NOISE, TASKS, task_operator
 from spheregen.serving.engine import Engine
 from spheregen.texts import MOST_CHARACTERS
 from spheregen.training.log import LOG
@@ -349,7 +349,7 @@ def _restore(studio: Studio, model: gr.Dropdown) -> None:
     ) -> Any:
         if given is None:
             raise gr.Error("drop a degraded image first", print_exception=False)
-        noise: float | str = "auto" if task == "denoise" else 0.01 if task == "deblur" else 0.0
+        noise = NOISE.get(task, 0.0)
         known: dict[str, Any] = {"kernel": kernel} if task == "deblur" else {}
         if task == "superres":
             known = {"factor": int(factor)}
