@@ -75,6 +75,22 @@ def ngram_vectors(texts: Sequence[str], width: int) -> npt.NDArray[np.float32]:
     return unit
 
 
+def ngram_tokens(texts: Sequence[str], width: int, tokens: int) -> npt.NDArray[np.float32]:
+    """Return vectors (B, width) of texts and of their first words, one behind the other; zeros where there are none.
+
+    Args:
+        width: of a text's vector and of those of its words together.
+        tokens: T, words.
+    """
+    each = width // (1 + tokens)
+    found = np.zeros((len(texts), 1 + tokens, each), np.float32)
+    found[:, 0] = ngram_vectors(texts, each)
+    for row, text in zip(found, texts, strict=True):
+        words = _TOKEN.findall(unicodedata.normalize("NFKC", text))[:tokens]
+        row[1 : 1 + len(words)] = ngram_vectors(words, each)
+    return found.reshape(len(texts), -1)
+
+
 def _parts(text: str) -> Iterator[tuple[list[str], float]]:
     """Yield the features of a text by kind, and the squared length that each kind has in the vector."""
     words = _TOKEN.findall(unicodedata.normalize("NFKC", text))

@@ -9,7 +9,7 @@ import numpy as np
 
 from spheregen.errors import ConfigError
 from spheregen.export.noise import Array
-from spheregen.texts import ngram_vectors, one_or_each
+from spheregen.texts import ngram_tokens, one_or_each
 
 NEGATIVE = "negative_prompt"
 
@@ -25,7 +25,7 @@ class Texts:
     """Of classes."""
 
     def __init__(self, identity: Mapping[str, Any]) -> None:
-        self.identity, self._width = identity, int(identity["width"])
+        self.identity, self._width, self._tokens = identity, int(identity["width"]), int(identity.get("tokens", 0))
 
     def of_each(self, prompts: Any, count: int) -> list[str] | None:
         """Return the texts of `count` images, or None where there are none.
@@ -51,6 +51,6 @@ class Texts:
                 "model whose encoder is ngrams"
             )
         different = sorted(set(texts))
-        vectors = np.pad(ngram_vectors(different, self._width), ((0, 0), (0, 1)))
+        vectors = np.pad(ngram_tokens(different, self._width, self._tokens), ((0, 0), (0, 1)))
         rows = {text: vector if text else null[0] for text, vector in zip(different, vectors, strict=True)}
         return np.stack([rows[text] for text in texts])

@@ -2,7 +2,7 @@
 // Arrays are Float32Array of B samples each; angles are radians inside and degrees in settings.
 
 import { gaussians, refinementNoise } from "./noise.js";
-import { vectorOf } from "./texts.js";
+import { rowOf } from "./texts.js";
 
 const LEAST_REMAINDER = 0.05; // of a flow's path
 const EDIT_STRENGTH = 0.25;
@@ -58,7 +58,7 @@ export class Model {
     const { width } = this;
     const found = new Float32Array(ids.length * width);
     ids.forEach((id, row) => {
-      if (typeof id === "string") found.set(vectorOf(id, width - 1), row * width);
+      if (typeof id === "string") found.set(rowOf(id, width - 1, this.manifest.text.tokens ?? 0), row * width);
       else found[row * width + (id ?? width - 1)] = 1;
     });
     return found;

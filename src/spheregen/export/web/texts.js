@@ -6,6 +6,15 @@ const PIECES = [3, 4];
 const TOKEN = /[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s]/gu;
 const MOST_CHARACTERS = 10_000;
 
+/** The vector of a text and those of its first words, `width` numbers in all, as `spheregen.texts.ngram_tokens`. */
+export function rowOf(text, width, tokens) {
+  const each = width / (1 + tokens);
+  const words = (text.normalize("NFKC").match(TOKEN) ?? []).slice(0, tokens);
+  const found = new Float32Array(width);
+  [text, ...words].forEach((part, i) => found.set(vectorOf(part, each), i * each));
+  return found;
+}
+
 /** The vector (Float32Array of `width`) of a text, of length 1. */
 export function vectorOf(text, width) {
   const letters = Array.from(text);

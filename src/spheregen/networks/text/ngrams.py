@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError
-from spheregen.texts import ngram_vectors
+from spheregen.texts import ngram_tokens
 
 VERSION = 1
 """Of the features: another one gives other vectors."""
@@ -25,21 +25,28 @@ class NgramEncoder:
 
     Args:
         width: D, of the vectors: the more, the fewer features share a number. 1024 to 4096 is what it is made for.
+        tokens: T, words of a text whose vectors follow its own; `width` is that of all 1 + T together.
 
     Raises:
-        ConfigError: a width that leaves too little room.
+        ConfigError: a width that leaves too little room, or no whole number for each.
     """
 
     slow = False
 
-    def __init__(self, width: int) -> None:
-        if width < LEAST_WIDTH:
-            raise ConfigError(f"vectors of ngrams have at least {LEAST_WIDTH} numbers, not {width}; 2048 is usual")
-        self.width = width
+    def __init__(self, width: int, tokens: int = 0) -> None:
+        if width < LEAST_WIDTH * (1 + tokens) or width % (1 + tokens):
+            least = f"{LEAST_WIDTH} numbers for each of {1 + tokens}" if tokens else f"{LEAST_WIDTH} numbers"
+            raise ConfigError(f"vectors of ngrams have at least {least}, not {width}; 2048 is usual")
+        self.width, self.tokens = width, tokens
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"name": "ngrams", "width": self.width, "version": VERSION}
+        return {
+            "name": "ngrams",
+            "width": self.width,
+            "version": VERSION,
+            **({"tokens": self.tokens} if self.tokens else {}),
+        }
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        return torch.from_numpy(ngram_vectors(texts, self.width))
+        return torch.from_numpy(ngram_tokens(texts, self.width, self.tokens))
