@@ -98,6 +98,21 @@ def _other(cache: Path, place: Path) -> Path:
     return place / "other"
 
 
+def test_blocks_that_attend_to_words_train_and_are_prompted(tmp_path: Path) -> None:
+    settings = ("model.num_classes=0", "model.text_width=64", "model.text_tokens=3", "text.tokens=3", *TEXT[2:], *SHORT)
+    made = run(tmp_path / "run", *settings)
+    pipe = sg.Pipeline.from_pretrained(made, device="cpu", quiet=True)
+    assert pipe.text_encoder.identity["tokens"] == 3
+    assert isinstance(pipe.model.fitted, FittedTextPrior) and len(pipe.model.fitted.means) == 16 + 2
+    one, other = (pipe.generate(2, prompt=text, seed=5, prior="fitted").tensor for text in ("digit 1", "number 8"))
+    assert not torch.equal(one, other)
+    way = pipe.interpolate([3, 3], 3, prompt=["digit 1", "digit 8"])
+    ends = pipe.generate(2, prompt=["digit 1", "digit 8"], seeds=[3, 3], steps=1)
+    torch.testing.assert_close(way.tensor[[0, 2]], ends.tensor, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match="text_tokens"):
+        run(tmp_path / "other", *settings, "model.text_tokens=4")
+
+
 def test_kill_minus_nine_and_continued_equals_uninterrupted(tmp_path: Path, folder: Path) -> None:
     again = tmp_path / "run"
     settings = [each for text in TEXT for each in ("--set", text)]
