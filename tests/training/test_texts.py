@@ -109,8 +109,10 @@ def test_blocks_that_attend_to_words_train_and_are_prompted(tmp_path: Path) -> N
     way = pipe.interpolate([3, 3], 3, prompt=["digit 1", "digit 8"])
     ends = pipe.generate(2, prompt=["digit 1", "digit 8"], seeds=[3, 3], steps=1)
     torch.testing.assert_close(way.tensor[[0, 2]], ends.tensor, atol=1e-4, rtol=0)
-    with pytest.raises(ConfigError, match="text_tokens"):
-        run(tmp_path / "other", *settings, "model.text_tokens=4")
+    for wrong in ("model.text_tokens=4", "model.text_tokens=1", "text.tokens=0"):
+        with pytest.raises(ConfigError, match="text_tokens"):
+            run(tmp_path / "other", *settings, wrong)
+    assert not (tmp_path / "other").exists()
 
 
 def test_kill_minus_nine_and_continued_equals_uninterrupted(tmp_path: Path, folder: Path) -> None:
