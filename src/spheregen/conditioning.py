@@ -68,8 +68,10 @@ class NetworkCondition:
 
     def __init__(self, rows: Tensor, index: Tensor | None) -> None:
         found = rows[-1:] if index is None else rows_at(rows, index)
-        self.embedding, self.tokens = (found, None) if found.ndim == 2 else (found[:, 0], found[:, 1:])
-        """(B, W), and None or (B, T, W); or (1, ...) for any number of samples."""
+        self.embedding = found if found.ndim == 2 else found[:, 0]
+        """(B, W), or (1, W) for any number of samples."""
+        self.tokens = None if found.ndim == 2 else found[:, 1:]
+        """(B or 1, T, W) of texts, where blocks attend to them."""
         self._rows, self._index = rows, index
         self._made: dict[Any, tuple[Tensor, ...]] = {}
 

@@ -29,7 +29,7 @@ from spheregen.training.recipe import load_recipe
 from tests.data.test_captions import captioned
 from tests.networks.test_text import encoder_folder
 from tests.processes import Started, command, world
-from tests.training.runs import assert_same_run, interrupted, run, wait_for_a_checkpoint
+from tests.training.runs import Messages, assert_same_run, interrupted, run, wait_for_a_checkpoint
 
 TEXT = ("model.num_classes=0", "model.text_width=64", "data.templates=['digit {}', 'the number {}']")
 SHORT = ("train.steps=6", "train.checkpoint_every=3", "train.preview_every=6", "train.log_every=3")
@@ -131,6 +131,12 @@ def test_images_without_a_caption_teach_the_null(tmp_path: Path) -> None:
     made = run(tmp_path / "run", *settings, "model.image_channels=3", recipe="conv-debug", data=source)
     pipe = sg.Pipeline.from_pretrained(made, device="cpu", quiet=True)
     assert pipe.generate(prompt="one").prompts == ("one",)
+
+
+def test_names_of_classes_in_place_of_captions_are_told(tmp_path: Path) -> None:
+    reporter = Messages()
+    run(tmp_path / "run", "model.num_classes=0", "model.text_width=64", *SHORT, recipe="conv-debug", reporter=reporter)
+    assert any("names of classes" in line for line in reporter.lines)
 
 
 def test_a_model_of_texts_wants_captions_and_an_encoder_of_its_width(tmp_path: Path) -> None:

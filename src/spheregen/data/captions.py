@@ -52,6 +52,9 @@ class Captions:
         texts: those of each image, without empty ones.
     """
 
+    of_classes = False
+    """They are the names of classes because there were no others."""
+
     def __init__(self, texts: Iterable[Sequence[str]]) -> None:
         counts, pieces = [], list[bytes]()
         for each in texts:
@@ -168,6 +171,7 @@ def read_captions(source: ImageSource, column: str | None = None, templates: Seq
         names = [name.replace("_", " ") for name in source.class_names]
         of_class = [tuple(template.replace("{}", name) for template in templates) for name in names]
         found = Captions(of_class[label] for label in source.labels.tolist())
+        found.of_classes = column is None
     if found is None or not found.texts:
         wanted = f"no {column!r}" if column is not None else "no captions"
         raise DataError(

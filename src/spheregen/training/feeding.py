@@ -63,6 +63,8 @@ class TrainingData:
             return notes(self.source)
         missing = int((self.captions.counts == 0).sum())
         found = notes(self.source, captions=True)
+        if self.captions.of_classes:
+            found.append(f"no captions: the names of classes are told, such as {self.captions.text(0)!r}")
         return [*found, f"{missing} of {self.count} images have no caption; they teach the null"] if missing else found
 
     @property
