@@ -349,10 +349,10 @@ class Runner:
                 noise = refinement_noise(seeds[part], self.image_shape) if flow is None else flow[part]
                 images = refined(self._graphs, images, made, noise, settings)
             found.append(images)
-        named = None if ids is None or self.classes.count in ids else tuple(ids)
+        named: Any = None if ids is None or self.classes.count in ids else tuple(ids)
         unit = (np.clip(np.concatenate(found), -1, 1) + 1) / 2
-        classes, prompts = (None, named) if self._graphs.texts is not None else (named, None)
-        return RunnerOutput(unit.astype(np.float32), tuple(map(int, seeds)), classes, dict(settings), prompts)
+        labels, prompts = (named, None) if self._graphs.texts is None else (None, named)
+        return RunnerOutput(unit.astype(np.float32), tuple(map(int, seeds)), labels, dict(settings), prompts)
 
     def _unlooped(
         self,
