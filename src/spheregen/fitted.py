@@ -144,13 +144,16 @@ class FittedTextPrior(FittedPrior):
     _constants: ClassVar[int] = 2
 
     def embed_labels(self, labels: Tensor | None) -> Tensor:
-        """Return the weights (R, D+2) of texts (B, D+1), see `conditioning.text_labels`; the null is the last row."""
+        """Return the weights (R, D+2) of texts (B, D+1), see `conditioning.text_labels`; the null is the last row.
+
+        What tells of their tokens, between the D numbers and the last one, is not looked at.
+        """
         null = torch.zeros(1, len(self.means), device=None if labels is None else labels.device)
         null[:, -1] = 1
         if labels is None:
             return null
-        told = labels.float()
-        return torch.cat([torch.cat([told[:, :-1], 1 - told[:, -1:], told[:, -1:]], dim=1), null])
+        told, numbers = labels.float(), len(self.means) - self._constants
+        return torch.cat([torch.cat([told[:, :numbers], 1 - told[:, -1:], told[:, -1:]], dim=1), null])
 
     def _weights_of_factors(self, weights: Tensor) -> Tensor:
         return weights[:, -2:]

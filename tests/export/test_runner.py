@@ -19,7 +19,7 @@ from spheregen.export import Runner, RunnerOutput, export_model, folder
 from spheregen.export.folder import manifest_of
 from spheregen.export.graphs import Graph, graphs_of
 from spheregen.family import registry
-from tests.export.members import MEMBERS, convolutional
+from tests.export.members import MEMBERS, convolutional, texts
 
 pytest.importorskip("onnxscript", reason="exports need onnxscript")
 runtime = pytest.importorskip("onnxruntime", reason="exports run by onnxruntime")
@@ -188,6 +188,61 @@ def test_an_export_of_a_classy_model_without_torch_and_in_small(tmp_path: Path) 
     graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
     with pytest.raises(ModelFileError, match=r"decoder\.onnx"):
         Runner(tmp_path / "whole")
+
+
+PROMPTS_WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None
+from spheregen.export import Runner
+found = Runner(sys.argv[1]).generate(2, seed=7, prompt=["a red cup", "number 3"])
+print(json.dumps([found.array.tolist(), found.prompts]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_exported_model_follows_prompts(tmp_path: Path) -> None:
+    pipe = texts()
+    exported = export_model(pipe, tmp_path / "out")
+    assert min(each["psnr"] for each in exported.manifest["parity"].values()) > 80
+    runner = Runner(tmp_path / "out")
+    photo = pipe.generate(1, prompt="number 5").images[0]
+    two = ["number 1", "a red cup"]
+
+    def same(ours: Any, theirs: Any) -> None:
+        made = ours.array if isinstance(ours, RunnerOutput) else ours
+        assert np.abs(made - getattr(theirs, "tensor", theirs).numpy()).max() < 2e-4
+
+    for options in (
+        {},
+        {"prompt": "a red cup", "steps": 3},
+        {"labels": two, "guidance": 2.0, "negative_prompt": "number 2"},
+        {"prompt": ["", "number 6"], "prior": "sphere"},
+    ):
+        same(runner.generate(2, seed=3, **options), pipe.generate(2, seed=3, **options))
+    same(runner.encode(photo, "number 1"), pipe.encode(photo, "number 1"))
+    same(runner.reconstruct(photo, prompt="number 1"), pipe.reconstruct(photo, prompt="number 1"))
+    for prior in ("fitted", "sphere"):
+        how: Any = {"prompt": "number 1", "prior": prior}
+        same(runner.edit(photo, **how), pipe.edit(photo, **how))
+        same(runner.vary(photo, 3, **how), pipe.vary(photo, 3, **how))
+        same(runner.interpolate([4, 9], 3, **how), pipe.interpolate([4, 9], 3, **how))
+        how["prompt"] = two
+        same(runner.interpolate([4, 4], 3, **how), pipe.interpolate([4, 4], 3, class_path="lerp", **how))
+
+    command = [sys.executable, "-W", "error", "-c", PROMPTS_WITHOUT_TORCH, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made, prompts = json.loads(done.stdout)
+    same(np.array(made), pipe.generate(2, seed=7, prompt=["a red cup", "number 3"]))
+    assert prompts == ["a red cup", "number 3"]
+    for wrong in ({"prompt": "a", "labels": "b"}, {"prompt": ["a"]}, {"prompt": [1, 2]}, {"labels": 3}):
+        with pytest.raises(ConfigError):
+            runner.generate(2, **wrong)
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"ngrams"', '"some/encoder"'))
+    with pytest.raises(ConfigError, match="some/encoder"):
+        Runner(tmp_path / "out").generate(prompt="a")
 
 
 def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from spheregen.data.order import Integers, OrderedBatch, caption_draws
 from spheregen.data.source import ImageSource, digest
 from spheregen.errors import ConfigError, DataError, did_you_mean
 from spheregen.files import parse_json
-from spheregen.networks.text import MOST_CHARACTERS, TextEncoder, plain_text
+from spheregen.networks.text import TextEncoder
+from spheregen.texts import MOST_CHARACTERS, plain_text
 
 CLASSES = "classes"
 """In place of a column: captions are made of the names of classes."""
@@ -50,6 +51,9 @@ class Captions:
     Args:
         texts: those of each image, without empty ones.
     """
+
+    of_classes = False
+    """They are the names of classes because there were no others."""
 
     def __init__(self, texts: Iterable[Sequence[str]]) -> None:
         counts, pieces = [], list[bytes]()
@@ -167,6 +171,7 @@ def read_captions(source: ImageSource, column: str | None = None, templates: Seq
         names = [name.replace("_", " ") for name in source.class_names]
         of_class = [tuple(template.replace("{}", name) for template in templates) for name in names]
         found = Captions(of_class[label] for label in source.labels.tolist())
+        found.of_classes = column is None
     if found is None or not found.texts:
         wanted = f"no {column!r}" if column is not None else "no captions"
         raise DataError(

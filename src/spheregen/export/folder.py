@@ -26,6 +26,7 @@ from spheregen.export.runner import Runner
 from spheregen.export.trace import OPSET, as_onnx, traced
 from spheregen.export.weights import Precision, compress
 from spheregen.external import import_package
+from spheregen.networks.text import NGRAMS
 from spheregen.pipeline import Pipeline
 
 Target = Literal["onnx", "torch", "web"]
@@ -159,7 +160,7 @@ def manifest_of(pipe: Pipeline, title: str, precision: str) -> dict[str, Any]:
     fitted = model.fitted
     refiner = None
     if model.refiner is not None:
-        refiner = {"rho": model.config.rho, "guided": model.config.num_classes > 0}
+        refiner = {"rho": model.config.rho, "guided": model.config.label_width > 0}
     sampling = {name: value for name, value in pipe.settings().items() if not callable(value)}
     if refiner is not None:  # None: it goes with the guidance
         sampling["refinement_guidance"] = info.sampling.get("refinement_guidance")
@@ -175,6 +176,7 @@ def manifest_of(pipe: Pipeline, title: str, precision: str) -> dict[str, Any]:
         "image_range": [-1, 1],
         "num_classes": model.num_classes,
         "class_names": list(info.class_names),
+        "text": dict(info.text) or None,
         "predicts": "images" if model.predicts_images else "latents",
         "latent_space": model.prior.name,
         "guidance_law": model.guidance_law,
@@ -204,9 +206,10 @@ def _parity(folder: Path, pipe: Pipeline) -> dict[str, Any]:
     runner = Runner(folder)
     found: dict[str, Any] = {}
     seeds = list(range(PARITY_SEEDS))
+    prompts = [f"number {seed}" for seed in seeds] if pipe.info.text.get("name") == NGRAMS else None
     for name, steps in (("one step", 1), ("as sampled", None)):
-        theirs = pipe.generate(seeds=seeds, steps=steps).tensor.numpy()
-        found[name] = compared(runner.generate(seeds=seeds, steps=steps).array, theirs)
+        theirs = pipe.generate(labels=prompts, seeds=seeds, steps=steps).tensor.numpy()
+        found[name] = compared(runner.generate(labels=prompts, seeds=seeds, steps=steps).array, theirs)
     if "encoder" in runner.manifest["graphs"]:
         images = list(pipe.generate(seeds=seeds, steps=1).images)
         found["there and back"] = compared(runner.reconstruct(images), pipe.reconstruct(images).numpy())

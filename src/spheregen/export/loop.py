@@ -37,7 +37,7 @@ class Loop:
     def __init__(self, graphs: Sessions, weights: Array, guided: bool, settings: Mapping[str, Any]) -> None:
         self.graphs, self.weights, self.guided = graphs, weights, guided
         manifest, amount, place = graphs.manifest, settings["guidance"], settings["guidance_at"]
-        self.both = np.concatenate([weights, graphs.weights(None, len(weights))])
+        self.both = np.concatenate([weights, graphs.null(len(weights), settings)])
         self.images, self.context = graphs.predicts_images, []  # type: tuple[bool, list[Array]]
         active = amount != manifest["unguided"]
         if active and not guided:
@@ -117,7 +117,7 @@ def refined(graphs: Sessions, rough: Array, made: Made, noise: Array, settings: 
     weights, extra = made.weights, dict(zip(("point", "tokens"), made.context, strict=False))
     of = rough
     if guided:
-        weights = np.concatenate([weights, graphs.weights(None, len(weights))])
+        weights = np.concatenate([weights, graphs.null(len(weights), settings)])
         extra = {name: np.concatenate([each, each]) for name, each in extra.items()}
         of = np.concatenate([rough, rough])
 

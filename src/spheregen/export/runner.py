@@ -22,6 +22,7 @@ from spheregen.errors import ConfigError, did_you_mean
 from spheregen.export.loop import Loop, Made, refined
 from spheregen.export.manifest import read_manifest
 from spheregen.export.noise import Array, gaussians, refinement_noise
+from spheregen.export.prompts import NEGATIVE
 from spheregen.export.sessions import Sessions
 from spheregen.export.sums import blend, check_settings, filled, positions, slerp, step_angles
 from spheregen.pixels import ImageOptions, load_array, read_image
@@ -29,7 +30,7 @@ from spheregen.pixels import ImageOptions, load_array, read_image
 ImageInput = Any
 """A PIL image, a path, or an array (H, W) or (H, W, C) of uint8 or of floats in [0, 1]."""
 Classed = int | str | Sequence[int | str] | None
-"""Class ids or names: one for all images, or one for each."""
+"""Class ids or names: one for all images, or one for each; prompts of a model that follows texts."""
 EDIT_STRENGTH = 0.25
 FAMILIAR = 0.4
 """See `Runner.kept`."""
@@ -45,9 +46,11 @@ class RunnerOutput:
     """(B, C, S, S) in [0, 1]."""
     seeds: tuple[int, ...]
     labels: tuple[int, ...] | None
-    """The class id of each; None for the null class and for mixtures."""
+    """The class id of each; None for the null class and for mixtures, and of a model that follows texts."""
     settings: Mapping[str, Any]
     """As used: with a seed they repeat an image."""
+    prompts: tuple[str, ...] | None = None
+    """The prompt of each."""
 
     def __len__(self) -> int:
         return len(self.array)
@@ -79,7 +82,10 @@ class Runner:
         self.manifest = manifest = read_manifest(self.folder)
         self.image_shape: tuple[int, ...] = tuple(manifest["image_shape"])
         self.latent_shape: tuple[int, ...] = tuple(manifest["latent_shape"])
-        self.classes = Classes(manifest["num_classes"], tuple(manifest["class_names"]))
+        self._graphs = Sessions(self.folder, manifest, providers, threads)
+        classes = Classes(manifest["num_classes"], tuple(manifest["class_names"]))
+        self.classes: Any = classes if self._graphs.texts is None else self._graphs.texts
+        """`Classes`, or `Texts` of a model that follows texts."""
         self.defaults: Mapping[str, Any] = manifest["sampling"]
         """The settings of `generate`, where nothing else is given."""
         channels, size, _ = self.image_shape
@@ -87,7 +93,6 @@ class Runner:
         self.image_options = ImageOptions(
             image_size=size, channels=channels, fit=geometry["fit"], background=tuple(geometry["background"])
         )
-        self._graphs = Sessions(self.folder, manifest, providers, threads)
 
     # making images ----------------------------------------------------------------------------------------------------
 
@@ -108,11 +113,15 @@ class Runner:
             seed: image i has seed `seed + i`.
             seeds: the seeds themselves.
             options: steps, schedule, guidance, guidance_at, share_noise, strength, prior, temperature, prior_angle,
-                start_angle, loop_angle, and of a model that refines refinement_steps, solver, refinement_guidance.
+                start_angle, loop_angle; of a model that follows texts prompt, in place of labels, and negative_prompt;
+                of a model that refines refinement_steps, solver, refinement_guidance.
 
         Raises:
             ConfigError: an unknown class or option, or numbers that do not fit together.
         """
+        labels = self._prompted(labels, options)
+        if labels is None and self._graphs.texts is not None and options.get("guidance") is None:
+            options["guidance"] = self.manifest["unguided"]
         settings = self._settings(options)
         many = isinstance(labels, Sequence) and not isinstance(labels, str)
         if seeds is None:
@@ -167,7 +176,7 @@ class Runner:
         self, images: ImageInput | Sequence[ImageInput], labels: Classed = None, *, seed: int = 0, **options: Any
     ) -> RunnerOutput:
         """Pull images towards a class and keep what they have beside it, as `Pipeline.edit` does."""
-        x = self._load(images)
+        x, labels = self._load(images), self._prompted(labels, options)
         ids, seeds = self.classes.of_each(labels, len(x)), range(seed, seed + len(x))
         given = {name: value for name, value in options.items() if value is not None}
         weights, guided = self._graphs.weights(ids, len(x)), ids is not None
@@ -207,7 +216,7 @@ class Runner:
         """Make variations of one image, at `angle` degrees from its code, as `Pipeline.vary` does."""
         if not 0 <= angle <= 180:
             raise ConfigError(f"the angle of a variation lies between 0 and 180 degrees, not {angle:g}")
-        x = self._load(image)
+        x, labels = self._load(image), self._prompted(labels, options)
         given = {name: value for name, value in options.items() if value is not None}
         ids, seeds = self.classes.of_each(labels, count), range(seed, seed + count)
         weights, turn = self._graphs.weights(ids, count), math.radians(angle)
@@ -232,10 +241,10 @@ class Runner:
             ends: two, or four corners (upper left, upper right, lower left, lower right): seeds or images.
             frames: along each side, the ends included.
             labels: one class, or one for each end, which are mixed; by default photos are under the null class, seeds
-                under their own.
+                under their own. The way between two prompts is that of `class_path="lerp"`.
             options: as of `edit`; `seed` is of the refinement noise of photos.
         """
-        items, own = list(ends), int(options.pop("seed", 0))
+        items, own, labels = list(ends), int(options.pop("seed", 0)), self._prompted(labels, options)
         if len(items) not in (2, 4) or not 2 <= frames <= 10_000:
             raise ConfigError(
                 f"interpolation goes between 2 or 4 ends, in 2 to 10000 frames, not {len(items)}, {frames}"
@@ -340,9 +349,10 @@ class Runner:
                 noise = refinement_noise(seeds[part], self.image_shape) if flow is None else flow[part]
                 images = refined(self._graphs, images, made, noise, settings)
             found.append(images)
-        named = None if ids is None or self.classes.count in ids else tuple(ids)
+        named: Any = None if ids is None or self.classes.count in ids else tuple(ids)
         unit = (np.clip(np.concatenate(found), -1, 1) + 1) / 2
-        return RunnerOutput(unit.astype(np.float32), tuple(map(int, seeds)), named, dict(settings))
+        labels, prompts = (named, None) if self._graphs.texts is None else (None, named)
+        return RunnerOutput(unit.astype(np.float32), tuple(map(int, seeds)), labels, dict(settings), prompts)
 
     def _unlooped(
         self,
@@ -352,9 +362,10 @@ class Runner:
         options: Mapping[str, Any],
         latents: Callable[[Array, Array], Array],
     ) -> Array:
-        ids = self.classes.of_each(labels, len(x))
+        given = dict(options)
+        ids = self.classes.of_each(self._prompted(labels, given), len(x))
         unguided = self.manifest["unguided"]
-        settings = self._settings({**({} if ids is not None else {"guidance": unguided}), **options}, edit=True)
+        settings = self._settings({**({} if ids is not None else {"guidance": unguided}), **given}, edit=True)
         weights = self._graphs.weights(ids, len(x))
 
         def make(part: slice) -> Made:
@@ -369,7 +380,8 @@ class Runner:
     def _settings(self, options: Mapping[str, Any], *, edit: bool = False) -> dict[str, Any]:
         """Return the settings of a call: what is given, else the model's; see `pipeline.options.complete`."""
         given = {name: value for name, value in options.items() if value is not None}
-        known = [*self.defaults, "start_angle", "loop_angle"]
+        texts = self._graphs.texts is not None
+        known = [*self.defaults, "start_angle", "loop_angle", *([NEGATIVE] if texts else [])]
         for name in given.keys() - set(known):
             raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
         settings = {**self.defaults, **given}
@@ -379,7 +391,7 @@ class Runner:
         check_settings(settings)
         if settings["prior"] == "fitted" and "draw" not in self._graphs:
             raise ConfigError("this model has no fitted prior; leave prior out")
-        if not self.classes.count and settings["guidance"] != unguided:
+        if not self.classes.count and not texts and settings["guidance"] != unguided:
             raise ConfigError(f"guidance steers towards a class, and this model has none; give guidance {unguided:g}")
         if "refinement_steps" in settings:
             plain = edit and given.get("guidance") == unguided
@@ -423,6 +435,15 @@ class Runner:
 
         upper = join(ends[0], ends[1], across)
         return upper if len(ends) == 2 else join(upper, join(ends[2], ends[3], across), down)
+
+    def _prompted(self, labels: Classed, options: dict[str, Any]) -> Classed:
+        """Take the prompt out of the options of a call, and return the labels that are meant."""
+        prompt: Classed = options.pop("prompt", None)
+        if prompt is not None and labels is not None:
+            raise ConfigError("give a prompt or labels, not both")
+        if prompt is not None and self._graphs.texts is None:
+            raise ConfigError("this model follows classes, not texts: give labels, not a prompt")
+        return labels if prompt is None else prompt
 
     def _noises(self, seeds: Sequence[int], settings: Mapping[str, Any], noisy: int) -> list[Array]:
         """Return the noise of the start, then that of the noisy steps, one for all where they share it."""

@@ -13,6 +13,7 @@ import numpy as np
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.export.manifest import MANIFEST
 from spheregen.export.noise import Array
+from spheregen.export.prompts import NEGATIVE, Texts
 from spheregen.export.sums import filled
 from spheregen.external import import_package
 
@@ -29,6 +30,8 @@ class Sessions:
         self, folder: Path, manifest: Mapping[str, Any], providers: Sequence[str] | None, threads: int | None
     ) -> None:
         self.manifest = manifest
+        self.texts = Texts(manifest["text"]) if manifest.get("text") else None
+        """Of a model that follows texts."""
         self.predicts_images: bool = manifest["predicts"] == "images"
         runtime = import_package("onnxruntime", "onnx", "running an exported model")
         options = runtime.SessionOptions()
@@ -66,11 +69,18 @@ class Sessions:
     def draw(self, noise: Array, weights: Array, temperature: float) -> Array:
         return self.call("draw", noise=noise, weights=weights, temperature=filled(temperature, 1))
 
-    def weights(self, ids: Sequence[int] | None, count: int) -> Array:
-        """Return the shares of the classes (B, K + 1) of ids; of None that of the null class."""
+    def weights(self, ids: Sequence[Any] | None, count: int) -> Array:
+        """Return the shares of the classes (B, K + 1) of ids, or prompts as graphs take them; of None the null."""
+        if self.texts is not None:
+            return self.texts.weights(ids, count)
         null = self.manifest["num_classes"]
         shares: Array = np.eye(null + 1, dtype=np.float32)[[null] * count if ids is None else list(ids)]
         return shares
+
+    def null(self, count: int, settings: Mapping[str, Any]) -> Array:
+        """Return what guidance pulls away from, (B, K + 1): the null, or a negative prompt."""
+        text = settings.get(NEGATIVE)
+        return self.weights(None if self.texts is None else self.texts.of_each(text, count), count)
 
 
 def _checked(path: Path, sha256: str) -> bytes:

@@ -175,7 +175,7 @@ def load_prior(folder: Path, of: LoadedModel) -> FittedPrior:
     tensors = load_tensors(path)
     try:
         prior = (FittedTextPrior if of.model.text_width else FittedPrior)(**tensors)
-        prior.check(math.prod(of.model.latent_shape), of.model.label_width)
+        prior.check(math.prod(of.model.latent_shape), of.model.vector_width)
     except (TypeError, ConfigError) as error:
         raise ModelFileError(f"{path} does not fit the model ({first_line(error)}); {cure}") from error
     with safe_open(path, "pt") as file:

@@ -270,7 +270,7 @@ def _build_transformer(config: EncoderConfig, *, pretrained: bool) -> FrozenEnco
             f"{source} is of model_type {model_type!r}, which is no encoder known here; give one of {known}"
         )
     sees = MODEL_TYPES[model_type]
-    arguments = {"add_pooling_layer": False} if sees == "vit" else {}
+    arguments: dict[str, Any] = {"add_pooling_layer": False} if sees == "vit" else {}
     try:
         with quiet(transformers):
             seeing = dict(found.get("vision_config", found))  # of SigLIP's and CLIP's two networks

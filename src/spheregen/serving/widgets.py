@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from spheregen.networks.text import MOST_CHARACTERS
 from spheregen.pipeline import Pipeline, PipelineOutput
+from spheregen.texts import MOST_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
