@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 import spheregen as sg
 from spheregen import batching
@@ -326,46 +325,6 @@ def test_four_corners(pipe: sg.Pipeline, steps: int) -> None:
     close(labelled.tensor, pipe.generate(seeds=[3] * 4, labels=[0, 1, 2, 1], steps=1).tensor, 1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("label", "dtype"), [(None, torch.float32), ("dog", torch.bfloat16)])
-def test_inpainting_keeps_known_pixels(label: str | None, dtype: torch.dtype, kind: str) -> None:
-    pipe = tiny_pipeline(kind=kind)
-    pipe.model.to(dtype)
-    output = pipe.inpaint(A, HOLE, labels=label, steps=3)
-    known = (HOLE == 0).expand(3, 8, 8).permute(1, 2, 0).numpy()
-    for image, given in zip(output.images, sg.PipelineOutput(A, (0, 1, 2), None, {}).images, strict=True):
-        assert np.array_equal(np.asarray(image)[known], np.asarray(given)[known])
-        assert not np.array_equal(np.asarray(image)[~known], np.asarray(given)[~known])
-    for images in output.trajectory:
-        tolerance = 1e-6 if dtype == torch.float32 else 1e-3
-        close(images * (1 - HOLE), A * (1 - HOLE), tolerance)
-    hidden = torch.where(HOLE == 1, torch.rand(3, 3, 8, 8), A)  # what was there does not matter
-    assert torch.equal(pipe.inpaint(hidden, HOLE, labels=label, steps=3).tensor, output.tensor)
-
-
-@pytest.mark.parametrize("factor", [2, 4, 8])
-def test_an_enlargement_averages_back(pipe: sg.Pipeline, factor: int) -> None:
-    small = (0.3 + 0.4 * images_of(2, 8 // factor)).mul(255).round() / 255
-    for given in (None, factor):
-        output = pipe.upscale(small, given, steps=3, guidance=dim)
-        assert output.settings["factor"] == factor
-        for images in output.trajectory:
-            close(functional.avg_pool2d(images, factor), small, 1e-5)
-
-
-def test_the_factor_follows_the_shorter_side(pipe: sg.Pipeline) -> None:
-    assert pipe.upscale([np.zeros((4, 9)), np.zeros((7, 4))], steps=1).settings["factor"] == 2
-    assert pipe.upscale(A, steps=1).settings["factor"] == 1
-    close(pipe.upscale(A, steps=1).tensor, A, 1e-6)
-    reduced = pipe.upscale(images_of(1, 30), 4, steps=2, guidance=dim)  # a large picture is reduced first
-    assert reduced.tensor.shape == (1, 3, 8, 8)
-    refuses(lambda: pipe.upscale([np.zeros((4, 4)), np.zeros((2, 2))]), "sides of 2 and 4 px", "give a factor")
-    for side in (3, 5, 16):
-        refuses(lambda side=side: pipe.upscale(np.zeros((side, side))), f"{side} px does not divide", "give a factor")  # type: ignore[misc]
-    for factor in (3, 0, -2, 16):
-        refuses(lambda factor=factor: pipe.upscale(A, factor), "divide the model's 8 px", f"{factor} does not")  # type: ignore[misc]
-
-
 # errors ---------------------------------------------------------------------------------------------------------------
 
 
@@ -417,7 +376,6 @@ def test_guidance_wants_labels_and_labels_want_classes(
         (lambda pipe: pipe.interpolate([1, 2], 4, path="slurp"), "did you mean 'slerp'"),
         (lambda pipe: pipe.interpolate([1, 2], 4, labels=["cat"]), "1 labels"),
         (lambda pipe: pipe.interpolate([3.5, 2], 4), "float"),
-        (lambda pipe: pipe.inpaint(A, torch.zeros(1, 3, 3)), "3 x 3"),
         (lambda pipe: sg.Pipeline(pipe.model, device="cpu", batch_size=0), "batch_size"),
     ],
 )

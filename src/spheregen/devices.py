@@ -58,16 +58,6 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """Return `float32` or `bf16`; `auto` takes bf16 on a GPU that has it.
-
-    On CPUs without units for bf16 it is far slower than float32, so there it must be asked for.
-    """
-    if name != "auto":
-        return name
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Return the autocast context of a precision; weights stay float32."""
     if precision == "float32":

@@ -71,9 +71,12 @@ class World:
         """Return the rows (b, ...) of all processes, in their order, as (size * b, ...)."""
         if self.size == 1:
             return rows
+        home = rows.device
+        if home.type == "cuda" and dist.get_backend() == "gloo":  # which gathers from the CPU alone
+            rows = rows.cpu()
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        return torch.cat(parts).to(home)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Return every process's value, in their order. Values are pickled, among these processes only."""

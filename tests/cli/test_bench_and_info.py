@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_bench_as_json_and_as_a_table(run: Run) -> None:
+def test_bench_as_json_and_as_a_table(run: Run, tmp_path: Path) -> None:
     options = ("bench", "debug", "--device", "cpu", "--precision", "float32", "--repeats", 2)
     answer = run(*options, "--only", "sample", "--steps", "1,2", "--json").json
     assert [(row["what"], row["steps"]) for row in answer["rows"]] == [("sample", 1), ("sample", 2)]
@@ -37,6 +38,12 @@ def test_bench_as_json_and_as_a_table(run: Run) -> None:
     assert "GFLOP/s" in shown.out and "of peak" in shown.out and "where the time of train float32 goes" in shown.out
     assert answer["machine"]["torch"] in shown.out
     assert "turn 2 of 2" in shown.err
+    saved = tmp_path / "before.json"
+    saved.write_text(json.dumps(answer))
+    again = run(*options, "--only", "sample", "--steps", "1", "--against", saved)
+    assert "now by then" in again.out and "debug cpu sample 1 float32" in again.out
+    saved.write_text("[]")
+    run(*options, "--only", "sample", "--steps", "1", "--against", saved).fails("spheregen bench")
 
 
 BAD = [
@@ -45,6 +52,7 @@ BAD = [
     (["bench", "debug", "--steps", "two"], "--steps"),
     (["bench", "debug", "--only", "sleep"], "unknown kind of work"),
     (["bench", "debug", "--perceptual", "frog"], "random"),
+    (["bench", "debug", "--against", "nowhere.json"], "nowhere.json"),
     (["bench", "rae-debug", "-q"], "samples nothing"),
     (["info", "debug", "--processes", "0"], "--processes"),
     (["info", "debug", "--processes", "3"], "multiple of 3"),

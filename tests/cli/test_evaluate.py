@@ -169,5 +169,13 @@ def test_a_run_with_a_flow_says_how_it_was_refined(run: Run) -> None:
 
 @pytest.mark.parametrize("words", [["--steps", "4"], ["--metrics", "kid"], ["--report", "x"], ["--curve", "steps=1"]])
 def test_restoration_ignores_nothing(run: Run, words: list[str]) -> None:
-    run("evaluate", "digits", "--data", "digits", "--restoration", "sp3", *words).fails("--restoration", "leave")
-    run("evaluate", "digits", "--restoration", "sp3").fails("--data")
+    run("evaluate", "digits", "--data", "digits", "--protocol", "sp3", *words).fails("does without", "leave")
+    run("evaluate", "digits", "--protocol", "sp3").fails("--data")
+
+
+def test_restoration_is_measured_by_a_protocol(run: Run) -> None:
+    words = ("evaluate", "digits", "--data", "digits", "--protocol", "sp3", "-n", "4")
+    found = run(*words, "--restoration", "denoise", "--json").json
+    assert found["protocol"]["name"] == "sp3" and found["protocol"]["noise"] == {"denoise": 0.2}
+    run(*words, "--restoration", "dejpeg").fails("dejpeg", "box")
+    run(*words[:5], "sp4").fails("sp4", "sp3")

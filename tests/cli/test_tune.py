@@ -35,6 +35,16 @@ def test_the_best_of_what_was_measured_becomes_the_default(run: Run) -> None:
     assert [again["chosen"]] == [{name: row[name] for name in again["chosen"]} for row in again["tried"]]
 
 
+def test_settings_of_restoration_are_chosen_by_task(run: Run) -> None:
+    trained(Path("model"), *SHORT, recipe="conv-debug")
+    words = ("tune", "model", "--data", "digits", "--seconds", "0.001", "-n", "4")
+    assert "dejpeg" in run(*words, "--restoration", "denoise,dejpeg").out
+    found = json.loads(Path("model/restoration.json").read_text(encoding="utf-8"))
+    recorded = load_model(Path("model")).info.restoration["tasks"]
+    assert recorded == {task: table["chosen"] for task, table in found["tasks"].items()}
+    run(*words, "--restoration", "sharpen").fails("sharpen", "denoise")
+
+
 def test_a_card_that_somebody_edited_stays(run: Run) -> None:
     model = trained(Path("model"), *SHORT, recipe="conv-debug")
     (model / "README.md").write_text("mine", encoding="utf-8")

@@ -15,12 +15,15 @@ from spheregen.evaluation.classifier import CLASSIFIER
 from spheregen.evaluation.curves import parse_curve
 from spheregen.evaluation.evaluator import EvaluationOptions
 from spheregen.evaluation.request import Request, run
+from spheregen.evaluation.restoration import comparison
+from spheregen.evaluation.restoration import section as restoration
+from spheregen.evaluation.restoration.tasks import TASKS
 from spheregen.evaluation.sphere import study as sphere
 from spheregen.evaluation.studies import choose_studies
 from spheregen.measure.features import classifier
 from tests.evaluation.stubs import POOLED
 
-STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere")
+STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere", "restoration")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SPHERE_IMAGES", 40)
+        patch.setattr(restoration, "IMAGES", 4)
+        patch.setattr(comparison, "TIMED", 2)
         patch.setattr(classifier, "SEEN", 6400)
         for name in ("TURNED", "LOOPED", "RANDOM", "UNRELATED"):
             patch.setattr(sphere, name, 16)
@@ -80,14 +85,18 @@ def test_the_result_holds_every_study(report: tuple[Path, dict[str, Any]]) -> No
     assert result["classes"]["features"] == POOLED and 0 <= result["classes"]["accuracy"] <= 1
     assert result["originality"]["training_images"] == 60
     assert result["sphere"]["latents"]["own class"]["count"] == 40 and result["sphere"]["warnings"]
+    restored = result["restoration"]
+    assert {row["task"] for row in restored["rows"]} == {*TASKS} - {"decolour"} and restored["count"] == 4
+    assert len(restored["projection"]["frechet"]) == len(restored["projection"]["angles"])
 
 
 def test_the_page_holds_every_section(report: tuple[Path, dict[str, Any]]) -> None:
     folder, result = report
     page = (folder / "index.html").read_text(encoding="utf-8")
-    for key in ("summary", "metrics", "curves", "samples", "classes", "originality", "sphere", "protocol", "recipe"):
+    keys = ("summary", "metrics", "curves", "samples", "classes", "originality", "sphere", "restoration", "protocol")
+    for key in (*keys, "recipe"):
         assert f'<section id="{key}"' in page
-    assert result["line"][:40] in page and page.count("data:image/png;base64,") == 5
+    assert result["line"][:40] in page and page.count("data:image/png;base64,") == 6
 
 
 def test_studies_are_chosen_by_name() -> None:

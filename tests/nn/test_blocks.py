@@ -10,7 +10,7 @@ from torch.nn import functional
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
 from spheregen.nn.block import Block, gated_silu
 from spheregen.nn.linear import DECAY, ENCODER, NO_DECAY, PaddedLinear, tags_of
-from spheregen.nn.norm import RMSNorm
+from spheregen.nn.norm import RMSNorm, normalised
 from spheregen.nn.positions import AxialRotary
 from spheregen.nn.sizes import TransformerSize
 
@@ -168,3 +168,27 @@ def test_rms_norm_takes_its_statistics_in_float32(dtype: torch.dtype) -> None:
     x = (300 * gaussian(2, 3, 64)).to(dtype)  # squares overflow float16
     assert norm(x).dtype == dtype
     torch.testing.assert_close(norm(x), RMSNorm(64)(x.float()).to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift"),
+    [(None, None), ((16,), None), ((3, 1, 16), (3, 1, 16)), ((3, 4, 16), (3, 4, 16)), ((2, 1, 16), None)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_norm_with_its_modulation_has_the_gradients_of_its_formula(
+    factor: tuple[int, ...] | None, shift: tuple[int, ...] | None, dtype: torch.dtype
+) -> None:
+    shapes = ((3, 5, 2, 4, 16) if factor == (2, 1, 16) else (3, 4, 16), factor, shift)
+    of = [None if s is None else gaussian(*s, seed=i).to(dtype).requires_grad_() for i, s in enumerate(shapes)]
+    x, scale, moved = of
+    assert x is not None
+    plain = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-3)
+    expected = plain * (1 if scale is None else scale) + (0 if moved is None else moved)
+    ours = normalised(x, scale, moved, 1e-3)
+    leaves = [each for each in of if each is not None]
+    torch.testing.assert_close(ours, expected)
+    grads = (torch.autograd.grad(found, leaves, gaussian(*x.shape, seed=9).to(dtype)) for found in (ours, expected))
+    for by_hand, by_formula in zip(*grads, strict=True):
+        torch.testing.assert_close(by_hand, by_formula, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(normalised(x, scale, moved, 1e-3), expected)

@@ -170,8 +170,9 @@ def test_known_pixels_are_kept_bit_for_bit(dtype: torch.dtype) -> None:
         for made in (operator.init(images), operator.prox(gaussian(3, *SHAPE, seed=6).to(dtype), images, 0)):
             assert made.dtype == dtype and made.isfinite().all() and torch.equal(made[where], images[where])
     v = gaussian(3, *SHAPE, seed=6)
-    mixed, half = r.SoftMask(soft).prox(v, images.float(), 0), (soft == 0.5).expand_as(v)
-    torch.testing.assert_close(mixed[half], ((v + images.float()) / 2)[half])
+    operator, half = r.SoftMask(soft), (soft == 0.5).expand_as(v)
+    for mixed in (operator.prox(v, images.float(), 0), operator.step(v, images.float(), 0, gain_of_seed(1).float())):
+        torch.testing.assert_close(mixed[half], ((v + images.float()) / 2)[half])
 
 
 def test_the_start_has_no_holes() -> None:
@@ -242,6 +243,7 @@ def test_jpeg_is_that_of_files() -> None:
         (lambda: r.gaussian_kernel(0), "above 0"),
         (lambda: r.gaussian_kernel(1, 4), "odd"),
         (lambda: r.motion_kernel(-1), "above 0"),
+        (lambda: r.motion_kernel(9, math.inf), "degrees"),
         (lambda: r.Blur(torch.ones(3, 3)).prox(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), 0), "singular"),
         (lambda: r.Denoise().prox(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), math.nan), "lambda"),
         (lambda: r.check_adjoint(r.Linear(lambda x: x, lambda y: 2 * y), SHAPE), "not the adjoint"),

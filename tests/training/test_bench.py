@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from spheregen.errors import ConfigError
 from spheregen.family.registry import blank_model, cost_of
-from spheregen.training.bench import BenchResult, bench
+from spheregen.training.bench import BenchResult, bench, compare, read_result
 from spheregen.training.estimate import step_cost
 from spheregen.training.recipe import load_recipe
 
@@ -33,9 +37,36 @@ def test_the_figures_fit_together() -> None:
     assert step == step_cost(recipe).flops_per_image
     for row in result.rows:
         assert row.batch_size == 4 and row.images_per_second == pytest.approx(4 / row.seconds)
+        assert row.images_per_cpu_second == pytest.approx(4 / row.cpu_seconds)
         assert row.flops == pytest.approx(row.images_per_second * row.flops_per_image)
         assert row.of_peak == pytest.approx(row.flops / result.peaks[row.precision].flops)
         assert row.percentiles["p5"] <= row.percentiles["p50"] == row.seconds <= row.percentiles["p95"]
     assert result.machine["kind"] == "cpu" and result.machine["torch"] == torch.__version__
     values = result.as_dict()
     assert json.loads(json.dumps(values)) == values
+
+
+def test_a_busy_machine_is_told_by_processor_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    for rate, busy in ((0.1, True), (2.0, False)):
+        monkeypatch.setattr(time, "process_time", lambda rate=rate: rate * next(ticks))
+        result = run(what=("train",), batch_size=4)
+        assert busy == any("the machine is busy" in note for note in result.notes)
+        assert result.machine["cpu_share"] > 0
+
+
+def test_results_are_compared_by_processor_seconds(tmp_path: Path) -> None:
+    result = run(what=("train",), batch_size=4)
+    saved = json.loads(json.dumps(result.as_dict()))
+    saved["rows"][0]["images_per_cpu_second"] /= 2
+    file = tmp_path / "saved.json"
+    file.write_text(json.dumps(saved))
+    assert compare(result, read_result(file)) == {"debug cpu train 1 float32 4": pytest.approx(2)}
+    for other in ({**saved, "rows": []}, {**saved, "recipe": "another"}):
+        with pytest.raises(ConfigError, match="in common"):
+            compare(result, other)
+    for wrong in ("", "[]", "{}", json.dumps({**saved, "rows": 1}), json.dumps({**saved, "machine": {}})):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match=r"saved\.json"):
+            read_result(file)

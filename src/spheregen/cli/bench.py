@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
@@ -29,18 +30,24 @@ def bench(
     profile: Annotated[
         bool, Option("--profile", help="Show where the time goes; on CUDA also whether a step waits for it.")
     ] = False,
+    against: Annotated[
+        Path | None, Option(help="Compare with a result that --json printed: images per second, now by then.")
+    ] = None,
 ) -> None:
     """Measure how fast a recipe samples and trains here, against matrix products in turn with them. Needs no data.
 
     Examples:
         spheregen bench digits
         spheregen bench cifar10 --batch-size 256 --precision bf16 --only train --profile
+        spheregen bench digits --json > before.json
+        spheregen bench digits --against before.json
     """
     from spheregen.devices import choose_device
-    from spheregen.training.bench import WHAT
+    from spheregen.training.bench import WHAT, compare, read_result
     from spheregen.training.bench import bench as run_bench
     from spheregen.training.recipe import load_recipe
 
+    saved = None if against is None else read_result(against)
     result = run_bench(
         load_recipe(recipe, settings or ()),
         device=choose_device(cli.everywhere.device),
@@ -53,10 +60,13 @@ def bench(
         profile=profile,
         progress=cli.say,
     )
-    cli.answer(result.as_dict(), lambda: _text(result))
+    compared = None if saved is None else compare(result, saved)
+    cli.answer(
+        {**result.as_dict(), **({} if compared is None else {"against": compared})}, lambda: _text(result, compared)
+    )
 
 
-def _text(result: BenchResult) -> str:
+def _text(result: BenchResult, compared: dict[str, float] | None) -> str:
     rows = [
         {
             "work": "train" if row.what == "train" else f"sample {row.steps}",
@@ -65,6 +75,7 @@ def _text(result: BenchResult) -> str:
             "ms": row.seconds * 1e3,
             "p5-p95": "-".join(f"{row.percentiles[each] * 1e3:.4g}" for each in ("p5", "p95")),
             "images/s": row.images_per_second,
+            "images/CPU s": row.images_per_cpu_second,
             "GFLOPs/image": row.flops_per_image / 1e9,
             "GFLOP/s": row.flops / 1e9,
             "of peak": f"{row.of_peak:.1%}",
@@ -78,6 +89,7 @@ def _text(result: BenchResult) -> str:
             cli.details({"recipe": result.recipe, **result.machine, "matrix products": peaks}),
             "",
             cli.table(rows),
+            *([] if compared is None else ["", cli.table(compared.items(), ("work", "now by then"))]),
             *(f"\nwhere the time of {name} goes\n{profile}" for name, profile in result.profiles.items()),
             *(f"note: {note}" for note in result.notes),
         ]

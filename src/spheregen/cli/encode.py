@@ -11,6 +11,8 @@ from spheregen.cli import options as cli
 from spheregen.cli.images import output_folder
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from spheregen.data.latent_cache import Dtype
 
 
@@ -63,10 +65,11 @@ def encode(
     from spheregen.data.decoding import check_reading
     from spheregen.data.encoding import write_latent_cache
     from spheregen.data.source import notes
-    from spheregen.devices import choose_device, choose_precision
+    from spheregen.devices import choose_device
     from spheregen.distributed import joined_world, local_device
     from spheregen.folders.tokenizers import TOKENIZER, open_tokenizer, save_tokenizer
     from spheregen.lock import locked_folder
+    from spheregen.measure.precision import choose_precision
 
     output_folder(out)
     given = cli.assignments(settings, (*cli.READING_NAMES, "captions"), "fit=pad")
@@ -82,6 +85,8 @@ def encode(
         captions = None if column is None else read_captions(opened_source, None if column == "auto" else str(column))
         opened = open_tokenizer(tokenizer, image_size=image_size, pack=pack, device=place)
         channels, side, _ = opened.tokenizer.image_shape
+        asked = "float32" if dtype == "float32" else "auto"
+        precision = choose_precision(asked, place, cast("nn.Module", opened.tokenizer))
         index = write_latent_cache(
             opened.tokenizer,
             opened_source,
@@ -95,7 +100,7 @@ def encode(
             workers=workers,
             on_error=on_error,
             device=place,
-            precision=choose_precision("float32" if dtype == "float32" else "auto", place),
+            precision=world.gather_objects(precision.name)[0],
             save_tokenizer=lambda folder: save_tokenizer(opened.tokenizer, folder / TOKENIZER),
             captions=captions,
             world=world,

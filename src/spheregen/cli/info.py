@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from spheregen.family.recipe import Recipe
+    from spheregen.measure.precision import Precision
 
 SAMPLING_BATCH = 16
 COUNTS = ("batch", "micro_batch", "processes")  # the other whole numbers of memory are bytes
@@ -45,10 +46,10 @@ def info(
     """
 
     from spheregen.data import open_source
-    from spheregen.devices import choose_precision
     from spheregen.family.registry import cost_of
     from spheregen.folders.model_folder import read_architecture
     from spheregen.folders.model_source import find_model
+    from spheregen.measure.precision import Precision, choose_precision
     from spheregen.nn.uninitialised import weightless
     from spheregen.training.estimate import estimate_sampling_memory, estimate_time
     from spheregen.training.frozen import blank_of_folder, blank_of_recipe
@@ -94,13 +95,12 @@ def info(
         images = None
         if (data or time) and recipe.data.source is not None:
             images = len(open_source(recipe.data.source, split=recipe.data.split))
-        precision = recipe.train.precision
-        if precision == "auto" and not is_here:
-            precision = "bf16" if place.type == "cuda" else "float32"
-        precision = choose_precision(precision, place)
+        precision = Precision("bf16" if place.type == "cuda" else "float32", "it is not in this machine")
+        if is_here or recipe.train.precision != "auto":
+            precision = choose_precision(recipe.train.precision, place, model)
         found["memory"] = _memory(recipe, place, is_here, precision, processes, images)
         if time:
-            found["time"] = estimate_time(recipe, images, place, precision, world_size=processes).as_dict()
+            found["time"] = estimate_time(recipe, images, place, precision.name, world_size=processes).as_dict()
     cli.answer(found, lambda: _text(found, list(cost.parts)))
 
 
@@ -132,13 +132,13 @@ def _place(name: str, *, must_be_here: bool) -> tuple[torch.device, bool]:
 
 
 def _memory(
-    recipe: Recipe, place: torch.device, is_here: bool, precision: str, processes: int, images: int | None
+    recipe: Recipe, place: torch.device, is_here: bool, precision: Precision, processes: int, images: int | None
 ) -> dict[str, Any]:
     from spheregen.devices import available_memory
     from spheregen.training.estimate import estimate_memory, largest_micro_batch, memory_warning
 
     available = available_memory(place) if is_here else None
-    how: dict[str, Any] = {"precision": precision, "world_size": processes, "device_type": place.type}
+    how: dict[str, Any] = {"precision": precision.name, "world_size": processes, "device_type": place.type}
     micro_batch = None if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
     if micro_batch is None and available is not None:
         micro_batch = largest_micro_batch(recipe, available=available, **how)
@@ -146,10 +146,11 @@ def _memory(
     return {
         **estimate.as_dict(),
         "device": place.type,
-        "precision": precision,
+        "precision": precision.name,
+        "precision_reason": precision.reason or None,
         "processes": processes,
         "available": available,
-        "warning": available and memory_warning(recipe, precision, place.type, processes, micro_batch, available),
+        "warning": available and memory_warning(recipe, precision.name, place.type, processes, micro_batch, available),
     }
 
 

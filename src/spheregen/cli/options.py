@@ -137,7 +137,7 @@ class Restoring:
             "--steps",
             "--iterations",
             rich_help_panel=_SAMPLER,
-            help="Steps of model and data. Default: 20, or what was recorded with the model.",
+            help="Steps of model and data. Default: what was recorded with the model for the task, else 20.",
         ),
     ] = None
     settings: Annotated[
@@ -153,10 +153,10 @@ class Restoring:
         ),
     ] = None
 
-    def given(self) -> dict[str, Any]:
-        """Return what was given, as `Pipeline` takes it; the rest is the model's default."""
+    def given(self, more: Sequence[str] = ()) -> dict[str, Any]:
+        """Return what was given, as `Pipeline` takes it, and `more` names; the rest is a default."""
         own = {} if self.steps is None else {"steps": self.steps}
-        return own | assignments(self.settings, (*RESTORE_NAMES, *TASK_NAMES), "samples=8")
+        return own | assignments(self.settings, (*RESTORE_NAMES, *more), "samples=8")
 
 
 def sampler_settings(texts: Sequence[str] | None) -> dict[str, Any]:

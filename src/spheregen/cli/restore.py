@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from spheregen.pipeline import Pipeline, PipelineOutput
-    from spheregen.restoration import Operator
 
 _SHOWN = 6  # iterates in a row of the sheet, at most
 _NOISE = {"denoise": "auto", "deblur": "0.01"}
@@ -52,7 +51,11 @@ def restore(
         ),
     ] = None,
     angle: Annotated[
-        float | None, Option(rich_help_panel="Sampling", help="Degrees of the noise of the model's steps, 0 to 90.")
+        float | None,
+        Option(
+            rich_help_panel="Sampling",
+            help="Degrees of the noise of the model's first step, 0 to 90; later ones have less.",
+        ),
     ] = None,
     lam: Annotated[
         float | None,
@@ -72,9 +75,10 @@ def restore(
         spheregen restore digits digits --split test --task superres --set degrade=true --out large.png
     """
     from spheregen.data import read_image
-    from spheregen.pipeline.tasks import task_operator
+    from spheregen.data.inputs import load_whole
+    from spheregen.pipeline.tasks import degrade, task_operator
 
-    given = loop.given()
+    given = loop.given(cli.TASK_NAMES)
     given |= {name: value for name, value in (("angle", angle), ("lam", lam)) if value is not None}
     known = {name: given.pop(name, None) for name in cli.TASK_NAMES}
     of_task = {
@@ -83,23 +87,29 @@ def restore(
         "factor": factor,
         "quality": known["quality"],
         "levels": known["levels"],
+        "tiles": given.get("tiles", False),
     }
-    said = noise if noise is not None else _NOISE.get(task, "0")
-    deviation: float | str = said if said == "auto" else cli.split_numbers(said, "--noise", float)[0]
+    if not isinstance(known["degrade"], bool | None):
+        raise ConfigError(f"degrade is true or false, not {known['degrade']!r}")
+    deviation = _deviation(noise if noise is not None else _NOISE.get(task, "0"))
     degraded: dict[str, Tensor] = {}
+
+    def clean(pipe: Pipeline, images: list[Image.Image]) -> Tensor:
+        return load_whole(images, pipe.image_options) if given.get("tiles") else as_tensor(pipe, images)
 
     def call(pipe: Pipeline, images: list[Image.Image], **options: Any) -> PipelineOutput:
         operator = task_operator(pipe, task, images, **of_task)
         y: Any = images
         if known["degrade"]:
-            y = _degraded(as_tensor(pipe, images), operator, deviation, options["seed"])
+            if isinstance(deviation, str):
+                raise ConfigError("degrade=true makes noise of a known strength; give --noise 0.1 or the like")
+            y = degrade(clean(pipe, images), operator, deviation, options["seed"])
         output = pipe.restore(y, operator, noise=deviation, **options)
         degraded["start"] = output.start
         return output
 
     def before(pipe: Pipeline, images: list[Image.Image], output: PipelineOutput) -> list[Tensor]:
-        clean = [as_tensor(pipe, images)] if known["degrade"] else []
-        return [*clean, degraded["start"]]
+        return [*([clean(pipe, images)] if known["degrade"] else []), degraded["start"]]
 
     inputs = [path for path in (mask, Path(kernel) if kernel and _is_file(kernel) else None) if path is not None]
     work.do(call, "restored", given, before=before, after=_spread, inputs=inputs, most=_SHOWN)
@@ -165,18 +175,12 @@ def _spread(output: Any) -> list[Tensor]:
     return [(output.spread / output.spread.amax((1, 2, 3), keepdim=True).clamp_min(1e-6))]
 
 
+def _deviation(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise ConfigError(f"--noise is a number such as 0.05, or auto, not {text!r}") from error
+
+
 def _is_file(text: str) -> bool:
     return not text.startswith(("gaussian:", "motion:")) and text not in ("none", "bicubic")
-
-
-def _degraded(x: Tensor, operator: Operator, noise: float | str, seed: int) -> Tensor:
-    """Return what the degradation makes of images in [0, 1], with noise of seed + i for image i."""
-    import torch
-
-    if noise == "auto":
-        raise ConfigError("degrade=true makes noise of a known strength; give --noise 0.1 or the like")
-    if not operator.linear:
-        return (operator.A(2 * x - 1) + 1) / 2
-    y = operator.A(x)
-    drawn = [torch.randn(y.shape[1:], generator=torch.Generator().manual_seed(seed + i)) for i in range(len(y))]
-    return y + float(noise) * torch.stack(drawn)

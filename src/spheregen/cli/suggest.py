@@ -33,8 +33,9 @@ def suggest(
     """
     from spheregen.data import open_source
     from spheregen.data.statistics import look_at
-    from spheregen.devices import choose_device, choose_precision
+    from spheregen.devices import choose_device
     from spheregen.files import write_text
+    from spheregen.measure.precision import choose_precision
     from spheregen.training.suggestion import check_wishes, suggest_recipe
 
     check_wishes(hours, image_size)
@@ -49,7 +50,7 @@ def suggest(
         look_at(opened, min(limit, 200)),
         _from_anywhere(source),
         device=place,
-        precision=choose_precision("auto", place),
+        precision=choose_precision("auto", place).name,
         hours=hours,
         image_size=image_size,
     )

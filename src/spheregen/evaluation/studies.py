@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from spheregen.data import image_grid
@@ -17,12 +18,13 @@ from spheregen.evaluation.images import GeneratedImages, RealImages, plain_setti
 from spheregen.evaluation.originality import Originality, find_copies
 from spheregen.evaluation.protocol import EvaluationOptions
 from spheregen.evaluation.report.parts import Section, Sheet
+from spheregen.evaluation.restoration.section import restoration_section, study_restoration
 from spheregen.evaluation.speed import cost_figures, sampling_speed, with_steps
 from spheregen.evaluation.sphere import sphere_section, study_sphere
 from spheregen.family.registry import cost_of
 from spheregen.pipeline import GenerationOptions, Pipeline
 
-STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere", "cost")
+STUDIES = ("reconstruction", "curves", "classes", "originality", "sphere", "restoration", "cost")
 COPY_SAMPLES = 2000
 """Samples, and as many held-out images, whose originality is checked; they are kept as small images."""
 MOST_TRAIN = 100_000
@@ -96,6 +98,10 @@ def run_studies(
                 found, strip = _sphere(pipe, evaluator, images)
                 sections.append(sphere_section(found, strip))
                 result[study] = {**found, "warnings": list(sections[-1].warnings)}
+            elif study == "restoration":
+                restored, sheet = _restoration(pipe, evaluator, train, held_out)
+                sections.append(restoration_section(restored, sheet))
+                result[study] = {**restored, "warnings": list(sections[-1].warnings)}
         except SphereGenError as error:
             result["notes"].append(f"{study} was left out: {error}")
     return sections
@@ -190,3 +196,11 @@ def _sphere(pipe: Pipeline, evaluator: Evaluator, images: Any) -> tuple[dict[str
     labels = some.labels if pipe.classes.count else None
     extractor = next(iter(evaluator.extractors.values()))
     return study_sphere(pipe.model, take(some, SPHERE_IMAGES), labels, device=pipe.device, extractor=extractor)
+
+
+def _restoration(
+    pipe: Pipeline, evaluator: Evaluator, train: FeatureSet | None, held_out: RealImages | None
+) -> tuple[dict[str, Any], Image.Image]:
+    if train is None or not isinstance(train.images, RealImages) or held_out is None:
+        raise ConfigError("it needs the training images (--data) and held-out ones (--held-out)")
+    return study_restoration(pipe, held_out, train.images, next(iter(evaluator.extractors.values())))

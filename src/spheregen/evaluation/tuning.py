@@ -175,7 +175,7 @@ def _decodes(settings: Mapping[str, Any], unguided: float) -> int:
     return int(settings["steps"]) * (2 if settings["guidance"] != unguided else 1)
 
 
-def _spectrum(pipe: Pipeline, images: RealImages) -> tuple[float, ...]:
+def error_spectrum(pipe: Pipeline, images: RealImages) -> tuple[float, ...]:
     """Return the spectrum of the model's error, which restorations weigh it by."""
     some = RealImages(images.source, images.options, limit=min(SPECTRUM_IMAGES, len(images)))
     x = (take(some, len(some)).float() / 127.5 - 1).to(pipe.device)
@@ -228,7 +228,7 @@ def tune_folder(
             "torch": torch.__version__,
             "tried": [trial.row() for trial in tried],
         }
-        spectrum = _spectrum(pipe, held_out or train)
+        spectrum = error_spectrum(pipe, held_out or train)
         save_sampling(folder, best.settings, restoration={"spectrum": list(spectrum)})
         write_json(folder / TABLE, found)
     return found

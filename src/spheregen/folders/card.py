@@ -20,7 +20,7 @@ class ModelInfo:
     # of weights that were not trained from scratch here: `source` (the file or place they were converted from),
     # `base_model` (the model they were fine-tuned from), `license` (an SPDX id or words)
     provenance: Mapping[str, str] = field(default_factory=dict)
-    # how the model restores best, measured: `spectrum` of its error, and by `tasks` steps, angle and scale
+    # of restorations, measured on held-out images: `spectrum` of the model's error, and by `tasks` the best settings
     restoration: Mapping[str, Any] = field(default_factory=dict)
     text: Mapping[str, Any] = field(default_factory=dict)  # of a model that follows texts, `TextEncoder.identity`
     figures: Mapping[str, str] = field(default_factory=dict)  # what was measured of its samples -> a number or words

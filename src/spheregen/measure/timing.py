@@ -7,6 +7,7 @@ peak in turn with what it is compared with: one `PeakMeter.sample()` before each
 from __future__ import annotations
 
 import contextlib
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,14 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
 def device_name(device: torch.device) -> str:
     """Return the device in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def processor_name() -> str:
+    """Return the model of the processor, as the system calls it."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "processor"
 
 
 @dataclass(frozen=True)

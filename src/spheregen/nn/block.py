@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from spheregen.conditioning import Condition, Labels, Modulated, NetworkCondition, embeddings_for, make_condition
 from spheregen.errors import ConfigError, Settings, check_choices
+from spheregen.nn.activations import gated_silu
 from spheregen.nn.linear import HIDDEN, NO_DECAY, PaddedLinear, linear, prepared, tag
-from spheregen.nn.norm import LayerNorm, RMSNorm
+from spheregen.nn.norm import LayerNorm, RMSNorm, multiply_add, normalised
 from spheregen.nn.positions import AxialRotary, sincos_table
 from spheregen.nn.sizes import TransformerSize
 from spheregen.sphere import EPS, spherify, upcast
@@ -51,17 +51,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: AxialRotary | None) -> Tensor:
         """`rotary=None`: no rotary positions."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, D)
-        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        qk, v = qkv.split((2, 1), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             # both at once, in one pass over memory
             wide = upcast(qk)
             weights: list[Tensor] = [norm.weight for norm in (self.q_norm, self.k_norm) if norm.weight is not None]
             gains = torch.stack(weights).to(wide.dtype).unsqueeze(1)  # (2, 1, D)
-            qk = (functional.rms_norm(wide, wide.shape[-1:], eps=self.eps) * gains).to(qk.dtype)
+            qk = normalised(wide, gains, None, self.eps).to(qk.dtype)
         if rotary is not None:
             qk = rotary(qk)
         q, k = qk.unbind(2)
-        mixed = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v.squeeze(2)))
+        mixed = functional.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
 
@@ -104,35 +105,6 @@ class SwiGLU(nn.Module):
         return self.out(gated_silu(self.gate_value(x)))  # type: ignore[no-any-return]
 
 
-def gated_silu(gate_value: Tensor) -> Tensor:
-    """`silu(gate) * value` of the two halves (..., H) of the last axis of (..., 2H)."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        gate, value = gate_value.chunk(2, dim=-1)
-        return functional.silu(gate) * value
-    return _GatedSilu.apply(gate_value)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _GatedSilu(torch.autograd.Function):
-    """Keeps its input alone, and writes both gradients into one tensor: less memory, and no copy to join them."""
-
-    @staticmethod
-    def forward(ctx: Any, gate_value: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_value)
-        gate, value = gate_value.chunk(2, dim=-1)
-        return functional.silu(gate).mul_(value)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (gate_value,) = ctx.saved_tensors
-        gate, value = gate_value.chunk(2, dim=-1)
-        joined = torch.empty_like(gate_value)
-        grad_gate, grad_value = joined.chunk(2, dim=-1)
-        torch.mul(grad, functional.silu(gate), out=grad_value)
-        torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=grad_gate)
-        return joined
-
-
 class GELUMLP(nn.Module):
     """`out(gelu(hidden(x)))` with hidden width 4 W and the tanh form of GELU, as in SiT and DiT."""
 
@@ -157,21 +129,9 @@ class Modulation(nn.Module):
         return self.linear(functional.silu(condition)).unsqueeze(1).chunk(self.count, dim=-1)  # type: ignore[no-any-return]
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`x * (1 + scale) + shift`."""
-    return _multiply_add(shift, x, 1 + scale)
-
-
 def gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
     """`x + gate * change`."""
-    return _multiply_add(x, gate, change)
-
-
-def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """`a + b * c`, in one pass over memory where the types agree."""
-    if a.dtype == b.dtype == c.dtype:
-        return torch.addcmul(a, b, c)
-    return a + b * c  # under autocast: addcmul would copy each of them to the widest type first
+    return multiply_add(x, gate, change)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,9 +244,9 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
         if first is not None and second is not None:
             gate_a, gate_m = gate_a * first, gate_m * second
-        x = gated(x, gate_a, self.attention(modulate(self.attention_norm(x), shift_a, scale_a), rotary))
+        x = gated(x, gate_a, self.attention(self.attention_norm(x, shift_a, scale_a), rotary))
         x = self._read(x, text)
-        return gated(x, gate_m, self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m)))
+        return gated(x, gate_m, self.mlp(self.mlp_norm(x, shift_m, scale_m)))
 
 
 class ClassEmbedding(nn.Module):
@@ -464,7 +424,7 @@ class Output(nn.Module):
         condition = told.of(self) if isinstance(told, NetworkCondition) else told
         assert condition is not None  # a conditional network has one, if it is but the null class
         shift, scale = condition if isinstance(condition, tuple) else self.modulation(condition)
-        return modulate(self.norm(x), shift, scale)
+        return self.norm(x, shift, scale)  # type: ignore[no-any-return]
 
 
 def _context_parameter(tokens: int, width: int) -> nn.Parameter:

@@ -15,8 +15,10 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from spheregen.nn.activations import computes_here
 from spheregen.nn.linear import NO_DECAY, tag
 from spheregen.sphere import upcast
 
@@ -32,10 +34,63 @@ class Wide(nn.Module):
         return super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
+def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """`a + b * c`, in one pass over memory where the types agree."""
+    if a.dtype == b.dtype == c.dtype:
+        return torch.addcmul(a, b, c)
+    return a + b * c  # under autocast: addcmul would copy each of them to the widest type first
+
+
+def normalised(x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
+    """Return `x * rsqrt(mean(x^2) + eps) * factor + shift` over the last axis, all of one type.
+
+    Args:
+        x: (..., W).
+        factor, shift: of any shape that broadcasts to that of `x`; None: 1 and 0.
+        eps: added to the mean square.
+    """
+    if computes_here(x) and torch.is_grad_enabled():
+        return _Normalised.apply(x, factor, shift, eps)  # type: ignore[no-any-return,no-untyped-call]
+    if factor is None or factor.ndim == 1:  # a gain, which torch's norm takes
+        x = functional.rms_norm(x, x.shape[-1:], factor, eps)
+        return x if shift is None else x + shift
+    x = functional.rms_norm(x, x.shape[-1:], None, eps)
+    return x * factor if shift is None else torch.addcmul(shift, x, factor)
+
+
+class _Normalised(torch.autograd.Function):
+    """A norm, its gain and its modulation as one: a third of the passes over memory that autograd makes of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
+        inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        unit = x * inverse
+        ctx.save_for_backward(unit, inverse, factor)
+        ctx.shift = None if shift is None else shift.shape
+        if factor is None:
+            return unit if shift is None else unit + shift
+        return unit * factor if shift is None else torch.addcmul(shift, unit, factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        unit, inverse, factor = ctx.saved_tensors
+        of_x, of_factor, of_shift, _ = ctx.needs_input_grad
+        shift = grad.sum_to_size(ctx.shift) if of_shift else None
+        along = grad * unit
+        gain = along.sum_to_size(factor.shape) if of_factor else None
+        if not of_x:
+            return None, gain, shift, None
+        if factor is not None:
+            along, grad = along * factor, grad * factor
+        share = along.sum(-1, keepdim=True)
+        return torch.addcmul(grad, unit, share, value=-1 / unit.shape[-1]).mul_(inverse), gain, shift, None
+
+
 class RMSNorm(nn.Module):
     """`x * rsqrt(mean(x^2) + eps) * gain` over the last axis, in float32 or wider; the result has the type of `x`.
 
-    `affine=False` leaves the gain out.
+    `affine=False` leaves the gain out. With a modulation it is that times `1 + scale`, plus `shift`.
     """
 
     def __init__(self, width: int, *, eps: float = 1e-6, affine: bool = True) -> None:
@@ -45,25 +100,29 @@ class RMSNorm(nn.Module):
         if self.weight is not None:
             tag([self.weight], NO_DECAY)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         wide = upcast(x)
-        gain = None if self.weight is None else self.weight.to(wide.dtype)
-        return functional.rms_norm(wide, (self.width,), gain, self.eps).to(x.dtype)
+        factor = None if self.weight is None else self.weight.to(wide.dtype)
+        if scale is not None:
+            change = 1 + scale.to(wide.dtype)
+            factor = change if factor is None else change * factor
+        return normalised(wide, factor, None if shift is None else shift.to(wide.dtype), self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.LayerNorm):
     """Mean 0 and variance 1 over the last axis, in float32 or wider; the result has the type of `x`.
 
-    By default without gain and shift: for blocks whose condition brings them.
+    By default without gain and shift: for blocks whose condition brings them, as `forward` of `RMSNorm` takes it.
     """
 
     def __init__(self, width: int, *, eps: float = 1e-6, affine: bool = False) -> None:
         super().__init__(width, eps=eps, elementwise_affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         wide = upcast(x)
-        gain, shift = (each if each is None else each.to(wide.dtype) for each in (self.weight, self.bias))
-        return functional.layer_norm(wide, self.normalized_shape, gain, shift, self.eps).to(x.dtype)
+        gain, move = (each if each is None else each.to(wide.dtype) for each in (self.weight, self.bias))
+        normal = functional.layer_norm(wide, self.normalized_shape, gain, move, self.eps).to(x.dtype)
+        return normal if shift is None or scale is None else multiply_add(shift, normal, 1 + scale)
 
 
 Batch = TypeVar("Batch")

@@ -5,27 +5,39 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spheregen.nn.alone import Conv2d
+from spheregen.nn import alone
 from spheregen.nn.linear import Init, initialise, linear, tag_layer
 
 CONV_HEAD_CHANNELS = 32
 
 
+class Patches(nn.Conv2d):
+    """A convolution of kernel and stride `patch` without bias, as the product of patches and kernels that it is.
+
+    Images (B, C, S, S) to tokens (B, N, W), row-major.
+    """
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__(channels, width, patch, stride=patch, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = functional.pixel_unshuffle(images, self.kernel_size[0]).flatten(2).transpose(1, 2)
+        # of a transposed view a linear adds up in an order that depends on whether its weights want gradients
+        return alone.linear(patches.contiguous(), self.weight.flatten(1), None)
+
+
 class PatchEmbedding(nn.Module):
-    """Images (B, C, S, S) to tokens (B, N, W), row-major: a convolution of kernel and stride `patch` without bias,
-    then a 1x1 convolution with bias (a linear, applied to the tokens)."""
+    """Images (B, C, S, S) to tokens (B, N, W), row-major: patches, then a linear with bias."""
 
     def __init__(self, channels: int, patch: int, width: int) -> None:
         super().__init__()
-        self.patches = Conv2d(channels, width, patch, stride=patch, bias=False)
+        self.patches = Patches(channels, patch, width)
         initialise(self.patches.weight, "xavier", fan_in=channels * patch * patch)
         tag_layer(self.patches)
         self.mix = linear(width, width)
 
     def forward(self, images: Tensor) -> Tensor:
-        tokens = self.patches(images).flatten(2).transpose(1, 2)
-        # of a transposed view a linear adds up in an order that depends on whether its weights want gradients
-        return self.mix(tokens.contiguous())  # type: ignore[no-any-return]
+        return self.mix(self.patches(images))  # type: ignore[no-any-return]
 
 
 class LinearPixelHead(nn.Module):
@@ -72,7 +84,7 @@ def _as_maps(tokens: Tensor, grid: int) -> Tensor:
 
 
 def _small_conv(inputs: int, outputs: int) -> nn.Conv2d:
-    conv = Conv2d(inputs, outputs, 3, padding=1, padding_mode="reflect")
+    conv = alone.Conv2d(inputs, outputs, 3, padding=1, padding_mode="reflect")
     _start_small(conv)
     return conv
 

@@ -14,6 +14,7 @@ from spheregen.devices import choose_device
 from spheregen.folders.model_folder import load_model, save_model
 from spheregen.folders.model_source import find_model, push_model
 from spheregen.folders.summary import bundled_models
+from spheregen.measure.precision import choose_precision
 from spheregen.nn.block import compile_blocks
 from spheregen.pipeline.options import EditOptions, GenerationOptions, RestoreOptions, SamplerOptions, named
 from spheregen.pipeline.output import PipelineOutput, RestorationOutput
@@ -67,8 +68,9 @@ class Pipeline(Restoring):
             model: a model folder, the name of a bundled model (see `spheregen models`), or a Hub id `user/name`.
             revision: a branch, tag or commit of a Hub model.
             device: a torch device or `auto`.
-            dtype: `float32`, `bfloat16` or `float64`, as text or torch type; by default that of the saved weights, and
-                on a CPU float32 of a bundled model, whose weights are half to be small.
+            dtype: `float32`, `bfloat16` or `float64`, as text or torch type; `auto`: bfloat16 where the device is fast
+                in it and the network large enough to gain, else float32; by default that of the saved weights, and on a
+                CPU float32 of a bundled model, whose weights are half to be small.
             batch_size, progress: see the class.
             quiet: say nothing.
 
@@ -78,14 +80,18 @@ class Pipeline(Restoring):
         """
         folder = find_model(model, revision=revision)
         loaded = load_model(folder)
-        if dtype is None and folder in bundled_models().values() and choose_device(device).type == "cpu":
+        because = ""
+        if dtype == "auto":
+            chosen = choose_precision("auto", choose_device(device), loaded.model)
+            dtype, because = torch.bfloat16 if chosen.name == "bf16" else torch.float32, chosen.because
+        elif dtype is None and folder in bundled_models().values() and choose_device(device).type == "cpu":
             dtype = torch.float32
         pipe = cls(
             loaded.model, loaded.info, device=device, name=str(model), batch_size=batch_size, progress=progress
         ).to(dtype=dtype)
         pipe.fingerprint = loaded.fingerprint
         if not quiet:
-            print(f"{model}: {pipe.image_options.image_size} px, on {pipe.place}", file=sys.stderr)
+            print(f"{model}: {pipe.image_options.image_size} px, on {pipe.place}{because}", file=sys.stderr)
         return pipe
 
     def save_pretrained(self, folder: str | Path) -> None:

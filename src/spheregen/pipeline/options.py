@@ -74,17 +74,18 @@ class EditOptions(SamplerOptions, total=False):
 
 
 class RestoreOptions(TypedDict, total=False):
-    """Options of restorations; what is left out was recorded with the model for the task, or is a default. `prompt` and
-    `negative_prompt` are as in `SamplerOptions`."""
+    """Options of restorations. Defaults of `steps`, `angle`, `schedule` and `scale` are what `spheregen tune
+    --restoration` recorded with the model for the task, else those named here. `prompt` and `negative_prompt` are as in
+    `SamplerOptions`."""
 
     prompt: str | Sequence[str]
     negative_prompt: str
     steps: int
     """Prior and data steps, by default 20; each leaves an image that may be used."""
     angle: float
-    """Degrees of the noise of the prior's steps, by default 30; 0 is none."""
+    """Degrees of the noise of the prior's first step, by default 30; 0 is none."""
     schedule: Schedule
-    """Of the angles, by default `fixed`."""
+    """Of the angles, by default `decay`."""
     lam: float
     """Weight of the model's image against y; by default `scale` times the variance of the noise (on [-1, 1])."""
     scale: float

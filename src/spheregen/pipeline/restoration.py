@@ -28,13 +28,14 @@ from spheregen.pipeline.output import PipelineOutput, RestorationOutput
 from spheregen.pipeline.prompts import Prompts
 from spheregen.sampling import restoration
 from spheregen.sampling.loop import Samples, StepNoise
-from spheregen.sampling.restoration import Operator
-from spheregen.sampling.restoration.operators import Mask
-from spheregen.sampling.restoration.solver import ANGLE, STEPS
+from spheregen.sampling.restoration import Linear, Mask, Operator
+from spheregen.sampling.restoration.solver import ANGLE, SCHEDULE, STEPS
 from spheregen.sampling.seeds import derived_seed
 
 _OWN = ("angle", "lam", "scale", "stop", "samples", "tiles")
 """The options that no other loop has."""
+RECORDED = ("steps", "angle", "schedule", "scale")
+"""The options whose best values for a task are recorded with a model, in `restoration.tasks`."""
 _KEPT = ("seed", "step_noise", "callback")
 _RANGE = 10.0
 """Times the largest value that y of an image may have: beyond it is another scale."""
@@ -64,7 +65,7 @@ class Restoring(Editing):
             noise: deviation of the noise in y, on the scale of images in [0, 1] (the literature often has twice that,
                 for [-1, 1]): a number, one for each image, or `auto` to estimate it.
             labels: the class, one for all or one for each; None is the null class.
-            options: see `RestoreOptions`; what is left out was recorded with the model, or is a default.
+            options: see `RestoreOptions`.
 
         Raises:
             DataError, ConfigError: images, an operator or options that are impossible.
@@ -115,8 +116,7 @@ class Restoring(Editing):
             if size % side:
                 raise ConfigError(f"a side of {side} px does not divide the model's {size} px; give a factor")
             factor = size // side
-        if factor < 1 or size % factor:
-            raise ConfigError(f"the factor must divide the model's {size} px, and {factor} does not")
+        check_factor(factor, size)
         small = load_images(opened, dataclasses.replace(self.image_options, image_size=size // factor))
         operator = restoration.BlockMean(factor)
         return self._restored("upscale", self._here(small * 2 - 1), operator, 0.0, labels, options, factor=factor)
@@ -126,12 +126,13 @@ class Restoring(Editing):
         if isinstance(y, Tensor) and y.ndim >= 3 and (y.is_complex() or y.is_floating_point()):
             given = y.to(self.device, (y.dtype if y.is_complex() else self._here(torch.zeros(1)).dtype))
         elif tiles:
-            given = self._here(
-                load_whole(y, dataclasses.replace(self.image_options, channels=self._shape_of_y(operator)[1]))
-            )
+            # a mask is as large as the images are, so that it fits none of the model's size
+            channels = self.model.image_shape[0] if isinstance(operator, Mask) else self._shape_of_y(operator)[1]
+            given = self._here(load_whole(y, dataclasses.replace(self.image_options, channels=channels)))
         else:
             *_, height, width = shape = self._shape_of_y(operator)
-            if len(shape) != 4 or height != width or shape[1] not in (1, 3):
+            makes_images = operator.image_like or isinstance(operator, Linear)
+            if not makes_images or len(shape) != 4 or height != width or shape[1] not in (1, 3):
                 raise ConfigError(f"{type(operator).__name__} does not make images; give y as a tensor (B, ...)")
             options = dataclasses.replace(self.image_options, image_size=height, channels=shape[1])
             given = self._here(load_images(y, options))
@@ -162,6 +163,9 @@ class Restoring(Editing):
     ) -> RestorationOutput:
         """Restore observations (B, ...) of images in [-1, 1]."""
         options = dict(options)
+        if name != "restore" and options.get("tiles"):
+            task = {"inpaint": "inpaint", "upscale": "superres"}[name]
+            raise ConfigError(f"tiles is of restore: use it, with the task {task}")
         labels = self._prompted(labels, options)
         settings = self._restore_settings(name, operator.task, options) | own
         shape = restoration.image_shape_of(operator, y)
@@ -222,23 +226,37 @@ class Restoring(Editing):
         rows, columns = (len(sampling.restoration.tiles.tile_starts(max(length, side), side)) for length in shape[1:])
         return rows * columns
 
+    def _recorded(self, task: str) -> dict[str, Any]:
+        """Return the settings that were measured to be best for a task, see `RECORDED`."""
+        tasks = self.info.restoration.get("tasks", {})
+        own = tasks.get(task, {}) if isinstance(tasks, Mapping) else None
+        if not isinstance(own, Mapping) or not all(
+            isinstance(value, str if name == "schedule" else int | float) and name in RECORDED
+            for name, value in own.items()
+        ):
+            raise ConfigError(f"config.json records impossible settings of {task}; measure them by spheregen tune")
+        return dict(own)
+
     def _restore_settings(self, name: str, task: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        given = {key: value for key, value in options.items() if value is not None}
-        recorded = self.info.restoration.get("tasks", {}).get(task, {})
-        known = {"steps": STEPS, "angle": ANGLE, "samples": 1, **recorded}
-        known |= {key: given.pop(key) for key in _OWN if key in given}
+        given = self._recorded(task) | {key: value for key, value in options.items() if value is not None}
+        own = {"angle": ANGLE, "samples": 1} | {key: given.pop(key) for key in _OWN if key in given}
         for key in _KEPT:
             given.pop(key, None)
-        loop = {"edit": name, "schedule": "fixed", "share_noise": False, "strength": 1.0, "prior": "sphere"}
-        loop |= {"guidance": self.model.unguided, "guidance_at": "both", "steps": known["steps"]}
-        settings = self._settings({**loop, **given})
-        settings |= {key: value for key, value in known.items() if key != "steps"}
-        if not isinstance(settings["samples"], int) or not 1 <= settings["samples"] <= 1000:
+        loop = {"edit": name, "schedule": SCHEDULE, "share_noise": False, "strength": 1.0, "prior": "sphere"}
+        loop |= {"guidance": self.model.unguided, "guidance_at": "both", "steps": STEPS}
+        settings = self._settings({**loop, **given}) | own
+        if not 1 <= settings["samples"] <= 1000:
             raise ConfigError(f"samples is a whole number from 1 to 1000, not {settings['samples']}")
         if not 0 <= settings["angle"] <= 90:
             raise ConfigError(f"angle lies between 0 and 90 degrees, not {settings['angle']:g}")
         sampling.edit_angles(settings["schedule"], settings["steps"], 1.0)  # complains before any work is done
         return settings
+
+
+def check_factor(factor: int, size: int) -> None:
+    """Refuse a factor of an enlargement to `size` pixels that does not divide it."""
+    if factor < 1 or size % factor:
+        raise ConfigError(f"the factor must divide the model's {size} px, and {factor} does not")
 
 
 def _deviation(noise: float | str | Tensor, y: Tensor, operator: Operator) -> Tensor:
@@ -262,7 +280,7 @@ def _gathered(made: PipelineOutput, operator: Operator, y: Tensor, samples: int,
     chosen = made[first]
     x = (2 * chosen.tensor - 1).to(y.device, y.real.dtype)
     start = operator.bounded(operator.init(y), y)
-    apart = (operator.A(x) - y).abs().square().flatten(1).mean(1).sqrt() / 2
+    apart = operator.residual(x, y) / 2
     values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(PipelineOutput)}
     return RestorationOutput(
         **values,

@@ -155,8 +155,12 @@ class Edit(Images, Sampler, Flow, Answered):
 class Restored(Images, Flow, Answered):
     """What requests that restore have in common."""
 
-    steps: int | None = Field(None, description="Steps of the model and of agreement with what is known; 20.")
-    angle: float | None = Field(None, description="Degrees of the noise of the model's steps, 0 to 90; 30.")
+    steps: int | None = Field(
+        None, description="Steps of the model and of agreement with what is known; the model's own, or 20."
+    )
+    angle: float | None = Field(
+        None, description="Degrees of the noise of the model's first step, 0 to 90; the model's own, or 30."
+    )
     guidance: float | None = Field(None, description="A scale, 1 for none; degrees of models guided by rotation.")
 
 

@@ -6,10 +6,11 @@ drift of a machine's speed meets all of them alike. Inputs and labels are random
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import platform
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +21,24 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError
 from spheregen.family.recipe import Recipe
 from spheregen.family.registry import member_of_kind
-from spheregen.measure.timing import SIZES, Peak, PeakMeter, device_name, matmul_peak, peak_memory, synchronize
+from spheregen.files import parse_json
+from spheregen.measure.precision import choose_precision
+from spheregen.measure.timing import (
+    SIZES,
+    Peak,
+    PeakMeter,
+    device_name,
+    peak_memory,
+    processor_name,
+    seconds_of,
+    synchronize,
+)
 from spheregen.nn.block import compile_blocks
 from spheregen.sampling.flow import refine_samples
 from spheregen.sampling.loop import sample
@@ -39,8 +50,8 @@ from spheregen.training.step import TrainingStep, compiles
 PRECISIONS = ("float32", "bf16")
 WHAT = ("sample", "train")
 What = Literal["sample", "train"]
-SLOW_BF16 = 0.1
-"""Below this part of the float32 rate, bf16 is measured only where it was asked for."""
+BUSY = 0.9
+"""Of `cpu_share` on a CPU: below it the machine has other work."""
 _LONG = 10**6  # steps of a run that counts epochs
 _ENOUGH = 0.05  # seconds of work between two looks at an accelerator's clock
 _OPERATORS = 15  # rows of a profile
@@ -57,9 +68,12 @@ class BenchRow:
     batch_size: int
     seconds: float
     """Median time of a batch or of a training step."""
+    cpu_seconds: float
+    """The same in seconds of processors, all threads together: other work on the machine hardly changes it."""
     percentiles: Mapping[str, float]
     """`p5`, `p50` and `p95` of that time, in seconds."""
     images_per_second: float
+    images_per_cpu_second: float
     flops_per_image: float
     """Of sampling, what torch counts, attention among it; of training, that of linears and convolutions."""
     flops: float
@@ -76,7 +90,8 @@ class BenchResult:
 
     recipe: str
     machine: Mapping[str, Any]
-    """Where it was measured: `device`, its name, and `kind`, its type, `threads`, and versions of the software."""
+    """Where it was measured: `device`, its name, and `kind`, its type, `threads`, versions of the software, and
+    `cpu_share`, processor seconds of the work by its wall time: below 1 on a CPU it had to wait for other work."""
     peaks: Mapping[str, Peak]
     """By precision."""
     rows: Sequence[BenchRow]
@@ -114,7 +129,7 @@ def bench(
     Args:
         recipe: what to measure; its data are not needed.
         device: where.
-        precisions: of `float32` and `bf16`; None takes both, but bf16 only where it is not absurdly slow.
+        precisions: of `float32` and `bf16`; None takes float32, and bf16 where the device is fast in it.
         batch_size: images at a time; None takes the recipe's.
         steps: kinds of sampling.
         repeats: of everything; medians are reported.
@@ -141,8 +156,11 @@ def bench(
     peaks: dict[str, Peak] = {}
     rows: list[BenchRow] = []
     profiles: dict[str, str] = {}
+    spent = [0.0, 0.0]  # of wall time, and of processors
     with keep_random_state():
-        for precision in _sensible_precisions(device, notes) if precisions is None else precisions:
+        if precisions is None:
+            precisions = PRECISIONS if choose_precision("auto", device).name == "bf16" else PRECISIONS[:1]
+        for precision in precisions:
             progress(f"{precision}: warming up")
             meter = PeakMeter(device, precision, sizes=peak_sizes)
             works = _sampling(recipe, device, precision, steps) if "sample" in what else []
@@ -154,6 +172,8 @@ def bench(
                     work.measure()
             peaks[precision] = peak = meter.result()
             rows += [work.row(precision, peak) for work in works]
+            for place in (0, 1):
+                spent[place] += sum(sum(work.times[place]) for work in works)
             if peak.left_out:
                 left_out = ", ".join(map(str, peak.left_out))
                 notes.append(f"{precision}: products of side {left_out} take too long here and do not count")
@@ -161,15 +181,61 @@ def bench(
                 progress(f"{precision}: profiling {work.name}")
                 profiles[f"{work.name} {precision}"] = work.profile(notes)
             del works
+    wall, cpu = spent
+    if device.type == "cpu" and cpu < BUSY * wall:
+        notes.append(
+            f"the machine is busy: the work got {cpu / wall:.0%} of a processor's time. Compare images per CPU second"
+        )
     machine = {
-        "device": device_name(device) if device.type == "cuda" else _processor(),
+        "device": device_name(device) if device.type == "cuda" else processor_name(),
         "kind": device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.system(),
+        "cpu_share": cpu / max(wall, 1e-9),
     }
     return BenchResult(recipe.name, machine, peaks, rows, notes, profiles)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return a saved result: what `BenchResult.as_dict` gave, as JSON.
+
+    Raises:
+        ConfigError: the file is missing or holds something else.
+    """
+    try:
+        saved: dict[str, Any] = parse_json(path.read_bytes())
+        _rates(saved)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} holds no result of: spheregen bench RECIPE --json") from error
+    return saved
+
+
+def compare(result: BenchResult, saved: Mapping[str, Any]) -> dict[str, float]:
+    """Return how many times as fast the work of both is now as it was in a saved result, by what was done.
+
+    On a CPU by images per second of processors, elsewhere by images per second.
+
+    Raises:
+        ConfigError: they have nothing in common.
+    """
+    now, before = _rates(result.as_dict()), _rates(saved)
+    if not (common := [name for name in now if name in before]):
+        raise ConfigError(
+            f"the saved result has no work in common with this one: {', '.join(before)}; here {', '.join(now)}"
+        )
+    return {name: now[name] / before[name] for name in common}
+
+
+def _rates(result: Mapping[str, Any]) -> dict[str, float]:
+    kind = result["machine"]["kind"]
+    rate = "images_per_cpu_second" if kind == "cpu" else "images_per_second"
+    names = ("what", "steps", "precision", "batch_size")
+    return {
+        " ".join([result["recipe"], kind, *(str(row[name]) for name in names)]): float(row[rate])
+        for row in result["rows"]
+    }
 
 
 class _Work:
@@ -181,28 +247,37 @@ class _Work:
         self.name = "train" if what == "train" else f"sample {steps} step{'s' if steps > 1 else ''}"
         self._what, self._steps, self._batch, self._flops = what, steps, batch, flops
         self._device, self._run = device, run
-        self._timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-        self._times: list[float] = []
+        self.times: tuple[list[float], list[float]] = ([], [])
+        """Of each measurement, seconds of wall time and of processors."""
         # run until it is fast, and see how many runs the clock of an accelerator needs
-        self._count, runs = 1, 1 if device.type == "cpu" else 2
-        self._peak = peak_memory(lambda: self._timer.timeit(runs), device)
+        self._count = 1
+        self._peak = peak_memory(run, device)
+        run()
         if device.type != "cpu":
-            self._count = max(1, min(1000, int(_ENOUGH / self._timer.timeit(1).median)))
+            self._count = max(1, min(1000, int(_ENOUGH / seconds_of(run, device))))
 
     def measure(self) -> None:
-        self._times.append(self._timer.timeit(self._count).median)
+        def runs() -> None:
+            for _ in range(self._count):
+                self._run()
+
+        begun = time.process_time()
+        self.times[0].append(seconds_of(runs, self._device) / self._count)
+        self.times[1].append((time.process_time() - begun) / self._count)
 
     def row(self, precision: str, peak: Peak) -> BenchRow:
-        low, seconds, high = np.quantile(self._times, (0.05, 0.5, 0.95)).tolist()
-        rate = self._batch / seconds
+        low, seconds, high = np.quantile(self.times[0], (0.05, 0.5, 0.95)).tolist()
+        rate, cpu_seconds = self._batch / seconds, statistics.median(self.times[1])
         return BenchRow(
             what=self._what,
             steps=self._steps,
             precision=precision,
             batch_size=self._batch,
             seconds=seconds,
+            cpu_seconds=cpu_seconds,
             percentiles={"p5": low, "p50": seconds, "p95": high},
             images_per_second=rate,
+            images_per_cpu_second=self._batch / max(cpu_seconds, 1e-9),
             flops_per_image=self._flops,
             flops=rate * self._flops,
             of_peak=rate * self._flops / peak.flops,
@@ -276,25 +351,10 @@ def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: 
         note = f"training with the frozen networks: {name}{' (random)' if perceptual else ''}"
         if note not in notes:
             notes.append(note)
+    chosen = choose_precision(recipe.train.precision, device, step.model)
+    if (note := f"a run of this recipe trains in {chosen.name}{chosen.because}") not in notes:
+        notes.append(note)
     if step.compiled:
         notes.append(f"{precision}: the transformer blocks are compiled")
     flops = step_cost(counted).flops_per_image
     return _Work("train", 1, recipe.train.batch_size, flops, device, lambda: step(batch, noise, 1e-6))
-
-
-def _sensible_precisions(device: torch.device, notes: list[str]) -> Sequence[str]:
-    """Return both, but bf16 only where it is not absurdly slow."""
-    if device.type == "cuda":
-        return PRECISIONS if torch.cuda.is_bf16_supported() else ("float32",)
-    full, half = (matmul_peak(device, precision, sizes=(256,), repeats=9) for precision in PRECISIONS)
-    if half >= SLOW_BF16 * full:
-        return PRECISIONS
-    notes.append(f"bf16 is left out: {full / half:.0f} times slower than float32 here; ask for it to measure it")
-    return ("float32",)
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "processor"

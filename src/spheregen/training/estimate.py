@@ -238,7 +238,7 @@ def estimate_memory(
     Args:
         recipe: the run; `train.recompute`, `train.parallel` and the optimiser count, `train.micro_batch` where
             `micro_batch` is None.
-        precision: `float32` or `bf16`, see `devices.choose_precision`.
+        precision: `float32` or `bf16`, see `measure.precision`.
         world_size: processes that share each batch.
         micro_batch: images of one pass; None takes the recipe's, and the whole share for None or `auto` there.
         device_type: `cpu`, `cuda` or `mps`.

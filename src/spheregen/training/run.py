@@ -16,7 +16,7 @@ import torch
 
 from spheregen.data import Batch, Progress
 from spheregen.data.loader import Batches
-from spheregen.devices import available_memory, choose_device, choose_precision
+from spheregen.devices import available_memory, choose_device
 from spheregen.distributed import World, full_tensor, local_device
 from spheregen.errors import ConfigError, TrainingError
 from spheregen.family.objective import Objective
@@ -34,6 +34,7 @@ from spheregen.folders.model_folder import (
 )
 from spheregen.folders.model_source import find_model
 from spheregen.folders.summary import CONFIG, PRIOR, WEIGHTS
+from spheregen.measure.precision import choose_precision
 from spheregen.progress import Reporter
 from spheregen.protocol import SphereGenerator
 from spheregen.training.checkpoint import FOLDER as STATE
@@ -85,6 +86,8 @@ class Run:
     """What decides the weights: recipe, fingerprint of the data, frozen networks, the model to start from."""
     info: ModelInfo
     step: TrainingStep
+    because: str = ""
+    """The reason of the precision."""
     meters: Meters = field(default_factory=Meters)
     hooks: Hooks = field(default_factory=lambda: Hooks((), 0))
     values: dict[str, float] = field(default_factory=dict)
@@ -97,7 +100,7 @@ class Run:
         """The first line of the run, for people."""
         recipe, step = self.recipe, self.step
         parameters = sum(p.numel() for p in step.ema.model.parameters())
-        facts = [step.precision]
+        facts = [step.precision + self.because]
         if "perceptual" in step.objective.facts:
             facts.append(f"perceptual loss: {step.objective.facts['perceptual']}")
         if step.micro_batch < recipe.train.batch_size // self.world.size:
@@ -228,7 +231,6 @@ def set_up(
 ) -> Run:
     """Set up a new run, or the one that is in the folder, in each of its processes. See `train`."""
     place = choose_device(local_device(device, world))
-    precision = choose_precision(recipe.train.precision, place)
     checkpoint = _find_checkpoint(folder, world)
     data = open_data(recipe, _known_classes(folder) if checkpoint else ())
     for line in data.notes if world.is_first else ():
@@ -266,7 +268,9 @@ def set_up(
         raise TrainingError(f"{folder} holds a model without training state; choose another folder with --out")
     if base is not None:
         about["init"] = _start_from(base, objective, recipe, data, reporter, world)
-    micro_batch = _micro_batch(recipe, place, precision, world, total, reporter)
+    # one for all: processors may differ, and so may what is measured of them
+    precision = world.gather_objects(choose_precision(recipe.train.precision, place, objective.model))[0]
+    micro_batch = _micro_batch(recipe, place, precision.name, world, total, reporter)
     if checkpoint is None:
         share = world.share(recipe.train.batch_size)
         for network in objective.frozen:
@@ -277,7 +281,7 @@ def set_up(
         objective,
         recipe,
         device=place,
-        precision=precision,
+        precision=precision.name,
         world=world,
         micro_batch=micro_batch,
         total=total,
@@ -295,6 +299,7 @@ def set_up(
         about=about,
         info=_info(recipe, data, objective, total, about),
         step=step,
+        because=precision.because,
     )
     run.hooks = Hooks(_watchers(run, hooks), total)
     if checkpoint:

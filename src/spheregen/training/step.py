@@ -203,8 +203,8 @@ class TrainingStep:
             part = slice(0, self.micro_batch)
             labels = None if batch.labels is None else batch.labels[part].to(self.device)
             room = torch.empty(2 * sum(p.numel() for p in self.model.parameters()), device=self.device)
-            self.objective.begin_step(self._parts(batch, noise)[:1])
             with autocast(self.device, self.precision):
+                self.objective.begin_step(self._parts(batch, noise)[:1])
                 loss = self.objective.loss(batch.inputs[part].to(self.device), labels, noise[part])
             loss.total.backward()
             del room

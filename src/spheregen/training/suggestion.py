@@ -173,7 +173,7 @@ def suggest_recipe(
         statistics: from `source_statistics`.
         look: from `look_at`.
         source: what `data.source` shall be, as the user writes it.
-        device, precision: of the run, see `devices.choose_precision`.
+        device, precision: of the run, see `measure.precision`.
         hours: how long it may take; None: `DEFAULT_HOURS`, and no more epochs than such data take.
         image_size: side in pixels, 4 to 1024; None: what images and device allow.
 

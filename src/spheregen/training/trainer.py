@@ -144,7 +144,8 @@ def _loop(run: Run, heard: Sequence[int]) -> Mapping[str, float]:
         if run.hooks.due(done):
             run.calibrate(done)
             run.hooks.after_step(run.view(done))
-        stopping = heard[0] if reads and heard else 0
+        # one process stops at once, and waits for its device; several agree when they wait anyway
+        stopping = heard[0] if heard and (reads or run.world.size == 1) else 0
         if reads and run.world.size > 1:  # any process may have been asked
             stopping = int(run.world.largest(torch.tensor(stopping, device=device)).item())
         if done % settings.checkpoint_every == 0 or done == total or stopping:

@@ -1,5 +1,6 @@
 """Restoration: known degradations, the solver that undoes them with the sphere as a prior, and its estimates."""
 
+from spheregen.sampling.restoration.blurs import BlockMean, Blur, Subsample
 from spheregen.sampling.restoration.estimates import (
     BINS,
     GENERIC,
@@ -17,28 +18,18 @@ from spheregen.sampling.restoration.kernels import (
     random_mask,
 )
 from spheregen.sampling.restoration.operators import (
-    TRANSFORMS,
-    BlockMean,
-    Blur,
     Composition,
-    Denoise,
-    Grey,
-    Jpeg,
     Linear,
-    Mask,
-    MaskedFourier,
-    MaskedTransform,
     Operator,
-    Quantise,
-    Separable,
-    SoftMask,
-    Subsample,
     check_adjoint,
     conjugate_gradients,
     from_deepinv,
 )
+from spheregen.sampling.restoration.pixels import Denoise, Grey, Mask, SoftMask
+from spheregen.sampling.restoration.roundings import Jpeg, Quantise
 from spheregen.sampling.restoration.solver import image_shape_of, restore
 from spheregen.sampling.restoration.tiles import TiledModel
+from spheregen.sampling.restoration.transforms import TRANSFORMS, MaskedFourier, MaskedTransform, Separable
 
 __all__ = [
     "BINS",

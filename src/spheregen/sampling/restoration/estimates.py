@@ -15,7 +15,8 @@ from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling.loop import reconstruct
-from spheregen.sampling.restoration.operators import Mask, Operator
+from spheregen.sampling.restoration.operators import Operator
+from spheregen.sampling.restoration.pixels import Mask
 
 Spectrum = Sequence[float]
 """The deviation of a model's error a pixel, by frequency: `BINS` numbers for equal parts of 0 to 0.72 cycles a pixel,

@@ -27,6 +27,12 @@ def check_kernel(kernel: Tensor) -> Tensor:
     return kernel if kernel.ndim == 4 else kernel[None, None]
 
 
+def check_factor(factor: int) -> None:
+    """Refuse a factor of an enlargement below 1."""
+    if factor < 1:
+        raise ConfigError(f"the factor of an enlargement is at least 1, not {factor}")
+
+
 @own_defaults()
 def gaussian_kernel(sigma: float, size: int | None = None) -> Tensor:
     """Return a Gaussian of deviation `sigma` pixels that sums to 1.
@@ -55,7 +61,7 @@ def motion_kernel(length: float, degrees: float = 0.0) -> Tensor:
         ConfigError: a length that is not above 0.
     """
     if not 0 < length < 1e4 or not math.isfinite(degrees):
-        raise ConfigError(f"the length of a motion is above 0 pixels, not {length:g}")
+        raise ConfigError(f"a motion has a length above 0 pixels and finite degrees, not {length:g} and {degrees:g}")
     reach = math.ceil(length / 2)
     kernel = torch.zeros(2 * reach + 1, 2 * reach + 1, dtype=torch.float64)
     count = 16 * reach + 1
@@ -79,8 +85,7 @@ def bicubic_kernel(factor: int) -> Tensor:
     Raises:
         ConfigError: a factor below 1.
     """
-    if factor < 1:
-        raise ConfigError(f"the factor of an enlargement is at least 1, not {factor}")
+    check_factor(factor)
     reach = 3 * factor
     # tap i of a convolution weighs pixel -i of a block whose middle is (factor - 1) / 2
     place = (-(torch.arange(2 * reach + 1, dtype=torch.float64) - reach) - (factor - 1) / 2).abs() / factor

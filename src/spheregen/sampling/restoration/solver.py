@@ -25,13 +25,14 @@ from spheregen.errors import ConfigError
 from spheregen.protocol import SphereGenerator
 from spheregen.sampling.loop import Callback, Guidance, Samples, StepNoise, guide, run, step_noises, streams_of
 from spheregen.sampling.restoration.estimates import Spectrum, gain_of
-from spheregen.sampling.restoration.operators import Lam, Linear, Mask, Operator, check_adjoint
+from spheregen.sampling.restoration.operators import Lam, Linear, Operator, check_adjoint
+from spheregen.sampling.restoration.pixels import Mask
 from spheregen.sampling.restoration.tiles import TiledModel
 from spheregen.sampling.schedules import Schedule, edit_angles
 from spheregen.sphere import per_sample
 
-STEPS, ANGLE = 20, 30.0
-"""Of models that nothing was recorded for: the full setting of SP3, and an angle that small models bear."""
+STEPS, ANGLE, SCHEDULE = 20, 30.0, "decay"
+"""Of models that nothing was recorded for: the full setting of SP3, and noise that small models bear."""
 WHITE_SCALE = 10.0
 """c of lambda = c s^2 where the prior's error is thought to be white: that of a deviation of 0.3."""
 
@@ -64,7 +65,7 @@ def restore(
     labels: Labels = None,
     steps: int = STEPS,
     angle: float = ANGLE,
-    schedule: Schedule = "fixed",
+    schedule: Schedule = SCHEDULE,
     noise: Lam = 0.0,
     lam: Lam | None = None,
     scale: float | None = None,
@@ -92,7 +93,7 @@ def restore(
         labels: class ids, mixtures or a condition; None is the null class.
         steps: T >= 1 prior and data steps; the trajectory has T images.
         angle: degrees of the noise of the prior's steps; 0 is none.
-        schedule: of these angles: `fixed`, or those of `edit`, from `angle` down.
+        schedule: of these angles: `decay` or another of `edit`, from `angle` down, or `fixed`.
         noise: s, the deviation of the noise in y, one number or (B,); 0: y is exact.
         lam: weight of the prior against y; None: scale * s^2.
         scale: c of lam = c s^2; None: 1 with a spectrum, else 10. Of roundings (`Quantise`, `Jpeg`), `lam` itself.
@@ -108,8 +109,8 @@ def restore(
     Raises:
         ConfigError: arguments that do not fit together, such as y that is no observation of the operator.
     """
-    largest = _check(angle, noise, stop)
-    angles = edit_angles(schedule, steps, 1.0, min(largest, model.max_angle))
+    _check(angle, noise, stop, scale)
+    angles = edit_angles(schedule, steps, 1.0, min(angle, model.max_angle))
     shape = image_shape_of(operator, y)
     if isinstance(operator, Linear):
         check_adjoint(operator, shape)
@@ -175,18 +176,18 @@ def restore(
     return dataclasses.replace(samples, agree=agree)
 
 
-def _check(angle: float, noise: Lam, stop: float | None) -> float:
-    """Return the angle, if all of these can be."""
+def _check(angle: float, noise: Lam, stop: float | None, scale: float | None) -> None:
     if not 0 <= angle <= 90:
         raise ConfigError(f"angle lies between 0 and 90 degrees, not {angle:g}")
     each = torch.as_tensor(noise)
     if not bool((each.isfinite() & (each >= 0)).all()):
         raise ConfigError(f"noise is a deviation from 0 up, not {noise}")
+    if scale is not None and not 0 <= scale < math.inf:
+        raise ConfigError(f"scale is trust in the model from 0 up, not {scale:g}")
     if stop is not None and not 0 < stop < math.inf:
         raise ConfigError(f"stop is a factor of the noise above 0, not {stop:g}")
     if stop is not None and not bool((each > 0).all()):
         raise ConfigError("stop is a factor of the noise; give noise with it")
-    return angle
 
 
 def _weight(operator: Operator, deviation: Tensor, lam: Lam | None, scale: float | None, gain: Tensor | None) -> Tensor:
@@ -232,7 +233,7 @@ class _DataStep:
         found = step(images, y, weight, gain)
         if self.held is None:
             return found
-        apart = (operator.A(images) - y).abs().square().flatten(1).mean(1).sqrt()
+        apart = operator.residual(images, y)
         self.held = torch.where(per_sample(self.going, found), found, self.held)
         self.going = self.going & (apart > self.most)
         return self.held
