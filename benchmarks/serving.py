@@ -229,9 +229,13 @@ def processor_seconds(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """Return the workers of a server: its child processes with a model in memory."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if memory(int(child)) > 100 << 20]
+    """Return the processes that a process started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def workers(server: int) -> list[int]:
+    """Return the workers of a server: forks of its one process that has imported everything."""
+    return [worker for child in children(server) for worker in children(child)]
 
 
 def memory(pid: int) -> int:
@@ -278,9 +282,9 @@ async def main() -> None:
         await load(given.port, requests, 8, 100)  # first calls are slow
         rates, costs = {}, {}
         for clients in map(int, given.clients.split(",")):
-            spent = sum(map(processor_seconds, children(server.pid)))
+            spent = sum(map(processor_seconds, workers(server.pid)))
             times, statuses, answers, seconds = await load(given.port, requests, clients, given.requests)
-            costs[clients] = (sum(map(processor_seconds, children(server.pid))) - spent) / len(times)
+            costs[clients] = (sum(map(processor_seconds, workers(server.pid))) - spent) / len(times)
             far, same, images = 0.0, 0, 0
             for number, answer in answers.items():
                 for one, other in zip(arrays(json.loads(answer)), wanted[number], strict=True):
@@ -308,7 +312,7 @@ async def main() -> None:
                 flush=True,
             )
         if given.soak:
-            (worker,) = children(server.pid)
+            (worker,) = workers(server.pid)
             before, until = memory(worker), time.perf_counter() + given.soak
             print(f"soak: {before / 2**20:.0f} MiB at the beginning", flush=True)
             highest = 0
@@ -319,7 +323,7 @@ async def main() -> None:
             most = (highest - before) / 2**20
             print(f"soak of {given.soak:.0f} s: {grown:+.1f} MiB, at most {most:+.1f} MiB; {dict(statuses)}")
         if given.kill:
-            os.kill(children(server.pid)[0], signal.SIGKILL)
+            os.kill(workers(server.pid)[0], signal.SIGKILL)
             begun = time.perf_counter()
             await ready(given.port)
             print(f"killed a worker: the next answer came after {time.perf_counter() - begun:.2f} s")

@@ -15,6 +15,7 @@ import spheregen as sg
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
 from spheregen.family.sphere_flow.network import FlowRefiner, FlowRefinerConfig, RefinedGenerator
 from spheregen.folders.model_folder import ModelInfo, save_model
+from spheregen.networks.text.ngrams import NgramEncoder
 from spheregen.nn.sizes import TransformerSize
 from spheregen.training.recipe import Recipe, load_recipe
 
@@ -84,6 +85,12 @@ def tiny_pipeline(classes: int = 3, kind: str = "images", **config: Any) -> sg.P
         latent_generator(classes, **config) if kind == "latents" else tiny_autoencoder(num_classes=classes, **config)
     )
     return sg.Pipeline(model, info, device="cpu")
+
+
+def tiny_text_pipeline() -> sg.Pipeline:
+    """A pipeline on the CPU of a tiny model that follows texts, by our own text encoder."""
+    info = ModelInfo(text=NgramEncoder(32).identity, sampling={"steps": 2, "guidance": 1.3})
+    return sg.Pipeline(tiny_autoencoder(num_classes=0, text_width=32), info, device="cpu")
 
 
 def tiny_model_folder(folder: Path, class_names: tuple[str, ...] = tuple("0123456789")) -> Path:

@@ -16,8 +16,8 @@ import pytest
 import typer.main
 
 import spheregen as sg
+from spheregen.cli.command import Making, Writing
 from spheregen.cli.main import app
-from spheregen.cli.options import Making, Writing
 from spheregen.evaluation.ablation.plan import ALIASES
 from spheregen.family.registry import trained_kinds
 from spheregen.training.recipe import load_recipe, shipped_recipes

@@ -29,7 +29,7 @@ LAYERS = (
     ("noise", "conditioning", "prior", "fitted"),
     ("sphere",),
     ("drawing", "external", "pixels"),
-    ("hub", "progress", "files", "lock", "devices", "distributed", "tensors", "classes"),
+    ("hub", "progress", "files", "lock", "devices", "distributed", "tensors", "classes", "texts"),
     ("errors",),
 )
 """From the top down; what stands on one line may know each other, without circles."""

@@ -3,8 +3,10 @@
 People give labels: (B,) int64 class ids, where id num_classes is the null class, or (B, num_classes + 1) mixtures,
 weights of all classes, the null class last, that usually sum to 1. Those of a model of texts are (B, D + 1): the D
 numbers of a text's vector, of length 1, and the weight of the null, see `text_labels`. So the table of embeddings that
-a network has of classes is, of texts, a learned projection. A model makes a `Condition` of labels once
-(`SphereGenerator.condition`); what takes labels takes a condition as well, and nobody asks what it was made of.
+a network has of classes is, of texts, a learned projection. Where blocks attend to a text's tokens too, its vector and
+T tokens lie one behind the other in the D numbers, and its embedding is 1 + T rows. A model makes a `Condition` of
+labels once (`SphereGenerator.condition`); what takes labels takes a condition as well, and nobody asks what it was made
+of.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class ConditionConfig(Settings):
     num_classes = 0
     """Classes K; 0: none."""
     text_width = 0
-    """Numbers D of a text's vector, instead of classes; 0: no texts."""
+    """Numbers D of a text's vector and tokens, instead of classes; 0: no texts."""
+    text_tokens = 0
+    """Tokens T of a text, beside its vector and of as many numbers, which blocks attend to."""
 
     @property
     def label_width(self) -> int:
@@ -42,32 +46,45 @@ class ConditionConfig(Settings):
         Raises:
             ConfigError: a negative number, or classes and texts at once.
         """
-        for name in ("num_classes", "text_width"):
+        for name in ("num_classes", "text_width", "text_tokens"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is not negative: {getattr(self, name)}")
         if self.num_classes and self.text_width:
             raise ConfigError("a model follows classes or texts: set num_classes=0 or text_width=0")
+        if self.text_tokens and (not self.text_width or self.text_width % (1 + self.text_tokens)):
+            raise ConfigError(
+                f"text_width is (1 + text_tokens) times the numbers of a vector, a multiple of {1 + self.text_tokens}, "
+                f"not {self.text_width}"
+            )
 
 
 class NetworkCondition:
     """The condition of one network for B samples, or of any number of them.
 
     Args:
-        rows: (R, W) embeddings, the null class last.
+        rows: (R, W) embeddings, the null class last; (R, 1 + T, W) with tokens of texts.
         index: (B,) the row of each sample; None is the null class for any number.
     """
 
     def __init__(self, rows: Tensor, index: Tensor | None) -> None:
-        self.embedding = rows[-1:] if index is None else functional.embedding(index, rows)
+        found = rows[-1:] if index is None else rows_at(rows, index)
+        self.embedding = found if found.ndim == 2 else found[:, 0]
         """(B, W), or (1, W) for any number of samples."""
+        self.tokens = None if found.ndim == 2 else found[:, 1:]
+        """(B or 1, T, W) of texts, where blocks attend to them."""
         self._rows, self._index = rows, index
         self._made: dict[Any, tuple[Tensor, ...]] = {}
 
     def plus(self, embedding: Tensor) -> NetworkCondition:
         """Return the condition with another embedding added: (1, W) the same for all samples, or (B, W)."""
-        if len(embedding) == 1:
-            return NetworkCondition(self._rows + embedding, self._index)
-        return NetworkCondition(self.embedding + embedding, torch.arange(len(embedding), device=embedding.device))
+        rows, index = self._rows, self._index
+        if len(embedding) > 1:
+            rows = rows[-1:] if index is None else rows_at(rows, index)
+            index = torch.arange(len(embedding), device=embedding.device)
+        if rows.ndim == 2:
+            return NetworkCondition(rows + embedding, index)
+        first, tokens = (rows[:, :1] + embedding[:, None]), rows[:, 1:]
+        return NetworkCondition(torch.cat([first, tokens.expand(len(first), -1, -1)], dim=1), index)
 
     def of(self, layer: Any) -> Modulated:
         """Return the embedding; without gradients what the layer made of it, which is kept from step to step.
@@ -79,7 +96,8 @@ class NetworkCondition:
             return self.embedding
         if layer not in self._made:
             if self._index is not None and len(self._rows) < len(self._index):  # classes repeat: compute each once
-                self._made[layer] = tuple(vector[self._index] for vector in layer.vectors(self._rows))
+                rows = self._rows if self._rows.ndim == 2 else self._rows[:, 0]
+                self._made[layer] = tuple(vector[self._index] for vector in layer.vectors(rows))
             else:
                 self._made[layer] = layer.vectors(self.embedding)
         return self._made[layer]
@@ -90,7 +108,8 @@ class Condition:
     """The condition of a model's networks for B samples, or for any number of them."""
 
     rows: Mapping[str, Tensor] = field(default_factory=dict)
-    """By the names of networks, (R, W) embeddings, the null class last; an unconditional network has none."""
+    """By the names of networks, (R, W) embeddings, or (R, 1 + T, W) with tokens of texts, the null class last; an
+    unconditional network has none."""
     index: Tensor | None = None
     """(B,) int64, the row of each sample; None where nothing was asked for: the null class for any number."""
     _networks: dict[str, NetworkCondition] = field(default_factory=dict, repr=False, compare=False)
@@ -151,6 +170,11 @@ Labels = Tensor | Condition | None
 """Class ids (B,), mixtures (B, num_classes + 1), a condition made of them, or None for the null class."""
 EmbedLabels = Callable[[Tensor | None], Tensor | None]
 """A network's embeddings (R, W) for labels, as in `embeddings_for`; None of an unconditional network."""
+
+
+def rows_at(rows: Tensor, index: Tensor) -> Tensor:
+    """Return the rows (B, ...) of embeddings (R, ...) at an index (B,)."""
+    return functional.embedding(index, rows) if rows.ndim == 2 else rows[index]
 
 
 def embeddings_for(labels: Tensor | None, table: Tensor) -> Tensor:

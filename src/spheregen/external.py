@@ -100,6 +100,33 @@ def quiet(*packages: Any) -> Iterator[None]:
         yield
 
 
+def load_network(kind: Any, place: Place, *, unread: str | None = None, **options: Any) -> Any:
+    """Load a network of transformers in float32. No code of a repository is run, only safetensors are read.
+
+    Args:
+        kind: its class in transformers.
+        place: from `locate`.
+        unread: a part of the names of tensors that it may lack.
+        options: further ones of `from_pretrained`.
+
+    Raises:
+        ValueError: it lacks tensors; transformers, safetensors and HTTP libraries raise errors without a common base.
+    """
+    network, report = kind.from_pretrained(
+        place.name,
+        revision=place.revision or "main",
+        dtype="float32",
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
+    )
+    missing = sorted(name for name in report["missing_keys"] if unread is None or unread not in name)
+    if missing:
+        raise ValueError(f"it lacks {len(missing)} tensors, such as {missing[0]}")
+    return network
+
+
 def reason(error: BaseException) -> str:
     """Return the kind and the first line of another package's error."""
     text = (str(error).strip().splitlines() or [""])[0].strip()

@@ -110,13 +110,15 @@ class FittedPrior:
         Directions in which a class does not vary have no noise.
 
         Args:
-            weights: (B or 1, K+1) of classes, each row one class.
+            weights: (B or 1, K+1), each row of one class or one text.
         """
         v = latents.flatten(1).float()
         place = v.device
-        factors, means, residual = self._gaussians(weights.expand(len(v), -1).cpu())
+        of = weights.expand(len(v), -1).cpu()
+        factors = self.factors[self._weights_of_factors(of).argmax(1)]
         inverse = torch.linalg.pinv(factors.double(), rtol=FLAT).float().to(place)
-        centre, basis, means, residual = (part.to(place) for part in (self.centre, self.basis, means, residual))
+        means, residual = (of @ self.means).to(place), (of @ self.residual).to(place)
+        centre, basis = self.centre.to(place), self.basis.to(place)
         with full_precision(place.type):
             inside = (v - centre) @ basis
             beside = (v - centre) - inside @ basis.T
@@ -126,16 +128,10 @@ class FittedPrior:
         return found
 
     def _weights_of_factors(self, weights: Tensor) -> Tensor:
+        """Return what `factors` count of weights (B, K+1): each one, or all classes together and the null."""
         if len(self.factors) == 2 != len(self.means):
             return torch.cat([weights[:, :-1].sum(1, keepdim=True), weights[:, -1:]], dim=1)
         return weights
-
-    def _gaussians(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return factors (B, k, k), means (B, k) and deviations (B,) for weights (B, K+1), each row one class."""
-        which = weights.argmax(1)
-        shared = len(self.factors) == 2 != len(self.means)
-        factors = self.factors[(which == len(self.means) - 1).long() if shared else which]
-        return factors, self.means[which], self.residual[which]
 
 
 class FittedTextPrior(FittedPrior):
@@ -148,24 +144,19 @@ class FittedTextPrior(FittedPrior):
     _constants: ClassVar[int] = 2
 
     def embed_labels(self, labels: Tensor | None) -> Tensor:
-        """Return the weights (R, D+2) of texts (B, D+1), see `conditioning.text_labels`; the null is the last row."""
+        """Return the weights (R, D+2) of texts (B, D+1), see `conditioning.text_labels`; the null is the last row.
+
+        What tells of their tokens, between the D numbers and the last one, is not looked at.
+        """
         null = torch.zeros(1, len(self.means), device=None if labels is None else labels.device)
         null[:, -1] = 1
         if labels is None:
             return null
-        told = labels.float()
-        return torch.cat([torch.cat([told[:, :-1], 1 - told[:, -1:], told[:, -1:]], dim=1), null])
+        told, numbers = labels.float(), len(self.means) - self._constants
+        return torch.cat([torch.cat([told[:, :numbers], 1 - told[:, -1:], told[:, -1:]], dim=1), null])
 
     def _weights_of_factors(self, weights: Tensor) -> Tensor:
         return weights[:, -2:]
-
-    def _gaussians(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.factors[(weights[:, -1] > 0.5).long()], weights @ self.means, weights @ self.residual
-
-
-def prior_class(*, text: bool) -> type[FittedPrior]:
-    """Return the class of the priors of models that follow classes, or texts."""
-    return FittedTextPrior if text else FittedPrior
 
 
 @torch.no_grad()
@@ -236,14 +227,9 @@ def fit_text_prior(
     """Fit the prior of codes and their texts; the mean of a text is a ridge regression on its vector.
 
     Args:
-        codes: (n, ...) points of the latent space, those of this process.
-        labels: (n, D+1) their texts, see `conditioning.text_labels`; those of the null count for the null alone.
-        directions: k at most; fewer where there are fewer codes or numbers.
+        codes, directions, gather: as in `fit_prior`, whose errors it has.
+        labels: (n, D+1) texts, see `conditioning.text_labels`; those of the null count for the null alone.
         shrinkage: codes of one text at which their mean counts half, and half what is known of others.
-        gather: of the processes that hold the rest.
-
-    Raises:
-        DataError: fewer than two codes.
     """
     x = codes.flatten(1)
     blocks, centre, basis, count = _measured(x, directions, gather)

@@ -62,7 +62,9 @@ class SphereGenerator(nn.Module):
     num_classes: int = 0
     """Classes that labels may name; 0 for an unconditional generator. The null class is id `num_classes`."""
     text_width: int = 0
-    """Numbers D of the vectors of texts that it follows instead of classes; 0 where it follows none."""
+    """Numbers D of the vectors of texts that it follows instead of classes, their tokens included; 0: none."""
+    text_tokens: int = 0
+    """Tokens of a text that its networks attend to, beside its vector."""
     alpha_max: float = 85.0
     """Degrees, 0 to 90: the angle that schedules start from, that of the strongest training noise or somewhat less."""
     max_angle: float = 90.0
@@ -89,6 +91,7 @@ class SphereGenerator(nn.Module):
             self.image_shape = config.image_channels, config.image_size, config.image_size
             self.latent_shape = config.tokens, config.channels
             self.num_classes, self.text_width = config.num_classes, getattr(config, "text_width", 0)
+            self.text_tokens = getattr(config, "text_tokens", 0)
             self.alpha_max = config.max_angle
             self.prior = PRIORS[config.prior]
         self.fitted: FittedPrior | None = None
@@ -115,6 +118,11 @@ class SphereGenerator(nn.Module):
     def label_width(self) -> int:
         """Numbers of a label beside the weight of the null: of classes, or of a text's vector; 0: unconditional."""
         return self.num_classes or self.text_width
+
+    @property
+    def vector_width(self) -> int:
+        """The same without the tokens of texts: what a fitted prior knows."""
+        return self.label_width // (1 + self.text_tokens)
 
     def label_networks(self) -> Mapping[str, EmbedLabels]:
         """Return, by the names of the networks that take a condition, what embeds labels for each."""

@@ -32,6 +32,7 @@ def test_curves_of_one_run_and_of_several(run: Run) -> None:
     assert drawn.code == 0 and drawn.err.startswith("2 metrics")
     text = Path("deep/here.svg").read_text()
     assert "gradient norm" in text and "learning rate" not in text
+    assert ">0.1<" in text and "math" not in text  # ticks of the logarithmic axis
 
 
 def test_json_prints_numbers_and_draws_on_request(run: Run) -> None:

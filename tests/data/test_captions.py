@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from spheregen.data import open_source
 from spheregen.data.captions import Captions, caption_statistics, read_captions
 from spheregen.data.order import OrderedBatch
+from spheregen.data.writers import open_writer
 from spheregen.errors import ConfigError, DataError
 from tests.factories import image_folder
 
@@ -209,3 +211,12 @@ def test_a_latent_cache_keeps_captions(tmp_path: Path) -> None:
     save_tensors(tmp_path / "cache" / "captions.safetensors", {"letters": torch.zeros(1)})
     with pytest.raises(DataError, match="broken"):
         LatentCache(tmp_path / "cache").captions()
+
+
+def test_shards_of_samples_keep_their_prompts(tmp_path: Path) -> None:
+    prompts = ("a red cup", "", "a tree")
+    with open_writer(tmp_path / "made-%06d.tar", shard_size=2) as writer:
+        for number, prompt in enumerate(prompts):
+            image = Image.new("RGB", (8, 8), (number, 0, 0))
+            writer.add(f"{number:06d}", image, {"model": "m", "seed": str(number), "prompt": prompt, "settings": "{}"})
+    assert list(read_captions(open_source(str(tmp_path / "made-*.tar")))) == [("a red cup",), (), ("a tree",)]

@@ -10,10 +10,12 @@ import torch
 
 import spheregen as sg
 from spheregen.data.lettering import slants, weights
-from spheregen.evaluation.images import open_real
+from spheregen.evaluation.images import captions_of, open_real, take
 from spheregen.evaluation.texts import clip_score, letter_figures, retrieval_accuracy, text_figures
 from spheregen.measure.features import load_extractor
-from spheregen.networks.text import NgramEncoder
+from spheregen.measure.features.preprocessing import CLIP_MEAN, CLIP_STD
+from spheregen.networks.text import NgramEncoder, TextEncoderConfig, open_text_encoder
+from tests.networks.test_text import TOWER, encoder_folder
 from tests.training.runs import run as train
 from tests.training.test_texts import SHORT, TEXT
 
@@ -77,3 +79,34 @@ class Blind:
 def test_attributes_of_letters_order_as_they_are_asked_for() -> None:
     found = letter_figures(Perfect(), Blind(), count=300)  # type: ignore[arg-type]
     assert found == {"letter_accuracy": 1, "weight_order": 1, "slant_order": pytest.approx(1)}
+
+
+def test_the_clip_score_is_that_of_a_local_clip(texts: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    folder = encoder_folder(tmp_path / "clip", "clip")  # for its tokenizer
+    sight = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "image_size": 8}
+    config = transformers.CLIPConfig(
+        text_config={**TOWER, "projection_dim": 8}, vision_config={**sight, "projection_dim": 8}, projection_dim=8
+    )
+    torch.manual_seed(0)
+    clip = transformers.CLIPModel(config).eval()
+    clip.save_pretrained(folder)
+
+    pipe = sg.Pipeline.from_pretrained(texts, device="cpu", quiet=True)
+    data, held_out = (open_real("digits", split, pipe.image_options) for split in ("train", "test"))
+    extractors = {"own": load_extractor("own"), "clip": load_extractor("clip", weights=folder)}
+    tower = open_text_encoder(TextEncoderConfig(name=str(folder), pooling="projected"))
+    found = text_figures(pipe, data, held_out, extractors, clip=tower)
+
+    held_out = held_out.thinned(1000)
+    images = take(held_out, 1000).float().expand(-1, 3, -1, -1) / 255
+    asked = captions_of(pipe, held_out)
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)(asked, padding=True, return_tensors="pt")
+    mean, std = (torch.tensor(each)[:, None, None] for each in (CLIP_MEAN, CLIP_STD))
+    with torch.no_grad():
+        out = clip(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=(images - mean) / std
+        )
+    cosines = torch.cosine_similarity(out.image_embeds, out.text_embeds).clamp_min(0)
+    assert found["real_clip_score"] == pytest.approx(100 * float(cosines.mean()), abs=0.01)
+    assert 0 <= found["clip_score"] <= 100

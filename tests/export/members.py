@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 import spheregen as sg
+from spheregen.conditioning import text_labels
 from spheregen.family import (
     ConvolutionalAutoencoder,
     ConvolutionalConfig,
@@ -17,8 +18,9 @@ from spheregen.family import (
     SphereEncoder2Config,
 )
 from spheregen.family.sphere_encoder.network import SphereTokenizer
-from spheregen.fitted import fit_prior
+from spheregen.fitted import fit_prior, fit_text_prior
 from spheregen.folders.model_folder import ModelInfo
+from spheregen.networks.text import NgramEncoder
 from tests.factories import NAMES, SIZE, shaken, tiny_autoencoder, tiny_pipeline, tiny_refined
 
 
@@ -41,6 +43,20 @@ def convolutional(classes: int = 3) -> sg.Pipeline:
     sampling = {"steps": 2, "guidance": 1.2 if classes else 1.0, "prior": "fitted"}
     info = ModelInfo(class_names=NAMES[:classes], sampling=sampling, provenance={"license": "CC0-1.0"})
     return with_prior(sg.Pipeline(model, info, device="cpu", name="tiny"))
+
+
+def texts() -> sg.Pipeline:
+    """The same, which follows texts by our own encoder."""
+    torch.manual_seed(0)
+    config = ConvolutionalConfig(
+        image_size=16, image_channels=1, width=8, embedding=16, latent_channels=24, text_width=32
+    )
+    model, encoder = shaken(ConvolutionalAutoencoder(config), 0.05), NgramEncoder(32)
+    drawn = torch.randn(200, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    told = text_labels(encoder.encode([f"number {i % 7}" for i in range(200)]))
+    model.fitted = fit_text_prior(model.prior.project(drawn + 1), told)
+    info = ModelInfo(text=encoder.identity, sampling={"steps": 2, "guidance": 1.2, "prior": "fitted"})
+    return sg.Pipeline(model, info, device="cpu", name="texts")
 
 
 def latents() -> sg.Pipeline:

@@ -16,7 +16,7 @@ from spheregen.errors import ConfigError
 from spheregen.export import Runner, export_model, folder
 from spheregen.export.graphs import graphs_of
 from spheregen.export.page import find_runtime
-from tests.export.members import MEMBERS, convolutional
+from tests.export.members import convolutional
 from tests.factories import tiny_model_folder
 
 
@@ -126,7 +126,7 @@ def test_the_command_exports_small_weights(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="exports need onnxscript")
     pytest.importorskip("onnxruntime", reason="exports run by onnxruntime")
     out, model = tmp_path / "small", tmp_path / "model"
-    MEMBERS["unconditional"]().save_pretrained(model)
+    convolutional().save_pretrained(model)
     done = spoken(str(model), "--precision", "int8", "--out", str(out), "--json")
     assert done.exit_code == 0, done.exception
     told = json.loads(done.stdout)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import json
+import os
 import re
 import shutil
 import threading
@@ -20,7 +22,7 @@ from spheregen.errors import ConfigError
 from spheregen.export import Runner, export_model
 from spheregen.export.page import find_runtime
 from spheregen.pipeline.output import read_record
-from tests.export.members import convolutional
+from tests.export.members import convolutional, texts
 
 pytest.importorskip("onnxscript", reason="exports need onnxscript")
 playwright = pytest.importorskip("playwright.sync_api", reason="pages are tried by playwright")
@@ -48,18 +50,59 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[tuple[str, http.server.ThreadingHTTPServer]]:
+    """The address of a folder, and its server."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", server
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str, http.server.ThreadingHTTPServer]]:
     """The folder of an exported page, its address, and its server."""
     folder = tmp_path / "page"
     export_model(convolutional(), folder, "web", title="Tiny model")
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}/", server
-        server.shutdown()
-        thread.join()
+    with serving(folder) as (address, server):
+        yield folder, address, server
+
+
+def test_a_page_follows_prompts(tmp_path: Path) -> None:
+    folder = tmp_path / "page"
+    export_model(texts(), folder, "web")
+    runner = Runner(folder)
+    with serving(folder) as (address, _), playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(accept_downloads=True)
+        page.set_default_timeout(LOADED)
+        page.goto(f"{address}#seed=3&prompt=a+red+cup&steps=2&guidance=2")
+        page.wait_for_selector("body[data-ready]")
+
+        def saved() -> Path:
+            page.wait_for_selector("body:not([aria-busy])")
+            with page.expect_download() as download:
+                page.click("#save")
+            download.value.save_as(tmp_path / "saved.png")
+            return tmp_path / "saved.png"
+
+        def same(prompt: str) -> None:
+            path = saved()
+            theirs = np.asarray(runner.generate(prompt=prompt, seed=3, steps=2, guidance=2.0).images[0]).astype(int)
+            assert np.abs(np.asarray(Image.open(path).convert("L")).astype(int) - theirs).max() <= 1
+            assert read_record(path).prompt == prompt and prompt in page.inner_text("#caption")
+
+        same("a red cup")
+        page.fill("#prompt", " number   4 ")
+        page.dispatch_event("#prompt", "change")
+        same("number 4")
+        assert "prompt=number+4" in page.evaluate("location.hash") and page.is_hidden("#class")
+        if place := os.environ.get("SPHEREGEN_SCREENSHOTS"):
+            page.screenshot(path=f"{place}/page-prompts.png", full_page=True)
+        browser.close()
 
 
 def test_the_page(served: tuple[Path, str, Any], tmp_path: Path) -> None:

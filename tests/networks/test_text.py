@@ -94,7 +94,7 @@ def test_an_encoder_of_ones_own_is_opened_again_by_its_identity(monkeypatch: pyt
 
 # by transformers ------------------------------------------------------------------------------------------------------
 
-WORDS = ("<pad>", "<s>", "</s>", "<unk>", "a", "red", "blue", "heart", "cat", "two", "on")
+WORDS = ("<pad>", "<s>", "</s>", "<unk>", "a", "red", "blue", "heart", "cat", "two", "on", "digit", *"0123456789")
 SMALL = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 TOWER = {**SMALL, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 T5 = {"vocab_size": len(WORDS), "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
@@ -143,6 +143,27 @@ def test_encoders_of_transformers_give_vectors_whatever_is_beside_a_text(tmp_pat
     assert torch.equal(again.encode(texts), together)
     long = "cat " * 600
     assert torch.allclose(encoder.encode([long])[0], encoder.encode([long + long])[0])  # cut
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_tokens_follow_the_vector_of_their_text(tmp_path: Path, kind: str) -> None:
+    folder = encoder_folder(tmp_path / "net", kind)
+    plain, encoder = (open_text_encoder(TextEncoderConfig(name=str(folder), tokens=tokens)) for tokens in (0, 6))
+    texts = ["a red cat", "two blue cat on a red heart and on"]
+    rows = encoder.encode(texts).unflatten(1, (7, -1))
+    torch.testing.assert_close(rows[:, 0], plain.encode(texts))
+    assert encoder.width == 7 * plain.width and encoder.identity["tokens"] == 6
+    lengths = rows[:, 1:].norm(dim=2)
+    torch.testing.assert_close(lengths, (torch.arange(6) < torch.tensor([[5], [6]])).float())  # with <s> and </s>
+    again = reopen_text_encoder(json.loads(json.dumps(dict(encoder.identity))))
+    assert torch.equal(again.encode(texts), encoder.encode(texts))
+    torch.testing.assert_close(encoder.encode(texts[:1])[0], rows[0].flatten(), atol=1e-5, rtol=0)
+
+
+def test_words_follow_the_vector_of_their_text() -> None:
+    rows = NgramEncoder(4 * 64, 3).encode(["a red cup", "cup"]).unflatten(1, (4, 64))
+    torch.testing.assert_close(rows[:, 0], NgramEncoder(64).encode(["a red cup", "cup"]))
+    assert torch.equal(rows[0, 3], rows[1, 1]) and not rows[1, 2:].any()
 
 
 def test_pooling_is_what_was_asked_for(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_together_all_is_the_same_as_alone(pipe: sg.Pipeline) -> None:
     together = [tensor(job.future.result(60)) for job in jobs]
     engine.close(10)
     for mine, other in zip(alone, together, strict=True):
-        torch.testing.assert_close(other, mine, atol=1e-4 if pipe.model.fitted else 2e-5, rtol=0)
+        torch.testing.assert_close(other, mine, atol=1e-6, rtol=0)
         assert mine.shape == other.shape and mine.std() > 0.01
     assert max(sizes) > max(len(each) for each in alone)  # calls did go together
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 import spheregen as sg
 from spheregen.pipeline.output import read_record
-from spheregen.restoration import BlockMean, Blur, gaussian_kernel
-from tests.factories import tiny_pipeline, tiny_refined
+from spheregen.pipeline.tasks import task_operator
+from spheregen.restoration import BlockMean, Blur, Denoise, gaussian_kernel
+from tests.factories import tiny_pipeline, tiny_refined, tiny_text_pipeline
 from tests.serving.calls import X, encoded, events, images, npy, opened, photo, picture, text
 
 for _name in ("fastapi", "fastapi_offline", "prometheus_client", "greenlet", "httpx"):
@@ -32,6 +33,7 @@ from spheregen.serving.service import create_app  # noqa: E402
 from spheregen.serving.settings import Limits, Settings  # noqa: E402
 
 PIPES = {"tiny": tiny_pipeline(), "flow": sg.Pipeline(tiny_refined(), device="cpu"), "plain": tiny_pipeline(0)}
+TEXTS = tiny_text_pipeline()
 LIMITS = Limits(images=9, steps=20, pixels=10_000, file_bytes=100_000, body_bytes=300_000)
 
 
@@ -44,6 +46,12 @@ def client_of(pipes: dict[str, sg.Pipeline] = PIPES, limits: Limits = LIMITS, **
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     with client_of() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def texts() -> Iterator[TestClient]:
+    with client_of({"texts": TEXTS}) as found:
         yield found
 
 
@@ -99,6 +107,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], Any]] = {
             "images": [photo(0), photo(1)],
             "task": "deblur",
             "kernel": "gaussian:1",
+            "noise": 0.0,
             "steps": 2,
             "seed": 3,
             "angle": 20.0,
@@ -120,6 +129,11 @@ def test_a_route_does_what_the_pipeline_does(client: TestClient, route: str) -> 
         assert answer["settings"]["steps"] == made.settings["steps"]
         assert [each["label"] for each in answer["images"]] == [*(made.labels or [None] * len(made))]
     close(images(post(client, route, **body)), wanted, 0.51 / 255)  # PNG, rounded to 8 bits
+
+
+def test_the_noise_of_a_task_is_the_command_s(client: TestClient) -> None:
+    answer = post(client, "restore", images=[photo(0)], task="denoise", steps=2, format="npy")
+    close(images(answer), PIPES["tiny"].restore(X[:1], Denoise(), noise="auto", steps=2).tensor)
 
 
 def test_small_images_are_enlarged(client: TestClient) -> None:
@@ -220,6 +234,59 @@ def test_the_shape_of_openai(client: TestClient) -> None:
     refused(client.post("/v1/images/generations", json={"prompt": "a cat and a dog"}), 400, "cat, dog, horse")
     refused(client.post("/v1/images/generations", json={"prompt": "cat", "size": "1024x1024"}), 400, "8x8")
     refused(client.post("/v1/images/generations", json={"prompt": "cat", "response_format": "url"}), 422, "b64_json")
+
+
+PROMPTED: dict[str, tuple[dict[str, Any], Any]] = {
+    "generate": (
+        {"prompt": ["a red cup", "a cup"], "negative_prompt": "blue", "guidance": 2.0, "seed": 4},
+        lambda: TEXTS.generate(prompt=["a red cup", "a cup"], negative_prompt="blue", guidance=2.0, seed=4),
+    ),
+    "edit": (
+        {"images": [photo(0)], "prompt": "a cup", "strength": 0.4, "steps": 2},
+        lambda: TEXTS.edit(X[:1], prompt="a cup", strength=0.4, steps=2),
+    ),
+    "vary": ({"image": photo(1), "count": 2, "prompt": "a cup"}, lambda: TEXTS.vary(X[1], 2, prompt="a cup")),
+    "interpolate": (
+        {"ends": [7, 7], "frames": 3, "prompt": ["a red cup", "a tree"]},
+        lambda: TEXTS.interpolate([7, 7], 3, prompt=["a red cup", "a tree"]),
+    ),
+    "reconstruct": ({"images": [photo(0)], "prompt": "a cup"}, lambda: TEXTS.reconstruct(X[:1], prompt="a cup")),
+    "restore": (
+        {"images": [photo(0)], "task": "dequantise", "steps": 2, "prompt": "a cup"},
+        lambda: TEXTS.restore(X[:1], task_operator(TEXTS, "dequantise", [X[0]]), steps=2, prompt="a cup"),
+    ),
+}
+
+
+@pytest.mark.parametrize("route", PROMPTED)
+def test_a_route_follows_prompts(texts: TestClient, route: str) -> None:
+    body, call = PROMPTED[route]
+    made = call()
+    answer = post(texts, route, **body, format="npy")
+    close(images(answer), made if isinstance(made, Tensor) else made.tensor)
+    if route == "generate":
+        assert [each["prompt"] for each in answer["images"]] == ["a red cup", "a cup"]
+        other = post(texts, route, **body | {"prompt": "a tree", "count": 2}, format="npy")
+        assert (images(other) - images(answer)).abs().max() > 1e-3
+
+
+def test_openais_shape_takes_prompts(texts: TestClient) -> None:
+    (answer,) = post(texts, "images/generations", prompt="a red cup", seed=3)["data"]
+    close(opened(answer["b64_json"]), TEXTS.generate(prompt="a red cup", seed=3).tensor[0], 0.51 / 255)
+    (answer,) = post(texts, "images/generations", prompt="", seed=3)["data"]
+    close(opened(answer["b64_json"]), TEXTS.generate(seed=3).tensor[0], 0.51 / 255)
+    assert texts.get("/v1/models").json()["data"][0]["follows_texts"]
+
+
+def test_prompts_that_cannot_be_are_refused(client: TestClient, texts: TestClient) -> None:
+    for body, named in (
+        ({"prompt": "a", "labels": "b"}, "not both"),
+        ({"prompt": ["a", "b"], "count": 3}, "2 prompts for 3"),
+        ({"prompt": "x" * 20_000}, "20000 characters"),
+    ):
+        refused(texts.post("/v1/generate", json=body), 400, named)
+    refused(texts.post("/v1/generate", json={"prompt": [1]}), 422, "prompt")
+    refused(client.post("/v1/generate", json={"prompt": "a cup"}), 400, "labels")
 
 
 # bad requests ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from PIL import Image
 
 import spheregen as sg
 from spheregen.errors import ConfigError
-from tests.factories import tiny_model_folder
+from spheregen.folders.model_folder import save_model
+from tests.factories import tiny_model_folder, tiny_text_pipeline
 from tests.random_networks import import_or_skip
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -41,11 +42,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page of `digits` and of a tiny model, served by this process."""
+    """The page of `digits`, of a tiny model and of one that follows texts, served by this process."""
     from spheregen.folders.model_source import find_model
     from spheregen.serving.studio import Studio, card_of, launch
 
-    places = {"digits": "digits", "tiny": tiny_model_folder(tmp_path_factory.mktemp("models") / "tiny")}
+    folder, texts = tmp_path_factory.mktemp("models"), tiny_text_pipeline()
+    save_model(folder / "words", texts.model, texts.info)
+    places = {"digits": "digits", "tiny": tiny_model_folder(folder / "tiny"), "words": folder / "words"}
     pipes = {name: sg.Pipeline.from_pretrained(place, device="cpu", quiet=True) for name, place in places.items()}
     cards = {name: card_of(find_model(place), pipes[name], name) for name, place in places.items()}
     studio = Studio(pipes, cards, runs)
@@ -217,6 +220,25 @@ def test_choices_follow_the_model_and_mistakes_are_told(browser: Any, address: s
     visitor.tab("Edit")
     visitor.page.click("#edit")
     visitor.page.get_by_text("drop an image or draw one first").first.wait_for()
+
+
+def test_prompts_of_a_model_that_follows_texts(browser: Any, address: str) -> None:
+    visitor = Visitor(browser, address, 1280)
+    visitor.page.locator("#model input").click()
+    visitor.page.get_by_role("option", name="words").click()
+    visitor.page.get_by_label("Prompt").first.fill("a red cup")
+    visitor.press("#generate", "#made")
+    visitor.page.get_by_text("a red cup, seed 0").first.wait_for()
+    before = visitor.source("#made")
+    visitor.page.get_by_label("Prompt").first.fill("")
+    visitor.press("#generate", "#made")  # under the null, without guidance
+    assert visitor.source("#made") != before
+    visitor.tab("Edit")
+    visitor.page.locator("#edit-image button[aria-label='Brush']").click()
+    visitor.paint("#edit-image")
+    visitor.page.locator(".prompt:visible textarea").fill("a tree")
+    visitor.press("#edit", "#edited")
+    visitor.leave()
 
 
 def test_a_port_in_use_is_told(address: str) -> None:

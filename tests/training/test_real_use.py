@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spheregen.data.images import read_image
 from spheregen.errors import ConfigError, ModelFileError, SphereGenError
 from spheregen.folders.model_folder import load_any_model
+from spheregen.pixels import read_image
 from spheregen.progress import Pace
 from spheregen.training.recipe import check_recipe, load_recipe, shipped_recipes
 from tests.training.runs import run, weights

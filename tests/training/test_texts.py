@@ -18,18 +18,18 @@ import spheregen as sg
 from spheregen.data import open_source
 from spheregen.data.captions import Captions
 from spheregen.data.encoding import write_latent_cache
-from spheregen.data.images import ImageOptions
 from spheregen.data.text_cache import cached_vectors
 from spheregen.distributed import joined_world
 from spheregen.errors import ConfigError, DataError, ModelFileError, TrainingError
 from spheregen.fitted import FittedTextPrior
 from spheregen.folders.tokenizers import TOKENIZER, open_tokenizer, save_tokenizer
 from spheregen.networks.text import TextEncoderConfig, open_text_encoder
+from spheregen.pixels import ImageOptions
 from spheregen.training.recipe import load_recipe
 from tests.data.test_captions import captioned
 from tests.networks.test_text import encoder_folder
 from tests.processes import Started, command, world
-from tests.training.runs import assert_same_run, interrupted, run, wait_for_a_checkpoint
+from tests.training.runs import Messages, assert_same_run, interrupted, run, wait_for_a_checkpoint
 
 TEXT = ("model.num_classes=0", "model.text_width=64", "data.templates=['digit {}', 'the number {}']")
 SHORT = ("train.steps=6", "train.checkpoint_every=3", "train.preview_every=6", "train.log_every=3")
@@ -98,6 +98,23 @@ def _other(cache: Path, place: Path) -> Path:
     return place / "other"
 
 
+def test_blocks_that_attend_to_words_train_and_are_prompted(tmp_path: Path) -> None:
+    settings = ("model.num_classes=0", "model.text_width=64", "model.text_tokens=3", "text.tokens=3", *TEXT[2:], *SHORT)
+    made = run(tmp_path / "run", *settings)
+    pipe = sg.Pipeline.from_pretrained(made, device="cpu", quiet=True)
+    assert pipe.text_encoder.identity["tokens"] == 3
+    assert isinstance(pipe.model.fitted, FittedTextPrior) and len(pipe.model.fitted.means) == 16 + 2
+    one, other = (pipe.generate(2, prompt=text, seed=5, prior="fitted").tensor for text in ("digit 1", "number 8"))
+    assert not torch.equal(one, other)
+    way = pipe.interpolate([3, 3], 3, prompt=["digit 1", "digit 8"])
+    ends = pipe.generate(2, prompt=["digit 1", "digit 8"], seeds=[3, 3], steps=1)
+    torch.testing.assert_close(way.tensor[[0, 2]], ends.tensor, atol=1e-4, rtol=0)
+    for wrong in ("model.text_tokens=4", "model.text_tokens=1", "text.tokens=0"):
+        with pytest.raises(ConfigError, match="text_tokens"):
+            run(tmp_path / "other", *settings, wrong)
+    assert not (tmp_path / "other").exists()
+
+
 def test_kill_minus_nine_and_continued_equals_uninterrupted(tmp_path: Path, folder: Path) -> None:
     again = tmp_path / "run"
     settings = [each for text in TEXT for each in ("--set", text)]
@@ -114,6 +131,12 @@ def test_images_without_a_caption_teach_the_null(tmp_path: Path) -> None:
     made = run(tmp_path / "run", *settings, "model.image_channels=3", recipe="conv-debug", data=source)
     pipe = sg.Pipeline.from_pretrained(made, device="cpu", quiet=True)
     assert pipe.generate(prompt="one").prompts == ("one",)
+
+
+def test_names_of_classes_in_place_of_captions_are_told(tmp_path: Path) -> None:
+    reporter = Messages()
+    run(tmp_path / "run", "model.num_classes=0", "model.text_width=64", *SHORT, recipe="conv-debug", reporter=reporter)
+    assert any("names of classes" in line for line in reporter.lines)
 
 
 def test_a_model_of_texts_wants_captions_and_an_encoder_of_its_width(tmp_path: Path) -> None:

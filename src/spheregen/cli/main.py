@@ -18,6 +18,7 @@ import spheregen
 from spheregen.cli.ablate import ablate
 from spheregen.cli.app import app as app_page
 from spheregen.cli.bench import bench
+from spheregen.cli.command import Command, Making, Writing, expanded
 from spheregen.cli.compare import compare
 from spheregen.cli.convert import convert
 from spheregen.cli.demo import demo
@@ -28,17 +29,7 @@ from spheregen.cli.export import export
 from spheregen.cli.fit_prior import fit_prior
 from spheregen.cli.info import info
 from spheregen.cli.listing import models, recipes
-from spheregen.cli.options import (
-    READING_NAMES,
-    SAMPLER_NAMES,
-    Command,
-    Everywhere,
-    Making,
-    Writing,
-    everywhere,
-    expanded,
-    keep,
-)
+from spheregen.cli.options import READING_NAMES, SAMPLER_NAMES, Everywhere, everywhere, keep
 from spheregen.cli.plot import plot
 from spheregen.cli.restore import inpaint, restore, upscale
 from spheregen.cli.sample import sample

@@ -16,7 +16,7 @@ from spheregen.data.grids import (
     to_pil,
     to_uint8,
 )
-from spheregen.data.images import ImageOptions, decode_bytes, load_image, read_image, to_model_range
+from spheregen.data.images import load_image, to_model_range
 from spheregen.data.loader import Batch, Shuffle, TrainingBatches
 from spheregen.data.names import ARCHIVES
 from spheregen.data.opening import open_source
@@ -24,6 +24,7 @@ from spheregen.data.order import BlockOrder, SampleOrder, permutation
 from spheregen.data.source import Blocks, ImageSource
 from spheregen.data.statistics import SourceStatistics, contact_sheet, source_statistics
 from spheregen.data.writers import ImageWriter, open_writer
+from spheregen.pixels import ImageOptions, decode_bytes, read_image
 
 __all__ = [
     "ARCHIVES",

@@ -28,7 +28,8 @@ from spheregen.data.order import Integers, OrderedBatch, caption_draws
 from spheregen.data.source import ImageSource, digest
 from spheregen.errors import ConfigError, DataError, did_you_mean
 from spheregen.files import parse_json
-from spheregen.networks.text import MOST_CHARACTERS, TextEncoder
+from spheregen.networks.text import TextEncoder
+from spheregen.texts import MOST_CHARACTERS, plain_text
 
 CLASSES = "classes"
 """In place of a column: captions are made of the names of classes."""
@@ -50,6 +51,9 @@ class Captions:
     Args:
         texts: those of each image, without empty ones.
     """
+
+    of_classes = False
+    """They are the names of classes because there were no others."""
 
     def __init__(self, texts: Iterable[Sequence[str]]) -> None:
         counts, pieces = [], list[bytes]()
@@ -167,6 +171,7 @@ def read_captions(source: ImageSource, column: str | None = None, templates: Seq
         names = [name.replace("_", " ") for name in source.class_names]
         of_class = [tuple(template.replace("{}", name) for template in templates) for name in names]
         found = Captions(of_class[label] for label in source.labels.tolist())
+        found.of_classes = column is None
     if found is None or not found.texts:
         wanted = f"no {column!r}" if column is not None else "no captions"
         raise DataError(
@@ -191,7 +196,7 @@ def clean(value: Any, where: Callable[[], str]) -> tuple[str, ...]:
             raise DataError(
                 f"{where()}: the caption has {len(each)} characters, more than {MOST_CHARACTERS}; shorten or remove it"
             )
-        if plain := " ".join(unicodedata.normalize("NFC", each).encode("utf-8", "replace").decode().split()):
+        if plain := plain_text(each):
             found.append(plain)
     return tuple(found)
 
@@ -286,9 +291,9 @@ def _told(tables: Iterable[tuple[str, str, str]], column: str | None, where: str
     return told
 
 
-def _columns(fields: Mapping[str, Any], column: str | None) -> list[str]:
+def _columns(fields: Iterable[str], column: str | None) -> list[str]:
     """Return the name of the field of captions, as it is spelled; none where there is no such field."""
-    spelled = {str(key).lower(): str(key) for key in fields}
+    spelled = {name.lower(): name for name in fields}
     wanted = CAPTION_NAMES if column is None else (column.lower(),)
     return [spelled[name] for name in wanted if name in spelled][:1]
 
@@ -317,13 +322,11 @@ def column_of_captions(names: Sequence[str], column: str | None, where: str) -> 
     Raises:
         DataError: the named one is not there.
     """
-    if column is None:
-        return next(iter(_columns(dict.fromkeys(names), None)), None)
-    found = next(iter(_columns(dict.fromkeys(names), column)), None)
-    if found is None:
+    found = _columns(names, column)
+    if column is not None and not found:
         hint = did_you_mean(column, names)
         raise DataError(f"{where} has no column {column!r}{hint}; it has {', '.join(names)}")
-    return found
+    return found[0] if found else None
 
 
 def are_file_names(texts: Sequence[Sequence[str]]) -> bool:

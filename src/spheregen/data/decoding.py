@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spheregen.data.images import ImageOptions, Pixels, decode_bytes, load_array
 from spheregen.data.order import Integers
 from spheregen.data.source import ImageSource, digest
 from spheregen.errors import ConfigError, DataError, SphereGenError
 from spheregen.files import parse_json, write_json
+from spheregen.pixels import ImageOptions, Pixels, decode_bytes, load_array
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -25,11 +25,11 @@ import torch
 from PIL import Image
 
 from spheregen.data.captions import Captions
-from spheregen.data.images import Pixels
 from spheregen.data.lettering import captions_of_letters
 from spheregen.data.order import Integers as Numbers
 from spheregen.data.source import ImageSource, digest
 from spheregen.errors import DataError, did_you_mean
+from spheregen.pixels import Pixels
 
 
 def load_digits() -> tuple[Pixels, Pixels]:

@@ -26,7 +26,7 @@ from spheregen.data.decoding import (
     judge,
     part_fingerprint,
 )
-from spheregen.data.images import ImageOptions, to_model_range
+from spheregen.data.images import to_model_range
 from spheregen.data.latent_cache import (
     CAPTIONS,
     INDEX,
@@ -50,6 +50,7 @@ from spheregen.distributed import World
 from spheregen.errors import ConfigError, DataError, SphereGenError
 from spheregen.files import atomic_path, remove_leftovers
 from spheregen.lock import LOCK
+from spheregen.pixels import ImageOptions
 from spheregen.progress import QuietReporter, Reporter
 from spheregen.tensors import save_tensors
 

@@ -23,9 +23,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 import spheregen
-from spheregen.data.images import read_image
 from spheregen.errors import ConfigError, SphereGenError
 from spheregen.files import atomic_path
+from spheregen.pixels import read_image
 
 Rounding = Literal["round", "floor"]
 

@@ -6,27 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from spheregen.pixels import (
-    ImageOptions,
-    Pixels,
-    check_convertible,
-    decode_bytes,
-    image_suffixes,
-    load_array,
-    read_image,
-)
-
-__all__ = [
-    "ImageOptions",
-    "Pixels",
-    "check_convertible",
-    "decode_bytes",
-    "image_suffixes",
-    "load_array",
-    "load_image",
-    "read_image",
-    "to_model_range",
-]
+from spheregen.pixels import ImageOptions, load_array
 
 
 def load_image(image: Image.Image, options: ImageOptions) -> torch.Tensor:

@@ -14,9 +14,9 @@ import torch
 from PIL import ExifTags, Image
 
 from spheregen.data.grids import to_pil
-from spheregen.data.images import ImageOptions, load_image, read_image
+from spheregen.data.images import load_image
 from spheregen.errors import ConfigError
-from spheregen.pixels import to_mode
+from spheregen.pixels import ImageOptions, read_image, to_mode
 
 ImageInput = Image.Image | str | Path | npt.NDArray[Any] | torch.Tensor
 """One image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W). Arrays and tensors hold uint8

@@ -32,12 +32,12 @@ from torch import Tensor
 
 from spheregen.data.captions import CaptionLabels, Captions
 from spheregen.data.decoding import BadImage
-from spheregen.data.images import ImageOptions
 from spheregen.data.loader import Batch, Batches, to_device, with_captions
 from spheregen.data.order import SampleOrder, flip_draws
 from spheregen.data.source import digest
 from spheregen.errors import ConfigError, DataError, ModelFileError, check_choices
 from spheregen.files import parse_json, write_json
+from spheregen.pixels import ImageOptions
 from spheregen.tensors import load_tensors
 
 Dtype = Literal["bf16", "float32"]

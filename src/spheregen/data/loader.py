@@ -31,11 +31,12 @@ from spheregen.data.decoding import (
     part_fingerprint,
     read_work,
 )
-from spheregen.data.images import ImageOptions, to_model_range
+from spheregen.data.images import to_model_range
 from spheregen.data.order import BlockOrder, OrderedBatch, SampleOrder, Window, flip_draws
 from spheregen.data.source import ImageSource, digest
 from spheregen.devices import available_memory
 from spheregen.errors import ConfigError, DataError
+from spheregen.pixels import ImageOptions
 
 Shuffle = Literal["auto", "full", "blocks"]
 

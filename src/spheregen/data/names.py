@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from spheregen.data.images import image_suffixes
 from spheregen.errors import DataError, did_you_mean
 from spheregen.files import parse_json
+from spheregen.pixels import image_suffixes
 
 ARCHIVES = (".parquet", ".tar", ".zip")
 """Files that hold many images."""

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from spheregen.data.images import decode_bytes
 from spheregen.data.names import Ignored, without_captions
 from spheregen.errors import ConfigError, DataError, did_you_mean
+from spheregen.pixels import decode_bytes
 
 if TYPE_CHECKING:
     from spheregen.data.captions import Captions

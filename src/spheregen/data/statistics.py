@@ -19,11 +19,12 @@ from PIL import Image
 from spheregen.data.captions import CaptionStatistics, caption_statistics
 from spheregen.data.decoding import BadImage, Progress, check_reading, ordered_map, spread_indices
 from spheregen.data.grids import image_grid, labelled_sheet
-from spheregen.data.images import ImageOptions, check_convertible, decode_bytes, load_array, load_image
+from spheregen.data.images import load_image
 from spheregen.data.names import Ignored
 from spheregen.data.order import Integers
 from spheregen.data.source import ImageSource
 from spheregen.errors import DataError
+from spheregen.pixels import ImageOptions, check_convertible, decode_bytes, load_array
 
 Colour = tuple[int, int, int]
 

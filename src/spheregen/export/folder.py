@@ -26,6 +26,7 @@ from spheregen.export.runner import Runner
 from spheregen.export.trace import OPSET, as_onnx, traced
 from spheregen.export.weights import Precision, compress
 from spheregen.external import import_package
+from spheregen.networks.text import NGRAMS
 from spheregen.pipeline import Pipeline
 
 Target = Literal["onnx", "torch", "web"]
@@ -96,7 +97,7 @@ def export_model(
     for package in ("onnx", "onnxscript", "onnxruntime") if to != "torch" else ():  # complains before any work is done
         import_package(package, "onnx", "exporting to ONNX")
     with _beside(folder) as made:
-        manifest = _about(pipe, title or Path(pipe.name).name or "model", weights if to != "torch" else "float32")
+        manifest = manifest_of(pipe, title or Path(pipe.name).name or "model", weights if to != "torch" else "float32")
         model = Pipeline(pipe.model, pipe.info, device="cpu", name=pipe.name, progress=False)
         before = pipe.device, pipe.dtype
         model.to("cpu", dtype="float32")
@@ -124,7 +125,7 @@ def export_model(
 
 
 def _write_onnx(folder: Path, name: str, graph: Graph, precision: Precision) -> dict[str, Any]:
-    model = as_onnx(traced(graph), graph)
+    model = as_onnx(graph)
     own: Precision = "float32" if name in _WIDE else "float16" if name in _PRIOR and precision == "int8" else precision
     compress(model, own)
     data = model.SerializeToString()
@@ -153,13 +154,13 @@ def _shapes(graph: Graph, names: set[str]) -> dict[str, Any]:
 # what is told ---------------------------------------------------------------------------------------------------------
 
 
-def _about(pipe: Pipeline, title: str, precision: str) -> dict[str, Any]:
+def manifest_of(pipe: Pipeline, title: str, precision: str) -> dict[str, Any]:
     """Return the manifest of a model, yet without its graphs."""
     model, info, options = pipe.model, pipe.info, pipe.image_options
     fitted = model.fitted
     refiner = None
     if model.refiner is not None:
-        refiner = {"rho": model.config.rho, "guided": model.config.num_classes > 0}
+        refiner = {"rho": model.config.rho, "guided": model.config.label_width > 0}
     sampling = {name: value for name, value in pipe.settings().items() if not callable(value)}
     if refiner is not None:  # None: it goes with the guidance
         sampling["refinement_guidance"] = info.sampling.get("refinement_guidance")
@@ -175,6 +176,7 @@ def _about(pipe: Pipeline, title: str, precision: str) -> dict[str, Any]:
         "image_range": [-1, 1],
         "num_classes": model.num_classes,
         "class_names": list(info.class_names),
+        "text": dict(info.text) or None,
         "predicts": "images" if model.predicts_images else "latents",
         "latent_space": model.prior.name,
         "guidance_law": model.guidance_law,
@@ -204,9 +206,10 @@ def _parity(folder: Path, pipe: Pipeline) -> dict[str, Any]:
     runner = Runner(folder)
     found: dict[str, Any] = {}
     seeds = list(range(PARITY_SEEDS))
+    prompts = [f"number {seed}" for seed in seeds] if pipe.info.text.get("name") == NGRAMS else None
     for name, steps in (("one step", 1), ("as sampled", None)):
-        theirs = pipe.generate(seeds=seeds, steps=steps).tensor.numpy()
-        found[name] = compared(runner.generate(seeds=seeds, steps=steps).array, theirs)
+        theirs = pipe.generate(labels=prompts, seeds=seeds, steps=steps).tensor.numpy()
+        found[name] = compared(runner.generate(labels=prompts, seeds=seeds, steps=steps).array, theirs)
     if "encoder" in runner.manifest["graphs"]:
         images = list(pipe.generate(seeds=seeds, steps=1).images)
         found["there and back"] = compared(runner.reconstruct(images), pipe.reconstruct(images).numpy())

@@ -17,9 +17,10 @@ the fitted prior are graphs too, of a few kilobytes. Angles are radians.
 | undraw | latents, weights | noise; of a fitted prior |
 
 Legend: B samples, of any number; latents, points and noise (B, N, d); images (B, C, S, S) in [-1, 1]; predictions are
-one or the other; condition and weights (B, K + 1), shares of the classes, the null class last, without which an
-unconditional model does; turn, told, times, t and angle (B,). `decoder` puts raw latents, or Gaussian noise, into the
-latent space, moves them by noise and the angle `turn`, and is told the angle `told`.
+one or the other; condition and weights (B, K + 1), shares of the classes, the null class last, or (B, D + 1), a text's
+vector and the share of the null; an unconditional model does without them; turn, told, times, t and angle (B,).
+`decoder` puts raw latents, or Gaussian noise, into the latent space, moves them by noise and the angle `turn`, and is
+told the angle `told`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 
 from spheregen.conditioning import Condition
 from spheregen.errors import ConfigError
-from spheregen.fitted import FLAT, FittedPrior
+from spheregen.fitted import FLAT, FittedPrior, FittedTextPrior
 from spheregen.prior import Prior
 from spheregen.protocol import Context, SphereGenerator
 from spheregen.sampling.loop import turn_away
@@ -67,8 +68,8 @@ def graphs_of(model: SphereGenerator) -> dict[str, Graph]:
     images = gaussian(*model.image_shape).clamp(-1, 1)
     turn, told = torch.tensor([0.4, 0.7]), torch.tensor([0.5, 0.6])
     condition = {}
-    if model.num_classes:
-        condition = {"condition": torch.eye(model.num_classes + 1)[[0, model.num_classes]]}
+    if model.label_width:
+        condition = {"condition": torch.eye(model.label_width + 1)[[0, -1]]}
     with torch.no_grad():
         prediction, context = model.predict_with_context(latents, None, told)
     seen: dict[str, Tensor] = {}  # what a refiner is told of a prediction
@@ -95,7 +96,7 @@ def graphs_of(model: SphereGenerator) -> dict[str, Graph]:
         inputs = {"points": latents, "reference": other, "angle": turn}
         found["away"] = Graph(_Away(model.prior), inputs, ("placed",))
     if model.fitted is not None:
-        weights = model.fitted.embed_labels(None)[[0, -1]]
+        weights = torch.eye(model.label_width + 1)[[0, -1]]
         inputs = {"noise": noise, "weights": weights, "temperature": torch.tensor([0.8])}
         found["draw"] = Graph(_Draw(model.fitted), inputs, ("latents",))
         found["undraw"] = Graph(_Undraw(model.fitted), {"latents": latents, "weights": weights}, ("noise",))
@@ -185,11 +186,11 @@ class _Draw(nn.Module):
         self.fitted = fitted
 
     def forward(self, noise: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
-        return self.fitted.draw(noise, weights, temperature)
+        return self.fitted.draw(noise, _told(self.fitted, weights), temperature)
 
 
 class _Undraw(nn.Module):
-    """`FittedPrior.noise_of` for weights that are each of one class, with its inverses at hand."""
+    """`FittedPrior.noise_of` for weights that are each of one class or text, with its inverses at hand."""
 
     def __init__(self, fitted: FittedPrior) -> None:
         super().__init__()
@@ -197,7 +198,7 @@ class _Undraw(nn.Module):
         self.inverse = torch.linalg.pinv(fitted.factors.double(), rtol=FLAT).float()
 
     def forward(self, latents: Tensor, weights: Tensor) -> Tensor:
-        fitted, v = self.fitted, latents.flatten(1)
+        fitted, v, weights = self.fitted, latents.flatten(1), _told(self.fitted, weights)
         null = weights[:, -1:]
         of_factors = torch.cat([1 - null, null], dim=1) if self.shared else weights
         inside = (v - fitted.centre) @ fitted.basis
@@ -205,3 +206,8 @@ class _Undraw(nn.Module):
         moved = torch.einsum("bc,cij,bj->bi", of_factors, self.inverse, inside - weights @ fitted.means)
         noise = moved @ fitted.basis.T + beside / (weights @ fitted.residual)[:, None].clamp_min(FLAT)
         return noise.reshape(latents.shape)
+
+
+def _told(fitted: FittedPrior, weights: Tensor) -> Tensor:
+    """Return the weights of a fitted prior for shares of classes, which they are, or for a text."""
+    return fitted.embed_labels(weights)[:-1] if isinstance(fitted, FittedTextPrior) else weights

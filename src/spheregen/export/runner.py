@@ -8,11 +8,9 @@ Legend: B images, C channels, S pixels, T steps; latents, points and noise (B, N
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +18,20 @@ import numpy as np
 from PIL import Image
 
 from spheregen.classes import Classes
-from spheregen.errors import ConfigError, ModelFileError, did_you_mean
-from spheregen.export.manifest import MANIFEST, read_manifest
+from spheregen.errors import ConfigError, did_you_mean
+from spheregen.export.loop import Loop, Made, refined
+from spheregen.export.manifest import read_manifest
 from spheregen.export.noise import Array, gaussians, refinement_noise
-from spheregen.export.sums import blend, check_settings, filled, mixed, positions, slerp, step_angles
-from spheregen.external import import_package
+from spheregen.export.prompts import NEGATIVE
+from spheregen.export.sessions import Sessions
+from spheregen.export.sums import blend, check_settings, filled, positions, slerp, step_angles
 from spheregen.pixels import ImageOptions, load_array, read_image
 
 ImageInput = Any
 """A PIL image, a path, or an array (H, W) or (H, W, C) of uint8 or of floats in [0, 1]."""
 Classed = int | str | Sequence[int | str] | None
-"""Class ids or names: one for all images, or one for each."""
+"""Class ids or names: one for all images, or one for each; prompts of a model that follows texts."""
 EDIT_STRENGTH = 0.25
-LEAST_REMAINDER = 0.05  # of a flow's path, as in `sampling.flow`
 FAMILIAR = 0.4
 """See `Runner.kept`."""
 _BATCH = 16  # images in one pass
@@ -47,9 +46,11 @@ class RunnerOutput:
     """(B, C, S, S) in [0, 1]."""
     seeds: tuple[int, ...]
     labels: tuple[int, ...] | None
-    """The class id of each; None for the null class and for mixtures."""
+    """The class id of each; None for the null class and for mixtures, and of a model that follows texts."""
     settings: Mapping[str, Any]
     """As used: with a seed they repeat an image."""
+    prompts: tuple[str, ...] | None = None
+    """The prompt of each."""
 
     def __len__(self) -> int:
         return len(self.array)
@@ -81,7 +82,10 @@ class Runner:
         self.manifest = manifest = read_manifest(self.folder)
         self.image_shape: tuple[int, ...] = tuple(manifest["image_shape"])
         self.latent_shape: tuple[int, ...] = tuple(manifest["latent_shape"])
-        self.classes = Classes(manifest["num_classes"], tuple(manifest["class_names"]))
+        self._graphs = Sessions(self.folder, manifest, providers, threads)
+        classes = Classes(manifest["num_classes"], tuple(manifest["class_names"]))
+        self.classes: Any = classes if self._graphs.texts is None else self._graphs.texts
+        """`Classes`, or `Texts` of a model that follows texts."""
         self.defaults: Mapping[str, Any] = manifest["sampling"]
         """The settings of `generate`, where nothing else is given."""
         channels, size, _ = self.image_shape
@@ -89,18 +93,6 @@ class Runner:
         self.image_options = ImageOptions(
             image_size=size, channels=channels, fit=geometry["fit"], background=tuple(geometry["background"])
         )
-        runtime = import_package("onnxruntime", "onnx", "running an exported model")
-        options = runtime.SessionOptions()
-        options.add_session_config_entry("session.disable_quant_qdq", "1")  # fold small weights once, at the start
-        if chosen := threads or int(os.environ.get("OMP_NUM_THREADS") or 0):
-            options.intra_op_num_threads = chosen
-        self._sessions: dict[str, Any] = {}
-        for name, about in manifest["graphs"].items():
-            data = _checked(self.folder / about["file"], about["sha256"])
-            self._sessions[name] = runtime.InferenceSession(
-                data, options, providers=list(providers or ["CPUExecutionProvider"])
-            )
-        self._inputs = {name: {each.name for each in of.get_inputs()} for name, of in self._sessions.items()}
 
     # making images ----------------------------------------------------------------------------------------------------
 
@@ -121,11 +113,15 @@ class Runner:
             seed: image i has seed `seed + i`.
             seeds: the seeds themselves.
             options: steps, schedule, guidance, guidance_at, share_noise, strength, prior, temperature, prior_angle,
-                start_angle, loop_angle, and of a model that refines refinement_steps, solver, refinement_guidance.
+                start_angle, loop_angle; of a model that follows texts prompt, in place of labels, and negative_prompt;
+                of a model that refines refinement_steps, solver, refinement_guidance.
 
         Raises:
             ConfigError: an unknown class or option, or numbers that do not fit together.
         """
+        labels = self._prompted(labels, options)
+        if labels is None and self._graphs.texts is not None and options.get("guidance") is None:
+            options["guidance"] = self.manifest["unguided"]
         settings = self._settings(options)
         many = isinstance(labels, Sequence) and not isinstance(labels, str)
         if seeds is None:
@@ -139,8 +135,8 @@ class Runner:
         noises = self._noises(seeds, settings, settings["steps"] - 1)
         reuses = self.manifest["reuses_noise"] and settings["share_noise"]
 
-        def make(part: slice) -> _Made:
-            weights = self._weights(ids, len(seeds))[part]
+        def make(part: slice) -> Made:
+            weights = self._graphs.weights(ids, len(seeds))[part]
             start, *steps = (each[part] for each in noises)
             latents, turn, told = self._start(start, weights, settings)
             here = [start] if reuses else steps
@@ -151,8 +147,8 @@ class Runner:
     def encode(self, images: ImageInput | Sequence[ImageInput], labels: Classed = None) -> Array:
         """Return the points on the sphere (B, N, d) of images; `labels=None` is the null class."""
         x = self._load(images)
-        weights = self._weights(self.classes.of_each(labels, len(x)), len(x))
-        return self._place(self._encoded(x, weights))
+        weights = self._graphs.weights(self.classes.of_each(labels, len(x)), len(x))
+        return self._points(x, weights)
 
     def decode(self, latents: Array, labels: Classed = None, *, seed: int = 0, **options: Any) -> Array:
         """Return the images (B, C, S, S) in [0, 1] of points (B, N, d), which are put on the sphere first."""
@@ -164,7 +160,7 @@ class Runner:
         self, images: ImageInput | Sequence[ImageInput], labels: Classed = None, *, seed: int = 0, **options: Any
     ) -> Array:
         """Return images there and back, (B, C, S, S) in [0, 1]; `labels=None` is the null class."""
-        return self._unlooped(self._load(images), labels, seed, options, self._encoded)
+        return self._unlooped(self._load(images), labels, seed, options, self._graphs.encoded)
 
     def kept(self, images: ImageInput | Sequence[ImageInput], labels: Classed = None) -> Array:
         """Return the share of each image's variance that comes back from there and back, (B,), 1 at most.
@@ -180,29 +176,29 @@ class Runner:
         self, images: ImageInput | Sequence[ImageInput], labels: Classed = None, *, seed: int = 0, **options: Any
     ) -> RunnerOutput:
         """Pull images towards a class and keep what they have beside it, as `Pipeline.edit` does."""
-        x = self._load(images)
+        x, labels = self._load(images), self._prompted(labels, options)
         ids, seeds = self.classes.of_each(labels, len(x)), range(seed, seed + len(x))
         given = {name: value for name, value in options.items() if value is not None}
-        weights, guided = self._weights(ids, len(x)), ids is not None
+        weights, guided = self._graphs.weights(ids, len(x)), ids is not None
         if given.keys() & {"start_angle", "loop_angle"}:
             settings = self._edit_settings(given, guided=guided, decodes=False)
             angle = settings.get("start_angle") or settings.get("loop_angle", 0.0)
             settings["start_angle"] = angle
             settings["schedule"], settings["strength"] = "fixed", 1.0
-            return self._from_points(self._encoded(x, weights), ids, weights, seeds, settings)
+            return self._from_points(self._graphs.encoded(x, weights), ids, weights, seeds, settings)
         if ids is not None and self._fitted(given):
             settings = self._edit_settings({**given, "prior": "fitted"}, guided=True, decodes=True)
-            null = self._weights(None, len(x))
-            noise = self._call("undraw", latents=self._place(self._encoded(x, null)), weights=null)
-            moved = self._draw(noise, weights, settings["temperature"])
+            null = self._graphs.weights(None, len(x))
+            noise = self._graphs.call("undraw", latents=self._points(x, null), weights=null)
+            moved = self._graphs.draw(noise, weights, settings["temperature"])
             return self._from_points(moved, ids, weights, seeds, settings)
         settings = self._edit_settings(given, guided=guided, decodes=False)
         angles = step_angles(settings, self.manifest["alpha_max"], clean=0)
         noises = self._noises(seeds, settings, settings["steps"])[1:]
 
-        def make(part: slice) -> _Made:
-            loop = _Loop(self, weights[part], guided, settings)
-            start = x[part] if self._images else self._encoded(x[part], weights[part])
+        def make(part: slice) -> Made:
+            loop = Loop(self._graphs, weights[part], guided, settings)
+            start = x[part] if self._graphs.predicts_images else self._graphs.encoded(x[part], weights[part])
             return loop.run(np.concatenate([start] * loop.streams), angles, [each[part] for each in noises])
 
         return self._run(make, seeds, ids, settings)
@@ -220,20 +216,20 @@ class Runner:
         """Make variations of one image, at `angle` degrees from its code, as `Pipeline.vary` does."""
         if not 0 <= angle <= 180:
             raise ConfigError(f"the angle of a variation lies between 0 and 180 degrees, not {angle:g}")
-        x = self._load(image)
+        x, labels = self._load(image), self._prompted(labels, options)
         given = {name: value for name, value in options.items() if value is not None}
         ids, seeds = self.classes.of_each(labels, count), range(seed, seed + count)
-        weights, turn = self._weights(ids, count), math.radians(angle)
+        weights, turn = self._graphs.weights(ids, count), math.radians(angle)
         fitted = self._fitted(given)
         given["prior"] = "fitted" if fitted else "sphere"
         settings = self._edit_settings(given, guided=ids is not None, decodes=True) | {"angle": angle}
         (noise,) = self._noises(seeds, settings, 0)
-        v = np.repeat(self._place(self._encoded(x, weights[:1])), count, axis=0)
+        v = np.repeat(self._points(x, weights[:1]), count, axis=0)
         if fitted:
-            turned = math.cos(turn) * self._call("undraw", latents=v, weights=weights) + math.sin(turn) * noise
-            start = self._draw(turned.astype(np.float32), weights, 1.0)
+            turned = math.cos(turn) * self._graphs.call("undraw", latents=v, weights=weights) + math.sin(turn) * noise
+            start = self._graphs.draw(turned.astype(np.float32), weights, 1.0)
         else:
-            start = self._call("vary", points=v, towards=noise, angle=filled(turn, count))
+            start = self._graphs.call("vary", points=v, towards=noise, angle=filled(turn, count))
         return self._from_points(start, ids, weights, seeds, settings)
 
     def interpolate(
@@ -245,10 +241,10 @@ class Runner:
             ends: two, or four corners (upper left, upper right, lower left, lower right): seeds or images.
             frames: along each side, the ends included.
             labels: one class, or one for each end, which are mixed; by default photos are under the null class, seeds
-                under their own.
+                under their own. The way between two prompts is that of `class_path="lerp"`.
             options: as of `edit`; `seed` is of the refinement noise of photos.
         """
-        items, own = list(ends), int(options.pop("seed", 0))
+        items, own, labels = list(ends), int(options.pop("seed", 0)), self._prompted(labels, options)
         if len(items) not in (2, 4) or not 2 <= frames <= 10_000:
             raise ConfigError(
                 f"interpolation goes between 2 or 4 ends, in 2 to 10000 frames, not {len(items)}, {frames}"
@@ -266,19 +262,19 @@ class Runner:
             if given.get("steps", 1) != 1:
                 given.setdefault("schedule", self.defaults["schedule"])
         settings = self._edit_settings(given, guided=guided, decodes=True, interpolates=True)
-        weights = self._weights(ids, len(items))
+        weights = self._graphs.weights(ids, len(items))
         noises = self._noises(seeds, settings, settings["steps"] - 1)
         latents, turn, _ = self._start(noises[0], weights, settings)
-        points = self._place(latents, noises[0], turn)
+        points = self._graphs.place(latents, noises[0], turn)
         for place in [place for place, seeded in enumerate(is_seed) if not seeded]:
-            points[place] = self._place(self._encoded(self._load(items[place]), weights[place : place + 1]))[0]
+            points[place] = self._points(self._load(items[place]), weights[place : place + 1])[0]
         start = self._between(points, frames)
-        mixed = blend(weights, frames) if guided else self._weights(None, len(start))
+        mixed = blend(weights, frames) if guided else self._graphs.weights(None, len(start))
         steps = [self._between(each, frames, noise=True) for each in noises[1:]]
         if all(is_seed) and self.manifest["reuses_noise"] and settings["share_noise"] and settings["prior"] == "sphere":
             steps = [start]
         flow = None
-        if "refiner" in self._sessions:
+        if "refiner" in self._graphs:
             flow = self._between(refinement_noise(seeds, self.image_shape), frames, noise=True)
         of = ids[:1] * len(start) if guided and ids is not None and len(set(ids)) == 1 else None
         told = [seeds[0]] * len(start)
@@ -296,7 +292,7 @@ class Runner:
         guided: bool,
         steps: Sequence[Array],
         settings: Mapping[str, Any],
-    ) -> _Made:
+    ) -> Made:
         """Predict from raw latents moved by noise, then refine that T-1 times."""
         manifest = self.manifest
         start, loop_angle = settings.get("start_angle"), settings.get("loop_angle")
@@ -306,7 +302,7 @@ class Runner:
         if start is not None:
             told = math.radians(min(start, manifest["max_angle"]))
         angles = step_angles(settings, largest, clean=1)
-        loop = _Loop(self, weights, guided, settings)
+        loop = Loop(self._graphs, weights, guided, settings)
         streams = loop.streams if angles else 1
         wide, noises = (np.concatenate([each] * streams) for each in (latents, noise))
         prediction, context = loop.predict(wide, noises, turn, told)
@@ -327,7 +323,7 @@ class Runner:
         steps = self._noises(seeds, settings, settings["steps"] - 1)[1:] if noises is None else noises
         told = math.radians(self.manifest["start_angle"])
 
-        def make(part: slice) -> _Made:
+        def make(part: slice) -> Made:
             of = points[part]
             here = [each[part] for each in steps]
             classed = ids is not None if guided is None else guided
@@ -337,7 +333,7 @@ class Runner:
 
     def _run(
         self,
-        make: Callable[[slice], _Made],
+        make: Callable[[slice], Made],
         seeds: Sequence[int],
         ids: Sequence[int] | None,
         settings: Mapping[str, Any],
@@ -348,14 +344,15 @@ class Runner:
         for first in range(0, len(seeds), _BATCH):
             part = slice(first, first + _BATCH)
             made = make(part)
-            images = made.images(self)
-            if "refiner" in self._sessions and settings["refinement_steps"]:
+            images = made.images(self._graphs)
+            if "refiner" in self._graphs and settings["refinement_steps"]:
                 noise = refinement_noise(seeds[part], self.image_shape) if flow is None else flow[part]
-                images = self._refined(images, made, noise, settings)
+                images = refined(self._graphs, images, made, noise, settings)
             found.append(images)
-        named = None if ids is None or self.classes.count in ids else tuple(ids)
+        named: Any = None if ids is None or self.classes.count in ids else tuple(ids)
         unit = (np.clip(np.concatenate(found), -1, 1) + 1) / 2
-        return RunnerOutput(unit.astype(np.float32), tuple(map(int, seeds)), named, dict(settings))
+        labels, prompts = (named, None) if self._graphs.texts is None else (None, named)
+        return RunnerOutput(unit.astype(np.float32), tuple(map(int, seeds)), labels, dict(settings), prompts)
 
     def _unlooped(
         self,
@@ -365,61 +362,26 @@ class Runner:
         options: Mapping[str, Any],
         latents: Callable[[Array, Array], Array],
     ) -> Array:
-        ids = self.classes.of_each(labels, len(x))
+        given = dict(options)
+        ids = self.classes.of_each(self._prompted(labels, given), len(x))
         unguided = self.manifest["unguided"]
-        settings = self._settings({**({} if ids is not None else {"guidance": unguided}), **options}, edit=True)
-        weights = self._weights(ids, len(x))
+        settings = self._settings({**({} if ids is not None else {"guidance": unguided}), **given}, edit=True)
+        weights = self._graphs.weights(ids, len(x))
 
-        def make(part: slice) -> _Made:
-            loop = _Loop(self, weights[part], ids is not None, {**settings, "guidance": unguided})
+        def make(part: slice) -> Made:
+            loop = Loop(self._graphs, weights[part], ids is not None, {**settings, "guidance": unguided})
             of = latents(x[part], weights[part])
             return loop.run(*loop.predict(of, np.zeros_like(of), 0.0, 0.0)[:1], [], [], loop.context)
 
         return self._run(make, range(seed, seed + len(x)), ids, settings).array
-
-    def _refined(self, rough: Array, made: _Made, noise: Array, settings: Mapping[str, Any]) -> Array:
-        """Integrate the flow from rough images, as `sampling.flow.refine_images` does."""
-        rho, steps, scale = (
-            self.manifest["refiner"]["rho"],
-            settings["refinement_steps"],
-            settings["refinement_guidance"],
-        )
-        guided = scale != 1 and self.manifest["refiner"]["guided"]
-        if guided and not made.guided:
-            raise ConfigError("guidance steers towards a class: give labels, or refinement_guidance 1")
-        weights, extra = made.weights, dict(zip(("point", "tokens"), made.context, strict=False))
-        of = rough
-        if guided:
-            weights = np.concatenate([weights, self._weights(None, len(weights))])
-            extra = {name: np.concatenate([each, each]) for name, each in extra.items()}
-            of = np.concatenate([rough, rough])
-
-        def end(x: Array, t: float) -> Array:
-            wide = np.concatenate([x, x]) if guided else x
-            found = self._call("refiner", x=wide, times=filled(t, len(wide)), condition=weights, rough=of, **extra)
-            return mixed(found, scale) if guided else found
-
-        def velocity(x: Array, t: float) -> Array:
-            return (end(x, t) - x) / np.float32(max(1 - t, LEAST_REMAINDER))
-
-        x = np.float32(rho) * noise + np.float32(1 - rho) * rough
-        for number in range(steps - 1):
-            t, to = number / steps, (number + 1) / steps
-            first, by = velocity(x, t), np.float32(to - t)
-            if settings["solver"] == "heun":
-                x = x + by / 2 * (first + velocity(x + by * first, to))
-            elif settings["solver"] == "midpoint":
-                x = x + by * velocity(x + by / 2 * first, (t + to) / 2)
-            else:
-                x = x + by * first
-        return np.clip(end(x, (steps - 1) / steps), -1, 1)
 
     # settings ---------------------------------------------------------------------------------------------------------
 
     def _settings(self, options: Mapping[str, Any], *, edit: bool = False) -> dict[str, Any]:
         """Return the settings of a call: what is given, else the model's; see `pipeline.options.complete`."""
         given = {name: value for name, value in options.items() if value is not None}
-        known = [*self.defaults, "start_angle", "loop_angle"]
+        texts = self._graphs.texts is not None
+        known = [*self.defaults, "start_angle", "loop_angle", *([NEGATIVE] if texts else [])]
         for name in given.keys() - set(known):
             raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
         settings = {**self.defaults, **given}
@@ -427,9 +389,9 @@ class Runner:
         if given.get("prior", "fitted") != "fitted":
             settings |= {name: given.get(name, value) for name, value in (("temperature", 1.0), ("prior_angle", 0.0))}
         check_settings(settings)
-        if settings["prior"] == "fitted" and "draw" not in self._sessions:
+        if settings["prior"] == "fitted" and "draw" not in self._graphs:
             raise ConfigError("this model has no fitted prior; leave prior out")
-        if not self.classes.count and settings["guidance"] != unguided:
+        if not self.classes.count and not texts and settings["guidance"] != unguided:
             raise ConfigError(f"guidance steers towards a class, and this model has none; give guidance {unguided:g}")
         if "refinement_steps" in settings:
             plain = edit and given.get("guidance") == unguided
@@ -453,36 +415,15 @@ class Runner:
 
     # arrays -----------------------------------------------------------------------------------------------------------
 
-    @property
-    def _images(self) -> bool:
-        predicts: str = self.manifest["predicts"]
-        return predicts == "images"
-
-    def _call(self, graph: str, **inputs: Any) -> Array:
-        return self._outputs(graph, inputs)[0]
-
-    def _outputs(self, graph: str, inputs: Mapping[str, Any]) -> list[Array]:
-        if graph not in self._sessions:
-            raise ConfigError(f"this model came without its {graph}; export the whole model")
-        feeds = {name: value for name, value in inputs.items() if name in self._inputs[graph]}
-        return self._sessions[graph].run(None, feeds)  # type: ignore[no-any-return]
-
-    def _place(self, latents: Array, noise: Array | None = None, turn: float = 0.0) -> Array:
-        moved = np.zeros_like(latents) if noise is None else noise
-        return self._call("place", latents=latents, noise=moved, turn=filled(turn, len(latents)))
-
-    def _encoded(self, x: Array, weights: Array) -> Array:
-        return self._call("encoder", images=x, condition=weights)
-
-    def _draw(self, noise: Array, weights: Array, temperature: float) -> Array:
-        return self._call("draw", noise=noise, weights=weights, temperature=filled(temperature, 1))
+    def _points(self, x: Array, weights: Array) -> Array:
+        return self._graphs.place(self._graphs.encoded(x, weights))
 
     def _start(self, noise: Array, weights: Array, settings: Mapping[str, Any]) -> tuple[Array, float, float]:
         """Return raw latents, the angle by which noise moves them, and the one that the network is told."""
         if settings["prior"] != "fitted":
             return noise, 0.0, math.radians(self.manifest["start_angle"])
         turn = math.radians(settings["prior_angle"])
-        return self._draw(noise, weights, settings["temperature"]), turn, turn
+        return self._graphs.draw(noise, weights, settings["temperature"]), turn, turn
 
     def _between(self, ends: Array, frames: int, *, noise: bool = False) -> Array:
         across, down = positions(len(ends), frames)
@@ -490,16 +431,19 @@ class Runner:
         def join(a: Array, b: Array, t: Array) -> Array:
             wide = [np.repeat(each[None], len(t), axis=0) if each.ndim == ends.ndim - 1 else each for each in (a, b)]
             first, second = wide
-            return slerp(first, second, t) if noise else self._call("between", a=first, b=second, t=t)
+            return slerp(first, second, t) if noise else self._graphs.call("between", a=first, b=second, t=t)
 
         upper = join(ends[0], ends[1], across)
         return upper if len(ends) == 2 else join(upper, join(ends[2], ends[3], across), down)
 
-    def _weights(self, ids: Sequence[int] | None, count: int) -> Array:
-        """Return the shares of the classes (B, K + 1) of ids; of None that of the null class."""
-        null = self.classes.count
-        shares: Array = np.eye(null + 1, dtype=np.float32)[[null] * count if ids is None else list(ids)]
-        return shares
+    def _prompted(self, labels: Classed, options: dict[str, Any]) -> Classed:
+        """Take the prompt out of the options of a call, and return the labels that are meant."""
+        prompt: Classed = options.pop("prompt", None)
+        if prompt is not None and labels is not None:
+            raise ConfigError("give a prompt or labels, not both")
+        if prompt is not None and self._graphs.texts is None:
+            raise ConfigError("this model follows classes, not texts: give labels, not a prompt")
+        return labels if prompt is None else prompt
 
     def _noises(self, seeds: Sequence[int], settings: Mapping[str, Any], noisy: int) -> list[Array]:
         """Return the noise of the start, then that of the noisy steps, one for all where they share it."""
@@ -532,100 +476,3 @@ class Runner:
         opened = read_image(image) if isinstance(image, str | Path) else image
         pixels = load_array(opened, self.image_options)
         return pixels.astype(np.float32) / np.float32(255)
-
-
-@dataclass
-class _Made:
-    """The prediction that a loop ends with, and what a refiner is told of it."""
-
-    prediction: Array
-    weights: Array
-    guided: bool
-    context: Sequence[Array] = field(default=())
-
-    def images(self, runner: Runner) -> Array:
-        images = self.prediction if runner._images else runner._call("pixels", prediction=self.prediction)
-        return np.clip(images, -1, 1)
-
-
-class _Loop:
-    """A generator under its condition and guidance, see `sampling.loop`."""
-
-    def __init__(self, runner: Runner, weights: Array, guided: bool, settings: Mapping[str, Any]) -> None:
-        self.runner, self.weights, self.guided = runner, weights, guided
-        manifest, amount, place = runner.manifest, settings["guidance"], settings["guidance_at"]
-        self.both = np.concatenate([weights, runner._weights(None, len(weights))])
-        self.images, self.context = runner._images, []  # type: tuple[bool, list[Array]]
-        active = amount != manifest["unguided"]
-        if active and not guided:
-            raise ConfigError(
-                f"guidance steers towards a class: give labels, or guidance {manifest['unguided']:g} without"
-            )
-        self.rotation = math.radians(amount) if active and manifest["guidance_law"] == "rotation" else 0.0
-        self.streams = 2 if self.rotation else 1
-        places = manifest["guidance_places"] if place == "both" else [place]
-        scale = amount if active and not self.rotation else 1.0
-        if scale != 1 and set(places) - set(manifest["guidance_places"]):
-            raise ConfigError(f"this model predicts latents and is guided there alone, not at {place!r}")
-        each = scale if len(places) == 1 else math.sqrt(scale)
-        self.pixel, self.latent = (each if name in places else 1.0 for name in ("pixel", "latent"))
-
-    def predict(self, latents: Array, noise: Array, turn: float, told: float) -> tuple[Array, list[Array]]:
-        """Return predictions for raw latents that noise moves, and what a refiner is told."""
-        scale = self.pixel if self.images else self.latent
-        count = len(latents)
-        weights = self.both if count > len(self.weights) else self.weights
-        if scale != 1:
-            latents, noise, weights = np.concatenate([latents] * 2), np.concatenate([noise] * 2), self.both
-        wide = len(latents)
-        inputs = {"latents": latents, "noise": noise, "condition": weights}
-        found, *context = self.runner._outputs(
-            "decoder", {**inputs, "turn": filled(turn, wide), "told": filled(told, wide)}
-        )
-        if scale != 1:
-            found = mixed(found, scale)
-            found = np.clip(found, -1, 1) if self.images else found
-        self.context = [each[: len(self.weights)] for each in context]
-        return found, self.context
-
-    def to_latent(self, prediction: Array) -> Array:
-        """Return predictions as raw latents."""
-        if not self.images:
-            raw = prediction
-        elif self.rotation:
-            raw = self.runner._encoded(prediction, self.both)
-        elif self.latent == 1:
-            raw = self.runner._encoded(prediction, self.weights)
-        else:
-            raw = mixed(self.runner._encoded(np.concatenate([prediction] * 2), self.both), self.latent)
-        if not self.rotation:
-            return raw
-        count = len(raw) // 2
-        points = self.runner._place(raw)
-        turned = self.runner._call(
-            "away", points=points[:count], reference=points[count:], angle=filled(self.rotation, count)
-        )
-        return np.concatenate([turned, raw[count:]])
-
-    def run(
-        self, prediction: Array, angles: Sequence[float], noises: Sequence[Array], context: Sequence[Array] = ()
-    ) -> _Made:
-        """Take a step for each angle from a prediction of all streams, by one noise for all steps, or one for each."""
-        count = len(self.weights)
-        for number, angle in enumerate(angles):
-            last = number + 1 == len(angles)
-            streams = 1 if last else self.streams
-            noise = np.concatenate([noises[min(number, len(noises) - 1)]] * streams)
-            latents = self.to_latent(prediction)[: len(noise)]
-            prediction, context = self.predict(latents, noise, angle, angle)
-        return _Made(prediction[:count], self.weights, self.guided, context)
-
-
-def _checked(path: Path, sha256: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"cannot read {path} ({error.strerror or error}); export the model again") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ModelFileError(f"{path} is not the file that {MANIFEST} tells of; export the model again")
-    return data

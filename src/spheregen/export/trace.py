@@ -28,8 +28,9 @@ def traced(graph: Graph) -> ExportedProgram:
     return program
 
 
-def as_onnx(program: ExportedProgram, graph: Graph) -> Any:
-    """Return a program as an `onnx.ModelProto` that names inputs, outputs and the batch as `graphs` does."""
+def as_onnx(graph: Graph) -> Any:
+    """Return a graph as an `onnx.ModelProto` that names inputs, outputs and the batch as `graphs` does."""
+    program = traced(graph)
     with torch.no_grad(), _quiet(), _one_registry():
         made = torch.onnx.export(
             program,

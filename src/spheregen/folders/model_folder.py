@@ -28,7 +28,7 @@ from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.member import Member
 from spheregen.family.registry import member_of, member_of_network, network_names
 from spheregen.files import parse_json, write_json, write_text
-from spheregen.fitted import FittedPrior, prior_class
+from spheregen.fitted import FittedPrior, FittedTextPrior
 from spheregen.folders.card import ModelInfo, model_card
 from spheregen.folders.summary import CARD, CONFIG, PRIOR, WEIGHTS
 from spheregen.networks.diffusers_models import open_diffusers
@@ -174,8 +174,8 @@ def load_prior(folder: Path, of: LoadedModel) -> FittedPrior:
     path, cure = folder / PRIOR, "remove the file, or fit the prior anew with spheregen fit-prior"
     tensors = load_tensors(path)
     try:
-        prior = prior_class(text=of.model.text_width > 0)(**tensors)
-        prior.check(math.prod(of.model.latent_shape), of.model.label_width)
+        prior = (FittedTextPrior if of.model.text_width else FittedPrior)(**tensors)
+        prior.check(math.prod(of.model.latent_shape), of.model.vector_width)
     except (TypeError, ConfigError) as error:
         raise ModelFileError(f"{path} does not fit the model ({first_line(error)}); {cure}") from error
     with safe_open(path, "pt") as file:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spheregen.errors import ConfigError, ModelFileError, Settings, check_choices
-from spheregen.external import import_package, locate, quiet, read_json, reason
+from spheregen.external import import_package, load_network, locate, quiet, read_json, reason
 from spheregen.networks.backbones.feature_net import MIN_SIZE, WIDTHS, FeatureNet, load_feature_net
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
 from spheregen.networks.normaliser import Normaliser
@@ -270,34 +270,20 @@ def _build_transformer(config: EncoderConfig, *, pretrained: bool) -> FrozenEnco
             f"{source} is of model_type {model_type!r}, which is no encoder known here; give one of {known}"
         )
     sees = MODEL_TYPES[model_type]
-    arguments = {"add_pooling_layer": False} if sees == "vit" else {}
+    arguments: dict[str, Any] = {"add_pooling_layer": False} if sees == "vit" else {}
     try:
         with quiet(transformers):
             seeing = dict(found.get("vision_config", found))  # of SigLIP's and CLIP's two networks
             seeing.pop("model_type", None)
             architecture = transformers.AutoConfig.for_model(sees, **{**seeing, **_UNPOOLED.get(sees, {})})
             if place is None:
-                net, missing = transformers.AutoModel.from_config(architecture, **arguments), []
+                net = transformers.AutoModel.from_config(architecture, **arguments)
             else:
-                net, report = transformers.AutoModel.from_pretrained(
-                    place.name,
-                    config=architecture,
-                    revision=place.revision or "main",
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                    **arguments,
-                )
-                missing = sorted(report["missing_keys"])
+                net = load_network(transformers.AutoModel, place, config=architecture, **arguments)
     except Exception as error:  # transformers, safetensors and HTTP libraries have no common base
         raise ModelFileError(
             f"{source} cannot be built ({reason(error)}); give a folder with config.json and model.safetensors"
         ) from error
-    if missing:
-        raise ModelFileError(
-            f"{source} lacks {len(missing)} tensors of its network, such as {missing[0]}; give a complete network"
-        )
     own_mean, own_std = _INPUTS.get(model_type, (IMAGENET_MEAN, IMAGENET_STD))
     mean, std = config.mean or own_mean, config.std or own_std
     full = dataclasses.replace(config, config=architecture.to_diff_dict(), mean=mean, std=std)

@@ -66,6 +66,27 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
 
+class CrossAttention(nn.Module):
+    """Attention of tokens (B, N, W) to others (B or 1, T, W), which are normed first; nothing at the start.
+
+    Tokens of zeros stand where a text has none: they take a share of the attention and give nothing.
+    """
+
+    def __init__(self, width: int, heads: int, eps: float = NORM_EPS) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = RMSNorm(width, eps=eps)
+        self.q, self.kv = linear(width, width), linear(width, 2 * width)
+        self.out = linear(width, width, init="zero")
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, N, D)
+        kv = self.kv(self.norm(tokens)).expand(len(x), -1, -1).unflatten(-1, (2, self.heads, -1))
+        k, v = kv.transpose(1, 3).unbind(2)  # (B, H, T, D)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
+
+
 ALIGNMENT = 8
 """The hidden width is computed as a multiple of this, with zeros; see `PaddedLinear`."""
 
@@ -148,19 +169,25 @@ class Block(nn.Module):
     A conditional block modulates both by adaLN-Zero (shift, scale, gate of the attention, then of the MLP); an
     unconditional one has no modulation and gates of 1. The condition is an embedding (B, W), or what `vectors` made of
     it, where the same one is needed again and again; a block without a modulation of its own takes such vectors too.
+    A block that follows `texts` attends to their tokens between the two.
     """
 
     gathered_methods: tuple[str, ...] = ("vectors",)
 
-    def __init__(self, width: int, heads: int, *, conditional: bool, options: BlockOptions | None = None) -> None:
+    def __init__(
+        self, width: int, heads: int, *, conditional: bool, options: BlockOptions | None = None, texts: bool = False
+    ) -> None:
         super().__init__()
         options = options or BlockOptions()
         self.attention_norm = options.new_norm(width)
         self.attention = Attention(width, heads, qk_norm=options.qk_norm, eps=options.eps)
+        self.text_norm = options.new_norm(width) if texts else None
+        self.text_attention = CrossAttention(width, heads, options.eps) if texts else None
         self.mlp_norm = options.new_norm(width)
         self.mlp = SwiGLU(width) if options.mlp == "swiglu" else GELUMLP(width)
         self.modulation = Modulation(width, 6) if conditional else None
-        hidden = (*self.attention.parameters(), *self.mlp.parameters())
+        parts = (self.attention, self.text_attention, self.mlp)
+        hidden = [parameter for part in parts if part is not None for parameter in part.parameters()]
         tag([parameter for parameter in hidden if parameter.ndim == 2], HIDDEN)
         self.recompute = False
         """Keep no activations for the backward pass but compute them again: less memory, a third more time."""
@@ -171,25 +198,42 @@ class Block(nn.Module):
         return self.modulation(embedding)  # type: ignore[no-any-return]
 
     def forward(
-        self, x: Tensor, rotary: AxialRotary | None, condition: Modulated | None, kept: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: AxialRotary | None,
+        condition: Modulated | None,
+        kept: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Tensor:
         """Transform tokens (B, T, W).
 
         Args:
             kept: (B, 2) factors of the attention and of the MLP for each sample: stochastic depth. None: 1.
+            text: (B or 1, T', W) the tokens of texts.
         """
         if self.recompute and torch.is_grad_enabled():
             # blocks draw no random numbers, so there is no state to put back
-            return checkpoint(self._compute, x, rotary, condition, kept, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
-        return self._compute(x, rotary, condition, kept)
+            given = (x, rotary, condition, kept, text)
+            return checkpoint(self._compute, *given, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return self._compute(x, rotary, condition, kept, text)
+
+    def _read(self, x: Tensor, text: Tensor | None) -> Tensor:
+        if text is None or self.text_attention is None or self.text_norm is None:
+            return x
+        return x + self.text_attention(self.text_norm(x), text)  # type: ignore[no-any-return]
 
     def _compute(
-        self, x: Tensor, rotary: AxialRotary | None, condition: Modulated | None, kept: Tensor | None
+        self,
+        x: Tensor,
+        rotary: AxialRotary | None,
+        condition: Modulated | None,
+        kept: Tensor | None,
+        text: Tensor | None,
     ) -> Tensor:
         first, second = (None, None) if kept is None else kept.to(x.dtype)[:, :, None, None].unbind(1)
         if condition is None:
             change = self.attention(self.attention_norm(x), rotary)
-            x = x + change if first is None else gated(x, first, change)
+            x = self._read(x + change if first is None else gated(x, first, change), text)
             change = self.mlp(self.mlp_norm(x))
             return x + change if second is None else gated(x, second, change)
         if isinstance(condition, tuple):
@@ -201,6 +245,7 @@ class Block(nn.Module):
         if first is not None and second is not None:
             gate_a, gate_m = gate_a * first, gate_m * second
         x = gated(x, gate_a, self.attention(self.attention_norm(x, shift_a, scale_a), rotary))
+        x = self._read(x, text)
         return gated(x, gate_m, self.mlp(self.mlp_norm(x, shift_m, scale_m)))
 
 
@@ -221,6 +266,36 @@ class ClassEmbedding(nn.Module):
         return embeddings_for(labels, self.table.weight)
 
 
+class TextEmbedding(nn.Module):
+    """Projections of a text's vector and of its tokens, and the null, which has no tokens.
+
+    Args:
+        numbers: of a text, (1 + T) times those of its vector, which is followed by its tokens.
+        tokens: T, of a text.
+        width: W, of an embedding.
+    """
+
+    def __init__(self, numbers: int, tokens: int, width: int) -> None:
+        super().__init__()
+        self.tokens, self.numbers = tokens, numbers // (1 + tokens)
+        self.table = nn.Embedding(self.numbers + 1, width)
+        self.token_table = nn.Embedding(self.numbers, width)
+        for table in (self.table, self.token_table):
+            nn.init.normal_(table.weight, std=0.02)
+        tag(self.parameters(), NO_DECAY)
+
+    def forward(self, labels: Tensor | None) -> Tensor:
+        """Return the rows (R, 1 + T, W) of texts (B, (1 + T) D + 1), the null last."""
+        table, d = self.table.weight, self.numbers
+        null = functional.pad(table[-1:, None], (0, 0, 0, self.tokens))
+        if labels is None:
+            return null
+        told = labels.to(table.dtype)
+        vectors = torch.cat([told[:, :d], told[:, -1:]], dim=1) @ table
+        tokens = told[:, d:-1].unflatten(1, (self.tokens, d)) @ self.token_table.weight
+        return torch.cat([torch.cat([vectors[:, None], tokens], dim=1), null])
+
+
 class Trunk(nn.Module):
     """Positions, transformer blocks, the class embedding and in-context tokens: a transformer but for its ends.
 
@@ -232,6 +307,7 @@ class Trunk(nn.Module):
         label_width: classes, or numbers of a text's vector; 0 for an unconditional trunk.
         name: the network's in a `Condition`.
         context_tokens: extra tokens that carry the condition.
+        text_tokens: tokens of a text that blocks attend to, see `ConditionConfig`.
         spherify_blocks: spherify the grid's tokens after every block but the last.
         sphere_eps: of that sphere.
         options: what the blocks are made of.
@@ -249,6 +325,7 @@ class Trunk(nn.Module):
         label_width: int,
         *,
         name: str = "",
+        text_tokens: int = 0,
         context_tokens: int = 0,
         spherify_blocks: bool = False,
         sphere_eps: float = EPS,
@@ -259,12 +336,17 @@ class Trunk(nn.Module):
         super().__init__()
         options = options or BlockOptions()
         self.name, self.label_width, width = name, label_width, size.width
-        self.labels = ClassEmbedding(label_width, width) if label_width else None
+        self.labels: nn.Module | None = None
+        if label_width:
+            self.labels = (
+                TextEmbedding(label_width, text_tokens, width) if text_tokens else ClassEmbedding(label_width, width)
+            )
         conditional = label_width > 0 if conditional is None else conditional
         self.register_buffer("positions", sincos_table(grid, width))
         self.rotary = AxialRotary(grid, width // size.heads, front_grids) if options.rotary else None
         self.blocks = nn.ModuleList(
-            Block(width, size.heads, conditional=conditional, options=options) for _ in range(size.depth)
+            Block(width, size.heads, conditional=conditional, options=options, texts=text_tokens > 0)
+            for _ in range(size.depth)
         )
         self.spherify_blocks, self.sphere_eps = spherify_blocks, sphere_eps
         self.context_tokens, self.context_start = context_tokens, size.in_context_start
@@ -312,7 +394,8 @@ class Trunk(nn.Module):
             if self.context_tokens and index == self.context_start:
                 x = torch.cat([self._context(told, x), x], dim=1)
             condition = told.of(block) if isinstance(told, NetworkCondition) else told
-            x = block(x, self.rotary, condition, None if kept is None else kept[:, index])
+            text = told.tokens if isinstance(told, NetworkCondition) else None
+            x = block(x, self.rotary, condition, None if kept is None else kept[:, index], text)
             if self.spherify_blocks and index < len(self.blocks) - 1:
                 extra = x.shape[1] - tokens.shape[1]
                 grid = spherify(x[:, extra:], self.sphere_eps)

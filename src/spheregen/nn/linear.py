@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spheregen.nn import alone
+
 DECAY = "decay"
 NO_DECAY = "no_decay"
 HIDDEN = "hidden"
@@ -48,7 +50,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(narrowed(x, self.weight), self.weight, self.bias)
+        return alone.linear(narrowed(x, self.weight), self.weight, self.bias)
 
 
 def narrowed(x: Tensor, weight: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class PaddedLinear(nn.Linear):
             weight = functional.pad(rows, (0, self.pad_inputs, 0, self.pad_outputs)).flatten(0, 1)
         if self.pad_outputs:
             bias = functional.pad(bias.unflatten(0, (self.parts, -1)), (0, self.pad_outputs)).flatten()
-        return functional.linear(narrowed(x, weight), weight, bias)
+        return alone.linear(narrowed(x, weight), weight, bias)
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True, init: Init = "xavier") -> nn.Linear:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spheregen.nn import alone
 from spheregen.nn.linear import Init, initialise, linear, tag_layer
 
 CONV_HEAD_CHANNELS = 32
@@ -22,7 +23,7 @@ class Patches(nn.Conv2d):
     def forward(self, images: Tensor) -> Tensor:
         patches = functional.pixel_unshuffle(images, self.kernel_size[0]).flatten(2).transpose(1, 2)
         # of a transposed view a linear adds up in an order that depends on whether its weights want gradients
-        return functional.linear(patches.contiguous(), self.weight.flatten(1))
+        return alone.linear(patches.contiguous(), self.weight.flatten(1), None)
 
 
 class PatchEmbedding(nn.Module):
@@ -54,7 +55,7 @@ class LinearPixelHead(nn.Module):
         self.smooth = _small_conv(channels, channels) if smooth else None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        maps = self.linear(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        maps = _as_maps(self.linear(tokens), self.grid)
         images = functional.pixel_shuffle(maps, self.patch)
         return images if self.smooth is None else self.smooth(images)
 
@@ -72,12 +73,18 @@ class ConvPixelHead(nn.Module):
         _start_small(self.up)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        maps = self.linear(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        maps = _as_maps(self.linear(tokens), self.grid)
         return self.up(functional.silu(self.smooth(maps)))  # type: ignore[no-any-return]
 
 
+def _as_maps(tokens: Tensor, grid: int) -> Tensor:
+    """Return tokens (B, N, W) as maps (B, W, grid, grid), in the same layout of memory for one image as for many."""
+    maps: Tensor = tokens.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    return maps
+
+
 def _small_conv(inputs: int, outputs: int) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="reflect")
+    conv = alone.Conv2d(inputs, outputs, 3, padding=1, padding_mode="reflect")
     _start_small(conv)
     return conv
 

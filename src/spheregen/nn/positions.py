@@ -105,7 +105,17 @@ def sinusoids(values: Tensor, after: float = 1.0) -> Tensor:
 
 
 def sinusoid_rates(device: torch.device | str | None = None) -> Tensor:
-    """Return the 128 rates exp(-ln(10000) i / 128), float32."""
+    """Return the 128 rates exp(-ln(10000) i / 128), float32.
+
+    Exports have them as numbers: where phases reach `SCALE`, the last bit of another runtime's exponential moves a wave
+    by 1e-4.
+    """
+    if torch.compiler.is_exporting():
+        return torch.tensor(_RATES, device=device, dtype=torch.float32)
+    return _rates(device)
+
+
+def _rates(device: torch.device | str | None) -> Tensor:
     numbers = torch.arange(FREQUENCIES, device=device, dtype=torch.float32)
     return torch.exp(-math.log(LOWEST) * numbers / FREQUENCIES)
 
@@ -113,6 +123,7 @@ def sinusoid_rates(device: torch.device | str | None = None) -> Tensor:
 FREQUENCIES = 128
 LOWEST = 10_000.0  # the slowest wave has this period, for times of 0 to SCALE
 SCALE = 1000.0
+_RATES = _rates("cpu").tolist()
 
 
 class TimeEmbedding(nn.Module):

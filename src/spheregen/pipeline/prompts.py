@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 
 from spheregen.conditioning import text_labels
-from spheregen.errors import ConfigError
-from spheregen.networks.text import TextEncoder, check_text
+from spheregen.networks.text import TextEncoder
+from spheregen.texts import one_or_each
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,10 @@ def encode_prompts(given: Any, count: int, encoder: TextEncoder, device: torch.d
     Raises:
         ConfigError: another number of texts, or what is no text.
     """
-    if isinstance(given, str):
-        each: Sequence[Any] = [given]
-    elif isinstance(given, Sequence):
-        each = given
-    else:
-        raise ConfigError(f"this model follows texts: a prompt is text, or a list of one for each image, not {given!r}")
-    if len(each) not in ({count} if not isinstance(given, str) else {1}):
-        raise ConfigError(f"{len(each)} prompts for {count} images; give one for each, or one for all")
-    plain = [" ".join(check_text(text).split()) for text in each]
+    plain = one_or_each(given, count)
     texts = tuple(dict.fromkeys(plain))
     places = {text: place for place, text in enumerate(texts)}
     told = torch.tensor([bool(text) for text in texts])
     rows = text_labels(encoder.encode(texts), told).to(device)
     index = torch.tensor([places[text] for text in plain], device=device)
-    return Prompts(texts, rows, index.expand(count))
+    return Prompts(texts, rows, index)

@@ -31,6 +31,8 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "dequantise": ("levels",),
 }
 """Task -> what tells its degradation."""
+NOISE: Mapping[str, float | str] = {"denoise": "auto", "deblur": 0.01}
+"""Task -> the deviation of its noise where nobody says it, as `Pipeline.restore` takes it; 0 for the others."""
 _NEEDED = {"inpaint": "a mask", "deblur": "a kernel: gaussian:SIGMA, motion:LENGTH:DEGREES or an image"}
 _LARGEST_KERNEL = 512  # pixels along a side
 

@@ -9,9 +9,8 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from spheregen.conditioning import Condition
+from spheregen.conditioning import Condition, rows_at
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.prior import SPHERE, Prior
 from spheregen.protocol import PRIOR
@@ -95,7 +94,7 @@ def mix_conditions(first: Condition, second: Condition, t: Tensor, path: str = "
         raise ConfigError("one end has a class and the other has none; give labels for both, the null class for one")
     rows = {}
     for name, table in first.rows.items():
-        a, b = (functional.embedding(end.index, end.rows[name]) for end in (first, second) if end.index is not None)
+        a, b = (rows_at(end.rows[name], end.index) for end in (first, second) if end.index is not None)
         place = t.to(a.device, a.dtype)
         if path == "hard":
             mixed = torch.where(per_sample(place < 0.5, a), a, b)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spheregen.errors import ConfigError
 from spheregen.pipeline import Pipeline
-from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS
-from spheregen.pipeline.tasks import task_operator
+from spheregen.pipeline.options import DEFAULTS, FLOW_DEFAULTS, NEGATIVE
+from spheregen.pipeline.tasks import NOISE, task_operator
 from spheregen.serving.files import Format
 from spheregen.serving.settings import Limits
 
@@ -21,14 +22,14 @@ Labels = Annotated[
     Label | list[Label] | None,
     Field(description="Classes by name or number: one for all images, or one for each. Left out: the null class."),
 ]
-Seed = Annotated[int, Field(description="The noise of image i has seed `seed + i`.")]
-_SAMPLER = frozenset({*DEFAULTS, *FLOW_DEFAULTS})
+_OPTIONS = {*DEFAULTS, *FLOW_DEFAULTS, "labels", "prompt", NEGATIVE, "seed", "angle"}
+"""Fields that pipelines take by the same names."""
 
 
 class Sent(NamedTuple):
     """The files of a request, as base64 text."""
 
-    images: list[str]
+    images: Sequence[str] = ()
     mask: str | None = None
     latents: str | None = None
     reduced: int = 1
@@ -42,6 +43,7 @@ class Body(BaseModel):
 
     model: str | None = Field(None, description="By default the first one of `/v1/models`.")
     deadline: float | None = Field(None, gt=0, description="Seconds until the answer is of no more use.")
+    labels: Labels = None
 
     @model_validator(mode="before")
     @classmethod
@@ -56,7 +58,7 @@ class Body(BaseModel):
 
     def sent(self) -> Sent:
         """Return the files in it."""
-        return Sent([])
+        return Sent()
 
     def count_of(self) -> int:
         """Return how many images it asks for."""
@@ -64,17 +66,16 @@ class Body(BaseModel):
 
     def check(self, limits: Limits) -> None:
         """Raise a ConfigError for more than the service gives."""
-        for name, count in (("images", self.count_of()), ("images", len(self.sent().images))):
-            if count > limits.images:
-                raise ConfigError(f"{count} {name} in a request, and {limits.images} are the most; ask for fewer")
+        count = max(self.count_of(), len(self.sent().images))
+        if count > limits.images:
+            raise ConfigError(f"{count} images in a request, and {limits.images} are the most; ask for fewer")
         for name in ("steps", "refinement_steps"):
             if (getattr(self, name, None) or 0) > limits.steps:
                 raise ConfigError(f"{name} is at most {limits.steps} here, not {getattr(self, name)}")
 
     def options(self) -> dict[str, Any]:
-        """Return the options of sampling that it gives."""
-        given = self.model_dump(exclude_none=True)
-        return {name: value for name, value in given.items() if name in _SAMPLER}
+        """Return the options of a pipeline's call that it gives."""
+        return self.model_dump(include=_OPTIONS, exclude_none=True)
 
 
 class Sampler(BaseModel):
@@ -102,8 +103,13 @@ class Flow(BaseModel):
 
 
 class Answered(BaseModel):
-    """The form of images in the answer."""
+    """What requests for images have in common: texts, the noise, and the form of the answer."""
 
+    prompt: str | list[str] | None = Field(
+        None, description="What to make, of models that follow texts: one for all images, or one for each."
+    )
+    negative_prompt: str | None = Field(None, description="What guidance pulls away from; by default no text at all.")
+    seed: int = Field(0, description="The noise of image i has seed `seed + i`.")
     format: Format = Field("png", description="`npy` holds float32 (C, S, S) in [0, 1].")
     quality: int = Field(90, ge=1, le=100, description="Of JPEG and WebP.")
     output: Literal["json", "file"] = Field(
@@ -113,40 +119,37 @@ class Answered(BaseModel):
 
 
 class Generate(Body, Sampler, Flow, Answered):
-    """Images of seeds and classes."""
+    """Images of seeds, and of classes or prompts."""
 
-    count: int | None = Field(None, ge=1, description="By default as many as labels or seeds, else 1.")
-    labels: Labels = None
-    seed: Seed = 0
+    count: int | None = Field(None, ge=1, description="By default as many as labels, prompts or seeds, else 1.")
     seeds: list[int] | None = Field(None, description="The seeds themselves, instead of `seed`.")
 
     def count_of(self) -> int:
         if self.count is None and self.seeds is not None:
             return len(self.seeds)
-        if self.count is None and isinstance(self.labels, list):
-            return len(self.labels)
+        of = self.labels if self.prompt is None else self.prompt
+        if self.count is None and isinstance(of, list):
+            return len(of)
         return self.count or 1
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
-        return pipe.generate(self.count, labels=self.labels, seed=self.seed, seeds=self.seeds, **self.options(), **how)
+        return pipe.generate(self.count, seeds=self.seeds, **self.options(), **how)
 
 
 class Images(Body):
     """A request that sends images."""
 
     images: list[Base64] = Field(min_length=1)
-    labels: Labels = None
-    seed: Seed = 0
 
     def sent(self) -> Sent:
         return Sent(self.images)
 
 
 class Edit(Images, Sampler, Flow, Answered):
-    """Pull images towards a class."""
+    """Pull images towards a class or a prompt."""
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
-        return pipe.edit(files.images, self.labels, seed=self.seed, **self.options(), **how)
+        return pipe.edit(files.images, **self.options(), **how)
 
 
 class Restored(Images, Flow, Answered):
@@ -159,9 +162,6 @@ class Restored(Images, Flow, Answered):
         None, description="Degrees of the noise of the model's first step, 0 to 90; the model's own, or 30."
     )
     guidance: float | None = Field(None, description="A scale, 1 for none; degrees of models guided by rotation.")
-
-    def options(self) -> dict[str, Any]:
-        return {**super().options(), **({} if self.angle is None else {"angle": self.angle})}
 
 
 class Restore(Restored):
@@ -177,7 +177,9 @@ class Restore(Restored):
     factor: int | None = Field(None, ge=1, description="Of superres: pixels that become of one, along each side; 2.")
     jpeg_quality: int | None = Field(None, description="Of dejpeg, 1 to 100; 10.")
     levels: int | None = Field(None, description="Of dequantise; 8.")
-    noise: float | Literal["auto"] = Field(0.0, description="Deviation of the noise, of pixels in 0 to 1.")
+    noise: float | Literal["auto"] | None = Field(
+        None, description="Deviation, of pixels in 0 to 1; by default `auto` in denoise, 0.01 in deblur, else 0."
+    )
 
     def sent(self) -> Sent:
         return Sent(self.images, mask=self.mask, reduced=(self.factor or 2) if self.task == "superres" else 1)
@@ -193,8 +195,8 @@ class Restore(Restored):
             quality=self.jpeg_quality,
             levels=self.levels,
         )
-        options = {**self.options(), "labels": self.labels, "seed": self.seed}
-        return pipe.restore(files.images, operator, noise=self.noise, **options, **how)
+        noise = NOISE.get(self.task, 0.0) if self.noise is None else self.noise
+        return pipe.restore(files.images, operator, noise=noise, **self.options(), **how)
 
 
 class Inpaint(Restored):
@@ -206,8 +208,7 @@ class Inpaint(Restored):
         return Sent(self.images, mask=self.mask)
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
-        options = self.options()
-        return pipe.inpaint(files.images, files.mask, labels=self.labels, seed=self.seed, **options, **how)
+        return pipe.inpaint(files.images, files.mask, **self.options(), **how)
 
 
 class Vary(Body, Sampler, Flow, Answered):
@@ -217,7 +218,6 @@ class Vary(Body, Sampler, Flow, Answered):
     count: int = Field(8, ge=1)
     angle: float = Field(30.0, description="Degrees, 0 to 180.")
     labels: Label | None = None
-    seed: Seed = 0
 
     def sent(self) -> Sent:
         return Sent([self.image])
@@ -226,8 +226,7 @@ class Vary(Body, Sampler, Flow, Answered):
         return self.count
 
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
-        options = {**self.options(), "labels": self.labels, "seed": self.seed}
-        return pipe.vary(files.images[0], self.count, angle=self.angle, **options, **how)
+        return pipe.vary(files.images[0], self.count, **self.options(), **how)
 
 
 class Interpolate(Body, Sampler, Flow, Answered):
@@ -238,9 +237,9 @@ class Interpolate(Body, Sampler, Flow, Answered):
     )
     frames: int = Field(8, ge=2, description="Along each side, ends included: F images, or F*F.")
     path: str = Field("slerp", description="`slerp` or `lerp`.")
-    class_path: str = Field("lerp", description="`lerp`, `slerp` or `hard`, between two ends with classes.")
-    labels: Labels = None
-    seed: Seed = 0
+    class_path: str | None = Field(
+        None, description="`lerp`, `slerp` or `hard`, between two ends with classes; slerp between prompts, else lerp."
+    )
 
     def sent(self) -> Sent:
         return Sent([end for end in self.ends if isinstance(end, str)])
@@ -251,8 +250,8 @@ class Interpolate(Body, Sampler, Flow, Answered):
     def do(self, pipe: Pipeline, files: Any, **how: Any) -> Any:
         images = iter(files.images)
         ends = [next(images) if isinstance(end, str) else end for end in self.ends]
-        options = {**self.options(), "labels": self.labels, "seed": self.seed}
-        return pipe.interpolate(ends, self.frames, path=self.path, class_path=self.class_path, **options, **how)
+        options = {**self.options(), "path": self.path, "class_path": self.class_path}
+        return pipe.interpolate(ends, self.frames, **options, **how)
 
 
 class Reconstruct(Images, Flow, Answered):
@@ -261,17 +260,11 @@ class Reconstruct(Images, Flow, Answered):
     stream: Literal[False] = Field(False, description="There are no steps.")
 
     def do(self, pipe: Pipeline, files: Any) -> Any:
-        return pipe.reconstruct(files.images, self.labels, seed=self.seed, **self.options())
+        return pipe.reconstruct(files.images, **self.options())
 
 
-class Encode(Body):
+class Encode(Images):
     """Images to points on the sphere."""
-
-    images: list[Base64] = Field(min_length=1)
-    labels: Labels = None
-
-    def sent(self) -> Sent:
-        return Sent(self.images)
 
     def do(self, pipe: Pipeline, files: Any) -> Any:
         return pipe.encode(files.images, self.labels).cpu()
@@ -281,24 +274,24 @@ class Decode(Body, Flow, Answered):
     """Points on the sphere to images."""
 
     latents: Base64 = Field(description="An npy file of float32 (B, N, d), as `/v1/encode` gives it.")
-    labels: Labels = None
-    seed: Seed = 0
     stream: Literal[False] = Field(False, description="There are no steps.")
 
     def sent(self) -> Sent:
-        return Sent([], latents=self.latents)
+        return Sent(latents=self.latents)
 
     def do(self, pipe: Pipeline, files: Any) -> Any:
-        return pipe.decode(files.latents, self.labels, seed=self.seed, **self.options())
+        return pipe.decode(files.latents, **self.options())
 
 
-class Prompt(BaseModel):
+class Generation(BaseModel):
     """A request in the shape of OpenAI's images API. Names that have no meaning here are accepted and not read."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     prompt: str = Field(
-        max_length=4000, description="A class: its name or number, or words among which one name stands; empty: any."
+        max_length=4000,
+        description="What to make, of models that follow texts. Else a class: its name or number, or words among which "
+        "one name stands; empty: any.",
     )
     model: str | None = None
     n: int = Field(1, ge=1)
@@ -318,6 +311,7 @@ class MadeImage(BaseModel):
     seed: int | None = None
     label: int | None = None
     class_name: str | None = None
+    prompt: str | None = None
 
 
 class ImagesAnswer(BaseModel):
@@ -362,6 +356,7 @@ class ModelCard(BaseModel):
     channels: int
     latent_shape: tuple[int, ...]
     classes: list[str]
+    follows_texts: bool
     fitted_prior: bool
     refines: bool
     sampling: dict[str, Any] = Field(description="The defaults of generation.")

@@ -1,26 +1,22 @@
-"""The HTTP service: routes, their errors, and the way of a request to the engine and back."""
+"""The HTTP service: its routes, and the way of a request to the engine and back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
-import hmac
 import json
 import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from torch import Tensor
 
@@ -29,14 +25,11 @@ from spheregen.data.inputs import load_mask
 from spheregen.errors import ConfigError, SphereGenError, did_you_mean
 from spheregen.pipeline import Pipeline, PipelineOutput
 from spheregen.serving import files, schemas
-from spheregen.serving.engine import BusyError, ClosedError, DeadlineError, Engine, Job
+from spheregen.serving.engine import DeadlineError, Engine, Job
 from spheregen.serving.observing import LOGGER, Metrics, Observed
+from spheregen.serving.refusals import GONE, HANDLERS, Bounded, RefusedError, guard_of, refusal_body, status_of
 from spheregen.serving.settings import Limits, Settings
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-_GONE = 499  # nobody reads the answer
 _SMALL = 1 << 17  # numbers of images that are written at once, without another thread
 _READERS = 2  # threads that decode images: each may hold one of the largest size
 _EVENTS = "text/event-stream"
@@ -45,20 +38,12 @@ _EVENTS = "text/event-stream"
 class Files(NamedTuple):
     """The files of a request, as pipelines take them."""
 
-    images: list[Tensor]
+    images: Sequence[Tensor] = ()
     """Each (C, S, S) in [0, 1]."""
-    mask: Tensor | None
+    mask: Tensor | None = None
     """(1, S, S) in [0, 1]."""
-    latents: Tensor | None
+    latents: Tensor | None = None
     """(B, N, d)."""
-
-
-class RefusedError(Exception):
-    """A request that is refused by its status."""
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
 
 
 def create_app(settings: Settings, pipelines: Mapping[str, Pipeline]) -> FastAPI:
@@ -70,7 +55,7 @@ def create_app(settings: Settings, pipelines: Mapping[str, Pipeline]) -> FastAPI
     """
     metrics = Metrics()
     service = Service(settings.limits, pipelines, metrics, queue=settings.queue)
-    guard = Depends(_guard(settings.tokens))
+    guard = Depends(guard_of(settings.tokens))
     app = FastAPIOffline(
         title="SphereGen",
         version=spheregen.__version__,
@@ -101,7 +86,7 @@ def create_app(settings: Settings, pipelines: Mapping[str, Pipeline]) -> FastAPI
         )(_route(service, body))
 
     @app.post("/v1/images/generations", response_model=schemas.Generations, dependencies=[guard], tags=["openai"])
-    async def generations(body: schemas.Prompt, request: Request) -> Response:
+    async def generations(body: schemas.Generation, request: Request) -> Response:
         """Images in the shape of OpenAI's images API."""
         return await service.generations(body, request)
 
@@ -129,7 +114,7 @@ def create_app(settings: Settings, pipelines: Mapping[str, Pipeline]) -> FastAPI
         text, media = metrics.text()
         return Response(text, media_type=media)
 
-    for kind, handler in _HANDLERS.items():
+    for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
     if settings.cors:
         app.add_middleware(
@@ -185,17 +170,20 @@ class Service:
         output = _as_output(made, body)
         return await _aside(output, lambda: _answer(name, output, body))
 
-    async def generations(self, body: schemas.Prompt, request: Request) -> Response:
+    async def generations(self, body: schemas.Generation, request: Request) -> Response:
         """Answer a request in the shape of OpenAI's images API."""
         name, pipe = self.pipe(body.model)
         size = "x".join([str(pipe.image_options.image_size)] * 2)
         if body.size not in ("auto", size):
             raise ConfigError(f"{name} makes images of {size} pixels, not {body.size[:50]}; give size {size} or auto")
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-        how = schemas.Generate(count=body.n, labels=_class_in(body.prompt, pipe), seed=seed, format=body.output_format)
-        how.quality = body.output_compression
+        how = schemas.Generate(count=body.n, seed=seed, format=body.output_format, quality=body.output_compression)
+        if pipe.model.text_width:
+            how.prompt = body.prompt
+        else:
+            how.labels = _class_in(body.prompt, pipe)
         how.check(self.limits)
-        sent = Files([], None, None)
+        sent = Files()
         if body.stream:
             return self._streaming(name, how, sent, request, openai=body)
         made = await self._wait(self._submit(name, how, lambda shared: how.do(shared, sent)), request)
@@ -212,8 +200,8 @@ class Service:
 
     async def _read(self, sent: schemas.Sent, pipe: Pipeline) -> Files:
         """Decode the files of a request, a few at a time."""
-        if sent == schemas.Sent([]):
-            return Files([], None, None)
+        if sent == schemas.Sent():
+            return Files()
         assert self._readers is not None
         async with self._readers:
             return await asyncio.to_thread(self._decode, sent, pipe)
@@ -253,7 +241,7 @@ class Service:
             if result.done():
                 return result.result()
             if gone.done():
-                raise RefusedError(_GONE, "the caller went away")
+                raise RefusedError(GONE, "the caller went away")
             raise DeadlineError("the time for this request ran out; ask for fewer images or steps, or later")
         finally:
             job.cancel()
@@ -261,7 +249,7 @@ class Service:
             result.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _streaming(
-        self, name: str, body: Any, sent: Files, request: Request, openai: schemas.Prompt | None = None
+        self, name: str, body: Any, sent: Files, request: Request, openai: schemas.Generation | None = None
     ) -> Response:
         """Answer by server-sent events: the images after each step, then the result."""
         loop, steps = asyncio.get_running_loop(), asyncio.Queue[tuple[int, int, Tensor]]()
@@ -304,10 +292,10 @@ class Service:
                 for kind, told in await asyncio.to_thread(last_events, made):
                     yield _event(kind, told)
             except (SphereGenError, RefusedError) as error:
-                yield _event("error", _problem(*_status_of(error)))
+                yield _event("error", refusal_body(*status_of(error)))
             except Exception:
                 logging.getLogger(LOGGER).exception("stream")
-                yield _event("error", _problem(500, "an error of the service; its log has the cause"))
+                yield _event("error", refusal_body(500, "an error of the service; its log has the cause"))
             finally:
                 job.cancel()
                 result.cancel()
@@ -335,6 +323,7 @@ def _card(name: str, pipe: Pipeline) -> schemas.ModelCard:
         channels=channels,
         latent_shape=tuple(pipe.model.latent_shape),
         classes=list(names),
+        follows_texts=pipe.model.text_width > 0,
         fitted_prior=pipe.model.fitted is not None,
         refines=pipe.refines,
         sampling=pipe.settings(),
@@ -378,6 +367,7 @@ def _images_answer(name: str, output: PipelineOutput, body: Any) -> schemas.Imag
             seed=output.seeds[number],
             label=None if output.labels is None else output.labels[number],
             class_name=output.class_name(number) or None,
+            prompt=None if output.prompts is None else output.prompts[number],
         )
         for number, file in enumerate(data)
     ]
@@ -406,139 +396,3 @@ def _event(kind: str, data: Mapping[str, Any]) -> str:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-# errors ---------------------------------------------------------------------------------------------------------------
-
-
-def _problem(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """Return the body of a refusal, in the shape of OpenAI's."""
-    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    line = " ".join(message.split())
-    return {"error": {"message": line, "type": kind, "param": param, "code": str(status)}}
-
-
-def _status_of(error: Exception) -> tuple[int, str]:
-    if isinstance(error, RefusedError):
-        return error.status, str(error)
-    known = ((BusyError, 429), (ClosedError, 503), (DeadlineError, 504))
-    return next((status for kind, status in known if isinstance(error, kind)), 400), str(error)
-
-
-async def _on_error(_request: Request, error: Exception) -> Response:
-    status, message = _status_of(error)
-    headers = dict(error.headers or {}) if isinstance(error, RefusedError) else {}
-    if isinstance(error, BusyError):
-        headers["Retry-After"] = f"{error.retry_after:.0f}"
-    return JSONResponse(_problem(status, message), status, headers)
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    """Tell all that is wrong with a body in one line."""
-    assert isinstance(error, RequestValidationError)
-    told, places = [], []
-    for each in error.errors()[:5]:
-        place = ".".join(str(part) for part in each["loc"][1:]) or "the body"
-        problem = each["msg"]
-        if each["type"] == "extra_forbidden":
-            problem = "there is no such field" + did_you_mean(str(each["loc"][-1]), _fields(request))
-        if each["type"] == "json_invalid":
-            place, problem = "the body", "no JSON"
-        places.append(place)
-        told.append(f"{place[:100]}: {problem}")
-    return JSONResponse(_problem(422, "; ".join(told)[:1000], places[0][:100]), 422)
-
-
-def _fields(request: Request) -> list[str]:
-    kind = getattr(request.scope.get("endpoint"), "__annotations__", {}).get("body")
-    return list(getattr(kind, "model_fields", ()))
-
-
-async def _on_http(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, StarletteHTTPException)
-    cures = {404: "no such address; /docs lists them", 405: "not by this method; /docs says which"}
-    message = cures.get(error.status_code, str(error.detail))
-    return JSONResponse(_problem(error.status_code, message), error.status_code, error.headers)
-
-
-async def _on_crash(request: Request, error: Exception) -> Response:
-    logging.getLogger(LOGGER).error("crash", exc_info=error)
-    return JSONResponse(_problem(500, "an error of the service; its log has the cause"), 500)
-
-
-_HANDLERS: Mapping[Any, Any] = {
-    SphereGenError: _on_error,
-    RefusedError: _on_error,
-    RequestValidationError: _on_invalid,
-    StarletteHTTPException: _on_http,
-    Exception: _on_crash,
-}
-
-
-def _guard(tokens: tuple[str, ...]) -> Callable[..., Awaitable[None]]:
-    """Return what lets requests pass that bring one of the tokens; all where there are none."""
-
-    async def check(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
-    ) -> None:
-        own = "" if given is None else given.credentials
-        if tokens and not any([hmac.compare_digest(own.encode(), token.encode()) for token in tokens]):  # noqa: C419
-            raise HTTPException(401, "give a token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
-
-    return check
-
-
-class Bounded:
-    """Receives the whole body of a request before anybody looks at it: not too large, and not too slowly."""
-
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self.app, self.limits = app, limits
-        self._held = 0
-        """Bytes of all bodies at hand."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        parts: list[bytes] = []
-        try:
-            async with asyncio.timeout(self.limits.sending_seconds):
-                await self._take(scope, receive, parts)
-            body: list[bytes] = [b"".join(parts)]
-
-            async def replay() -> Message:
-                if not body:
-                    return await receive()
-                return {"type": "http.request", "body": body.pop(), "more_body": False}
-
-            await self.app(scope, replay, send)
-        except TimeoutError:
-            refusal = RefusedError(408, "the body did not arrive in time; send it faster")
-            await _refuse(scope, receive, send, refusal)
-        except RefusedError as refusal:
-            if refusal.status != _GONE:
-                await _refuse(scope, receive, send, refusal)
-        finally:
-            self._held -= sum(map(len, parts))
-
-    async def _take(self, scope: Scope, receive: Receive, parts: list[bytes]) -> None:
-        """Receive a body into `parts`."""
-        most, size, more = self.limits.body_bytes, 0, True
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        while more:
-            if size > most or not length.isdigit() or int(length) > most:
-                raise RefusedError(413, f"the body has more than {most} bytes; send less")
-            if self._held > self.limits.held_bytes:
-                raise RefusedError(429, "too many large requests at a time; try again in 1 s", {"Retry-After": "1"})
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise RefusedError(_GONE, "the caller went away")
-            parts.append(message.get("body", b""))
-            size, self._held = size + len(parts[-1]), self._held + len(parts[-1])
-            more = message.get("more_body", False)
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send, error: RefusedError) -> None:
-    headers = {**(error.headers or {}), "Connection": "close"}
-    await JSONResponse(_problem(error.status, str(error)), error.status, headers)(scope, receive, send)

@@ -55,5 +55,7 @@ def fitted_to(
             labels.append(ids.cpu())
     classes, gather = model.num_classes, (world or World()).gather_objects
     if model.text_width:
-        return fit_text_prior(torch.cat(codes), torch.cat(labels), gather=gather)
+        told = torch.cat(labels)
+        vectors = torch.cat([told[:, : model.vector_width], told[:, -1:]], dim=1)
+        return fit_text_prior(torch.cat(codes), vectors, gather=gather)
     return fit_prior(torch.cat(codes), torch.cat(labels) if classes else None, classes, gather=gather)

@@ -63,6 +63,8 @@ class TrainingData:
             return notes(self.source)
         missing = int((self.captions.counts == 0).sum())
         found = notes(self.source, captions=True)
+        if self.captions.of_classes:
+            found.append(f"no captions: the names of classes are told, such as {self.captions.text(0)!r}")
         return [*found, f"{missing} of {self.count} images have no caption; they teach the null"] if missing else found
 
     @property
@@ -160,6 +162,8 @@ def open_data(recipe: Recipe, class_names: Sequence[str] = ()) -> TrainingData:
             source = renumbered(source, class_names)
         name, image = source.name, recipe.data
     captions = None
+    if (tokens := getattr(config, "text_tokens", 0)) and recipe.text.tokens != tokens:
+        raise ConfigError(f"model.text_tokens is {tokens} and text.tokens {recipe.text.tokens}; set both alike")
     if getattr(config, "text_width", 0):
         captions = source.captions() if cached else read_captions(source, recipe.data.captions, recipe.data.templates)
     wanted, given = config.num_classes, len(source.class_names)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spheregen.drawing import look, new_figure
+from spheregen.drawing import look, new_figure, plain_ticks
 from spheregen.errors import ConfigError, did_you_mean
 from spheregen.files import atomic_path, parse_json
 from spheregen.training.log import LOG
@@ -216,8 +216,7 @@ def _draw_panel(
                 axes.plot(points.steps, points.values, color=style["color"], linewidth=0.8, alpha=0.25)
             line = axes.plot(points.steps, smoothed(points.values, smooth), linewidth=1.5, label=name, **style)
             handles[label] = line[0]
-    if log:
-        axes.set_yscale("log")
+    plain_ticks(axes, log_y=log)
     if len(runs) == 1 and len(metrics) > 1:
         axes.legend(fontsize=7.5, frameon=True, framealpha=0.8, edgecolor="none", loc="best")
     axes.set_xlabel("step", fontsize=8)

@@ -73,6 +73,7 @@ const state = {
 };
 
 const classes = () => state.manifest.num_classes;
+const follows = () => Boolean(state.manifest.text); // prompts
 const className = (label) => (label === null ? "none" : state.manifest.class_names[label] ?? String(label));
 
 function seedOf(text) {
@@ -87,6 +88,7 @@ function randomSeed() {
 }
 
 function labelFor(seed) {
+  if (follows()) return $("prompt").value.normalize("NFC").trim().split(/\s+/).join(" ") || null;
   const chosen = $("class").value;
   if (!classes() || chosen === "none") return null;
   return chosen === "seed" ? Number(seed % BigInt(classes())) : Number(chosen);
@@ -101,7 +103,7 @@ function numberOf(name, low, high) {
 function settings() {
   const { sampling, fitted_prior: fitted, unguided } = state.manifest;
   const found = { ...sampling, seed: seedOf($("seed").value), steps: Math.round(numberOf("steps", 1, 64)) };
-  found.guidance = classes() ? numberOf("guidance", 0, state.manifest.guidance_law === "rotation" ? 90 : 20) : unguided;
+  found.guidance = classes() || follows() ? numberOf("guidance", 0, state.manifest.guidance_law === "rotation" ? 90 : 20) : unguided;
   found.prior = fitted ? $("prior").value : "sphere";
   if (found.prior === "fitted") found.temperature = numberOf("temperature", 0, 2);
   else Object.assign(found, { temperature: 1, prior_angle: 0 });
@@ -141,6 +143,7 @@ function describe({ source, label, seed }) {
   if (source.between) words[0] = `between ${source.between.join(", ")}`;
   if (source.edit) words.push("changed");
   if (classes()) words.push(`class ${className(label)}`);
+  if (follows() && label !== null) words.unshift(label);
   return words.join(", ");
 }
 
@@ -232,7 +235,8 @@ async function refresh() {
 
 function linkOf(current, used) {
   const found = new URLSearchParams({ seed: String(current.source.seed), class: $("class").value, steps: used.steps });
-  if (classes()) found.set("guidance", used.guidance);
+  if (classes() || follows()) found.set("guidance", used.guidance);
+  if (follows() && current.label !== null) found.set("prompt", current.label);
   if (state.manifest.fitted_prior) found.set("prior", used.prior);
   if (used.prior === "fitted") found.set("temperature", used.temperature);
   if (current.source.path?.length) found.set("path", current.source.path.map(([seed, by]) => `${seed}:${by}`).join(","));
@@ -255,7 +259,7 @@ function readLink() {
     if (element.tagName === "SELECT" && ![...element.options].some((option) => option.value === value)) return;
     element.value = value;
   };
-  for (const [name, key] of [["class", "class"], ["steps", "steps"], ["guidance", "guidance"], ["prior", "prior"], ["temperature", "temperature"], ["backend", "runs"]]) set(name, key);
+  for (const [name, key] of [["class", "class"], ["prompt", "prompt"], ["steps", "steps"], ["guidance", "guidance"], ["prior", "prior"], ["temperature", "temperature"], ["backend", "runs"]]) set(name, key);
   showValues();
   const seed = given.get("seed");
   if (seed === null) return null;
@@ -295,7 +299,8 @@ async function savePng() {
     model: manifest.title,
     fingerprint: manifest.fingerprint,
     seed: String(current.source.seed ?? current.seed),
-    ...(current.label === null ? {} : { label: String(current.label), class: className(current.label) }),
+    ...(current.label === null || follows() ? {} : { label: String(current.label), class: className(current.label) }),
+    ...(follows() ? { prompt: current.label ?? "" } : {}),
     ...(shareable(current) ? { link: String(linkOf(current, used)) } : {}),
     settings: JSON.stringify(record),
   };
@@ -378,7 +383,7 @@ async function rebuild() {
 
 async function changeClass() {
   const used = settings();
-  const label = $("target").value === "none" ? null : Number($("target").value);
+  const label = follows() ? labelFor(0n) : $("target").value === "none" ? null : Number($("target").value);
   const images = await ask("edit", { photo: state.photo, label, settings: used });
   show({ source: { photo: state.photo, edit: true }, label, seed: used.seed }, images, used);
 }
@@ -524,7 +529,10 @@ function fill() {
   const names = Array.from({ length: classes() }, (_, id) => new Option(className(id), String(id)));
   $("class").append(new Option("by seed", "seed"), new Option("none", "none"), ...names);
   $("target").append(...names.map((option) => option.cloneNode(true)));
-  for (const name of ["class-row", "guidance-row", "change-row"]) $(name).hidden = !classes();
+  for (const name of ["class-row", "target-row"]) $(name).hidden = !classes();
+  for (const name of ["guidance-row", "change-row"]) $(name).hidden = !classes() && !follows();
+  $("prompt-row").hidden = !follows();
+  if (follows()) $("change").textContent = "Change to the prompt";
   if (manifest.guidance_law === "rotation") $("guidance-name").textContent = "Guidance, degrees";
   $("steps").value = sampling.steps;
   $("guidance").value = sampling.guidance;
@@ -557,7 +565,7 @@ function listen() {
   on("vary", async () => {
     select("nine");
     const label = labelFor(0n);
-    await around({ source: { photo: state.photo, path: [] }, label: $("class").value === "seed" ? null : label, seed: settings().seed });
+    await around({ source: { photo: state.photo, path: [] }, label: classes() && $("class").value === "seed" ? null : label, seed: settings().seed });
   });
   on("change", changeClass);
   on("corners", async () => {
@@ -567,7 +575,7 @@ function listen() {
   for (const number of [0, 1, 2, 3]) on(`corner-${number}`, () => putCorner(number));
   for (const name of ["loop", "roam"]) $(name).addEventListener("click", () => move(name));
   $("controls").addEventListener("submit", (event) => event.preventDefault());
-  for (const name of ["class", "seed", "steps", "guidance", "prior", "temperature"]) {
+  for (const name of ["class", "prompt", "seed", "steps", "guidance", "prior", "temperature"]) {
     $(name).addEventListener("change", () => act(refresh));
   }
   $("backend").addEventListener("change", () => {

@@ -2,6 +2,7 @@
 // Arrays are Float32Array of B samples each; angles are radians inside and degrees in settings.
 
 import { gaussians, refinementNoise } from "./noise.js";
+import { rowOf } from "./texts.js";
 
 const LEAST_REMAINDER = 0.05; // of a flow's path
 const EDIT_STRENGTH = 0.25;
@@ -15,7 +16,7 @@ export class Model {
     this.manifest = manifest;
     this.latent = size(manifest.latent_shape);
     this.image = size(manifest.image_shape);
-    this.classes = manifest.num_classes;
+    this.width = (manifest.text?.width ?? manifest.num_classes) + 1; // of a condition, the null last
     this.has = (graph) => graph in manifest.graphs;
   }
 
@@ -52,11 +53,14 @@ export class Model {
     return this.first("draw", { noise, weights, temperature: this.each(temperature, 1) });
   }
 
-  /** Shares of the classes of ids (null: the null class), one row each. */
+  /** Shares of the classes of ids, or vectors of prompts (null: the null class), one row each. */
   weights(ids) {
-    const width = this.classes + 1;
+    const { width } = this;
     const found = new Float32Array(ids.length * width);
-    ids.forEach((id, row) => (found[row * width + (id === null ? this.classes : id)] = 1));
+    ids.forEach((id, row) => {
+      if (typeof id === "string") found.set(rowOf(id, width - 1, this.manifest.text.tokens ?? 0), row * width);
+      else found[row * width + (id ?? width - 1)] = 1;
+    });
     return found;
   }
 
@@ -239,7 +243,7 @@ class Loop {
     const { manifest } = model;
     this.model = model;
     this.weights = weights;
-    this.count = weights.length / (model.classes + 1);
+    this.count = weights.length / model.width;
     this.both = joined([weights, model.weights(Array(this.count).fill(null))]);
     this.images = manifest.predicts === "images";
     this.context = {};

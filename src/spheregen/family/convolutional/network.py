@@ -20,6 +20,7 @@ from spheregen.conditioning import ConditionConfig, Labels, Modulated, NetworkCo
 from spheregen.errors import ConfigError, check_choices
 from spheregen.family.sphere_encoder.network import ImageAutoencoder
 from spheregen.networks.frozen import check_shape
+from spheregen.nn.alone import Conv2d
 from spheregen.nn.block import ClassEmbedding
 from spheregen.nn.linear import linear, tag_layer
 from spheregen.prior import PriorName
@@ -275,7 +276,7 @@ class ConvolutionalAutoencoder(ImageAutoencoder):
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=1)
+    layer = Conv2d(inputs, outputs, kernel, stride, padding=1)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     tag_layer(layer)
     return layer

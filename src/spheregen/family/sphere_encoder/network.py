@@ -60,6 +60,8 @@ class AutoencoderConfig(TransformerConfig):
     """0 makes an unconditional model."""
     text_width: int = 0
     """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
+    text_tokens: int = 0
+    """Tokens of a text, beside its vector, that blocks attend to; `text_width` counts the numbers of all of them."""
     encoder_mixer_depth: int = 4
     """MLP-Mixer blocks behind the encoder; 0 leaves the mixer and its norm out."""
     decoder_mixer_depth: int = 4
@@ -167,7 +169,12 @@ class Encoder(nn.Module):
         self.image_shape = (config.image_channels, config.image_size, config.image_size)
         self.patches = PatchEmbedding(config.image_channels, config.patch, size.width)
         self.trunk = Trunk(
-            size, config.grid, config.label_width, name="encoder", context_tokens=config.in_context_tokens
+            size,
+            config.grid,
+            config.label_width,
+            name="encoder",
+            text_tokens=config.text_tokens,
+            context_tokens=config.in_context_tokens,
         )
         self.output = Output(size.width) if config.label_width else None
         self.project = linear(size.width, config.channels, init=config.output_init)
@@ -214,6 +221,7 @@ class Decoder(nn.Module):
             config.grid,
             config.label_width,
             name="decoder",
+            text_tokens=config.text_tokens,
             context_tokens=config.in_context_tokens,
             spherify_blocks=config.spherify_decoder_blocks,
         )

@@ -117,6 +117,8 @@ class SphereEncoder2Config(TransformerConfig):
     """0 makes an unconditional model."""
     text_width: int = 0
     """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
+    text_tokens: int = 0
+    """Tokens of a text, beside its vector, that blocks attend to; `text_width` counts the numbers of all of them."""
     pixel_head: Literal["linear", "smooth", "conv"] = "linear"
     """One linear, as published; the same and a 3x3 convolution; or convolutions behind a linear."""
     output_activation: Literal["none", "tanh"] = "none"

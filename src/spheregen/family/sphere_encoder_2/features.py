@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spheregen.errors import ConfigError, ModelFileError, Settings, check_choices, did_you_mean
-from spheregen.external import import_package, locate, quiet, reason
+from spheregen.external import import_package, load_network, locate, quiet, reason
 from spheregen.measure.features.inception import PYTORCH_FID, TORCH_FIDELITY
 from spheregen.measure.features.preprocessing import tf1_bilinear
 from spheregen.networks.backbones.feature_net import WIDTHS, FeatureNet, load_feature_net
@@ -198,10 +198,7 @@ def build_features(config: FeatureConfig, pretrained: bool) -> FeatureMaps:
     try:
         with quiet(transformers):
             if pretrained:
-                place = locate(source, "the feature network")
-                net = transformers.ConvNextV2Model.from_pretrained(
-                    place.name, revision=place.revision or "main", dtype=torch.float32, use_safetensors=True
-                )
+                net = load_network(transformers.ConvNextV2Model, locate(source, "the feature network"))
             else:
                 net = transformers.ConvNextV2Model(transformers.ConvNextV2Config(**architecture))
     except ModelFileError:

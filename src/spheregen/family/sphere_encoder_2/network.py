@@ -167,6 +167,7 @@ class AngleDecoder(nn.Module):
             config.grid,
             config.label_width,
             name="decoder",
+            text_tokens=config.text_tokens,
             context_tokens=config.in_context_tokens,
             spherify_blocks=config.spherify_decoder_blocks,
             sphere_eps=ROTATION_EPS,

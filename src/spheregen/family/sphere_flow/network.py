@@ -254,6 +254,7 @@ class RefinedGenerator(SphereGenerator):
         self.image_shape, self.latent_shape = source.image_shape, source.latent_shape
         self.num_classes = max(source.num_classes, config.num_classes)
         self.text_width = max(source.text_width, config.text_width)
+        self.text_tokens = source.text_tokens
         for fact in ("alpha_max", "max_angle", "prior", "guidance_places", "guidance_law", "unguided", "reuses_noise"):
             setattr(self, fact, getattr(source, fact))
         self.fitted = source.fitted

@@ -51,6 +51,8 @@ class LatentDenoiserConfig(TransformerConfig):
     """0 makes an unconditional model."""
     text_width: int = 0
     """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
+    text_tokens: int = 0
+    """Tokens of a text, beside its vector, that blocks attend to; `text_width` counts the numbers of all of them."""
     prior: PriorName = "sphere"
     """The space of latents; "gaussian" and "additive" put nothing on the sphere, to see what
     it is good for."""
@@ -82,7 +84,14 @@ class LatentDenoiser(nn.Module):
         self.config = config
         (size,) = config.transformers
         self.embed = linear(config.channels, size.width)
-        self.trunk = Trunk(size, config.grid, config.label_width, name="denoiser", options=config.blocks)
+        self.trunk = Trunk(
+            size,
+            config.grid,
+            config.label_width,
+            name="denoiser",
+            text_tokens=config.text_tokens,
+            options=config.blocks,
+        )
         self.output = Output(size.width, config.blocks) if config.label_width else None
         self.project = linear(size.width, config.channels, init="zero")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spheregen.errors import ModelFileError
-from spheregen.external import import_package, locate, quiet, read_json, reason
+from spheregen.external import import_package, load_network, locate, quiet, read_json, reason
 from spheregen.measure.features.extractor import FeatureBatch, FeatureExtractor, FeatureInfo, NetworkFeatures
 from spheregen.measure.features.preprocessing import CLIP_MEAN, CLIP_STD, antialiased, normalised
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD
@@ -81,16 +81,7 @@ def load_transformer(name: str, weights: Path | str | None, device: torch.device
         if kind not in family.kinds:
             raise ValueError(f"its model_type is {kind!r}, but {name} takes {' or '.join(family.kinds)}")
         with quiet(transformers):
-            net, report = getattr(transformers, family.kinds[kind]).from_pretrained(
-                place.name,
-                revision=place.revision or "main",
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"it lacks {len(missing)} tensors, such as {missing[0]}")
+            net = load_network(getattr(transformers, family.kinds[kind]), place)
         if not family.projected and _SIZE % int(net.config.patch_size):
             raise ValueError(f"its patches of {net.config.patch_size} px do not divide {_SIZE} px")
     except Exception as error:  # transformers, safetensors and HTTP libraries have no common base

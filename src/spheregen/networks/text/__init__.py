@@ -20,8 +20,6 @@ from spheregen.networks.text.ngrams import NgramEncoder
 
 NGRAMS = "ngrams"
 """The name of the encoder of our own."""
-MOST_CHARACTERS = 10_000
-"""A longer text is a mistake, not a caption."""
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -43,6 +41,8 @@ class TextEncoderConfig(Settings):
     texts and images; `auto` is what the encoder was made for."""
     max_tokens: int | None = None
     """Tokens behind which a text is cut; None: as many as the encoder takes, at most 512."""
+    tokens: int = 0
+    """Tokens whose vectors follow that of their text, for models with as many `model.text_tokens`: words of ngrams."""
 
     def __post_init__(self) -> None:
         check_choices(self, "text.")
@@ -50,6 +50,8 @@ class TextEncoderConfig(Settings):
             raise ConfigError("text.name is empty; use ngrams, a folder, user/name on the Hub, or module:factory")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ConfigError(f"text.max_tokens is at least 1, not {self.max_tokens}")
+        if self.tokens < 0 or (self.tokens and _FACTORY.fullmatch(self.name)):
+            raise ConfigError(f"text.tokens is not negative, and 0 with an encoder of your own, not {self.tokens}")
         given = {"revision": self.revision, "pooling": self.pooling != "auto", "max_tokens": self.max_tokens}
         if (self.name == NGRAMS or _FACTORY.fullmatch(self.name)) and any(given.values()):
             extra = next(name for name, value in given.items() if value)
@@ -73,7 +75,10 @@ class TextEncoder(Protocol):
         """Vectors are worth keeping on disk."""
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return vectors (B, D) float32 of length 1, on the CPU; a text's does not depend on the others."""
+        """Return vectors (B, D) float32 of length 1, on the CPU; a text's does not depend on the others.
+
+        With tokens, each of length 1 or 0, they follow the vector of their text in one row.
+        """
 
 
 def open_text_encoder(config: TextEncoderConfig, width: int | None = None) -> TextEncoder:
@@ -92,13 +97,13 @@ def open_text_encoder(config: TextEncoderConfig, width: int | None = None) -> Te
     if config.name == NGRAMS:
         if width is None:
             raise ConfigError("give the width of the vectors of ngrams")
-        return NgramEncoder(width)
+        return NgramEncoder(width, config.tokens)
     if _FACTORY.fullmatch(config.name):
         found = _made_by(config.name)
     else:
         from spheregen.networks.text.transformers import load_text_transformer
 
-        found = load_text_transformer(config.name, config.revision, config.pooling, config.max_tokens)
+        found = load_text_transformer(config.name, config.revision, config.pooling, config.max_tokens, config.tokens)
     if width not in (None, found.width):
         raise ConfigError(
             f"the text encoder {config.name} gives vectors of {found.width} numbers, the model takes {width}; set "
@@ -115,7 +120,11 @@ def reopen_text_encoder(identity: Mapping[str, Any]) -> TextEncoder:
     """
     try:
         config = TextEncoderConfig(
-            **{name: identity[name] for name in ("name", "revision", "pooling", "max_tokens") if name in identity}
+            **{
+                name: identity[name]
+                for name in ("name", "revision", "pooling", "max_tokens", "tokens")
+                if name in identity
+            }
         )
         width = int(identity["width"])
     except (TypeError, ValueError, KeyError) as error:
@@ -129,19 +138,6 @@ def reopen_text_encoder(identity: Mapping[str, Any]) -> TextEncoder:
             f"{found.identity.get(name)}, not {identity[name]}; get that one, by its revision if it has one"
         )
     return found
-
-
-def check_text(text: object, what: str = "the prompt") -> str:
-    """Return a text, if it can be one of a model.
-
-    Raises:
-        ConfigError: it is no text, or longer than any caption is.
-    """
-    if not isinstance(text, str):
-        raise ConfigError(f"{what} is text, not {text!r:.100}")
-    if len(text) > MOST_CHARACTERS:
-        raise ConfigError(f"{what} has {len(text)} characters; give at most {MOST_CHARACTERS}: {text[:60]!r} ...")
-    return text
 
 
 def _made_by(name: str) -> TextEncoder:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spheregen.errors import ConfigError, ModelFileError
-from spheregen.external import Place, import_package, locate, quiet, read_json, reason
+from spheregen.external import Place, import_package, load_network, locate, quiet, read_json, reason
 from spheregen.files import parse_json
 from spheregen.networks.frozen import Frozen
 from spheregen.tensors import weights_hash
@@ -69,17 +69,25 @@ class TextTransformer(Frozen):
         kind: how it is used.
         pooling: `mean`, `first`, `last` or `projected`.
         max_tokens: of a text.
+        tokens: of a text, whose last hidden states follow its vector.
         identity: all that tells it from others but its width and weights.
     """
 
     slow = True
 
     def __init__(
-        self, network: Any, tokenizer: Any, kind: _Kind, pooling: str, max_tokens: int, identity: Mapping[str, Any]
+        self,
+        network: Any,
+        tokenizer: Any,
+        kind: _Kind,
+        pooling: str,
+        max_tokens: int,
+        tokens: int,
+        identity: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.network, self._tokenizer, self._kind = network, tokenizer, kind
-        self._pooling, self._max_tokens = pooling, max_tokens
+        self._pooling, self._max_tokens, self._tokens = pooling, max_tokens, tokens
         self.freeze()
         self.width = self.encode(["a"]).shape[1]
         self.identity: Mapping[str, Any] = {
@@ -88,7 +96,7 @@ class TextTransformer(Frozen):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return vectors (B, D) float32 of length 1, on the CPU."""
+        """Return vectors (B, D) float32 of length 1, on the CPU; those of tokens follow in the row of their text."""
         tokens = self._tokenizer(
             list(texts),
             padding="max_length" if self._kind.padded else True,
@@ -100,7 +108,18 @@ class TextTransformer(Frozen):
         ids, mask = tokens["input_ids"].to(place), tokens.get("attention_mask", torch.ones_like(tokens["input_ids"]))
         mask = mask.to(place)
         output = self.network(input_ids=ids, **({} if self._kind.padded else {"attention_mask": mask}))
-        return functional.normalize(self._pooled(output, mask).float(), dim=1).cpu()
+        vectors = functional.normalize(self._pooled(output, mask).float(), dim=1)
+        if not self._tokens:
+            return vectors.cpu()
+        hidden = functional.normalize(output.last_hidden_state.float(), dim=2) * mask.unsqueeze(-1)
+        if hidden.shape[2] != vectors.shape[1]:
+            raise ConfigError(
+                f"tokens have {hidden.shape[2]} numbers and the vector of a text {vectors.shape[1]}; take another "
+                "text.pooling"
+            )
+        missing = self._tokens - hidden.shape[1]
+        hidden = functional.pad(hidden, (0, 0, 0, missing)) if missing > 0 else hidden[:, : self._tokens]
+        return torch.cat([vectors[:, None], hidden], dim=1).flatten(1).cpu()
 
     def _pooled(self, output: Any, mask: Tensor) -> Tensor:
         """Return one vector (B, D) of each text."""
@@ -119,14 +138,14 @@ class TextTransformer(Frozen):
 
 
 def load_text_transformer(
-    source: str, revision: str | None = None, pooling: str = "auto", max_tokens: int | None = None
+    source: str, revision: str | None = None, pooling: str = "auto", max_tokens: int | None = None, tokens: int = 0
 ) -> TextTransformer:
     """Load a text encoder in float32, on the CPU.
 
     Args:
         source: a folder, or user/name on the Hub, kept in its usual cache and taken from there without a network.
         revision: a branch, tag or commit on the Hub.
-        pooling, max_tokens: see `TextEncoderConfig`.
+        pooling, max_tokens, tokens: see `TextEncoderConfig`.
 
     Raises:
         SphereGenError: transformers is not installed.
@@ -145,19 +164,10 @@ def load_text_transformer(
     name = kind.projected if pooling == "projected" and kind.projected else kind.network
     try:
         with quiet(transformers):
-            network, report = getattr(transformers, name).from_pretrained(
-                place.name,
-                revision=place.revision or "main",
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
+            network = load_network(getattr(transformers, name), place, unread="pooler")
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 place.name, revision=place.revision or "main", trust_remote_code=False
             )
-        if missing := [key for key in sorted(report["missing_keys"]) if "pooler" not in key]:
-            raise ValueError(f"it lacks {len(missing)} tensors, such as {missing[0]}")
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise ValueError("its tokenizer has neither a token for padding nor one for the end")
@@ -167,9 +177,12 @@ def load_text_transformer(
         longest = min(int(getattr(own, "max_position_embeddings", MOST_TOKENS)), int(tokenizer.model_max_length))
         if model_type in ("roberta", "xlm-roberta"):  # whose positions begin behind that of the padding
             longest = min(longest, int(own.max_position_embeddings) - int(own.pad_token_id) - 1)
-        tokens = min(longest, max_tokens or MOST_TOKENS)
-        identity = {"name": source, "revision": revision, "pooling": pooling, "max_tokens": tokens}
-        return TextTransformer(network, tokenizer, kind, pooling, tokens, identity)
+        most = min(longest, max_tokens or MOST_TOKENS)
+        identity = {"name": source, "revision": revision, "pooling": pooling, "max_tokens": most}
+        identity |= {"tokens": tokens} if tokens else {}
+        return TextTransformer(network, tokenizer, kind, pooling, most, tokens, identity)
+    except ConfigError:
+        raise
     except Exception as error:  # transformers, safetensors and HTTP libraries have no common base
         raise ModelFileError(
             f"{source} cannot be loaded as a text encoder ({reason(error)}); give a folder with config.json, "
