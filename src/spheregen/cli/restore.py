@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from spheregen.pipeline import Pipeline, PipelineOutput
 
 _SHOWN = 6  # iterates in a row of the sheet, at most
-_NOISE = {"denoise": "auto", "deblur": "0.01"}
 
 Mask = Annotated[Path, Option(help="An image, white where pixels are missing, of the images' size or the model's.")]
 
@@ -76,7 +75,7 @@ def restore(
     """
     from spheregen.data import read_image
     from spheregen.data.inputs import load_whole
-    from spheregen.pipeline.tasks import degrade, task_operator
+    from spheregen.pipeline.tasks import NOISE, degrade, task_operator
 
     given = loop.given(cli.TASK_NAMES)
     given |= {name: value for name, value in (("angle", angle), ("lam", lam)) if value is not None}
@@ -91,7 +90,7 @@ def restore(
     }
     if not isinstance(known["degrade"], bool | None):
         raise ConfigError(f"degrade is true or false, not {known['degrade']!r}")
-    deviation = _deviation(noise if noise is not None else _NOISE.get(task, "0"))
+    deviation = _deviation(noise if noise is not None else str(NOISE.get(task, 0)))
     degraded: dict[str, Tensor] = {}
 
     def clean(pipe: Pipeline, images: list[Image.Image]) -> Tensor:
