@@ -35,6 +35,7 @@ def main() -> None:
     given = parser.parse_args()
     loaded = load_model(given.run, prior=False)
     training = {**loaded.info.training, "data": given.name}
+    training.pop("init", None)  # a folder of whoever trained it; the source tells
     info = dataclasses.replace(
         loaded.info,
         training=training,
