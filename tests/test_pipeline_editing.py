@@ -83,7 +83,7 @@ def test_shapes_seeds_trajectory_and_settings(pipe: sg.Pipeline, unconditional: 
             assert output.labels is None  # of the null class there is nothing to say
             assert {"edit": name, "steps": steps, "guidance": 1.0, **own}.items() <= output.settings.items()
             assert output.seeds == (5, 6, 7) or name == "interpolate"
-            assert output.settings["schedule"] == "fixed"
+            assert output.settings["schedule"] == ("decay" if name in RESTORATIONS else "fixed")
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -39,6 +39,7 @@ from spheregen.measure.timing import (
     seconds_of,
     synchronize,
 )
+from spheregen.nn.alone import ROWS
 from spheregen.nn.block import compile_blocks
 from spheregen.sampling.flow import refine_samples
 from spheregen.sampling.loop import sample
@@ -328,9 +329,10 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
 
     works = []
     for number in steps:
+        few = min(batch, ROWS)  # fewer are computed with company, which is no image's work
         with FlopCounterMode(display=False) as counter:
-            run(number, 1)
-        flops = float(counter.get_total_flops())
+            run(number, few)
+        flops = counter.get_total_flops() / few
         works.append(_Work("sample", number, batch, flops, device, functools.partial(run, number, batch)))
     if compiles(recipe, device, _LONG):
         compile_blocks(model)
