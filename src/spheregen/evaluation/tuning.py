@@ -58,6 +58,13 @@ class Trial:
         """Return plain values, for tables and JSON."""
         return {**self.settings, **self.figures, "score": self.score, "ms_per_image": self.ms_per_image}
 
+    def __str__(self) -> str:
+        settings, figures = (
+            ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in part)
+            for part in (self.settings.items(), self.figures.items())
+        )
+        return f"{settings}: {figures}"
+
 
 def tune_sampling(
     pipe: Pipeline,
@@ -204,11 +211,7 @@ def tune_folder(
     reporter = reporter or QuietReporter()
 
     def tell(trial: Trial) -> None:
-        settings, figures = (
-            ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in part)
-            for part in (trial.settings.items(), trial.figures.items())
-        )
-        reporter.message(f"{settings}: {figures}")
+        reporter.message(str(trial))
 
     with locked_folder(folder):
         pipe = Pipeline.from_pretrained(folder, device=device, quiet=True, progress=False)

@@ -177,11 +177,7 @@ def tune_restoration_folder(
     reporter = reporter or QuietReporter()
 
     def tell(task: str, trial: Trial) -> None:
-        settings, figures = (
-            ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in part)
-            for part in (trial.settings.items(), trial.figures.items())
-        )
-        reporter.message(f"{task}, {settings}: {figures}")
+        reporter.message(f"{task}, {trial}")
 
     with locked_folder(folder):
         pipe = Pipeline.from_pretrained(folder, device=device, quiet=True, progress=False)
