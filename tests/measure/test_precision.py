@@ -76,9 +76,9 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 
 def test_small_networks_stay_in_float32_and_a_wish_is_a_wish(processor: Processor) -> None:
     processor.has["amx_tile"] = True
-    narrow = nn.Sequential(nn.Linear(128, 512), nn.Conv2d(128, 128, 3))
+    narrow = nn.Sequential(nn.Linear(64, 512), nn.Conv2d(64, 64, 3))
     chosen = choose_precision("auto", CPU, narrow)
-    assert chosen.name == "float32" and "128" in chosen.reason
+    assert chosen.name == "float32" and "64" in chosen.reason
     assert choose_precision("bf16", CPU, narrow) == Precision("bf16")
     processor.has["amx_tile"] = False
     assert choose_precision("bf16", CPU, WIDE) == Precision("bf16")

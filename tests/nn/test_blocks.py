@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
-from spheregen.nn.block import Block, gated_silu
+from spheregen.nn.block import Block, attend, gated_silu
 from spheregen.nn.linear import DECAY, ENCODER, NO_DECAY, PaddedLinear, tags_of
 from spheregen.nn.norm import RMSNorm, normalised
 from spheregen.nn.positions import AxialRotary
@@ -192,3 +192,20 @@ def test_a_norm_with_its_modulation_has_the_gradients_of_its_formula(
         torch.testing.assert_close(by_hand, by_formula, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(normalised(x, scale, moved, 1e-3), expected)
+
+
+@pytest.mark.parametrize("tokens", [5, 300])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_in_bf16_has_the_gradients_of_its_formula(tokens: int, autocast: bool) -> None:
+    exact = [gaussian(2, 3, tokens, 8, seed=seed).double().requires_grad_() for seed in range(3)]
+    q, k, v = exact
+    out = torch.softmax(q @ k.mT / 8**0.5, -1) @ v
+    out.backward(direction := gaussian(*out.shape, seed=3).double())
+    given = [each.detach().bfloat16().requires_grad_() for each in exact]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        made = attend(*given)
+    made.backward(direction.bfloat16())
+    assert made.dtype == torch.bfloat16
+    for mine, right in zip([made, *(each.grad for each in given)], [out, *(each.grad for each in exact)], strict=True):
+        assert mine is not None and right is not None
+        assert (mine.double() - right).norm() < 0.02 * right.norm()

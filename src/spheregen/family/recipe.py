@@ -141,9 +141,11 @@ class TrainConfig(Section):
     ema: float = Field(0.9997, ge=0, lt=1)
     """Decay of the EMA per step; the EMA is the model that is saved."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic of the networks; weights stay float32. `auto`: bf16 on a GPU that has it, else float32."""
+    """Arithmetic of the networks; weights stay float32. `auto`: bf16 on a device that is fast in it, where a network is
+    wide enough or compiled, else float32."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile the transformer blocks by torch.compile; `auto`: on a GPU, for runs of 200 steps or more."""
+    """Compile the transformer blocks by torch.compile; `auto`: on a GPU for runs of 200 steps or more, on a CPU with
+    bf16 units for runs of some minutes."""
     recompute: bool = False
     """Keep no activations inside blocks but compute them again for the backward pass (activation checkpointing): a
     fraction of the memory, about a third more time, the same result."""

@@ -51,6 +51,11 @@ def normalised(x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: floa
     """
     if computes_here(x) and torch.is_grad_enabled():
         return _Normalised.apply(x, factor, shift, eps)  # type: ignore[no-any-return,no-untyped-call]
+    if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        unit = x * _inverse(x, eps)
+        if factor is None:
+            return unit if shift is None else unit.add_(shift)
+        return unit.mul_(factor) if shift is None else torch.addcmul(shift, unit, factor)
     if factor is None or factor.ndim == 1:  # a gain, which torch's norm takes
         x = functional.rms_norm(x, x.shape[-1:], factor, eps)
         return x if shift is None else x + shift
@@ -58,12 +63,18 @@ def normalised(x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: floa
     return x * factor if shift is None else torch.addcmul(shift, x, factor)
 
 
+def _inverse(x: Tensor, eps: float) -> Tensor:
+    """Return `rsqrt(mean(x^2) + eps)` (..., 1): torch's length of vectors is one pass over memory, its norm is many."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+
+
 class _Normalised(torch.autograd.Function):
     """A norm, its gain and its modulation as one: a third of the passes over memory that autograd makes of them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
-        inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        inverse = _inverse(x, eps)
         unit = x * inverse
         ctx.save_for_backward(unit, inverse, factor)
         ctx.shift = None if shift is None else shift.shape

@@ -43,10 +43,11 @@ from spheregen.nn.alone import ROWS
 from spheregen.nn.block import compile_blocks
 from spheregen.sampling.flow import refine_samples
 from spheregen.sampling.loop import sample
+from spheregen.training.arithmetic import choose_arithmetic
 from spheregen.training.estimate import keep_random_state, random_labels, step_cost, synthetic_batch
 from spheregen.training.frozen import blank_of_recipe, build_objective, estimate_objective
 from spheregen.training.preview import refinement_of
-from spheregen.training.step import TrainingStep, compiles
+from spheregen.training.step import TrainingStep
 
 PRECISIONS = ("float32", "bf16")
 WHAT = ("sample", "train")
@@ -334,7 +335,7 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
             run(number, few)
         flops = counter.get_total_flops() / few
         works.append(_Work("sample", number, batch, flops, device, functools.partial(run, number, batch)))
-    if compiles(recipe, device, _LONG):
+    if device.type == "cuda" and choose_arithmetic(recipe, device, model, _LONG).compiled:
         compile_blocks(model)
     return works
 
@@ -346,14 +347,18 @@ def _training(recipe: Recipe, device: torch.device, precision: str, perceptual: 
     objective = estimate_objective(counted) if perceptual else build_objective(recipe)
     micro_batch = recipe.train.micro_batch if isinstance(recipe.train.micro_batch, int) else None
     total = recipe.train.steps or _LONG
-    step = TrainingStep(objective, recipe, device=device, precision=precision, micro_batch=micro_batch, total=total)
+    asked = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+    compiled = choose_arithmetic(asked, device, objective.model, total).compiled
+    step = TrainingStep(
+        objective, recipe, device=device, precision=precision, micro_batch=micro_batch, total=total, compiled=compiled
+    )
     batch, noise = synthetic_batch(step, recipe.train.batch_size)
     for frozen in objective.frozen:
         name = getattr(frozen, "name", type(frozen).__name__)
         note = f"training with the frozen networks: {name}{' (random)' if perceptual else ''}"
         if note not in notes:
             notes.append(note)
-    chosen = choose_precision(recipe.train.precision, device, step.model)
+    chosen = choose_arithmetic(recipe, device, step.model, total).precision
     if (note := f"a run of this recipe trains in {chosen.name}{chosen.because}") not in notes:
         notes.append(note)
     if step.compiled:

@@ -34,9 +34,9 @@ from spheregen.folders.model_folder import (
 )
 from spheregen.folders.model_source import find_model
 from spheregen.folders.summary import CONFIG, PRIOR, WEIGHTS
-from spheregen.measure.precision import choose_precision
 from spheregen.progress import Reporter
 from spheregen.protocol import SphereGenerator
+from spheregen.training.arithmetic import choose_arithmetic
 from spheregen.training.checkpoint import FOLDER as STATE
 from spheregen.training.checkpoint import (
     Checkpoint,
@@ -269,7 +269,8 @@ def set_up(
     if base is not None:
         about["init"] = _start_from(base, objective, recipe, data, reporter, world)
     # one for all: processors may differ, and so may what is measured of them
-    precision = world.gather_objects(choose_precision(recipe.train.precision, place, objective.model))[0]
+    arithmetic = world.gather_objects(choose_arithmetic(recipe, place, objective.model, total))[0]
+    precision = arithmetic.precision
     micro_batch = _micro_batch(recipe, place, precision.name, world, total, reporter)
     if checkpoint is None:
         share = world.share(recipe.train.batch_size)
@@ -285,6 +286,7 @@ def set_up(
         world=world,
         micro_batch=micro_batch,
         total=total,
+        compiled=arithmetic.compiled,
         tell=reporter.message,
     )
     run = Run(

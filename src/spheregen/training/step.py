@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._triton import has_triton
 
 from spheregen.data import Batch
 from spheregen.devices import autocast
@@ -37,9 +36,6 @@ _DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
 _NO_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
 }
-COMPILE_FROM_STEPS = 200  # shorter runs do not win back the minute that compiling takes
-
-
 T = TypeVar("T")
 
 
@@ -63,7 +59,8 @@ class TrainingStep:
         device, precision: see `devices`.
         world: the processes that share each batch.
         micro_batch: images of one pass in this process; None for all of its share.
-        total: steps of the run, which decide whether compiling pays, and what share of it is done.
+        total: steps of the run, of which a step is a share.
+        compiled: compile the transformer blocks.
         tell: told in a line if memory asks for smaller micro-batches.
     """
 
@@ -77,6 +74,7 @@ class TrainingStep:
         world: World | None = None,
         micro_batch: int | None = None,
         total: int = 0,
+        compiled: bool = False,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.objective, self.recipe, self.device, self.precision = objective, recipe, device, precision
@@ -85,7 +83,7 @@ class TrainingStep:
         self.rows = self.world.share(recipe.train.batch_size)
         self.micro_batch = min(micro_batch or self.rows.stop - self.rows.start, self.rows.stop - self.rows.start)
         self.sharded = recipe.train.parallel == "fsdp" and self.world.size > 1
-        self.compiled = compiles(recipe, device, total)
+        self.compiled = compiled
         for network in objective.frozen:
             network.to(device)
         self.model = objective.model
@@ -289,13 +287,6 @@ def sharding_units(model: nn.Module) -> list[nn.Module]:
     """
     found = [module for module in model.modules() if hasattr(module, "gathered_methods")]
     return found[::-1] or list(model.children())
-
-
-def compiles(recipe: Recipe, device: torch.device, total: int) -> bool:
-    """Return whether a run of `total` steps compiles its blocks."""
-    if recipe.train.compile != "auto":
-        return recipe.train.compile
-    return device.type == "cuda" and total >= COMPILE_FROM_STEPS and has_triton()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
