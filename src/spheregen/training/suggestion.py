@@ -23,9 +23,18 @@ from spheregen.data.statistics import Look, data_warnings, follows_texts, learnt
 from spheregen.devices import available_memory
 from spheregen.errors import ConfigError, DataError
 from spheregen.family.recipe import Recipe
+from spheregen.measure.precision import choose_precision
 from spheregen.measure.timing import matmul_peak
 from spheregen.networks.perceptual import available_provider
-from spheregen.training.estimate import EFFICIENCY, estimate_time, largest_micro_batch, readable, recomputing, step_cost
+from spheregen.training.estimate import (
+    EFFICIENCY,
+    estimate_time,
+    largest_micro_batch,
+    objective_on_meta,
+    readable,
+    recomputing,
+    step_cost,
+)
 from spheregen.training.recipe import build_recipe, load_recipe
 
 DEFAULT_HOURS: Mapping[str, float] = {"cpu": 3.0, "cuda": 24.0, "mps": 6.0}
@@ -139,7 +148,11 @@ class Suggestion:
 
 
 class Clock:
-    """How long a training step takes on a device of this machine."""
+    """How long a training step takes on a device of this machine.
+
+    Args:
+        precision: in which it computes a wide network; a narrow one may be slower in it.
+    """
 
     def __init__(self, device: torch.device, precision: str) -> None:
         self._device, self._precision = device, precision
@@ -150,7 +163,10 @@ class Clock:
 
     def measure(self, recipe: Recipe) -> float:
         """Return the seconds of a step by trying, for about five seconds."""
-        return estimate_time(recipe, None, self._device, self._precision, budget=5.0).seconds_per_step
+        precision = self._precision
+        if precision != "float32":
+            precision = choose_precision(recipe.train.precision, self._device, objective_on_meta(recipe).model).name
+        return estimate_time(recipe, None, self._device, precision, budget=5.0).seconds_per_step
 
     @functools.cached_property
     def _peak(self) -> float:
