@@ -1,4 +1,4 @@
-"""What a linear computes with, made of its weights once and kept while they stay as they are: for inference on a CPU.
+"""What a linear computes with, made of its frozen weights once and kept while they stay as they are, on a CPU.
 
 Zeros beside a weight are a copy of it, and oneDNN turns each bf16 weight into the order of its matrix units: for a few
 images that takes as long as the product. Kept, it costs the memory of the weights once more.
@@ -52,7 +52,8 @@ def kept(layer: nn.Linear, made: Callable[[], tuple[Tensor, Tensor | None]], pad
     """
     weight, bias = layer.weight, layer.bias
     packed = weight.dtype == torch.bfloat16 and _packs()
-    if not (packed or pads) or weight.device.type != "cpu" or weight.is_inference():  # which hides when it changes
+    # a weight that learns may change unseen, by fused optimisers, and so may one that was made in inference mode
+    if not (packed or pads) or weight.device.type != "cpu" or weight.requires_grad or weight.is_inference():
         return None
     state = (weight.data_ptr(), weight._version, None if bias is None else bias._version, weight.dtype, weight.shape)
     found = _KEPT.get(layer)

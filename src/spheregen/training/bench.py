@@ -315,11 +315,12 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
         model = blank_of_recipe(recipe)
     model = model.to(dtype).eval().requires_grad_(False)
     batch = recipe.train.batch_size
-    noise = torch.randn(batch, *model.latent_shape).to(device, dtype)
-    labels = random_labels(recipe.model, batch, torch.Generator().manual_seed(0))
+    most = max(batch, ROWS)  # fewer are computed with company, which is no image's work
+    noise = torch.randn(most, *model.latent_shape).to(device, dtype)
+    labels = random_labels(recipe.model, most, torch.Generator().manual_seed(0))
     labels = None if labels is None else labels.to(device)
     refinement = refinement_of(recipe.sampling, 1.0)
-    start = torch.randn(batch, *model.image_shape).to(device, dtype) if refinement else None
+    start = torch.randn(most, *model.image_shape).to(device, dtype) if refinement else None
 
     def run(steps: int, count: int) -> Tensor:
         some = None if labels is None else labels[:count]
@@ -330,10 +331,9 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
 
     works = []
     for number in steps:
-        few = min(batch, ROWS)  # fewer are computed with company, which is no image's work
         with FlopCounterMode(display=False) as counter:
-            run(number, few)
-        flops = counter.get_total_flops() / few
+            run(number, ROWS)
+        flops = counter.get_total_flops() / ROWS
         works.append(_Work("sample", number, batch, flops, device, functools.partial(run, number, batch)))
     if device.type == "cuda" and choose_arithmetic(recipe, device, model, _LONG).compiled:
         compile_blocks(model)
