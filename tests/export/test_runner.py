@@ -23,7 +23,7 @@ from tests.export.members import MEMBERS, convolutional, texts
 
 pytest.importorskip("onnxscript", reason="exports need onnxscript")
 runtime = pytest.importorskip("onnxruntime", reason="exports run by onnxruntime")
-CLOSE, UNDRAWN = 2e-5, 2e-4
+CLOSE, UNDRAWN = 2e-5, 1e-3
 """Largest difference of images in [0, 1]; of those whose noise was found by inverses of factors of small columns."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -286,3 +287,26 @@ def test_masks_leave_out_what_they_say() -> None:
     for kernel in (r.motion_kernel(5, 0), r.motion_kernel(1, 3), r.gaussian_kernel(2)):
         assert kernel.sum().item() == pytest.approx(1) and kernel.shape[-1] % 2
     assert r.motion_kernel(5, 0)[0, 0].sum(1).gt(1e-9).sum() == 1  # a horizontal line
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [r.Blur(r.gaussian_kernel(1.0)), r.Blur(r.gaussian_kernel(1.0), border="reflect"), r.Jpeg(30)],
+    ids=["circular", "reflect", "jpeg"],
+)
+def test_what_a_loop_keeps_of_y_is_that_of_this_y(operator: r.Operator) -> None:
+    first, second, v = (gaussian(2, 3, 16, 24, seed=seed) / 3 for seed in range(3))
+    ones = [operator.prox(v, y, 0.1) for y in (first, second)]
+    with torch.no_grad():
+        _check_kept(operator, first, second, v, ones)
+
+
+def _check_kept(operator: r.Operator, first: Tensor, second: Tensor, v: Tensor, ones: list[Tensor]) -> None:
+    for _ in range(2):
+        assert torch.equal(operator.prox(v, first, 0.1), ones[0])
+        assert torch.equal(operator.prox(v, second, 0.1), ones[1])
+    first.copy_(second)
+    assert torch.equal(operator.prox(v, first, 0.1), ones[1])
+    assert operator.prox(v.double(), first.double(), 0.1).dtype == torch.float64
+    assert operator.prox(v[..., :16], first[..., :16], 0.1).shape[-1] == 16
+    assert pickle.loads(pickle.dumps(operator)).prox(v, second, 0.1).shape == v.shape

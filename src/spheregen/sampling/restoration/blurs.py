@@ -80,15 +80,19 @@ class Blur(Operator):
 
     def A(self, x: Tensor) -> Tensor:
         if self.border == "circular":
-            return filtered(x, _transfer(self.kernel, x))
+            return filtered(x, self._transfer(x))
         wide = _mirror(x)
-        return filtered(wide, _transfer(self.kernel, wide))[..., : x.shape[-2], : x.shape[-1]]
+        return filtered(wide, self._transfer(wide))[..., : x.shape[-2], : x.shape[-1]]
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         if self.border == "circular":
-            return filtered(y, _transfer(self.kernel, y).conj())
+            return filtered(y, self._transfer(y).conj())
         wide = functional.pad(y, (0, y.shape[-1], 0, y.shape[-2]))
-        return _fold(filtered(wide, _transfer(self.kernel, wide).conj()))
+        return _fold(filtered(wide, self._transfer(wide).conj()))
+
+    def _transfer(self, like: Tensor) -> Tensor:
+        how = (like.shape[-2:], like.dtype, like.device)
+        return self._kept("transfer", self.kernel, how, lambda: _transfer(self.kernel, like))
 
     def prox(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
         if self.border == "circular" or (gain is None and self._symmetric):
@@ -107,7 +111,8 @@ class Blur(Operator):
                 (torch.arange(length, device=v.device) / 2).round().long() for length in (2 * height, width + 1)
             )
             wide = gain[rows % height][:, columns]
-        return self._circular(_mirror(v), _mirror(y), weight, wide)[..., :height, :width]
+        mirrored = self._kept("mirrored", y, None, lambda: _mirror(y))
+        return self._circular(_mirror(v), mirrored, weight, wide)[..., :height, :width]
 
     def last_step(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
         if self.border == "circular" or self._symmetric:
@@ -115,11 +120,13 @@ class Blur(Operator):
         return conjugate_gradients(self, v, y, self._lam(lam, v), gain, FEW)
 
     def _circular(self, v: Tensor, y: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
-        transfer = _transfer(self.kernel, v)
+        transfer = self._transfer(v)
         power = 1.0 if gain is None else gain.square()
         # F^-1[(conj(K) F y + lambda F v) / (|K|^2 + lambda)]
-        mixed = power * transfer.conj() * torch.fft.rfft2(y) + weight * torch.fft.rfft2(v)
-        found: Tensor = torch.fft.irfft2(mixed / (power * transfer.abs().square() + weight), s=v.shape[-2:])
+        seen = self._kept("seen", y, (v.shape, v.dtype), lambda: transfer.conj() * torch.fft.rfft2(y))
+        strength = self._kept("strength", transfer, None, lambda: transfer.abs().square())
+        mixed = power * seen + weight * torch.fft.rfft2(v)
+        found: Tensor = torch.fft.irfft2(mixed / (power * strength + weight), s=v.shape[-2:])
         return found
 
 

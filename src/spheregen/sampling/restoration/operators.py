@@ -21,13 +21,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from spheregen.errors import ConfigError
 from spheregen.sphere import per_sample
+
+T = TypeVar("T")
 
 Lam = Tensor | float
 """Weight of the prior's image against the squared residual, from 0 up: one number, or (B,)."""
@@ -54,6 +56,23 @@ class Operator:
     """The name under which a model's best settings for it are recorded; empty: nothing is."""
     least_lambda = LEAST
     """The least `lam` that `prox` takes; 0 where the limit exists in closed form: the nearest image that agrees."""
+
+    def _kept(self, name: str, of: Tensor, how: object, make: Callable[[], T]) -> T:
+        """Return what `make` makes of a tensor, kept from the call before if that saw the same: a loop asks for it in
+        each of its steps.
+
+        Args:
+            of: the tensor; one that takes part in gradients is asked anew each time.
+            how: what else decides.
+        """
+        if torch.is_grad_enabled() or of.is_inference() or torch.compiler.is_compiling():
+            return make()
+        held = self.__dict__.setdefault("_held", {})
+        known = held.get(name)
+        if known is None or known[0] is not of or known[1:3] != (of._version, how):
+            known = held[name] = (of, of._version, how, make())
+        found: T = known[3]
+        return found
 
     def A(self, x: Tensor) -> Tensor:
         """Return the observation of images (B, C, H, W), without noise."""

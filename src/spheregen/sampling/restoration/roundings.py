@@ -88,43 +88,38 @@ class Jpeg(Operator):
             raise ConfigError(f"the quality of a JPEG lies between 1 and 100, not {self.quality}")
 
     def _steps(self, like: Tensor) -> Tensor:
-        """(1, C, 1, 8, 1, 8) quantisation steps, of images in [-1, 1]."""
+        """(1, C, 1, 1, 64) quantisation steps, of images in [-1, 1]."""
         scale = 5000 / self.quality if self.quality < 50 else 200 - 2 * self.quality
         tables = [_LUMINANCE] if like.shape[1] == 1 else [_LUMINANCE, _CHROMINANCE, _CHROMINANCE]
         table = torch.tensor(tables, dtype=torch.float64, device="cpu")
         steps = ((table * scale + 50) / 100).floor().clamp(1, 255) / 127.5
-        return steps.to(like.device, like.dtype)[None, :, None, :, None, :]
+        return steps.to(like.device, like.dtype).flatten(1)[None, :, None, None]
 
     def _numbers(self, x: Tensor) -> Tensor:
-        """Images as the DCT of their blocks, (B, C, H/8, 8, W/8, 8)."""
+        """Images as the DCT of their blocks, (B, C, H/8, W/8, 64)."""
         if any(side % 8 for side in x.shape[-2:]):
             raise ConfigError(f"JPEG is made of blocks of 8 pixels; {x.shape[-1]} x {x.shape[-2]} cannot be cut so")
-        ycc = torch.einsum("oc,bchw->bohw", self._colours(x), x) if x.shape[1] == 3 else x
-        ycc = torch.cat([ycc[:, :1] - _LEVEL, ycc[:, 1:]], 1)
-        blocks = ycc.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8))
-        dct = dct_matrix(8).to(x.device, x.dtype)
-        return torch.einsum("ur,bchrwk,vk->bchuwv", dct, blocks, dct)
+        matrix, shift = _to_ycc(x)
+        ycc = _recoloured(x, matrix, shift)
+        blocks = ycc.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2).flatten(-2)
+        numbers: Tensor = blocks @ _block_dct(x).T
+        return numbers
 
     def _image(self, numbers: Tensor) -> Tensor:
-        dct = dct_matrix(8).to(numbers.device, numbers.dtype)
-        blocks = torch.einsum("ur,bchuwv,vk->bchrwk", dct, numbers, dct)
+        blocks = (numbers @ _block_dct(numbers)).unflatten(-1, (8, 8)).transpose(-3, -2)
         ycc = blocks.flatten(-2, -1).flatten(-3, -2)
-        ycc = torch.cat([ycc[:, :1] + _LEVEL, ycc[:, 1:]], 1)
-        if ycc.shape[1] != 3:
-            return ycc
-        return torch.einsum("oc,bchw->bohw", torch.linalg.inv(self._colours(ycc)), ycc)
-
-    @staticmethod
-    def _colours(like: Tensor) -> Tensor:
-        return torch.tensor(_TO_YCC, dtype=like.dtype, device=like.device)
+        matrix, shift = _to_ycc(ycc)
+        back = torch.linalg.inv(matrix)
+        return _recoloured(ycc, back, -back @ shift)
 
     def A(self, x: Tensor) -> Tensor:
         steps = self._steps(x)
         return self._image((self._numbers(x) / steps).round() * steps)
 
     def prox(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
-        steps, weight = self._steps(v), self._lam(lam, self._steps(v).expand(len(v), *[-1] * 5))
-        middle = (self._numbers(y) / steps).round() * steps
+        steps = self._kept("steps", y, (v.dtype, v.device), lambda: self._steps(v))
+        weight = self._lam(lam, steps.expand(len(v), *[-1] * 4))
+        middle = self._kept("middle", y, (v.dtype, v.device), lambda: (self._numbers(y) / steps).round() * steps)
         noise = weight * steps.square() / 12
         if gain is not None:
             noise = noise / self._power(gain, v)
@@ -133,9 +128,30 @@ class Jpeg(Operator):
 
     @staticmethod
     def _power(gain: Tensor, like: Tensor) -> Tensor:
-        """The squares of a gain at the frequencies of the DCT, (8, 1, 8)."""
+        """The squares of a gain at the frequencies of the DCT, (64,)."""
         height, width = like.shape[-2:]
         half = torch.arange(8, device=gain.device) / 16  # cycles a pixel
         rows, columns = (half * height).round().long(), (half * width).round().long()
         power: Tensor = gain.square()[rows[:, None], columns]
-        return power[:, None]
+        return power.flatten()
+
+
+def _block_dct(like: Tensor) -> Tensor:
+    """The orthonormal DCT (64, 64) of a block whose pixels lie row by row."""
+    return torch.kron(dct_matrix(8), dct_matrix(8)).to(like.device, like.dtype)
+
+
+def _to_ycc(like: Tensor) -> tuple[Tensor, Tensor]:
+    """What brings the colours of images (B, C, H, W) to JPEG's: a matrix (C, C) and a shift (C, 1), float64."""
+    channels = like.shape[1]
+    shift = torch.zeros(channels, 1, dtype=torch.float64, device="cpu")
+    shift[0] = -_LEVEL
+    if channels == 3:
+        return torch.tensor(_TO_YCC, dtype=torch.float64, device="cpu"), shift
+    return torch.eye(channels, dtype=torch.float64, device="cpu"), shift
+
+
+def _recoloured(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    matrix, shift = (each.to(x.device, x.dtype).expand(len(x), -1, -1) for each in (matrix, shift))
+    mixed: Tensor = torch.baddbmm(shift, matrix, x.flatten(2)).unflatten(-1, x.shape[-2:])
+    return mixed
