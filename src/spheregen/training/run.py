@@ -46,6 +46,7 @@ from spheregen.training.checkpoint import (
     training_state,
 )
 from spheregen.training.codes import SEEN_SHARE, fitted_to, most_codes
+from spheregen.training.crowding import CrowdingMonitor
 from spheregen.training.estimate import LONG_RUN, largest_micro_batch, memory_warning
 from spheregen.training.feeding import TrainingData, open_data
 from spheregen.training.frozen import build_objective
@@ -401,7 +402,8 @@ def _watchers(run: Run, own: Sequence[TrainingHook]) -> list[Any]:
     preview = PreviewHook(
         recipe.train.preview_every, computes=run.world.is_first or run.step.sharded, class_names=run.info.class_names
     )
-    return [health, *only_first, preview, *own]
+    crowding = [CrowdingMonitor(torch.get_num_threads(), tell)] if run.step.device.type == "cpu" else []
+    return [health, *crowding, *only_first, preview, *own]
 
 
 def _info(recipe: Recipe, data: TrainingData, objective: Objective, total: int, about: Mapping[str, Any]) -> ModelInfo:
