@@ -153,7 +153,7 @@ def test_compiled_blocks_compute_the_same(whole: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("spheregen.training.step.compile_blocks", traced)
     messages = Messages()
     folder = run(tmp_path / "run", "train.compile=true", "train.log_every=5", reporter=messages)
-    assert any(line.endswith("compiled") for line in messages.lines)
+    assert any(", compiled" in line for line in messages.lines)
     assert [entry["loss"] for entry in log(folder)] == pytest.approx([entry["loss"] for entry in log(whole)], rel=1e-4)
 
 

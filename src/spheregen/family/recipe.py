@@ -145,7 +145,7 @@ class TrainConfig(Section):
     wide enough or compiled, else float32."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the transformer blocks by torch.compile; `auto`: on a GPU for runs of 200 steps or more, on a CPU with
-    bf16 units for runs of some minutes."""
+    bf16 units for runs of ten minutes and more."""
     recompute: bool = False
     """Keep no activations inside blocks but compute them again for the backward pass (activation checkpointing): a
     fraction of the memory, about a third more time, the same result."""

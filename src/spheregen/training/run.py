@@ -109,7 +109,7 @@ class Run:
         if self.world.size > 1:
             facts.append(f"{self.world.size} processes ({'fsdp' if step.sharded else 'ddp'})")
         if step.compiled:
-            facts.append("compiled")
+            facts.append("compiled, which takes a minute at first")
         return (
             f"{recipe.name}: {self.images} images, {parameters / 1e6:.2f} M parameters, {self.total} steps of "
             f"{recipe.train.batch_size} on {step.device.type} in {', '.join(facts)}"
