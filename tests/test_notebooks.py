@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,6 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)  # results are of whoever runs it
     client = nbclient.NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
+    asyncio.run(client.async_execute())  # `execute` leaves its loop open, which another test would be blamed for
     shown = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(shown) >= 5
