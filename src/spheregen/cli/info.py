@@ -49,8 +49,9 @@ def info(
     from spheregen.family.registry import cost_of
     from spheregen.folders.model_folder import read_architecture
     from spheregen.folders.model_source import find_model
-    from spheregen.measure.precision import Precision, choose_precision
+    from spheregen.measure.precision import Precision
     from spheregen.nn.uninitialised import weightless
+    from spheregen.training.arithmetic import choose_arithmetic
     from spheregen.training.estimate import estimate_sampling_memory, estimate_time
     from spheregen.training.frozen import blank_of_folder, blank_of_recipe
     from spheregen.training.recipe import build_recipe, load_recipe
@@ -97,7 +98,7 @@ def info(
             images = len(open_source(recipe.data.source, split=recipe.data.split))
         precision = Precision("bf16" if place.type == "cuda" else "float32", "it is not in this machine")
         if is_here or recipe.train.precision != "auto":
-            precision = choose_precision(recipe.train.precision, place, model)
+            precision = choose_arithmetic(recipe, place, model, recipe.train.steps or 0).precision
         found["memory"] = _memory(recipe, place, is_here, precision, processes, images)
         if time:
             found["time"] = estimate_time(recipe, images, place, precision.name, world_size=processes).as_dict()

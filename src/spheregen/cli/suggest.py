@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +35,7 @@ def suggest(
     from spheregen.devices import choose_device
     from spheregen.files import write_text
     from spheregen.measure.precision import choose_precision
+    from spheregen.measure.timing import load_of_processors
     from spheregen.training.suggestion import check_wishes, suggest_recipe
 
     check_wishes(hours, image_size)
@@ -65,8 +65,7 @@ def suggest(
         cli.say(f"what to expect: {suggestion.expectation}")
     for warning in suggestion.warnings:
         cli.warn(f"warning: {warning}")
-    load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0  # this process included
-    if place.type == "cpu" and load > 1.5:
+    if place.type == "cpu" and (load := load_of_processors()) > 1.5:
         cli.say(f"note: other programs keep this machine busy (load {load:.1f} a core), so an idle one will be faster")
     on = "" if cli.everywhere.device == "auto" else f" --device {cli.everywhere.device}"
     where = "save this as mine.yaml, or give --out mine.yaml" if out is None else f"the recipe is in {out}"

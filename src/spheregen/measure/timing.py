@@ -7,6 +7,7 @@ peak in turn with what it is compared with: one `PeakMeter.sample()` before each
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import statistics
 import time
@@ -179,3 +180,9 @@ def _product_seconds(a: Tensor, b: Tensor, count: int) -> float:
             a @ b
 
     return seconds_of(products, a.device) / count
+
+
+def load_of_processors() -> float:
+    """Return how many programs want to run for each processor, this one included, over the last minute; 0 where the
+    system does not tell."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0

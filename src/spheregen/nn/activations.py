@@ -20,10 +20,7 @@ def computes_here(x: Tensor) -> bool:
 
 def gated_silu(gate_value: Tensor) -> Tensor:
     """`silu(gate) * value` of the two halves (..., H) of the last axis of (..., 2H)."""
-    if torch.compiler.is_compiling():
-        gate, value = gate_value.chunk(2, dim=-1)
-        return functional.silu(gate) * value
-    if not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         gate, value = gate_value.chunk(2, dim=-1)
         return functional.silu(gate).mul_(value)
     return _GatedSilu.apply(gate_value)  # type: ignore[no-any-return,no-untyped-call]

@@ -335,7 +335,8 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
             run(number, ROWS)
         flops = counter.get_total_flops() / ROWS
         works.append(_Work("sample", number, batch, flops, device, functools.partial(run, number, batch)))
-    if device.type == "cuda" and choose_arithmetic(recipe, device, model, _LONG).compiled:
+    asked = recipe.train.compile is True or device.type == "cuda"  # an automatic choice on a CPU is for training
+    if asked and choose_arithmetic(recipe, device, model, _LONG).compiled:
         compile_blocks(model)
     return works
 
