@@ -4,6 +4,7 @@ are too large or come too slowly."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 GONE = 499
 """The status of a request whose caller went away: nobody reads the answer."""
+
+LINGERING_SECONDS = 2.0
+"""For how long a refused caller may go on sending; what comes is thrown away."""
 
 
 class RefusedError(Exception):
@@ -140,10 +144,10 @@ class Bounded:
             await self.app(scope, replay, send)
         except TimeoutError:
             refusal = RefusedError(408, "the body did not arrive in time; send it faster")
-            await _refuse(scope, receive, send, refusal)
+            await _refuse(receive, send, refusal)
         except RefusedError as refusal:
             if refusal.status != GONE:
-                await _refuse(scope, receive, send, refusal)
+                await _refuse(receive, send, refusal)
         finally:
             self._held -= sum(map(len, parts))
 
@@ -164,6 +168,15 @@ class Bounded:
             more = message.get("more_body", False)
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, error: RefusedError) -> None:
+async def _refuse(receive: Receive, send: Send, error: RefusedError) -> None:
+    """Answer, and go on reading for a moment: a connection that is closed over unread bytes is reset, and a caller who
+    is still sending would lose the answer."""
     headers = {**(error.headers or {}), "Connection": "close"}
-    await JSONResponse(refusal_body(error.status, str(error)), error.status, headers)(scope, receive, send)
+    answer = JSONResponse(refusal_body(error.status, str(error)), error.status, headers)
+    await send({"type": "http.response.start", "status": error.status, "headers": answer.raw_headers})
+    await send({"type": "http.response.body", "body": bytes(answer.body), "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGERING_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b""})
