@@ -526,9 +526,10 @@ def test_work_beyond_the_queue_or_the_deadline_is_refused() -> None:
         engine, begun, let = client.app.state.service.engine, threading.Event(), threading.Event()  # type: ignore[attr-defined]
         engine.submit("tiny", lambda pipe: (begun.set(), let.wait(30)), images=64)
         assert begun.wait(30)
-        engine.submit("tiny", lambda pipe: None)
+        waiting = engine.submit("tiny", lambda pipe: None)
         busy = client.post("/v1/generate", json={})
         refused(busy, 429)
         assert int(busy.headers["retry-after"]) >= 1
         let.set()
+        waiting.future.result()
         refused(client.post("/v1/generate", json={"steps": 20, "count": 9, "deadline": 1e-6}), 504, "time")

@@ -47,7 +47,7 @@ COUNT = 48
 """Images that each setting is measured on."""
 MOST_RESIDUAL = 1.1
 """Times the noise: beyond, results disagree with y."""
-NOISES = ((0.0, "fixed"), (30.0, "fixed"), (60.0, "fixed"), (60.0, "decay"))
+NOISES = ((0.0, "fixed"), (30.0, "fixed"), (60.0, "decay"), (75.0, "decay"))
 SCALES = (0.4, 2.5)
 FEWER = (10, 5)
 
