@@ -198,15 +198,14 @@ def _encoder(given: PublishedOptions2, shapes: Mapping[str, tuple[int, ...]]) ->
     named = given.load_pretrained_encoder if isinstance(given.load_pretrained_encoder, str) else ""
     source = next((each for each in ENCODERS.values() if named and named in str(each.source)), None)
     config = dict(given.pretrained_encoder_config or _architecture(names, given.pretrained_encoder_heads))
-    kind = config.get("model_type")
-    base = next((each for each in ENCODERS.values() if (each.config or {}).get("model_type") == kind), None)
-    size, how = (256, "bilinear") if base is None else (base.input_size, base.filter)
+    dinov2 = str(config.get("model_type")).startswith("dinov2")
+    base = ENCODERS["dinov2-base" if dinov2 else "dinov3-vits16plus"]
     return EncoderConfig(
         kind="transformers",
         source=None if source is None else source.source,
         config=config,
-        input_size=given.pretrained_encoder_input_size or size,
-        filter=how,
+        input_size=given.pretrained_encoder_input_size or base.input_size,
+        filter=base.filter,
         clamp=True,
     )
 
@@ -216,9 +215,7 @@ def _architecture(names: Mapping[str, tuple[int, ...]], heads: int | None) -> di
     register = names.get("embeddings.register_tokens")
     patches = next((names[name] for name in names if name.endswith("patch_embeddings.weight")), None)
     patches = patches or names.get("embeddings.patch_embeddings.projection.weight")
-    patches = patches or names.get("embeddings.patch_embedding.weight") or names.get(
-        "vision_model.embeddings.patch_embedding.weight"
-    )  # fmt: skip
+    patches = patches or names.get("embeddings.patch_embedding.weight")
     if patches is None:
         raise ModelFileError(
             f"the checkpoint's frozen encoder is none that is known here; its keys are {listed(names)}; give its "
@@ -251,7 +248,7 @@ def _architecture(names: Mapping[str, tuple[int, ...]], heads: int | None) -> di
             **found,
             "model_type": "dinov2" if register is None else "dinov2_with_registers",
             "image_size": math.isqrt(positions) * patch,
-            "use_swiglu_ffn": "encoder.layer.0.mlp.weights_in.weight" in names,
+            "use_swiglu_ffn": "encoder.layer.0.mlp.gate_proj.weight" in names,
             **({} if register is None else {"num_register_tokens": register[1]}),
         }
     inner = next((shape[0] for name, shape in names.items() if name.endswith("layers.0.mlp.fc1.weight")), 4 * width)
