@@ -35,6 +35,7 @@ SETTINGS = (
     "loss.frechet={start: 0.3, keeps_generated: true}",
     "loss.frechet_features=0.1",
     "loss.frechet_judge=0.1",
+    "loss.judge_seed=24",
     "loss.judge={layers: [1]}",
     "loss.features={layers: [0, 1]}",
 )

@@ -109,14 +109,25 @@ class FrozenEncoder(Frozen):
             )
         return size // patch
 
-    def forward(self, images: Tensor) -> Tensor:
+    @property
+    def has_class_token(self) -> bool:
+        """Beside the patches there is a token of the whole image."""
+        return isinstance(self.network, TransformerTokens) and self.network.has_class_token
+
+    def forward(self, images: Tensor, *, class_token: bool = False) -> Any:
+        """Return the patch tokens, and with `class_token` also the class token (B, d)."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
             raise ConfigError(f"an encoder takes images of shape (B, 1 or 3, S, S), not {tuple(images.shape)}")
         self.grid_of(images.shape[2])
         x = (upcast(images).expand(-1, 3, -1, -1) + 1) / 2
         if self.config.input_size is not None:
             x = resized(x, self.config.input_size, antialias=self.config.antialias, filter=self.config.filter)
-        return upcast(self.network(x.clamp(0, 1) if self.config.clamp else x))
+        x = x.clamp(0, 1) if self.config.clamp else x
+        if class_token:
+            assert isinstance(self.network, TransformerTokens)
+            tokens = self.network.all_tokens(x)
+            return tokens[:, -self.network.patches_of(x) :], tokens[:, 0]
+        return upcast(self.network(x))
 
 
 def resized(images: Tensor, size: int, *, antialias: bool, filter: str = "bicubic") -> Tensor:
@@ -226,6 +237,7 @@ class TransformerTokens(nn.Module):
         self.channels, self.patch = int(config.hidden_size), int(config.patch_size)
         self.smallest = self.patch
         self._eps = float(config.layer_norm_eps)
+        self.has_class_token = not str(config.model_type).startswith("siglip")
         self.input = Normaliser(torch.tensor([mean]), torch.tensor([std]), persistent=False)
         setattr(net, next(name for name in _NORMS if hasattr(net, name)), nn.Identity())
         # some take images of another size than they were trained with if they are told to, others by themselves
@@ -237,10 +249,17 @@ class TransformerTokens(nn.Module):
         self.register_load_state_dict_pre_hook(_take_published_names)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.all_tokens(images)[:, -self.patches_of(images) :]
+
+    def patches_of(self, images: Tensor) -> int:
+        """Return how many of the tokens are of patches, behind class token and registers."""
+        return int((images.shape[2] // self.patch) ** 2)
+
+    def all_tokens(self, images: Tensor) -> Tensor:
+        """Return class token, registers and patch tokens, as far as there are any."""
         pixels = self.input(images.movedim(1, -1)).movedim(-1, 1).to(next(self.net.parameters()).dtype)
         output = self.net(pixel_values=pixels.contiguous(), **self._options)
-        patches = (images.shape[2] // self.patch) ** 2  # class token and registers come first
-        tokens = upcast(output.last_hidden_state[:, -patches:])
+        tokens = upcast(output.last_hidden_state)
         return functional.layer_norm(tokens, (self.channels,), eps=self._eps)
 
 

@@ -83,10 +83,14 @@ class PretrainedEncoder(nn.Module):
         if adapter is None and config.latent_channels is not None:
             self.adapter = Adapter(frozen.channels, config.channels)
 
-    def forward(self, images: Tensor, labels: Labels = None, *, kept: Tensor | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, labels: Labels = None, *, kept: Tensor | None = None, class_token: bool = False
+    ) -> Any:
+        """Return tokens, and with `class_token` also the encoder's class token (B, D)."""
         check_shape(images, self.image_shape, "images")
-        tokens: Tensor = self.frozen(images)
-        return tokens if self.adapter is None else self.adapter(tokens)
+        tokens, seen = self.frozen(images, class_token=True) if class_token else (self.frozen(images), None)
+        tokens = tokens if self.adapter is None else self.adapter(tokens)
+        return (tokens, seen) if class_token else tokens
 
 
 class Adapter(nn.Module):
