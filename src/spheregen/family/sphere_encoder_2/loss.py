@@ -396,8 +396,10 @@ class SphereEncoder2Objective(Objective):
             if weights["latent_consistency"]:
                 terms["latent_consistency"] = (on.high * latent_distances(again, point.detach())).mean()
             if weights["frechet_encoder"]:
-                pair = (point, model.prior.project(again)) if whole_again is None else (whole, whole_again)
-                terms["frechet_encoder"] = self._frechet("frechet_encoder", pair[0].detach(), pair[1], on, share)
+                real, ours = whole, whole_again
+                if real is None or ours is None:
+                    real, ours = point, model.prior.project(again)
+                terms["frechet_encoder"] = self._frechet("frechet_encoder", real.detach(), ours, on, share)
         if self.features is not None:
             found, seen = self._matching(self.features, x, y, labels, on, share)
             terms, observed = terms | found, observed | seen
