@@ -12,7 +12,11 @@ from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.sphere_encoder_2.config import ENCODERS, SphereEncoder2Config
 from spheregen.folders.published import (
     PublishedOptions,
+    blocks_at,
+    refuse_ours,
+    told_by,
     transformer,
+    untold,
 )
 from spheregen.networks.backbones.state import listed
 from spheregen.networks.encoders import EncoderConfig
@@ -45,13 +49,7 @@ class PublishedOptions2(PublishedOptions):
 
 def options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[str, Any]:
     """Return the options that the shapes of the weights tell. Sizes are (width, blocks)."""
-    if any(name.startswith(("encoder.trunk.", "decoder.trunk.")) for name in shapes):
-        raise ModelFileError(f"{file} is a SphereGen model already; load its folder as it is, no conversion is needed")
-
-    def blocks(part: str) -> int:
-        start = f"{part}.blocks."
-        return len({name[len(start) :].partition(".")[0] for name in shapes if name.startswith(start)})
-
+    refuse_ours(shapes, file)
     if "decoder.x_embedder.0.weight" in shapes or "decoder.pos_embed" not in shapes:
         what = "one of the first Sphere Encoder" if "decoder.x_embedder.0.weight" in shapes else "of another model"
         raise ModelFileError(
@@ -80,9 +78,13 @@ def options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict
             "in_context_size": shapes.get("decoder.inctx_pos_embed", (1, 0))[1],
             "use_qk_norm": "decoder.blocks.0.attn.q_norm.weight" in shapes,
             "use_angle_condition": "decoder.alpha_embedder.mlp.0.weight" in shapes,
-            "vit_dec_model_size": (width, blocks("decoder")),
+            "vit_dec_model_size": (width, blocks_at(shapes, "decoder.blocks.")),
             "image_channels": channels,
-            **({"vit_enc_model_size": (shapes["encoder.pos_embed"][2], blocks("encoder"))} if own else {}),
+            **(
+                {"vit_enc_model_size": (shapes["encoder.pos_embed"][2], blocks_at(shapes, "encoder.blocks."))}
+                if own
+                else {}
+            ),
         }
     except (KeyError, IndexError, ValueError) as error:
         lacking = error.args[0] if isinstance(error, KeyError) else "shapes that fit"
@@ -101,16 +103,10 @@ def config_of(
 ) -> tuple[SphereEncoder2Config, dict[str, Any]]:
     """Return our configuration from the options that are given and, where they are not, those of the shapes; and what
     was assumed where neither tells."""
-    told = {name: value for name, value in given if value is not None}
+    told = told_by(given, revealed)
     for name in _UNREADABLE:
         if told.get(name):
             raise ConfigError(f"{name} is not supported: what it does to the tokens is not known here; convert another")
-    if told.get("latent_resolution") and "patch_size" not in told:
-        told["patch_size"] = told.get("image_size", revealed["input_size"]) // told["latent_resolution"]
-    if "image_size" in told:
-        told.setdefault("input_size", told["image_size"])
-    if not told.get("cond_generator", revealed["num_classes"] > 0):
-        told["num_classes"] = 0
     pretrained = any(name.startswith("encoder.encoder.") for name in shapes)
     if pretrained or told.get("load_pretrained_encoder"):
         told.pop("token_channels", None)  # overwritten by the encoder's
@@ -142,10 +138,7 @@ def config_of(
                 known = given.model_copy(update={f"{prefix}_heads": width // head[0]})
             sizes[part] = transformer(known, prefix, found, values["in_context_size"] > 0, lacking)
     if lacking:
-        raise ConfigError(
-            f"the weights of {file.name} do not tell {', '.join(lacking)}: give the training's cfg.json with --config, "
-            "or each with --set NAME=VALUE (in Python: config= or options=)"
-        )
+        raise untold(lacking, file)
     encoder: str | EncoderConfig | None = None
     channels: int | None = values["token_channels"]
     if pretrained:
@@ -204,6 +197,7 @@ def _encoder(given: PublishedOptions2, shapes: Mapping[str, tuple[int, ...]]) ->
         kind="transformers",
         source=None if source is None else source.source,
         config=config,
+        final_norm=any(f"{norm}.weight" in names for norm in ("norm", "layernorm", "post_layernorm")),
         input_size=given.pretrained_encoder_input_size or base.input_size,
         filter=base.filter,
         clamp=True,

@@ -23,6 +23,7 @@ from spheregen.external import import_package, load_network, locate, quiet, read
 from spheregen.networks.backbones.feature_net import MIN_SIZE, WIDTHS, FeatureNet, load_feature_net
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
 from spheregen.networks.normaliser import Normaliser
+from spheregen.nn.linear import DECAY, NO_DECAY, tag
 from spheregen.sphere import upcast
 
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -57,6 +58,8 @@ class EncoderConfig(Settings):
     antialias: bool = True
     """True: as Pillow resizes, with a filter as wide as the reduction. False: PyTorch's filter without, as the
     published RAE has it."""
+    final_norm: bool = False
+    """transformers: the last LayerNorm keeps its gain and shift."""
     mean: tuple[float, float, float] | None = None
     """transformers: of the input in [0, 1]. None: what networks of its kind were trained with (ImageNet's; CLIP's own;
     0.5 for SigLIP and ViT)."""
@@ -108,6 +111,20 @@ class FrozenEncoder(Frozen):
                 "set its input_size to one, and they are resized"
             )
         return size // patch
+
+    def thaw(self, blocks: int, norms: bool) -> None:
+        """Let the last so many blocks learn, and all norms and layer scales; it stays in evaluation mode.
+
+        Raises:
+            ConfigError: it has not so many blocks.
+        """
+        names = self.network.learners(blocks, norms) if isinstance(self.network, TransformerTokens) else ()
+        if not names:
+            raise ConfigError("this encoder has no blocks or norms that could learn; take one of transformers")
+        for name in names:
+            parameter = self.network.get_parameter(name)
+            parameter.requires_grad_()
+            tag([parameter], DECAY if parameter.ndim > 1 else NO_DECAY)
 
     @property
     def has_class_token(self) -> bool:
@@ -230,7 +247,9 @@ class TransformerTokens(nn.Module):
     is saved with one version can be read with another.
     """
 
-    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, final_norm: bool = False
+    ) -> None:
         super().__init__()
         config: Any = net.config
         net = getattr(net, "vision_model", net)  # in older versions of transformers it lies one deeper
@@ -239,7 +258,11 @@ class TransformerTokens(nn.Module):
         self._eps = float(config.layer_norm_eps)
         self.has_class_token = not str(config.model_type).startswith("siglip")
         self.input = Normaliser(torch.tensor([mean]), torch.tensor([std]), persistent=False)
-        setattr(net, next(name for name in _NORMS if hasattr(net, name)), nn.Identity())
+        self.final_norm, self.depth = final_norm, int(config.num_hidden_layers)
+        if not final_norm:
+            setattr(net, next(name for name in _NORMS if hasattr(net, name)), nn.Identity())
+        elif config.model_type.startswith("clip"):
+            raise ConfigError("the last norm of CLIP is of its class token alone; leave final_norm out")
         # some take images of another size than they were trained with if they are told to, others by themselves
         takes = inspect.signature(net.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
@@ -260,7 +283,19 @@ class TransformerTokens(nn.Module):
         pixels = self.input(images.movedim(1, -1)).movedim(-1, 1).to(next(self.net.parameters()).dtype)
         output = self.net(pixel_values=pixels.contiguous(), **self._options)
         tokens = upcast(output.last_hidden_state)
-        return functional.layer_norm(tokens, (self.channels,), eps=self._eps)
+        return tokens if self.final_norm else functional.layer_norm(tokens, (self.channels,), eps=self._eps)
+
+    def learners(self, blocks: int, norms: bool) -> list[str]:
+        """Return the names of the parameters of the last blocks, and of all norms and layer scales."""
+        if blocks > self.depth:
+            raise ConfigError(f"the encoder has {self.depth} blocks, so {blocks} of them cannot learn")
+        last = {str(number) for number in range(self.depth - blocks, self.depth)}
+        found = []
+        for name, _ in self.named_parameters():
+            block = re.search(r"\blayers?\.(\d+)\.", name)
+            if (block and block[1] in last) or (norms and re.search(r"norm|layer_scale", name)):
+                found.append(name)
+        return found
 
 
 def _give_published_names(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
@@ -306,4 +341,4 @@ def _build_transformer(config: EncoderConfig, *, pretrained: bool) -> FrozenEnco
     own_mean, own_std = _INPUTS.get(model_type, (IMAGENET_MEAN, IMAGENET_STD))
     mean, std = config.mean or own_mean, config.std or own_std
     full = dataclasses.replace(config, config=architecture.to_diff_dict(), mean=mean, std=std)
-    return FrozenEncoder(full, TransformerTokens(net, mean, std))
+    return FrozenEncoder(full, TransformerTokens(net, mean, std, final_norm=config.final_norm))

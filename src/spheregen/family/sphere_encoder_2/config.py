@@ -92,6 +92,10 @@ class SphereEncoder2Config(PatchAutoencoderConfig):
 
     pretrained: str | EncoderConfig | None = None
     """The frozen encoder: a name in `ENCODERS` or its description; None: the model has one of its own, which learns."""
+    trained_blocks: int = 0
+    """The last blocks of the frozen encoder that learn all the same; 0 as published."""
+    trained_norms: bool = False
+    """Its norms and layer scales learn all the same."""
     has_encoder: bool = True
     """False: the frozen encoder is left out of the model, which makes images in one step alone."""
     patch_size: int | None = None
@@ -124,7 +128,7 @@ class SphereEncoder2Config(PatchAutoencoderConfig):
     def __post_init__(self) -> None:
         check_choices(self)
         self._check_encoder()
-        self.check_shapes()
+        self.check_shapes("trained_blocks")
         if self.sampling_angle is not None and not 0 < self.sampling_angle <= 90:
             raise ConfigError(f"sampling_angle lies between 0 and 90 degrees, not {self.sampling_angle:g}")
 
@@ -132,6 +136,8 @@ class SphereEncoder2Config(PatchAutoencoderConfig):
         """Refuse what does not fit the encoder."""
         if self.pretrained is None:
             self.check_patch()
+            if self.trained_blocks or self.trained_norms:
+                raise ConfigError("trained_blocks and trained_norms are of a frozen encoder; name `pretrained`")
             if not self.has_encoder:
                 raise ConfigError("has_encoder=false leaves out a frozen encoder, and there is none; name `pretrained`")
             return

@@ -207,7 +207,8 @@ class SphereNoise(BatchNoise):
 
 
 class Learned(nn.Module):
-    """All that learns: the decoder, and an encoder of its own or the linear behind a frozen one."""
+    """All that learns: the decoder, and an encoder of its own or the linear behind a frozen one; or all of that one,
+    where parts of it learn."""
 
     def __init__(self, decoder: AngleDecoder, encoder: nn.Module | None) -> None:
         super().__init__()
@@ -242,7 +243,10 @@ class SphereEncoder2Objective(Objective):
         self.network, self.config = network, loss
         self.use_perceptual(perceptual, "distance", loss.distance)
         encoder = network.encoder
-        self.frozen_encoder = not isinstance(encoder, OwnEncoder)
+        thawed = network.config.trained_blocks > 0 or network.config.trained_norms
+        if thawed:
+            encoder.frozen.thaw(network.config.trained_blocks, network.config.trained_norms)
+        self.frozen_encoder = not (thawed or isinstance(encoder, OwnEncoder))
         adapter = getattr(encoder, "adapter", None)
         self.model = Learned(network.decoder, adapter if self.frozen_encoder else encoder)
         own = []
@@ -342,7 +346,7 @@ class SphereEncoder2Objective(Objective):
         if config.path_drop:
             blocks = len(model.decoder.trunk.blocks)
             more["kept"] = _kept(batch, (blocks, 2), config.path_drop, generator)
-            if not self.frozen_encoder:
+            if isinstance(model.encoder, OwnEncoder):
                 more["kept_encoder"] = _kept(
                     batch, (2, len(model.encoder.trunk.blocks), 2), config.path_drop, generator
                 )

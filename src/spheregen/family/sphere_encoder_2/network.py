@@ -72,6 +72,8 @@ class PretrainedEncoder(nn.Module):
         adapter: a linear that is there already, where there is one.
     """
 
+    gathered_methods: tuple[str, ...] = ()
+
     def __init__(self, config: SphereEncoder2Config, frozen: FrozenEncoder, adapter: nn.Module | None = None) -> None:
         super().__init__()
         self.image_shape = (config.image_channels, config.image_size, config.image_size)
