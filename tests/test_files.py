@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import save
 
 from spheregen.errors import SphereGenError
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
@@ -23,6 +22,7 @@ from spheregen.folders.model_folder import (
     save_tensors,
 )
 from spheregen.nn.sizes import TransformerSize
+from spheregen.tensors import MappedTensors
 
 
 def names(folder: Path) -> list[str]:
@@ -77,6 +77,31 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
     assert all(loaded[name].dtype == tensors[name].dtype for name in tensors)
 
 
+def test_the_file_is_that_of_the_package_safetensors(tmp_path: Path) -> None:
+    kinds = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.int16]
+    kinds += [torch.int8, torch.uint8, torch.bool]
+    tensors = {f"{number % 3} \u00e9\n{kind}": torch.ones(number, 2).to(kind) for number, kind in enumerate(kinds)}
+    tensors |= {"scalar": torch.tensor(2.0), "rows": torch.randn(3, 4).T}
+    save_tensors(tmp_path / "ours", tensors, {"origin": "t\u00e9st"})
+    theirs = save({name: each.contiguous() for name, each in tensors.items()}, {"origin": "t\u00e9st"})
+    assert (tmp_path / "ours").read_bytes() == theirs
+    save_tensors(tmp_path / "half", tensors, dtype=torch.bfloat16)
+    for name, each in load_tensors(tmp_path / "half").items():
+        assert torch.equal(each, tensors[name].to(torch.bfloat16 if tensors[name].is_floating_point() else each.dtype))
+
+
+def test_a_file_is_mapped_anew_while_its_tensors_are_taken(tmp_path: Path) -> None:
+    reads = []
+
+    def read() -> dict[str, torch.Tensor]:
+        reads.append(None)
+        return {str(number): torch.full((3 << 20,), float(number)) for number in range(8)}  # of 12 MiB
+
+    tensors = MappedTensors(read)
+    assert len(tensors) == 8 and [float(each[-1]) for each in tensors.values()] == list(range(8))
+    assert 2 <= len(reads) <= 4
+
+
 def model_of(seed: int) -> SphereAutoencoder:
     torch.manual_seed(seed)
     size = TransformerSize(width=16, depth=1, heads=2)
@@ -85,18 +110,14 @@ def model_of(seed: int) -> SphereAutoencoder:
     )
 
 
-@pytest.mark.parametrize("kind", ["OSError", "SafetensorError"])
-def test_a_failing_write_leaves_the_previous_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_write_leaves_the_previous_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = model_of(0), model_of(1)
     save_model(tmp_path, old, ModelInfo(), title="old")
 
-    def fail(tensors: Any, path: Any, **_: Any) -> None:
-        Path(path).write_bytes(b"half")
-        if kind == "OSError":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        raise SafetensorError("No space left on device\nmore")
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("spheregen.tensors.save_file", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(SphereGenError, match="No space left on device") as caught:
         save_model(tmp_path, new, ModelInfo(), title="new")
     assert "\n" not in str(caught.value)

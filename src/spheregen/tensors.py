@@ -3,30 +3,82 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from spheregen.errors import ModelFileError, SphereGenError
+from spheregen.errors import ModelFileError
 from spheregen.files import atomic_path
 
+_KINDS = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+    torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""The types of safetensors in the order in which the package safetensors writes them."""
+_MAPPED = 32 << 20  # bytes
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file, atomically.
+
+class MappedTensors(Mapping[str, Tensor]):
+    """Tensors of a file that is mapped anew after some of them were taken: memory holds one part of the file at a time.
+
+    Args:
+        read: maps the file and returns its tensors, without reading them.
+    """
+
+    def __init__(self, read: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._read, self._tensors, self._taken = read, read(), 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._taken > _MAPPED:
+            self._tensors, self._taken = {}, 0  # lets go of the map before
+            self._tensors = self._read()
+        tensor = self._tensors[name]
+        self._taken += tensor.nbytes
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write tensors to a safetensors file, atomically and one by one, those of floating point in the type `dtype`.
+
+    The file is the one that the package safetensors writes, byte by byte; but that needs all tensors in memory, in
+    their final type.
 
     Raises:
         SphereGenError: the disk is full or the folder cannot be written to.
     """
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        with atomic_path(path) as temporary:
-            save_file(contiguous, temporary, metadata=dict(metadata or {}))
-    except SafetensorError as error:
-        raise SphereGenError(f"cannot write {path}: {first_line(error)}; free space or choose another place") from error
+    kinds = {name: dtype if dtype and each.is_floating_point() else each.dtype for name, each in tensors.items()}
+    places = list(_KINDS)
+    order = sorted(kinds, key=lambda name: (places.index(kinds[name]), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
+    end = 0
+    for name in order:
+        shape = tensors[name].shape
+        start, end = end, end + shape.numel() * kinds[name].itemsize
+        header[name] = {"dtype": _KINDS[kinds[name]], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = tensors[name].detach().to("cpu", kinds[name]).contiguous()
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ from spheregen.nn.sizes import TransformerSize
 from spheregen.sampling import sample
 from spheregen.sphere import angle_between
 from tests.folders.published_2 import DINO, model_of
+from tests.random_networks import import_or_skip
 
 SIZE = TransformerSize(width=32, depth=2, heads=2)
 OWN: dict[str, Any] = {"image_size": 16, "patch_size": 4, "encoder": SIZE, "decoder": SIZE, "latent_channels": 8}
@@ -487,6 +488,51 @@ def test_a_judge_compares_with_a_file(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ModelFileError, match="no reference"):
         objective.prepare([], lambda value: [value])
+
+
+def test_the_history_of_a_judge_begins_with_many_images_of_high_angles() -> None:
+    torch.manual_seed(0)
+    loss = FrechetLoss(3, FrechetConfig(keeps_generated=True, decay=0.9), "judge", ridge=0.0, seed=20)
+    loss.set_reference(torch.zeros(3), torch.eye(3))
+    seen = []
+    for call in range(3):
+        rows, weights = torch.randn(12, 3, requires_grad=True), torch.rand(12)
+        seen.append(rows[weights >= 0.5].detach().double())
+        found = loss(None, rows, weights, lambda _, each: each)
+        assert (found > 0) == (call == 2)  # 12 and 24 of 20 images
+        assert bool(torch.autograd.grad(found, rows)[0].any()) == (call == 2)
+        before = loss.generated.mean.clone()
+        loss.commit()
+        if call < 2:
+            torch.testing.assert_close(loss.generated.mean, torch.cat(seen).mean(dim=0))
+    w = weights.double()[:, None]
+    last = 0.9 * before + 0.1 * (w * rows.double()).sum(dim=0) / w.sum()
+    torch.testing.assert_close(loss.generated.mean, last.detach())
+    with pytest.raises(ConfigError, match="keeps_generated"):
+        SphereEncoder2LossConfig(judge_seed=50_000)
+
+
+def test_frechet_distances_of_class_tokens() -> None:
+    import_or_skip("transformers")
+    config = SphereEncoder2LossConfig(
+        perceptual=0, path_drop=0, frechet_encoder=0.1, frechet=FrechetConfig(pool="cls", keeps_real=False)
+    )
+    model = model_of(latent_channels=12)
+    objective = SphereEncoder2Objective(model, config)
+    noise = objective.draw(8, torch.Generator().manual_seed(0))
+    images, labels = 2 * torch.rand(8, 3, 32, 32) - 1, torch.arange(8) % 5
+    found = objective.loss(images, labels, noise)
+    frozen = model.encoder.frozen
+    point = model.prior.perturb(model.encode(images), noise.noise, noise.angle)
+    told = model.condition(labels).dropped(noise.dropped)
+    real, ours = (frozen(each, class_token=True)[1] for each in (images, model.decoder(point, told, noise.angle)))
+    assert ours.shape == (8, 64)
+    expected = FrechetLoss(64, config.frechet, "by hand")(real, ours, noise.weight, lambda _, each: each)
+    torch.testing.assert_close(found.terms["frechet_encoder"], expected.detach())
+    found.total.backward()
+    assert model.decoder.head.linear.weight.grad.abs().sum() > 0  # type: ignore[union-attr, operator]
+    with pytest.raises(ConfigError, match="class token"):
+        SphereEncoder2Objective(own(), config)
 
 
 @torch.no_grad()

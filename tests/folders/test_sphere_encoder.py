@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import spheregen as sg
+from spheregen import restoration
+from spheregen.cli.main import app
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.folders.model_folder import load_model
 from tests.folders.published import (
@@ -71,6 +75,22 @@ def test_training_checkpoints(ema: bool, tmp_path: Path) -> None:
     del states["model" if ema else "ema_model"]
     torch.save(states, tmp_path / "ep7.pth")
     refuses(ModelFileError, lambda: load(tmp_path, ema=not ema), "--ema")
+
+
+def test_the_faces_of_sp3_are_converted_by_the_command_and_restore(tmp_path: Path) -> None:
+    # CelebA at 128 px without classes, under the names of the published Sphere Encoder, as a training writes it
+    model = model_of(image_size=128, patch_size=8, num_classes=0, pixel_head="conv", latent_channels=6)
+    state = {f"module.{name}": each for name, each in published_state(model).items()}
+    torch.save({"model": state, "epoch": 199}, tmp_path / "ep199.pth")
+    (tmp_path / "cfg.json").write_text(json.dumps({**published_config(model), "image_size": 128, "dataset": "celeba"}))
+    arguments = ["--weights", tmp_path / "ep199.pth", "--config", tmp_path / "cfg.json", "--out", tmp_path / "faces"]
+    done = CliRunner().invoke(app, ["convert", "sphere-encoder", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    assert_same(load_model(tmp_path / "faces").model, model)
+    pipe = sg.Pipeline.from_pretrained(tmp_path / "faces", device="cpu", quiet=True)
+    images = torch.rand(1, 3, 128, 128) * 2 - 1
+    restored = pipe.restore(images, restoration.Denoise(), noise=0.2, steps=2, seed=0)
+    assert restored.tensor.shape == images.shape
 
 
 def test_a_bare_state_dictionary_of_shared_and_transposed_tensors(tmp_path: Path) -> None:

@@ -15,11 +15,14 @@ import spheregen as sg
 from spheregen.errors import ConfigError
 from spheregen.family.registry import cost_of
 from spheregen.folders.tokenizers import open_tokenizer
+from spheregen.networks.encoders import published_name
 from spheregen.training.estimate import estimate_memory, step_cost
 from spheregen.training.frozen import blank_of_folder
 from spheregen.training.recipe import load_recipe
 from spheregen.training.trainer import train
+from tests.folders.published_2 import DINO
 from tests.processes import Started, command, world
+from tests.random_networks import import_or_skip
 from tests.training.runs import assert_same_run, interrupted, log, run, wait_for_a_checkpoint
 
 STEPS = 20
@@ -35,6 +38,7 @@ SETTINGS = (
     "loss.frechet={start: 0.3, keeps_generated: true}",
     "loss.frechet_features=0.1",
     "loss.frechet_judge=0.1",
+    "loss.judge_seed=24",
     "loss.judge={layers: [1]}",
     "loss.features={layers: [0, 1]}",
 )
@@ -126,6 +130,39 @@ def test_behind_a_frozen_encoder(tmp_path: Path) -> None:
     assert_same_run(run(own, *settings(*frozen), recipe="se2-debug"), folder)
     adapted = settings(*frozen[:1], "model.latent_channels=8", "model.patch_size=null", "train.steps=2")
     assert sg.load(run(tmp_path / "adapted", *adapted, recipe="se2-debug")).latent_shape == (4, 8)
+
+
+def test_parts_of_a_frozen_encoder_learn(tmp_path: Path) -> None:
+    transformers = import_or_skip("transformers")
+    torch.manual_seed(0)
+    architecture = {key: value for key, value in DINO.items() if key != "model_type"}
+    transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**architecture)).save_pretrained(tmp_path / "dino")
+    seen = {"kind": "transformers", "source": str(tmp_path / "dino"), "config": DINO, "input_size": 32}
+    more = (
+        f"model.pretrained={json.dumps({**seen, 'final_norm': True})}",
+        "model.latent_channels=null",
+        "model.patch_size=null",
+        "model.trained_blocks=1",
+        "model.trained_norms=true",
+        "loss.frechet={start: 0.3, pool: cls}",
+        "loss.judge_seed=0",
+        "train.steps=8",
+        "train.batch_size=4",
+    )
+    folder = run(tmp_path / "run", *settings(*more), recipe="se2-debug")
+    before, after = (load_file(path / "model.safetensors") for path in (tmp_path / "dino", folder))
+    moved = set()
+    for name, tensor in before.items():
+        if not torch.equal(after[f"encoder.frozen.network.net.{published_name('dinov3_vit', name)}"], tensor):
+            moved.add(published_name("dinov3_vit", name))
+    assert "norm.weight" in moved and "layer.0.norm1.weight" in moved and "layer.1.mlp.up_proj.weight" in moved
+    assert not {"layer.0.mlp.up_proj.weight", "embeddings.patch_embeddings.weight"} & moved
+    again = interrupted(tmp_path / "again", *settings(*more), stop=6, recipe="se2-debug")
+    assert_same_run(run(again, *settings(*more), recipe="se2-debug"), folder)
+    with pytest.raises(ConfigError, match="2 blocks"):
+        run(tmp_path / "other", *settings(*more, "model.trained_blocks=3"), recipe="se2-debug")
+    with pytest.raises(ConfigError, match="frozen encoder"):
+        load_recipe("se2-debug", settings("model.trained_norms=true"))
 
 
 def test_estimates_and_fine_tuning(alone: Path, tmp_path: Path) -> None:

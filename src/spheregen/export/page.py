@@ -12,6 +12,7 @@ from typing import Any
 
 from spheregen.errors import ConfigError
 from spheregen.files import parse_json
+from spheregen.folders.licences import MIT
 
 PACKAGE = "onnxruntime-web"
 VERSION = "1.30"
@@ -70,8 +71,9 @@ def add_page(folder: Path, manifest: Mapping[str, Any], runtime: Runtime) -> Non
         (folder / "runtime" / f"{ours}-loader.js").write_bytes(_script((source / f"{name}.mjs").read_bytes()))
         packed = gzip.compress((source / f"{name}.wasm").read_bytes(), compresslevel=9, mtime=0)
         (folder / "runtime" / f"{ours}.bin").write_bytes(packed)
+    licence = MIT.format(copyright="Copyright (c) Microsoft Corporation")
     (folder / "runtime" / "LICENSE.txt").write_text(
-        f"{PACKAGE} {runtime.version}, https://github.com/microsoft/onnxruntime\n\n{_MIT}", encoding="utf-8"
+        f"{PACKAGE} {runtime.version}, https://github.com/microsoft/onnxruntime\n\n{licence}", encoding="utf-8"
     )
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     found = hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()[:16]
@@ -85,22 +87,3 @@ def _script(data: bytes) -> bytes:
     """Leave out the address of a source map, which is not part of the page."""
     head, mark, _ = data.rpartition(b"//# sourceMappingURL=")
     return head if mark else data
-
-
-_MIT = """MIT License
-
-Copyright (c) Microsoft Corporation
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""

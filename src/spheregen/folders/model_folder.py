@@ -59,6 +59,7 @@ def save_model(
     title: str | None = None,
     state: Mapping[str, Tensor] | None = None,
     inner_info: ModelInfo | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a model folder; every file is replaced as a whole, and an inner network that is there is left alone.
 
@@ -67,6 +68,7 @@ def save_model(
         title: heads the model card; by default the folder's name.
         state: the model's tensors by their names in it, where its own `state_dict()` is in shards.
         inner_info: of an inner generator; by default that of the model, without sampling defaults.
+        dtype: of the written weights, those of an inner network left alone; by default the one that they have.
 
     Raises:
         SphereGenError: the folder cannot be written to. Files that were there before stay whole.
@@ -94,7 +96,7 @@ def save_model(
         **{name: dict(getattr(info, name)) for name in _SECTIONS},
     }
     (folder / PRIOR).unlink(missing_ok=True)  # of the weights before
-    save_tensors(folder / WEIGHTS, _below(tensors, member.attribute))
+    save_tensors(folder / WEIGHTS, _below(tensors, member.attribute), dtype=dtype)
     write_json(folder / CONFIG, config)
     if (fitted := getattr(model, "fitted", None)) is not None:
         save_prior(folder, fitted)
@@ -328,9 +330,11 @@ def read_inner_architecture(folder: str | Path) -> Any:
     return None if inner is None or inner.is_tokenizer else read_architecture(Path(folder) / inner.folder)
 
 
-def _below(tensors: Mapping[str, Tensor], attribute: str) -> dict[str, Tensor]:
+def _below(tensors: Mapping[str, Tensor], attribute: str) -> Mapping[str, Tensor]:
     """Return the tensors of one part of a model, by their names in it; of all of it for an empty name."""
-    start = f"{attribute}." if attribute else ""
+    if not attribute:
+        return tensors
+    start = f"{attribute}."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,6 +223,37 @@ def override(config: Mapping[str, Any], changes: Mapping[str, Any], kind: type[O
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise ConfigError(f"the published option {name} is {first['input']!r}: {first['msg']}; correct it") from error
+
+
+def refuse_ours(names: Iterable[str], file: Path) -> None:
+    """Refuse weights under our own names."""
+    if any(name.startswith(("encoder.trunk.", "decoder.trunk.")) for name in names):
+        raise ModelFileError(f"{file} is a SphereGen model already; load its folder as it is, no conversion is needed")
+
+
+def blocks_at(names: Iterable[str], place: str) -> int:
+    """Return how many blocks have weights under `place`."""
+    return len({name[len(place) :].partition(".")[0] for name in names if name.startswith(place)})
+
+
+def told_by(given: PublishedOptions, revealed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are given, those of trainings under the constructor's names too."""
+    told = {name: value for name, value in given if value is not None}
+    if told.get("latent_resolution") and "patch_size" not in told:
+        told["patch_size"] = told.get("image_size", revealed["input_size"]) // told["latent_resolution"]
+    if "image_size" in told:
+        told.setdefault("input_size", told["image_size"])
+    if not told.get("cond_generator", revealed["num_classes"] > 0):
+        told["num_classes"] = 0
+    return told
+
+
+def untold(lacking: Sequence[str], file: Path) -> ConfigError:
+    """Return the error about options that nothing tells."""
+    return ConfigError(
+        f"the weights of {file.name} do not tell {', '.join(lacking)}: give the training's cfg.json with --config, or "
+        "each with --set NAME=VALUE (in Python: config= or options=)"
+    )
 
 
 def transformer(

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,17 @@ from spheregen.folders.published import (
     TRUNK_NAMES,
     ConvertedModel,
     PublishedOptions,
+    blocks_at,
     check_class_names,
     check_target,
     find_weights,
     override,
     read_checkpoint,
     read_options,
+    refuse_ours,
+    told_by,
     transformer,
+    untold,
 )
 from spheregen.networks.backbones.state import listed, load_renamed
 from spheregen.nn.uninitialised import Uninitialised, weightless
@@ -181,12 +186,8 @@ def _read(
 def _options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[str, Any]:
     """Return the options that the shapes of the weights tell: all but the noise angle, whether the decoder spherifies
     its tokens, and the heads and in-context start of a size that was not published. Sizes are (width, blocks)."""
-    if any(name.startswith(("encoder.trunk.", "decoder.trunk.")) for name in shapes):
-        raise ModelFileError(f"{file} is a SphereGen model already; load its folder as it is, no conversion is needed")
-
-    def blocks(place: str) -> int:
-        return len({name[len(place) :].partition(".")[0] for name in shapes if name.startswith(place)})
-
+    refuse_ours(shapes, file)
+    blocks = partial(blocks_at, shapes)
     try:
         _, tokens, _ = shapes["encoder.pos_embed"]
         patch = shapes["encoder.x_embedder.0.weight"][2]
@@ -214,15 +215,9 @@ def _options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dic
 
 def _autoencoder_config(given: PublishedOptions, revealed: Mapping[str, Any], file: Path) -> AutoencoderConfig:
     """Return our configuration from the options that are given and, where they are not, those of the shapes."""
-    told = {name: value for name, value in given if value is not None}
-    if told.get("latent_resolution") and "patch_size" not in told:
-        told["patch_size"] = told.get("image_size", revealed["input_size"]) // told["latent_resolution"]
-    if "image_size" in told:
-        told.setdefault("input_size", told["image_size"])
+    told = told_by(given, revealed)
     if not (revealed["vit_enc_latent_mlp_mixer_depth"] or revealed["vit_dec_latent_mlp_mixer_depth"]):
         told.pop("affine_latent_mlp_mixer", None)  # there is no mixer to have a gain
-    if not told.get("cond_generator", revealed["num_classes"] > 0):
-        told["num_classes"] = 0
     values = {name: told.get(name, value) for name, value in revealed.items()}
     wrong = [
         f"{name} is {value} but the weights show {revealed[name]}"
@@ -237,10 +232,7 @@ def _autoencoder_config(given: PublishedOptions, revealed: Mapping[str, Any], fi
         for prefix in ("vit_enc", "vit_dec")
     )
     if lacking or encoder is None or decoder is None:
-        raise ConfigError(
-            f"the weights of {file.name} do not tell {', '.join(lacking)}: give the training's cfg.json with --config, "
-            "or each with --set NAME=VALUE (in Python: config= or options=)"
-        )
+        raise untold(lacking, file)
     ratio = told.get("compression_ratio") if "token_channels" not in told else None
     return AutoencoderConfig(
         image_size=values["input_size"],

@@ -11,7 +11,6 @@ Sources: facts of the published code (arXiv 2610.02208; MIT licence).
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,11 @@ import torch
 from torch import Tensor
 
 from spheregen.devices import own_defaults
-from spheregen.errors import ConfigError, ModelFileError
+from spheregen.errors import ModelFileError
 from spheregen.family.sphere_encoder_2.network import SphereEncoder2
 from spheregen.files import write_text
 from spheregen.folders.card import ModelInfo
+from spheregen.folders.licences import MIT, OF_ENCODERS, OTHER, Licence, notice
 from spheregen.folders.model_folder import save_model
 from spheregen.folders.published import (
     DTYPES,
@@ -42,22 +42,18 @@ from spheregen.folders.sphere_encoder_2_options import PublishedOptions2, config
 from spheregen.hub import REPO, HubError, download
 from spheregen.networks.backbones.state import listed
 from spheregen.networks.encoders import EncoderConfig
+from spheregen.networks.encoders import published_name as hub_name
 from spheregen.nn.uninitialised import Uninitialised, weightless
-from spheregen.tensors import check_finite
+from spheregen.tensors import MappedTensors, check_finite
 
 ORIGIN = "published Sphere Encoder 2 checkpoint, arXiv 2610.02208"
 LICENCE = "MIT"
 """Of the published decoders."""
-ENCODER_LICENCES: Mapping[str, tuple[str, str]] = {
-    "dinov3_vit": ("DINOv3 License", "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"),
-    "dinov2": ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
-    "dinov2_with_registers": ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
-    "siglip_vision_model": ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
-}
-"""Name and address of the licence of frozen encoders by their `model_type`."""
-ENCODER_LICENCE_FILE = "LICENSE-encoder.txt"
+COPYRIGHT = "Copyright (c) 2026 Kaiyu Yue"
+_DECODER_LICENCE = "LICENSE-decoder.txt"
 _NEVER_WEIGHTS = re.compile(
     r"(encoder|decoder)\.(.*\.)?(inctx_)?(rope\w*|freqs?\w*|rates?|inv_freq|mask_token|(image_|pixel_)?(mean|std))"
+    r"|encoder\.encoder\.(vision_model\.)?head\..*"  # which pools the tokens
 )
 """Tables of `ema_model` that the configuration tells, and what no forward pass reads."""
 _RENAMES = (
@@ -152,10 +148,11 @@ def convert_sphere_encoder_2(
     made = found.config
     check_class_names(class_names, made.num_classes)
     text = " ".join((licence or LICENCE).split())
-    notice = None
+    notices = {} if licence else {_DECODER_LICENCE: MIT.format(copyright=COPYRIGHT)}
     if made.pretrained_encoder is not None and made.has_encoder:
-        name, notice = _encoder_licence(made.pretrained_encoder, encoder_licence, found.folder)
-        text = f"{text} (decoder); {name} (the frozen encoder in this folder, see {ENCODER_LICENCE_FILE})"
+        other, file = _encoder_licence(made.pretrained_encoder, encoder_licence, found.folder)
+        notices[other.file] = file
+        text = f"{text} (decoder); {other.name} (the frozen encoder in this folder, see {other.file})"
     elif made.pretrained_encoder is not None:
         text = f"{text} (decoder); the frozen encoder is not in this folder"
     info = ModelInfo(
@@ -165,10 +162,9 @@ def convert_sphere_encoder_2(
     )
     with weightless():  # its tensors come from the checkpoint
         model = SphereEncoder2(made)
-    kept = DTYPES[dtype]
-    save_model(folder, model, info, state={name: tensor.to(kept) for name, tensor in state.items()})
-    if notice is not None:
-        write_text(folder / ENCODER_LICENCE_FILE, notice)
+    save_model(folder, model, info, state=state, dtype=DTYPES[dtype])
+    for name, lines in notices.items():
+        write_text(folder / name, lines)
     return dataclasses.replace(found, folder=folder)
 
 
@@ -179,22 +175,31 @@ def _read(
     options: Mapping[str, Any] | None,
     decoder_only: bool,
     angle_rounding: str,
-) -> tuple[ConvertedModel, dict[str, Tensor]]:
+) -> tuple[ConvertedModel, MappedTensors]:
     """Return what was found, and the weights under our names, mapped; the folder is that of the checkpoint."""
     place = _find_place(source)
     file = _find_file(place)
     beside = file.parent if file.parent.name != "ckpt" else file.parent.parent
     given = override(read_options(config, beside), options or {}, PublishedOptions2)
-    state, weights, epoch = read_checkpoint(file, ema, ignored=_NEVER_WEIGHTS, model="Sphere Encoder 2")
-    state = {re.sub(r"^encoder\.encoder\.model\.", "encoder.encoder.", name): tensor for name, tensor in state.items()}
+    state, weights, epoch = _checkpoint(file, ema)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     revealed = options_of_shapes(shapes, file)
     made, assumed = config_of(given, revealed, shapes, file, decoder_only, angle_rounding)
     if decoder_only:
-        state = {name: tensor for name, tensor in state.items() if name.startswith("decoder.")}
+        shapes = {name: shape for name, shape in shapes.items() if name.startswith("decoder.")}
     with weightless():
         expected = SphereEncoder2(made).state_dict()
-    renamed = _renamed(state, expected, file)
+    names = _names_in(shapes, expected, file)
+
+    def read() -> dict[str, Tensor]:
+        state, *_ = _checkpoint(file, ema)
+        wanted = {mine: tuple(each.shape) for mine, each in expected.items()}
+        return {
+            mine: torch.zeros(wanted[mine]) if theirs is None else state[theirs].reshape(wanted[mine])
+            for mine, theirs in names.items()
+        }
+
+    renamed = MappedTensors(read)
     check_finite(file, renamed)
     told = {name for name, value in given if value is not None}
     told |= {name for name, other in SAME_MEANING if other in told}
@@ -211,33 +216,44 @@ def _read(
     return found, renamed
 
 
-def _renamed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Return weights by our names.
+def _checkpoint(file: Path, ema: bool | None) -> tuple[dict[str, Tensor], str, int | None]:
+    """Return what `read_checkpoint` does, with the names of a frozen encoder as they are on the Hub."""
+    state, weights, epoch = read_checkpoint(file, ema, ignored=_NEVER_WEIGHTS, model="Sphere Encoder 2")
+    return {_of_hub(name): tensor for name, tensor in state.items()}, weights, epoch
+
+
+def _of_hub(name: str) -> str:
+    """Return the name that a weight has in files of the Hub, by that of any version of transformers."""
+    start = "encoder.encoder."
+    if not name.startswith(start):
+        return name
+    inner = re.sub(r"^(vision_)?model\.", "", name.removeprefix(start))
+    return f"{start}{hub_name('dinov2', inner) if inner.startswith('encoder.layer.') else inner}"
+
+
+def _names_in(
+    shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor], file: Path
+) -> dict[str, str | None]:
+    """Return the names of weights in the file by ours; None for one that no forward pass reads and that is lacking.
 
     Raises:
         ModelFileError: some are missing, left over or of another shape; they are listed as the file has them.
     """
     names = {name: published_name(name) for name in expected}
     problems = []
-    lacking = sorted({theirs for mine, theirs in names.items() if theirs not in state and not _unused(mine)})
+    lacking = sorted({theirs for mine, theirs in names.items() if theirs not in shapes and not _unused(mine)})
     if lacking:
         problems.append(f"{len(lacking)} tensors missing: {listed(lacking)}")
-    if unknown := sorted(state.keys() - set(names.values())):
+    if unknown := sorted(shapes.keys() - set(names.values())):
         problems.append(f"{len(unknown)} tensors unexpected: {listed(unknown)}")
-    found = {}
     for mine, theirs in names.items():
-        want = expected[mine].shape
-        if theirs not in state:
-            found[mine] = torch.zeros(want)
-        elif state[theirs].shape == want:
-            found[mine] = state[theirs]
-        elif state[theirs].numel() == math.prod(want) and mine.endswith("patches.mix.weight"):
-            found[mine] = state[theirs].reshape(want)  # a 1x1 convolution
-        else:
-            problems.append(f"{theirs} is {tuple(state[theirs].shape)}, not {tuple(want)}")
+        found, want = shapes.get(theirs), tuple(expected[mine].shape)
+        as_convolution = mine.endswith("patches.mix.weight") and found == (*want, 1, 1)
+        if found is not None and found != want and not as_convolution:
+            problems.append(f"{theirs} is {found}, not {want}")
     if problems:
         raise ModelFileError(f"{file} does not fit these options: {'; '.join(problems)}; check its configuration")
-    return found
+    return {mine: theirs if theirs in shapes else None for mine, theirs in names.items()}
 
 
 def published_name(name: str) -> str:
@@ -314,16 +330,9 @@ def _find_file(place: Path) -> Path:
     return find_weights(place)
 
 
-def _encoder_licence(encoder: EncoderConfig, given: str | Path | None, beside: Path) -> tuple[str, str]:
-    """Return the name of the licence of a frozen encoder, and the text that its folder ships."""
+def _encoder_licence(encoder: EncoderConfig, given: str | Path | None, beside: Path) -> tuple[Licence, str]:
+    """Return the licence of a frozen encoder, and the file on it that its folder ships."""
     kind = str((encoder.config or {}).get("model_type"))
-    name, address = ENCODER_LICENCES.get(kind, ("the licence of its publisher", "the page of its publisher"))
-    origin = f"The encoder in this folder ({encoder.source or kind}) is not part of Sphere Encoder 2. Its weights are "
-    head = f"{origin}under the {name}: {address}\n"
-    found = [Path(given)] if given is not None else sorted(beside.glob("LICENSE*[dD][iI][nN][oO]*"))
-    if not found:
-        return name, f"{head}Pass them on under its terms, together with its text, which is there.\n"
-    try:
-        return name, f"{head}\n{found[0].read_text(encoding='utf-8')}"
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the licence {found[0]}; give a text file in UTF-8") from error
+    licence = OF_ENCODERS.get(kind, OTHER)
+    texts = [Path(given)] if given is not None else sorted(beside.glob("LICENSE*[dD][iI][nN][oO]*"))
+    return licence, notice(licence, encoder.source or kind, texts[0] if texts else None)

@@ -12,7 +12,11 @@ from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.sphere_encoder_2.config import ENCODERS, SphereEncoder2Config
 from spheregen.folders.published import (
     PublishedOptions,
+    blocks_at,
+    refuse_ours,
+    told_by,
     transformer,
+    untold,
 )
 from spheregen.networks.backbones.state import listed
 from spheregen.networks.encoders import EncoderConfig
@@ -45,13 +49,7 @@ class PublishedOptions2(PublishedOptions):
 
 def options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[str, Any]:
     """Return the options that the shapes of the weights tell. Sizes are (width, blocks)."""
-    if any(name.startswith(("encoder.trunk.", "decoder.trunk.")) for name in shapes):
-        raise ModelFileError(f"{file} is a SphereGen model already; load its folder as it is, no conversion is needed")
-
-    def blocks(part: str) -> int:
-        start = f"{part}.blocks."
-        return len({name[len(start) :].partition(".")[0] for name in shapes if name.startswith(start)})
-
+    refuse_ours(shapes, file)
     if "decoder.x_embedder.0.weight" in shapes or "decoder.pos_embed" not in shapes:
         what = "one of the first Sphere Encoder" if "decoder.x_embedder.0.weight" in shapes else "of another model"
         raise ModelFileError(
@@ -80,9 +78,13 @@ def options_of_shapes(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict
             "in_context_size": shapes.get("decoder.inctx_pos_embed", (1, 0))[1],
             "use_qk_norm": "decoder.blocks.0.attn.q_norm.weight" in shapes,
             "use_angle_condition": "decoder.alpha_embedder.mlp.0.weight" in shapes,
-            "vit_dec_model_size": (width, blocks("decoder")),
+            "vit_dec_model_size": (width, blocks_at(shapes, "decoder.blocks.")),
             "image_channels": channels,
-            **({"vit_enc_model_size": (shapes["encoder.pos_embed"][2], blocks("encoder"))} if own else {}),
+            **(
+                {"vit_enc_model_size": (shapes["encoder.pos_embed"][2], blocks_at(shapes, "encoder.blocks."))}
+                if own
+                else {}
+            ),
         }
     except (KeyError, IndexError, ValueError) as error:
         lacking = error.args[0] if isinstance(error, KeyError) else "shapes that fit"
@@ -101,16 +103,10 @@ def config_of(
 ) -> tuple[SphereEncoder2Config, dict[str, Any]]:
     """Return our configuration from the options that are given and, where they are not, those of the shapes; and what
     was assumed where neither tells."""
-    told = {name: value for name, value in given if value is not None}
+    told = told_by(given, revealed)
     for name in _UNREADABLE:
         if told.get(name):
             raise ConfigError(f"{name} is not supported: what it does to the tokens is not known here; convert another")
-    if told.get("latent_resolution") and "patch_size" not in told:
-        told["patch_size"] = told.get("image_size", revealed["input_size"]) // told["latent_resolution"]
-    if "image_size" in told:
-        told.setdefault("input_size", told["image_size"])
-    if not told.get("cond_generator", revealed["num_classes"] > 0):
-        told["num_classes"] = 0
     pretrained = any(name.startswith("encoder.encoder.") for name in shapes)
     if pretrained or told.get("load_pretrained_encoder"):
         told.pop("token_channels", None)  # overwritten by the encoder's
@@ -142,10 +138,7 @@ def config_of(
                 known = given.model_copy(update={f"{prefix}_heads": width // head[0]})
             sizes[part] = transformer(known, prefix, found, values["in_context_size"] > 0, lacking)
     if lacking:
-        raise ConfigError(
-            f"the weights of {file.name} do not tell {', '.join(lacking)}: give the training's cfg.json with --config, "
-            "or each with --set NAME=VALUE (in Python: config= or options=)"
-        )
+        raise untold(lacking, file)
     encoder: str | EncoderConfig | None = None
     channels: int | None = values["token_channels"]
     if pretrained:
@@ -198,15 +191,15 @@ def _encoder(given: PublishedOptions2, shapes: Mapping[str, tuple[int, ...]]) ->
     named = given.load_pretrained_encoder if isinstance(given.load_pretrained_encoder, str) else ""
     source = next((each for each in ENCODERS.values() if named and named in str(each.source)), None)
     config = dict(given.pretrained_encoder_config or _architecture(names, given.pretrained_encoder_heads))
-    kind = config.get("model_type")
-    base = next((each for each in ENCODERS.values() if (each.config or {}).get("model_type") == kind), None)
-    size, how = (256, "bilinear") if base is None else (base.input_size, base.filter)
+    dinov2 = str(config.get("model_type")).startswith("dinov2")
+    base = ENCODERS["dinov2-base" if dinov2 else "dinov3-vits16plus"]
     return EncoderConfig(
         kind="transformers",
         source=None if source is None else source.source,
         config=config,
-        input_size=given.pretrained_encoder_input_size or size,
-        filter=how,
+        final_norm=any(f"{norm}.weight" in names for norm in ("norm", "layernorm", "post_layernorm")),
+        input_size=given.pretrained_encoder_input_size or base.input_size,
+        filter=base.filter,
         clamp=True,
     )
 
@@ -216,9 +209,7 @@ def _architecture(names: Mapping[str, tuple[int, ...]], heads: int | None) -> di
     register = names.get("embeddings.register_tokens")
     patches = next((names[name] for name in names if name.endswith("patch_embeddings.weight")), None)
     patches = patches or names.get("embeddings.patch_embeddings.projection.weight")
-    patches = patches or names.get("embeddings.patch_embedding.weight") or names.get(
-        "vision_model.embeddings.patch_embedding.weight"
-    )  # fmt: skip
+    patches = patches or names.get("embeddings.patch_embedding.weight")
     if patches is None:
         raise ModelFileError(
             f"the checkpoint's frozen encoder is none that is known here; its keys are {listed(names)}; give its "
@@ -251,7 +242,7 @@ def _architecture(names: Mapping[str, tuple[int, ...]], heads: int | None) -> di
             **found,
             "model_type": "dinov2" if register is None else "dinov2_with_registers",
             "image_size": math.isqrt(positions) * patch,
-            "use_swiglu_ffn": "encoder.layer.0.mlp.weights_in.weight" in names,
+            "use_swiglu_ffn": "encoder.layer.0.mlp.gate_proj.weight" in names,
             **({} if register is None else {"num_register_tokens": register[1]}),
         }
     inner = next((shape[0] for name, shape in names.items() if name.endswith("layers.0.mlp.fc1.weight")), 4 * width)

@@ -23,6 +23,7 @@ from spheregen.external import import_package, load_network, locate, quiet, read
 from spheregen.networks.backbones.feature_net import MIN_SIZE, WIDTHS, FeatureNet, load_feature_net
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
 from spheregen.networks.normaliser import Normaliser
+from spheregen.nn.linear import DECAY, NO_DECAY, tag
 from spheregen.sphere import upcast
 
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -57,6 +58,8 @@ class EncoderConfig(Settings):
     antialias: bool = True
     """True: as Pillow resizes, with a filter as wide as the reduction. False: PyTorch's filter without, as the
     published RAE has it."""
+    final_norm: bool = False
+    """transformers: the last LayerNorm keeps its gain and shift."""
     mean: tuple[float, float, float] | None = None
     """transformers: of the input in [0, 1]. None: what networks of its kind were trained with (ImageNet's; CLIP's own;
     0.5 for SigLIP and ViT)."""
@@ -109,14 +112,39 @@ class FrozenEncoder(Frozen):
             )
         return size // patch
 
-    def forward(self, images: Tensor) -> Tensor:
+    def thaw(self, blocks: int, norms: bool) -> None:
+        """Let the last so many blocks learn, and all norms and layer scales; it stays in evaluation mode.
+
+        Raises:
+            ConfigError: it has not so many blocks.
+        """
+        names = self.network.learners(blocks, norms) if isinstance(self.network, TransformerTokens) else ()
+        if not names:
+            raise ConfigError("this encoder has no blocks or norms that could learn; take one of transformers")
+        for name in names:
+            parameter = self.network.get_parameter(name)
+            parameter.requires_grad_()
+            tag([parameter], DECAY if parameter.ndim > 1 else NO_DECAY)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Beside the patches there is a token of the whole image."""
+        return isinstance(self.network, TransformerTokens) and self.network.has_class_token
+
+    def forward(self, images: Tensor, *, class_token: bool = False) -> Any:
+        """Return the patch tokens, and with `class_token` also the class token (B, d)."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
             raise ConfigError(f"an encoder takes images of shape (B, 1 or 3, S, S), not {tuple(images.shape)}")
         self.grid_of(images.shape[2])
         x = (upcast(images).expand(-1, 3, -1, -1) + 1) / 2
         if self.config.input_size is not None:
             x = resized(x, self.config.input_size, antialias=self.config.antialias, filter=self.config.filter)
-        return upcast(self.network(x.clamp(0, 1) if self.config.clamp else x))
+        x = x.clamp(0, 1) if self.config.clamp else x
+        if class_token:
+            assert isinstance(self.network, TransformerTokens)
+            tokens = self.network.all_tokens(x)
+            return tokens[:, -self.network.patches_of(x) :], tokens[:, 0]
+        return upcast(self.network(x))
 
 
 def resized(images: Tensor, size: int, *, antialias: bool, filter: str = "bicubic") -> Tensor:
@@ -219,15 +247,22 @@ class TransformerTokens(nn.Module):
     is saved with one version can be read with another.
     """
 
-    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, final_norm: bool = False
+    ) -> None:
         super().__init__()
         config: Any = net.config
         net = getattr(net, "vision_model", net)  # in older versions of transformers it lies one deeper
         self.channels, self.patch = int(config.hidden_size), int(config.patch_size)
         self.smallest = self.patch
         self._eps = float(config.layer_norm_eps)
+        self.has_class_token = not str(config.model_type).startswith("siglip")
         self.input = Normaliser(torch.tensor([mean]), torch.tensor([std]), persistent=False)
-        setattr(net, next(name for name in _NORMS if hasattr(net, name)), nn.Identity())
+        self.final_norm, self.depth = final_norm, int(config.num_hidden_layers)
+        if not final_norm:
+            setattr(net, next(name for name in _NORMS if hasattr(net, name)), nn.Identity())
+        elif config.model_type.startswith("clip"):
+            raise ConfigError("the last norm of CLIP is of its class token alone; leave final_norm out")
         # some take images of another size than they were trained with if they are told to, others by themselves
         takes = inspect.signature(net.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
@@ -237,11 +272,30 @@ class TransformerTokens(nn.Module):
         self.register_load_state_dict_pre_hook(_take_published_names)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.all_tokens(images)[:, -self.patches_of(images) :]
+
+    def patches_of(self, images: Tensor) -> int:
+        """Return how many of the tokens are of patches, behind class token and registers."""
+        return int((images.shape[2] // self.patch) ** 2)
+
+    def all_tokens(self, images: Tensor) -> Tensor:
+        """Return class token, registers and patch tokens, as far as there are any."""
         pixels = self.input(images.movedim(1, -1)).movedim(-1, 1).to(next(self.net.parameters()).dtype)
         output = self.net(pixel_values=pixels.contiguous(), **self._options)
-        patches = (images.shape[2] // self.patch) ** 2  # class token and registers come first
-        tokens = upcast(output.last_hidden_state[:, -patches:])
-        return functional.layer_norm(tokens, (self.channels,), eps=self._eps)
+        tokens = upcast(output.last_hidden_state)
+        return tokens if self.final_norm else functional.layer_norm(tokens, (self.channels,), eps=self._eps)
+
+    def learners(self, blocks: int, norms: bool) -> list[str]:
+        """Return the names of the parameters of the last blocks, and of all norms and layer scales."""
+        if blocks > self.depth:
+            raise ConfigError(f"the encoder has {self.depth} blocks, so {blocks} of them cannot learn")
+        last = {str(number) for number in range(self.depth - blocks, self.depth)}
+        found = []
+        for name, _ in self.named_parameters():
+            block = re.search(r"\blayers?\.(\d+)\.", name)
+            if (block and block[1] in last) or (norms and re.search(r"norm|layer_scale", name)):
+                found.append(name)
+        return found
 
 
 def _give_published_names(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
@@ -287,4 +341,4 @@ def _build_transformer(config: EncoderConfig, *, pretrained: bool) -> FrozenEnco
     own_mean, own_std = _INPUTS.get(model_type, (IMAGENET_MEAN, IMAGENET_STD))
     mean, std = config.mean or own_mean, config.std or own_std
     full = dataclasses.replace(config, config=architecture.to_diff_dict(), mean=mean, std=std)
-    return FrozenEncoder(full, TransformerTokens(net, mean, std))
+    return FrozenEncoder(full, TransformerTokens(net, mean, std, final_norm=config.final_norm))

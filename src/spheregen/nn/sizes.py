@@ -75,13 +75,18 @@ class TransformerConfig(ConditionConfig):
     """The fields that hold their sizes."""
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """Those of `transformer_fields` whose transformers there are."""
+        return self.transformer_fields
+
+    @property
     def transformers(self) -> tuple[TransformerSize, ...]:
         """The sizes of its transformers."""
-        return tuple(resolve_size(getattr(self, name)) for name in self.transformer_fields)
+        return tuple(resolve_size(getattr(self, name)) for name in self.trained)
 
     def with_transformers(self, sizes: Sequence[TransformerSize]) -> Self:
         """Return the same architecture with other sizes of `transformers`."""
-        return dataclasses.replace(self, **dict(zip(self.transformer_fields, sizes, strict=True)))  # type: ignore[type-var]
+        return dataclasses.replace(self, **dict(zip(self.trained, sizes, strict=True)))  # type: ignore[type-var]
 
 
 def check_images(size: int, channels: int, patch: int | None = None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,12 @@ DEFAULT_PATCH = {32: 4, 64: 4, 128: 8, 256: 16, 512: 32}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(TransformerConfig):
-    """Every choice of a Sphere Encoder's architecture. Derived sizes are properties and are never stored.
-
-    Raises:
-        ConfigError: an impossible combination, with the reason.
-    """
+class PatchAutoencoderConfig(TransformerConfig):
+    """The choices that all autoencoders of patches have, with a transformer at each end."""
 
     transformer_fields = ("encoder", "decoder")
+    default_compression: ClassVar[float] = 1.5
+    """`compression` where neither it nor `latent_channels` is given."""
 
     image_size: int
     """Height and width S in pixels."""
@@ -62,41 +60,26 @@ class AutoencoderConfig(TransformerConfig):
     """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
     text_tokens: int = 0
     """Tokens of a text, beside its vector, that blocks attend to; `text_width` counts the numbers of all of them."""
-    encoder_mixer_depth: int = 4
-    """MLP-Mixer blocks behind the encoder; 0 leaves the mixer and its norm out."""
-    decoder_mixer_depth: int = 4
-    """MLP-Mixer blocks in front of the decoder's transformer; 0 leaves the mixer and its norm out."""
-    mixer_affine: bool = True
-    """A learned gain in the last norm of each mixer."""
-    pixel_head: Literal["linear", "conv"] = "linear"
-    output_activation: Literal["tanh", "none"] = "tanh"
-    """"none" leaves the training output free and clamps in `decode`: for images with large saturated areas, on which
-    tanh stops learning."""
     in_context_tokens: int = 0
     """Extra tokens that carry the condition; they join before block `in_context_start` of the size."""
-    decoder_input_init: Literal["normal", "scaled"] = "normal"
-    """The decoder's input linears start as N(0, 1) (published) or N(0, 1/fan_in), which trains more stably."""
+    pixel_head: Literal["linear", "smooth", "conv"] = "linear"
     output_init: Literal["zero", "xavier"] = "zero"
-    """The last linears of encoder and decoder start at zero (published) or Xavier-uniform."""
+    """The last linears of decoder and own encoder start at zero, as published, or Xavier-uniform: then codes differ
+    from the first step on."""
     spherify_decoder_blocks: bool = False
-    """Spherify the decoder's tokens after every block but the last (published as `spherify_model`)."""
-    prior: PriorName = "sphere"
-    """The space of latents; "gaussian" and "additive" put nothing on the sphere, to see what
-    it is good for."""
-    latent_norm: Literal["none", "batch"] = "none"
-    """"batch": a batch norm of each latent channel over images and tokens, without gain and shift, as the encoder's
-    last layer; a saved model's statistics are measured anew on the data."""
-    max_angle: float = 85.0
-    """alpha_max in degrees: the angle of the strongest training noise, and the unit of every sampling schedule."""
+    """Put the decoder's tokens on the sphere after every block but the last (published as `spherify_model`)."""
 
-    def __post_init__(self) -> None:
-        check_choices(self)
+    def check_patch(self) -> None:
+        """Refuse an image size without a published patch, where none is given."""
         if self.patch_size is None and self.image_size not in DEFAULT_PATCH:
             raise ConfigError(
                 f"no default patch for {self.image_size} px (there is one for {', '.join(map(str, DEFAULT_PATCH))}); "
                 "set patch_size"
             )
-        check_architecture(self, "encoder_mixer_depth", "decoder_mixer_depth", "in_context_tokens")
+
+    def check_shapes(self, *counts: str) -> None:
+        """Refuse impossible shapes. `counts` names further fields that must not be negative."""
+        check_architecture(self, "in_context_tokens", *counts)
         if self.compression is not None and self.latent_channels is not None:
             raise ConfigError("give compression or latent_channels, not both: each determines the other")
         if self.compression is not None and not 0 < self.compression < float("inf"):
@@ -106,23 +89,17 @@ class AutoencoderConfig(TransformerConfig):
                 f"compression {self.compression} and latent_channels {self.latent_channels} leave no latent channel; "
                 f"a patch of {self.patch} px has {self.image_channels * self.patch**2} numbers"
             )
-        if self.pixel_head == "conv" and self.grid < 2:
+        if self.pixel_head != "linear" and self.grid < 2:
             raise ConfigError(
-                f"the conv pixel head pads its {self.grid}x{self.grid} grid by reflection and needs at least 2x2 "
-                "tokens; shrink the patch or take the linear head"
+                f"the {self.pixel_head} pixel head pads its {self.grid}x{self.grid} grid by reflection and needs at "
+                "least 2x2 tokens; shrink the patch or take the linear head"
             )
-        for part in ("encoder", "decoder"):
-            size = resolve_size(getattr(self, part))
+        for part, size in zip(self.trained, self.transformers, strict=True):
             if self.in_context_tokens and size.in_context_start >= size.depth:
                 raise ConfigError(
                     f"the {part}'s in-context tokens would join before block {size.in_context_start}, but it has only "
                     f"{size.depth} blocks (counted from 0); lower in_context_start"
                 )
-        if self.spherify_decoder_blocks and self.in_context_tokens:
-            raise ConfigError(
-                "spherify_decoder_blocks with in_context_tokens is not defined: the extra tokens have no place on the "
-                "grid's sphere; turn one of them off"
-            )
 
     @property
     def patch(self) -> int:
@@ -143,11 +120,11 @@ class AutoencoderConfig(TransformerConfig):
 
     @property
     def channels(self) -> int:
-        """Channels d of a latent token: int(C*S^2 / N / c)."""
+        """Channels d of a latent token: int(C*P^2 / c)."""
         if self.latent_channels is not None:
             return self.latent_channels
-        compression = 1.5 if self.compression is None else self.compression
-        return int(self.image_channels * self.image_size**2 / self.tokens / compression)
+        ratio = self.default_compression if self.compression is None else self.compression
+        return int(self.image_channels * self.patch**2 / ratio)
 
     @property
     def encoder_size(self) -> TransformerSize:
@@ -156,6 +133,46 @@ class AutoencoderConfig(TransformerConfig):
     @property
     def decoder_size(self) -> TransformerSize:
         return resolve_size(self.decoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(PatchAutoencoderConfig):
+    """Every choice of a Sphere Encoder's architecture. Derived sizes are properties and are never stored.
+
+    Raises:
+        ConfigError: an impossible combination, with the reason.
+    """
+
+    encoder_mixer_depth: int = 4
+    """MLP-Mixer blocks behind the encoder; 0 leaves the mixer and its norm out."""
+    decoder_mixer_depth: int = 4
+    """MLP-Mixer blocks in front of the decoder's transformer; 0 leaves the mixer and its norm out."""
+    mixer_affine: bool = True
+    """A learned gain in the last norm of each mixer."""
+    pixel_head: Literal["linear", "conv"] = "linear"
+    output_activation: Literal["tanh", "none"] = "tanh"
+    """"none" leaves the training output free and clamps in `decode`: for images with large saturated areas, on which
+    tanh stops learning."""
+    decoder_input_init: Literal["normal", "scaled"] = "normal"
+    """The decoder's input linears start as N(0, 1) (published) or N(0, 1/fan_in), which trains more stably."""
+    prior: PriorName = "sphere"
+    """The space of latents; "gaussian" and "additive" put nothing on the sphere, to see what
+    it is good for."""
+    latent_norm: Literal["none", "batch"] = "none"
+    """"batch": a batch norm of each latent channel over images and tokens, without gain and shift, as the encoder's
+    last layer; a saved model's statistics are measured anew on the data."""
+    max_angle: float = 85.0
+    """alpha_max in degrees: the angle of the strongest training noise, and the unit of every sampling schedule."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        self.check_patch()
+        self.check_shapes("encoder_mixer_depth", "decoder_mixer_depth")
+        if self.spherify_decoder_blocks and self.in_context_tokens:
+            raise ConfigError(
+                "spherify_decoder_blocks with in_context_tokens is not defined: the extra tokens have no place on the "
+                "grid's sphere; turn one of them off"
+            )
 
 
 class Encoder(nn.Module):

@@ -50,8 +50,8 @@ class CodedSphereEncoder2Config(SphereEncoder2Config):
     def _check_encoder(self) -> None:
         if self.latent_tokens < 1 or math.isqrt(self.latent_tokens) ** 2 != self.latent_tokens:
             raise ConfigError(f"latent_tokens is a square number (16, 64, 256 ...), not {self.latent_tokens}")
-        if self.pretrained is not None or self.compression is not None:
-            raise ConfigError("the encoder is that of the tokenizer; leave pretrained and compression out")
+        if self.pretrained or self.compression is not None or self.trained_blocks or self.trained_norms:
+            raise ConfigError("the encoder is that of the tokenizer and frozen; leave pretrained and compression out")
         if self.image_size % self.grid or (self.patch_size or self.patch) != self.patch:
             raise ConfigError(
                 f"the tokenizer's {self.grid}x{self.grid} tokens do not divide an image of {self.image_size} px into "

@@ -5,16 +5,14 @@ Sources: as in `network`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from spheregen.errors import ConfigError, check_choices, did_you_mean
-from spheregen.family.sphere_encoder.network import DEFAULT_PATCH
+from spheregen.family.sphere_encoder.network import PatchAutoencoderConfig
 from spheregen.networks.backbones.feature_net import WIDTHS
 from spheregen.networks.encoders import EncoderConfig
-from spheregen.nn.sizes import TransformerConfig, TransformerSize, check_architecture, resolve_size
 from spheregen.prior import PriorName
 
 LARGE_ANGLE, BASE_ANGLE = 84.0, 85.5
@@ -83,28 +81,23 @@ ENCODERS: Mapping[str, EncoderConfig] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SphereEncoder2Config(TransformerConfig):
+class SphereEncoder2Config(PatchAutoencoderConfig):
     """Every choice of the architecture. Derived sizes are properties and are never stored.
 
     Raises:
         ConfigError: an impossible combination, with the reason.
     """
 
-    transformer_fields = ("encoder", "decoder")
+    default_compression = 3.0
 
-    image_size: int
-    """Height and width S in pixels."""
-    image_channels: int = 3
-    """3 (RGB, as published) or 1 (grey)."""
     pretrained: str | EncoderConfig | None = None
     """The frozen encoder: a name in `ENCODERS` or its description; None: the model has one of its own, which learns."""
+    trained_blocks: int = 0
+    """The last blocks of the frozen encoder that learn all the same; 0 as published."""
+    trained_norms: bool = False
+    """Its norms and layer scales learn all the same."""
     has_encoder: bool = True
     """False: the frozen encoder is left out of the model, which makes images in one step alone."""
-    encoder: str | TransformerSize = "base"
-    """A named size or an explicit one, where the encoder is the model's own."""
-    decoder: str | TransformerSize = "base"
-    latent_resolution: Literal["standard", "high"] = "standard"
-    """Chooses the patch of a model with an encoder of its own where `patch_size` is not given; "high" halves it."""
     patch_size: int | None = None
     """Patch P in pixels; None takes the published one of the image size, or the frozen encoder's grid."""
     compression: float | None = None
@@ -113,23 +106,10 @@ class SphereEncoder2Config(TransformerConfig):
     latent_channels: int | None = None
     """Channels d of a latent token, instead of `compression`. With a frozen encoder a linear that learns brings its
     tokens to so many; None leaves them as they are, as published."""
-    num_classes: int = 0
-    """0 makes an unconditional model."""
-    text_width: int = 0
-    """Numbers D of the vectors of texts, where the model follows texts instead of classes."""
-    text_tokens: int = 0
-    """Tokens of a text, beside its vector, that blocks attend to; `text_width` counts the numbers of all of them."""
     pixel_head: Literal["linear", "smooth", "conv"] = "linear"
     """One linear, as published; the same and a 3x3 convolution; or convolutions behind a linear."""
     output_activation: Literal["none", "tanh"] = "none"
     """"tanh" scales pixels by tanh(x) / tanh(1.5) in training alone, as published."""
-    output_init: Literal["zero", "xavier"] = "zero"
-    """The last linears of decoder and own encoder start at zero, as published, or Xavier-uniform: an encoder of its own
-    then has codes from the first step on."""
-    in_context_tokens: int = 0
-    """Extra tokens that carry the condition; they join before block `in_context_start` of the size."""
-    spherify_decoder_blocks: bool = False
-    """Put the decoder's tokens on the sphere after every block but the last."""
     sphere: Literal["global", "token"] = "global"
     """One sphere for all numbers of a latent, as published, or one for each token."""
     angle_condition: Literal["none", "adaln", "token", "both"] = "both"
@@ -148,62 +128,31 @@ class SphereEncoder2Config(TransformerConfig):
     def __post_init__(self) -> None:
         check_choices(self)
         self._check_encoder()
-        check_architecture(self, "in_context_tokens")
-        if self.compression is not None and self.latent_channels is not None:
-            raise ConfigError("give compression or latent_channels, not both: each determines the other")
-        if self.compression is not None and not 0 < self.compression < float("inf"):
-            raise ConfigError(f"compression is a positive number, not {self.compression:g}")
-        if self.channels < 1:
-            raise ConfigError(
-                f"compression {self.compression} and latent_channels {self.latent_channels} leave no latent channel"
-            )
-        if self.pixel_head != "linear" and self.grid < 2:
-            raise ConfigError(f"the pixel head {self.pixel_head} needs 2x2 tokens or more; take the linear one")
+        self.check_shapes("trained_blocks")
         if self.sampling_angle is not None and not 0 < self.sampling_angle <= 90:
             raise ConfigError(f"sampling_angle lies between 0 and 90 degrees, not {self.sampling_angle:g}")
-        for name, size in zip(self._trained, self.transformers, strict=True):
-            if self.in_context_tokens and size.in_context_start >= size.depth:
-                raise ConfigError(
-                    f"the {name}'s in-context tokens would join before block {size.in_context_start}, but it has only "
-                    f"{size.depth} blocks (counted from 0); lower in_context_start"
-                )
 
     def _check_encoder(self) -> None:
         """Refuse what does not fit the encoder."""
-        seen = self.pretrained_encoder
-        if seen is None and self.patch_size is None and self.image_size not in DEFAULT_PATCH:
+        if self.pretrained is None:
+            self.check_patch()
+            if self.trained_blocks or self.trained_norms:
+                raise ConfigError("trained_blocks and trained_norms are of a frozen encoder; name `pretrained`")
+            if not self.has_encoder:
+                raise ConfigError("has_encoder=false leaves out a frozen encoder, and there is none; name `pretrained`")
+            return
+        grid = self.grid
+        if self.image_size % grid or (self.patch_size is not None and self.image_size != grid * self.patch_size):
             raise ConfigError(
-                f"no default patch for {self.image_size} px (there is one for {', '.join(map(str, DEFAULT_PATCH))}); "
-                "set patch_size"
+                f"the encoder's {grid}x{grid} tokens do not divide an image of {self.image_size} px into patches"
+                f"{f' of {self.patch_size} px' if self.patch_size else ''}; set its input_size, or another size"
             )
-        if seen is not None:
-            grid = self.grid
-            if self.image_size % grid or (self.patch_size is not None and self.image_size != grid * self.patch_size):
-                raise ConfigError(
-                    f"the encoder's {grid}x{grid} tokens do not divide an image of {self.image_size} px into patches"
-                    f"{f' of {self.patch_size} px' if self.patch_size else ''}; set its input_size, or another size"
-                )
-            if self.compression is not None:
-                raise ConfigError(
-                    "compression is of an encoder of its own; a frozen one takes latent_channels, or none"
-                )
-        elif not self.has_encoder:
-            raise ConfigError(
-                "has_encoder=false leaves a frozen encoder out, and this model has none; name `pretrained`"
-            )
+        if self.compression is not None:
+            raise ConfigError("compression is of an encoder of its own; a frozen one takes latent_channels, or none")
 
     @property
-    def _trained(self) -> tuple[str, ...]:
+    def trained(self) -> tuple[str, ...]:
         return self.transformer_fields if self.pretrained is None else ("decoder",)
-
-    @property
-    def transformers(self) -> tuple[TransformerSize, ...]:
-        """The sizes of the transformers that learn."""
-        return tuple(resolve_size(getattr(self, name)) for name in self._trained)
-
-    def with_transformers(self, sizes: Any) -> Self:
-        """Return the same architecture with other sizes of `transformers`."""
-        return dataclasses.replace(self, **dict(zip(self._trained, sizes, strict=True)))
 
     @property
     def pretrained_encoder(self) -> EncoderConfig | None:
@@ -222,45 +171,28 @@ class SphereEncoder2Config(TransformerConfig):
     @property
     def patch(self) -> int:
         """Patch size P in pixels."""
-        if self.patch_size is not None:
-            return self.patch_size
-        if self.pretrained is not None:
+        if self.pretrained is not None and self.patch_size is None:
             return self.image_size // self.grid
-        return DEFAULT_PATCH[self.image_size] // (2 if self.latent_resolution == "high" else 1)
+        return super().patch
 
     @property
     def grid(self) -> int:
         """Tokens along one side, S / P."""
-        if (seen := self.pretrained_encoder) is not None:
-            return encoder_tokens(seen, self.image_size)[0]
-        return self.image_size // self.patch
-
-    @property
-    def tokens(self) -> int:
-        """Tokens N of a latent."""
-        return self.grid**2
+        seen = self.pretrained_encoder
+        return super().grid if seen is None else encoder_tokens(seen, self.image_size)[0]
 
     @property
     def channels(self) -> int:
-        """Channels d of a latent token; int(C*P^2 / c) of an encoder of its own."""
-        if self.latent_channels is not None:
-            return self.latent_channels
-        if (seen := self.pretrained_encoder) is not None:
-            return encoder_tokens(seen, self.image_size)[1]
-        return int(self.image_channels * self.patch**2 / (3.0 if self.compression is None else self.compression))
+        """Channels d of a latent token."""
+        seen = self.pretrained_encoder
+        if seen is None or self.latent_channels is not None:
+            return super().channels
+        return encoder_tokens(seen, self.image_size)[1]
 
     @property
     def prior(self) -> PriorName:
         """The sphere, and rotation as the law of the noise."""
         return "rotation" if self.sphere == "global" else "token-rotation"
-
-    @property
-    def encoder_size(self) -> TransformerSize:
-        return resolve_size(self.encoder)
-
-    @property
-    def decoder_size(self) -> TransformerSize:
-        return resolve_size(self.decoder)
 
     @property
     def modulated(self) -> bool:

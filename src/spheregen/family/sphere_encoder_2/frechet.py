@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -28,8 +29,9 @@ class FrechetConfig(Settings):
         ConfigError: a value outside of its range.
     """
 
-    pool: Literal["mean", "token"] = "mean"
-    """One row for each image, the mean of its tokens, or one for each token."""
+    pool: Literal["mean", "token", "cls"] = "mean"
+    """One row for each image, the mean of its tokens; or one for each token; or, of the encoder's term, the class token
+    of a frozen encoder, and the mean of other features."""
     norm_eps: float = 1e-2
     """The loss is FD / (FD without gradient + this): its value is near 1 and its gradient that of ln FD."""
     decay: float = 0.999
@@ -119,17 +121,30 @@ class FrechetLoss(nn.Module):
         name: of its sums.
         floor: the least eigenvalue.
         ridge: added to the diagonals of covariances.
+        seed: decoded images from which the generated history begins: of those, the rows with a weight of at least 1/2
+            count, all alike, and the loss is 0 until they have been seen.
     """
 
+    seen: Tensor
+
     def __init__(
-        self, features: int, config: FrechetConfig, name: str, *, floor: float = 1e-10, ridge: float = 1e-6
+        self,
+        features: int,
+        config: FrechetConfig,
+        name: str,
+        *,
+        floor: float = 1e-10,
+        ridge: float = 1e-6,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.config, self.name, self.floor, self.ridge = config, name, floor, ridge
+        self.config, self.name, self.floor, self.ridge, self.seed = config, name, floor, ridge, seed
         self.real, self.generated = History(features), History(features)
+        if seed:
+            self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
         self.fixed = False
         """The real moments are those of a data set and stay as they are."""
-        self._pending: list[tuple[History, tuple[Tensor, Tensor], Tensor, Tensor]] = []
+        self._pending: list[Callable[[], object]] = []
 
     def set_reference(self, mean: Tensor, covariance: Tensor) -> None:
         """Compare with these moments (D,) and (D, D) of a data set for good."""
@@ -141,15 +156,15 @@ class FrechetLoss(nn.Module):
 
     def commit(self) -> None:
         """Take the last batch into the histories; until then it may be computed again."""
-        for history, moments, rows, where in self._pending:
-            history.store(moments, rows, where)
+        for take in self._pending:
+            take()
         self._pending = []
 
     def rows(self, features: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return features (B, T, D) or (B, D) as rows (n, D), and their weights."""
         if features.ndim == 2:
             return features, weights
-        if self.config.pool == "mean":
+        if self.config.pool != "token":
             return features.mean(dim=1), weights
         return features.flatten(0, 1), None if weights is None else weights.repeat_interleave(features.shape[1])
 
@@ -157,6 +172,8 @@ class FrechetLoss(nn.Module):
     def gather(self, real: Tensor | None, generated: Tensor, weights: Tensor, total: Total) -> None:
         """Take a batch into the histories, before the loss counts. Arguments as below."""
         self._pending = []
+        if self.seed:  # its history begins when the loss does
+            return
         both = ((self.real, real, None, self.config.keeps_real), (self.generated, generated, weights, True))
         for side, (history, features, w, keeps) in zip(("real", "generated"), both, strict=True):
             if features is None or not keeps or (history is self.generated and not self.config.keeps_generated):
@@ -164,7 +181,7 @@ class FrechetLoss(nn.Module):
             sums = Sums.of(*self.rows(features, w)).over_all(f"{self.name}.{side}", total)
             share = (history.count / (history.count + sums.rows)).clamp(max=self.config.decay)
             enough = sums.weight >= _LEAST_WEIGHT
-            self._pending.append((history, history.blended(sums.moments(), share), sums.rows, enough))
+            self._pending.append(partial(history.store, history.blended(sums.moments(), share), sums.rows, enough))
 
     def forward(self, real: Tensor | None, generated: Tensor, weights: Tensor, total: Total) -> Tensor:
         """Return the loss, a scalar; 0 where there are too few rows.
@@ -181,6 +198,9 @@ class FrechetLoss(nn.Module):
     def measure(self, real: Tensor | None, generated: Tensor, weights: Tensor, total: Total) -> tuple[Tensor, Tensor]:
         """Return the loss and the Frechet distance behind it."""
         config, self._pending = self.config, []
+        begins = self.seen < self.seed if self.seed else None
+        if begins is not None:
+            weights = torch.where(begins, (weights >= 0.5).to(weights.dtype), weights)
         sums = Sums.of(*self.rows(generated, weights)).over_all(f"{self.name}.generated", total)
         enough = (sums.weight >= _LEAST_WEIGHT) & (sums.weight + self.generated.count >= _LEAST_ROWS)
         if self.fixed or real is None:
@@ -189,18 +209,25 @@ class FrechetLoss(nn.Module):
             with torch.no_grad():
                 theirs = Sums.of(*self.rows(real)).over_all(f"{self.name}.real", total)
                 reference = self._with_history(self.real, theirs, config.keeps_real, enough)
-        ours = self._with_history(self.generated, sums, config.keeps_generated, enough)
+        ours = self._with_history(self.generated, sums, config.keeps_generated, enough, begins)
         distance = frechet(reference, ours, floor=self.floor, ridge=self.ridge)
         loss = distance / (distance.detach() + config.norm_eps)
-        return torch.where(enough, loss, 0 * loss).float(), distance
+        return torch.where(enough if begins is None else enough & ~begins, loss, 0 * loss).float(), distance
 
-    def _with_history(self, history: History, sums: Sums, keeps: bool, enough: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_history(
+        self, history: History, sums: Sums, keeps: bool, enough: Tensor, begins: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         if not keeps:
             return sums.moments()
-        share = self.config.decay * (history.count > 0).double()
+        share, rows = self.config.decay * (history.count > 0).double(), sums.rows.detach()
+        if begins is not None:
+            self._pending.append(partial(self.seen.add_, rows))
+            new = sums.weight.detach()
+            share = torch.where(begins, history.count / (history.count + new).clamp_min(1), share)
+            rows, enough = torch.where(begins, new, rows), torch.where(begins, new > 0, enough)
         blended = history.blended(sums.moments(), share)
         kept = blended[0].detach(), blended[1].detach()
-        self._pending.append((history, kept, sums.rows.detach(), enough))
+        self._pending.append(partial(history.store, kept, rows, enough))
         return blended
 
 

@@ -123,6 +123,9 @@ class SphereEncoder2LossConfig(LossConfig):
     """Of all Frechet terms."""
     judge: FeatureConfig = field(default_factory=lambda: FeatureConfig(layers=(3,)))
     """The judge: the mean of the last of its layers is compared."""
+    judge_seed: int = 0
+    """Decoded images from which the judge's history begins, as `frechet.keeps_generated` keeps one: the term is 0 until
+    so many were seen; 50000 as published."""
     judge_reference: str | None = None
     """An .npz file with `mu` and `sigma` of the judge's features; None: they are measured on the first images of the
     data before the first step."""
@@ -135,6 +138,8 @@ class SphereEncoder2LossConfig(LossConfig):
             raise ConfigError("loss.threshold and loss.band are degrees between 0 and 90")
         if not 0 <= self.shift < 0.5 or not 0 < self.scale[0] <= self.scale[1] <= 2:
             raise ConfigError("loss.shift is a share below 0.5, and loss.scale from above 0 to 2, the lesser one first")
+        if self.judge_seed < 0 or (self.judge_seed and not self.frechet.keeps_generated):
+            raise ConfigError("loss.judge_seed is not negative, and begins a history: set loss.frechet.keeps_generated")
         if self.perceptual_scale < 1:
             raise ConfigError(f"loss.perceptual_scale is at least 1, not {self.perceptual_scale}")
         if self.path_drop == 1:
@@ -202,7 +207,8 @@ class SphereNoise(BatchNoise):
 
 
 class Learned(nn.Module):
-    """All that learns: the decoder, and an encoder of its own or the linear behind a frozen one."""
+    """All that learns: the decoder, and an encoder of its own or the linear behind a frozen one; or all of that one,
+    where parts of it learn."""
 
     def __init__(self, decoder: AngleDecoder, encoder: nn.Module | None) -> None:
         super().__init__()
@@ -237,7 +243,10 @@ class SphereEncoder2Objective(Objective):
         self.network, self.config = network, loss
         self.use_perceptual(perceptual, "distance", loss.distance)
         encoder = network.encoder
-        self.frozen_encoder = not isinstance(encoder, OwnEncoder)
+        thawed = network.config.trained_blocks > 0 or network.config.trained_norms
+        if thawed:
+            encoder.frozen.thaw(network.config.trained_blocks, network.config.trained_norms)
+        self.frozen_encoder = not (thawed or isinstance(encoder, OwnEncoder))
         adapter = getattr(encoder, "adapter", None)
         self.model = Learned(network.decoder, adapter if self.frozen_encoder else encoder)
         own = []
@@ -257,13 +266,19 @@ class SphereEncoder2Objective(Objective):
             self.score = ScoreMatching(loss.score, loss.features.shapes(size), config.num_classes)
             self.optimizer = ScoreOptimizer(self.score, lambda tensor: self.world.mean(tensor))
         frechets: dict[str, nn.Module] = {}
+        self.by_class_token = loss.frechet_encoder > 0 and loss.frechet.pool == "cls"
+        if self.by_class_token and not (isinstance(encoder, PretrainedEncoder) and encoder.frozen.has_class_token):
+            raise ConfigError("loss.frechet.pool=cls needs a frozen encoder with a class token; take mean or token")
         if loss.frechet_encoder:
-            frechets["frechet_encoder"] = FrechetLoss(config.channels, loss.frechet, "encoder")
+            wide = encoder.frozen.channels if self.by_class_token else config.channels
+            frechets["frechet_encoder"] = FrechetLoss(wide, loss.frechet, "encoder")
         if loss.frechet_features:
             frechets["frechet_features"] = FrechetLoss(loss.features.final_channels, loss.frechet, "features")
         if loss.frechet_judge:
             channels = loss.judge.shapes(size)[-1][1]
-            frechets["frechet_judge"] = FrechetLoss(channels, loss.frechet, "judge", floor=1e-12, ridge=0.0)
+            frechets["frechet_judge"] = FrechetLoss(
+                channels, loss.frechet, "judge", floor=1e-12, ridge=0.0, seed=loss.judge_seed
+            )
         self.frechets = nn.ModuleDict(frechets)
         self.beside = nn.ModuleDict({"frechet": self.frechets})
         if self.score is not None:
@@ -331,7 +346,7 @@ class SphereEncoder2Objective(Objective):
         if config.path_drop:
             blocks = len(model.decoder.trunk.blocks)
             more["kept"] = _kept(batch, (blocks, 2), config.path_drop, generator)
-            if not self.frozen_encoder:
+            if isinstance(model.encoder, OwnEncoder):
                 more["kept_encoder"] = _kept(
                     batch, (2, len(model.encoder.trunk.blocks), 2), config.path_drop, generator
                 )
@@ -365,7 +380,7 @@ class SphereEncoder2Objective(Objective):
         model, config, weights = self.network, self.config, self.config.weights()
         on = noise.each(lambda tensor: tensor.to(inputs.device))
         share = len(inputs) / noise.samples
-        z = self._encode(inputs, None if on.kept_encoder is None else on.kept_encoder[:, 0])
+        z, whole = self._encode(inputs, None if on.kept_encoder is None else on.kept_encoder[:, 0])
         point = model.prior.project(z)
         v = model.prior.perturb(point, on.noise.to(z.dtype), on.angle)
         condition = model.condition(labels if model.label_width else None).dropped(on.dropped)
@@ -381,12 +396,14 @@ class SphereEncoder2Objective(Objective):
             terms["perceptual"] = self._perceptual(self.perceptual, y, x, on.low, on.affine)
         if config.encodes_again:
             kept = None if on.kept_encoder is None else on.kept_encoder[:, 1]
-            again = self._encode(upcast(decoded), kept)
+            again, whole_again = self._encode(upcast(decoded), kept)
             if weights["latent_consistency"]:
                 terms["latent_consistency"] = (on.high * latent_distances(again, point.detach())).mean()
             if weights["frechet_encoder"]:
-                ours = model.prior.project(again)
-                terms["frechet_encoder"] = self._frechet("frechet_encoder", point.detach(), ours, on, share)
+                real, ours = whole, whole_again
+                if real is None or ours is None:
+                    real, ours = point, model.prior.project(again)
+                terms["frechet_encoder"] = self._frechet("frechet_encoder", real.detach(), ours, on, share)
         if self.features is not None:
             found, seen = self._matching(self.features, x, y, labels, on, share)
             terms, observed = terms | found, observed | seen
@@ -395,9 +412,12 @@ class SphereEncoder2Objective(Objective):
             terms["frechet_judge"] = self._frechet("frechet_judge", None, rows, on, share)
         return weighted_total(terms, weights, observed=observed)
 
-    def _encode(self, images: Tensor, kept: Tensor | None) -> Tensor:
-        """Return E(x) in float32 or wider, under autocast too."""
-        return upcast(self.network.encoder(images, kept=kept))
+    def _encode(self, images: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return E(x) in float32 or wider, under autocast too, and the class token where a term is of it."""
+        if not self.by_class_token:
+            return upcast(self.network.encoder(images, kept=kept)), None
+        tokens, whole = self.network.encoder(images, class_token=True)
+        return upcast(tokens), upcast(whole)
 
     def _perceptual(self, perceptual: PerceptualLoss, y: Tensor, x: Tensor, low: Tensor, moves: Tensor) -> Tensor:
         """(maps at low angles + 0.1 * classifier at all angles) / 1.1; both images under the same random affine map."""

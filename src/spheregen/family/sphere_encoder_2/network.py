@@ -72,6 +72,8 @@ class PretrainedEncoder(nn.Module):
         adapter: a linear that is there already, where there is one.
     """
 
+    gathered_methods: tuple[str, ...] = ()
+
     def __init__(self, config: SphereEncoder2Config, frozen: FrozenEncoder, adapter: nn.Module | None = None) -> None:
         super().__init__()
         self.image_shape = (config.image_channels, config.image_size, config.image_size)
@@ -83,10 +85,14 @@ class PretrainedEncoder(nn.Module):
         if adapter is None and config.latent_channels is not None:
             self.adapter = Adapter(frozen.channels, config.channels)
 
-    def forward(self, images: Tensor, labels: Labels = None, *, kept: Tensor | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, labels: Labels = None, *, kept: Tensor | None = None, class_token: bool = False
+    ) -> Any:
+        """Return tokens, and with `class_token` also the encoder's class token (B, D)."""
         check_shape(images, self.image_shape, "images")
-        tokens: Tensor = self.frozen(images)
-        return tokens if self.adapter is None else self.adapter(tokens)
+        tokens, seen = self.frozen(images, class_token=True) if class_token else (self.frozen(images), None)
+        tokens = tokens if self.adapter is None else self.adapter(tokens)
+        return (tokens, seen) if class_token else tokens
 
 
 class Adapter(nn.Module):
