@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from spheregen.data import save_animation
+from spheregen.data import find_ffmpeg, save_animation
 from spheregen.errors import SphereGenError
 from spheregen.pipeline import Pipeline, PipelineOutput
 from spheregen.pipeline.output import RestorationOutput
@@ -143,7 +142,7 @@ def _interpolate(studio: Studio, model: gr.Dropdown) -> None:
         with gr.Column(scale=2, min_width=320):
             sheet = widgets.picture("way", elem_classes="pixels", buttons=["download"])
             moving = widgets.picture("moving", elem_classes="pixels", type="filepath")
-            saved = gr.Files(label="GIF" + (" and MP4" if shutil.which("ffmpeg") else "; MP4 with ffmpeg installed"))
+            saved = gr.Files(label="GIF and MP4" if find_ffmpeg() else "GIF")
 
     def interpolate(name: str, ends: int, frames: int, of: str, text: str, *given: Any) -> Any:
         here = [seed if photo is None else photo for seed, photo in zip(given[:4], given[4:], strict=True)][:ends]
@@ -156,7 +155,7 @@ def _interpolate(studio: Studio, model: gr.Dropdown) -> None:
         scale = max(1, widgets.SHOWN // output.tensor.shape[-1])
         walk = output.tensor if ends == 2 else _there_and_back(output.tensor, frames)
         folder = studio.place_for_files()
-        for suffix in (".gif", ".mp4") if shutil.which("ffmpeg") else (".gif",):
+        for suffix in (".gif", ".mp4") if find_ffmpeg() else (".gif",):
             files.append(folder / f"interpolation{suffix}")
             save_animation(walk, files[-1], fps=8, bounce=True, scale=scale)
         return output.grid(columns), str(files[0]), [str(file) for file in files]
