@@ -64,7 +64,7 @@ def _generate(studio: Studio, model: gr.Dropdown) -> None:
             raise gr.Error("generate images first, and choose one", print_exception=False)
         image, label = images[min(number, len(images) - 1)], widgets.label(of, text)
         output = studio.run(name, lambda pipe: pipe.vary(image, 9, angle=angle, labels=label, seed=int(seed)), 9)
-        return widgets.captioned(output, f"{angle:g} degrees away"), output.images, 0
+        return widgets.captioned(output, f"{angle:g} degrees"), output.images, 0
 
     def choose(event: gr.SelectData) -> tuple[int, str]:
         caption = (event.value or {}).get("caption", "") if isinstance(event.value, dict) else ""
@@ -199,7 +199,14 @@ def _restore(studio: Studio, model: gr.Dropdown) -> None:
     gr.Markdown("What happened to the image is known; the model finds the likely image behind it.")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            given = gr.Image(type="pil", image_mode=None, label="A degraded image", height=220, elem_id="degraded")
+            given = gr.Image(
+                type="pil",
+                image_mode=None,
+                label="A degraded image",
+                height=220,
+                elem_id="degraded",
+                elem_classes="pixels",
+            )
             tasks = [task for task in TASKS if task != "inpaint"]
             task = gr.Dropdown(tasks, value="denoise", label="Task", elem_id="task")
             kernel = gr.Textbox("gaussian:1", label="Kernel of deblur: gaussian:SIGMA or motion:LENGTH:DEGREES")
