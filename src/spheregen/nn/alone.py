@@ -53,8 +53,7 @@ class SiLU(nn.SiLU):
     """An `nn.SiLU` that computes the last numbers of a tensor as the others, beside zeros where a pack is not full."""
 
     def forward(self, input: Tensor) -> Tensor:
-        left = input.numel() % PACK
-        if not left or not is_inference(input):
+        if not is_inference(input) or not (left := input.numel() % PACK):
             return super().forward(input)
         return functional.silu(functional.pad(input.flatten(), (0, PACK - left)))[: input.numel()].view(input.shape)
 
