@@ -17,6 +17,7 @@ Sources: Ghosh et al. 2020 (arXiv 1903.12436), ex-post density estimation (metho
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -115,8 +116,7 @@ class FittedPrior:
         v = latents.flatten(1).float()
         place = v.device
         of = weights.expand(len(v), -1).cpu()
-        factors = self.factors[self._weights_of_factors(of).argmax(1)]
-        inverse = torch.linalg.pinv(factors.double(), rtol=FLAT).float().to(place)
+        inverse = torch.stack([self._inverse(row) for row in self._weights_of_factors(of).argmax(1).tolist()]).to(place)
         means, residual = (of @ self.means).to(place), (of @ self.residual).to(place)
         centre, basis = self.centre.to(place), self.basis.to(place)
         with full_precision(place.type):
@@ -126,6 +126,16 @@ class FittedPrior:
             noise = noise + beside / residual[:, None].clamp_min(FLAT)
         found: Tensor = noise.reshape(latents.shape).to(latents.dtype)
         return found
+
+    def _inverse(self, row: int) -> Tensor:
+        """Return the pseudo-inverse (k, k) of a factor, which is kept: an edit of a small model is mostly that."""
+        if row not in self._inverses:
+            self._inverses[row] = torch.linalg.pinv(self.factors[row].double(), rtol=FLAT).float()
+        return self._inverses[row]
+
+    @functools.cached_property
+    def _inverses(self) -> dict[int, Tensor]:
+        return {}
 
     def _weights_of_factors(self, weights: Tensor) -> Tensor:
         """Return what `factors` count of weights (B, K+1): each one, or all classes together and the null."""

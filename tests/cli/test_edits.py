@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,7 @@ def test_an_animation(done: Done, model: Path, options: list[str], frames: int) 
 
 def test_a_missing_ffmpeg_is_told_before_any_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     run("interpolate", "nowhere", 1, 2, "--out", "way.mp4").fails("ffmpeg")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageSequence
 
 from spheregen.data import save_animation
 from spheregen.errors import SphereGenError
+from tests.random_networks import import_or_skip
 
 
 def clip(count: int = 5, channels: int = 3, height: int = 6, width: int = 8) -> torch.Tensor:
@@ -78,6 +80,19 @@ def test_ffmpeg_gets_all_pixels_with_even_sides(
     assert [file.name for file in path.parent.iterdir()] == ["a b.mp4"]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_mp4_by_the_ffmpeg_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    package = import_or_skip("imageio_ffmpeg")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path, frames = tmp_path / "a.mp4", clip(5, channels, 15, 16)
+    save_animation(frames, path, fps=8, scale=2, bounce=True)
+    program, raw = package.get_ffmpeg_exe(), ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run([program, "-loglevel", "error", "-i", str(path), *raw], capture_output=True, check=True)
+    found = np.frombuffer(done.stdout, np.uint8).reshape(8, 30, 32, 3)  # there and back, the ends once
+    wanted = enlarged(frames[[0, 1, 2, 3, 4, 3, 2, 1]], 2).permute(0, 2, 3, 1).numpy()
+    assert np.abs(found.astype(float) - wanted).mean() < (3 if channels == 1 else 40)  # random colours are halved
+
+
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
@@ -96,5 +111,6 @@ def test_ffmpeg_fails_or_is_not_there(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mp4", "bin"]
     assert (tmp_path / "a.mp4").read_bytes() == b"older"
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(SphereGenError, match="install"):
         save_animation(clip(), tmp_path / "a.mp4")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spheregen.nn.alone import Conv2d
+from spheregen.nn.alone import Conv2d, SiLU
 from spheregen.nn.linear import linear
 from tests.export.members import MEMBERS
 from tests.factories import rand
@@ -27,6 +27,12 @@ def test_one_image_is_convolved_as_many_are(mode: str, layout: torch.memory_form
     x = rand(8, 16, 8, 8).contiguous(memory_format=layout)
     with torch.no_grad():
         assert torch.equal(layer(x[:1]), layer(x)[:1])
+
+
+def test_the_last_numbers_of_an_activation_are_computed_as_the_others() -> None:
+    x, layer = 4 * rand(200, 6, 4) - 2, SiLU()
+    with torch.no_grad():
+        assert torch.equal(torch.cat([layer(each) for each in x.split(1)]), layer(x))
 
 
 def test_training_goes_its_own_way() -> None:

@@ -256,8 +256,8 @@ def interpolate(
     out: Annotated[
         Path,
         Option(
-            help="A .png strip (a square sheet for four), a .gif, an .mp4 (needs ffmpeg), or a folder, .zip or .tar "
-            "for single PNGs."
+            help="A .png strip (a square sheet for four), a .gif, an .mp4 (needs ffmpeg or spheregen[video]), or a "
+            "folder, .zip or .tar for single PNGs."
         ),
     ] = Path("interpolation.png"),
     frames: Annotated[int, Option(help="Images along each side, ends included.")] = 16,

@@ -8,6 +8,7 @@ for batch in TrainingBatches(source, ImageOptions(image_size=16, channels=1), ba
 from spheregen.data.decoding import BadImage, LoadedImages, OnError, Progress, load_all
 from spheregen.data.grids import (
     encode_png,
+    find_ffmpeg,
     image_grid,
     labelled_sheet,
     read_metadata,
@@ -45,6 +46,7 @@ __all__ = [
     "contact_sheet",
     "decode_bytes",
     "encode_png",
+    "find_ffmpeg",
     "image_grid",
     "labelled_sheet",
     "load_all",

@@ -1,6 +1,7 @@
 """Images out: tensors to PIL, grids and labelled sheets, PNG files that say where they come from, and animations.
 
-Animations are GIF and WebP by Pillow, MP4 by ffmpeg, or all frames in a row on a still PNG.
+Animations are GIF and WebP by Pillow, MP4 by ffmpeg, which imageio-ffmpeg brings where there is none, or all
+frames in a row on a still PNG.
 """
 
 from __future__ import annotations
@@ -241,8 +242,8 @@ def save_animation(frames: torch.Tensor, path: Path, *, fps: float = 12, bounce:
     """Write frames in the format that the name tells: .gif, .webp, .mp4, or .png for a strip.
 
     Grey frames are exact in a GIF; each frame in colour has its own best 256 colours, undithered, which is better in
-    motion than one palette for all. WebP is lossless. MP4 is H.264 in yuv420p, which all players know, by the `ffmpeg`
-    on PATH; it wants even sides: of an odd one the last row or column is repeated.
+    motion than one palette for all. WebP is lossless. MP4 is H.264 in yuv420p, which all players know, by ffmpeg (see
+    `find_ffmpeg`); it wants even sides: of an odd one the last row or column is repeated.
 
     Args:
         frames: (T, C, H, W), uint8 or float in [0, 1], C = 1 or 3, T at least 1.
@@ -285,11 +286,23 @@ def save_animation(frames: torch.Tensor, path: Path, *, fps: float = 12, bounce:
         images[0].save(temporary, format=suffix[1:], save_all=True, append_images=images[1:], loop=0, **options)
 
 
+def find_ffmpeg() -> str | None:
+    """Return the program ffmpeg on PATH, else the one that imageio-ffmpeg brings; None where there is neither."""
+    if found := shutil.which("ffmpeg"):
+        return found
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):  # not installed, or without a program for this machine
+        return None
+
+
 def _save_mp4(pixels: npt.NDArray[np.uint8], path: Path, fps: float) -> None:
     """Write frames (T, H, W) or (T, H, W, 3) as a video."""
-    ffmpeg = shutil.which("ffmpeg")
+    ffmpeg = find_ffmpeg()
     if ffmpeg is None:
-        raise SphereGenError("ffmpeg, which writes .mp4, is not on PATH; install it (apt, brew, conda) or write a .gif")
+        raise SphereGenError('ffmpeg, which writes .mp4, is missing: pip install "spheregen[video]", or write a .gif')
     if pixels.ndim == 3:
         pixels = pixels[..., None].repeat(3, axis=3)
     pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")

@@ -1,4 +1,4 @@
-"""Linears and convolutions that give a sample the same numbers, to the last bit, alone and in any batch.
+"""Linears, convolutions and activations that give a sample the same numbers, to the last bit, alone and in any batch.
 
 The libraries of a CPU sum in another order where a product has few rows (fewer than 4 with AVX2, fewer than 16 with
 AVX-512), and torch takes another library where a convolution sees a single image. Outside of training, few rows get
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ROWS = 16
+PACK = 32
+"""Numbers that torch takes at a time on a CPU, at most; it computes what is left of a tensor in another way."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,6 +47,15 @@ class Conv2d(nn.Conv2d):
         else:
             input = functional.pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
         return torch.mkldnn_convolution(input, weight, bias, padding, self.stride, self.dilation, self.groups)
+
+
+class SiLU(nn.SiLU):
+    """An `nn.SiLU` that computes the last numbers of a tensor as the others, beside zeros where a pack is not full."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not is_inference(input) or not (left := input.numel() % PACK):
+            return super().forward(input)
+        return functional.silu(functional.pad(input.flatten(), (0, PACK - left)))[: input.numel()].view(input.shape)
 
 
 def is_inference(x: Tensor) -> bool:

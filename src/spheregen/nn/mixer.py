@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spheregen.nn.alone import SiLU
 from spheregen.nn.linear import NO_DECAY, Init, linear, tag
 from spheregen.nn.norm import RMSNorm
 from spheregen.sphere import upcast
@@ -20,10 +21,10 @@ class MixerBlock(nn.Module):
     def __init__(self, tokens: int, channels: int, *, init: Init) -> None:
         super().__init__()
         self.token_norm = RMSNorm(channels)
-        self.token_mlp = nn.Sequential(linear(tokens, tokens, init=init), nn.SiLU(), linear(tokens, tokens, init=init))
+        self.token_mlp = nn.Sequential(linear(tokens, tokens, init=init), SiLU(), linear(tokens, tokens, init=init))
         self.channel_norm = RMSNorm(channels)
         self.channel_mlp = nn.Sequential(
-            linear(channels, 2 * channels, init=init), nn.SiLU(), linear(2 * channels, channels, init=init)
+            linear(channels, 2 * channels, init=init), SiLU(), linear(2 * channels, channels, init=init)
         )
         self.token_gain = nn.Parameter(torch.zeros(1))
         self.channel_gain = nn.Parameter(torch.zeros(1))

@@ -234,25 +234,32 @@ _WORDS: Mapping[Any, str] = {
 
 def _as_annotated(name: str, value: Any, hint: Any) -> Any:
     """Return an argument as its type hint says it; what lists hold is for others to look at."""
-    kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])]
-    kinds = [Iterable if kind is Sequence else kind for kind in kinds]
+    kinds, fits = _kinds(hint)
     if isinstance(value, np.ndarray | np.generic | Tensor) and not value.ndim and Tensor not in kinds:
         value = value.item()
     if isinstance(value, np.ndarray) and Tensor in kinds and np.ndarray not in kinds:
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
-    fits = tuple(Real if kind is float else Integral if kind is int else kind for kind in kinds)
     if Any in kinds or (isinstance(value, fits) and (not isinstance(value, bool) or bool in kinds)):
         return value
     words = [_WORDS.get(kind, f"a {kind.__name__.lower()}") for kind in kinds if kind is not NoneType]
     raise ConfigError(f"{name} is {' or '.join(words)}, not {value!r:.100}")
 
 
+@functools.cache
+def _kinds(hint: Any) -> tuple[Sequence[Any], tuple[Any, ...]]:
+    """Return the types that a type hint names, and those that values may have."""
+    kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])]
+    kinds = [Iterable if kind is Sequence else kind for kind in kinds]
+    return kinds, tuple(Real if kind is float else Integral if kind is int else kind for kind in kinds)
+
+
 def check_types(settings: Mapping[str, Any]) -> None:
     """Raise a ConfigError for an option of sampling among `settings` that is of another type."""
     for name, (_, (words, *kinds)) in (*_LOOP.items(), *_FLOW.items()):
-        value = settings.get(name)
-        fits = isinstance(value, tuple(kinds)) and (not isinstance(value, bool) or bool in kinds)
-        if name in settings and not fits:
+        if name not in settings:
+            continue
+        value = settings[name]
+        if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
             raise ConfigError(f"{name} is {words}, not {value!r}")
 
 

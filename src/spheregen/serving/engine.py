@@ -298,8 +298,8 @@ class Engine:
     ) -> None:
         self.pipelines = dict(pipelines)
         self.queue, self.together, self._watch = queue, together, watch
-        self._shared = {name: _shared(pipe, name) for name, pipe in self.pipelines.items()}
         self._at_once = {name: images_at_once(pipe.model, pipe.device) for name, pipe in self.pipelines.items()}
+        self._shared = {name: _shared(pipe, name, self._at_once[name]) for name, pipe in self.pipelines.items()}
         self._waiting: deque[Job[Any]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -454,9 +454,13 @@ class Engine:
         self._watch(name, samples, time.perf_counter() - started)
 
 
-def _shared(pipe: Pipeline, name: str) -> Pipeline:
-    """Return a copy of a pipeline whose network calls go to the engine."""
+def _shared(pipe: Pipeline, name: str, at_once: int) -> Pipeline:
+    """Return a copy of a pipeline whose network calls go to the engine.
+
+    Its batches are of a size that is found once: looking at the memory for each request costs half a millisecond.
+    """
     mine = copy.copy(pipe)
+    mine.batch_size = pipe.batch_size or at_once
     mine.model = Shared(pipe.model, name)  # type: ignore[assignment]
     mine.progress = False
     return mine

@@ -30,7 +30,9 @@ CSS = """
 .grid-wrap { max-height: none !important; }
 .caption-label { font-size: 11px !important; padding: 1px 5px !important; }
 #card thead { display: none; }
-#card td:first-child { white-space: nowrap; }
+@media (min-width: 640px) { #card td:first-child { white-space: nowrap; } }
+#card code { white-space: pre-wrap; overflow-wrap: anywhere; }
+#degraded img { width: 100%; object-fit: contain; }
 footer { display: none !important; }
 """
 

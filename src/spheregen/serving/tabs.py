@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from spheregen.data import save_animation
+from spheregen.data import find_ffmpeg, save_animation
 from spheregen.errors import SphereGenError
 from spheregen.pipeline import Pipeline, PipelineOutput
 from spheregen.pipeline.output import RestorationOutput
@@ -65,7 +64,7 @@ def _generate(studio: Studio, model: gr.Dropdown) -> None:
             raise gr.Error("generate images first, and choose one", print_exception=False)
         image, label = images[min(number, len(images) - 1)], widgets.label(of, text)
         output = studio.run(name, lambda pipe: pipe.vary(image, 9, angle=angle, labels=label, seed=int(seed)), 9)
-        return widgets.captioned(output, f"{angle:g} degrees away"), output.images, 0
+        return widgets.captioned(output, f"{angle:g} degrees"), output.images, 0
 
     def choose(event: gr.SelectData) -> tuple[int, str]:
         caption = (event.value or {}).get("caption", "") if isinstance(event.value, dict) else ""
@@ -143,7 +142,7 @@ def _interpolate(studio: Studio, model: gr.Dropdown) -> None:
         with gr.Column(scale=2, min_width=320):
             sheet = widgets.picture("way", elem_classes="pixels", buttons=["download"])
             moving = widgets.picture("moving", elem_classes="pixels", type="filepath")
-            saved = gr.Files(label="GIF" + (" and MP4" if shutil.which("ffmpeg") else "; MP4 with ffmpeg installed"))
+            saved = gr.Files(label="GIF and MP4" if find_ffmpeg() else "GIF")
 
     def interpolate(name: str, ends: int, frames: int, of: str, text: str, *given: Any) -> Any:
         here = [seed if photo is None else photo for seed, photo in zip(given[:4], given[4:], strict=True)][:ends]
@@ -156,7 +155,7 @@ def _interpolate(studio: Studio, model: gr.Dropdown) -> None:
         scale = max(1, widgets.SHOWN // output.tensor.shape[-1])
         walk = output.tensor if ends == 2 else _there_and_back(output.tensor, frames)
         folder = studio.place_for_files()
-        for suffix in (".gif", ".mp4") if shutil.which("ffmpeg") else (".gif",):
+        for suffix in (".gif", ".mp4") if find_ffmpeg() else (".gif",):
             files.append(folder / f"interpolation{suffix}")
             save_animation(walk, files[-1], fps=8, bounce=True, scale=scale)
         return output.grid(columns), str(files[0]), [str(file) for file in files]
@@ -200,7 +199,14 @@ def _restore(studio: Studio, model: gr.Dropdown) -> None:
     gr.Markdown("What happened to the image is known; the model finds the likely image behind it.")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            given = gr.Image(type="pil", image_mode=None, label="A degraded image", height=220, elem_id="degraded")
+            given = gr.Image(
+                type="pil",
+                image_mode=None,
+                label="A degraded image",
+                height=220,
+                elem_id="degraded",
+                elem_classes="pixels",
+            )
             tasks = [task for task in TASKS if task != "inpaint"]
             task = gr.Dropdown(tasks, value="denoise", label="Task", elem_id="task")
             kernel = gr.Textbox("gaussian:1", label="Kernel of deblur: gaussian:SIGMA or motion:LENGTH:DEGREES")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +60,11 @@ class Mask(Operator):
     def A_adjoint(self, y: Tensor) -> Tensor:
         return self.A(y)
 
+    @functools.cached_property
+    def _pyramid(self) -> Sequence[Tensor]:
+        known = self.known if self.known.is_floating_point() else self.known.float()
+        return _halved(known.square())
+
     def prox(self, v: Tensor, y: Tensor, lam: Lam, gain: Tensor | None = None) -> Tensor:
         if gain is not None:
             x = super().prox(v, y, lam, gain)
@@ -75,13 +82,13 @@ class Mask(Operator):
             return self.prox(v, y, lam)
         known = self.known.to(v.dtype).expand(len(v), -1, -1, -1)
         weight = self._lam(lam, v) / gain.square().mean()
-        smooth = v + _smooth_fill(known * (y - known * v), known.square())
+        smooth = v + _smooth_fill(known * (y - known * v), self._pyramid)
         return torch.where(known == 1, (y + weight * v) / (1 + weight), smooth)
 
     def init(self, y: Tensor) -> Tensor:
         """Return the known pixels, which flow smoothly into the missing region; 0 if nothing is known."""
         known = self.known.to(y.dtype).expand(len(y), -1, -1, -1)
-        filled = _smooth_fill(known * y, known.square())
+        filled = _smooth_fill(known * y, self._pyramid)
         return torch.where(known == 1, y, filled)
 
 
@@ -89,7 +96,7 @@ class Mask(Operator):
 class SoftMask(Mask):
     """A mask whose values between 0 and 1 mix known and restored pixels in these shares; y holds pixels as they are."""
 
-    @property
+    @functools.cached_property
     def _hard(self) -> Mask:
         return Mask((self.known > 0).to(self.known.dtype))
 
@@ -109,16 +116,30 @@ class SoftMask(Mask):
 
     def init(self, y: Tensor) -> Tensor:
         known = self.known.to(y.dtype).expand(len(y), -1, -1, -1)
-        return torch.where(known == 1, y, _smooth_fill(known * y, known))
+        return torch.where(known == 1, y, _smooth_fill(known * y, _halved(self.known)))
 
 
-def _smooth_fill(weighted: Tensor, known: Tensor) -> Tensor:
-    """Sums of pixels (B, C, H, W) by their weights (B, 1 or C, H, W); where those are 0, the same at half the size."""
+def _halved(weights: Tensor) -> Sequence[Tensor]:
+    """Return weights (B or 1, C or 1, H, W), then at half the size again and again until none is 0, or one is left."""
+    found = [weights]
+    while min(found[-1].shape[-2:]) > 1 and not bool((found[-1] > 0).all()):
+        found.append(_half(found[-1]))
+    return found
+
+
+def _half(values: Tensor) -> Tensor:
+    height, width = values.shape[-2:]
+    return functional.adaptive_avg_pool2d(values, (-(-height // 2), -(-width // 2)))
+
+
+def _smooth_fill(weighted: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Sums of pixels (B, C, H, W) by the first ones of their `_halved` weights; where those are 0, by the next."""
+    known, *smaller = weights
+    known = known.to(weighted.dtype)
     here = weighted / known.clamp_min(1e-6)
-    if min(known.shape[-2:]) == 1 or bool((known > 0).all()):
+    if not smaller:
         return here
-    size = (-(-known.shape[-2] // 2), -(-known.shape[-1] // 2))
-    coarse = _smooth_fill(*(functional.adaptive_avg_pool2d(values, size) for values in (weighted, known)))
+    coarse = _smooth_fill(_half(weighted), smaller)
     return torch.where(known > 0, here, functional.interpolate(coarse, size=known.shape[-2:], mode="bilinear"))
 
 
