@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import time
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
@@ -99,11 +99,7 @@ class Observed:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, name = (
-            time.perf_counter(),
-            499,
-            f"{random.getrandbits(64):016x}",
-        )  # 499: gone before the answer
+        started, status, name = time.perf_counter(), 499, uuid.uuid4().hex[:16]  # 499: gone before the answer
 
         async def answer(message: Message) -> None:
             nonlocal status
