@@ -93,9 +93,11 @@ class _Normalised(torch.autograd.Function):
         if not of_x:
             return None, gain, shift, None
         if factor is not None:
-            along, grad = along * factor, grad * factor
+            into = None if factor.shape == grad.shape else along  # which is the gain itself
+            along, grad = torch.mul(along, factor, out=into), grad * factor
         share = along.sum(-1, keepdim=True)
-        return torch.addcmul(grad, unit, share, value=-1 / unit.shape[-1]).mul_(inverse), gain, shift, None
+        of_unit = torch.addcmul(grad, unit, share, value=-1 / unit.shape[-1], out=along)  # into memory that is warm
+        return of_unit.mul_(inverse), gain, shift, None
 
 
 class RMSNorm(nn.Module):
