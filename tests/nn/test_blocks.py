@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ from torch.nn import functional
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
 from spheregen.nn.block import Block, attend, gated_silu
 from spheregen.nn.linear import DECAY, ENCODER, NO_DECAY, PaddedLinear, tags_of
-from spheregen.nn.norm import RMSNorm, normalised
+from spheregen.nn.mixer import Mixer
+from spheregen.nn.norm import RMSNorm, normalised, unit_vectors
 from spheregen.nn.patches import LinearPixelHead
 from spheregen.nn.positions import AxialRotary
 from spheregen.nn.sizes import TransformerSize
@@ -236,3 +239,30 @@ def test_many_small_images_are_convolved_as_few_are(channels: int) -> None:
     grads = (torch.autograd.grad(found, of, gaussian(*few.shape, seed=9)) for found in (many, few))
     for mine, right in zip(*grads, strict=True):
         torch.testing.assert_close(mine, right, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mixer_that_learns_computes_what_one_that_samples_does() -> None:
+    mixer = Mixer(4, 8, 2, affine=True)
+    randomise(mixer)
+    x = gaussian(3, 4, 8).requires_grad_()
+    of = [x, *mixer.parameters()]
+    ours = mixer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x), ours)
+    (exact := copy.deepcopy(mixer).double()).zero_grad()  # which goes the plain way
+    wide = x.detach().double().requires_grad_()
+    exact(wide).backward(gaussian(3, 4, 8, seed=9).double())
+    expected = [wide.grad, *(parameter.grad for parameter in exact.parameters())]
+    for mine, right in zip(torch.autograd.grad(ours, of, gaussian(3, 4, 8, seed=9)), expected, strict=True):
+        assert right is not None
+        torch.testing.assert_close(mine.double(), right, atol=1e-5, rtol=1e-5)
+
+
+def test_unit_vectors_have_the_gradients_of_their_formula() -> None:
+    x = gaussian(3, 5, 6).requires_grad_()
+    expected = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 0.1)
+    torch.testing.assert_close(unit_vectors(x, 0.1), expected)
+    by_hand, by_formula = (
+        torch.autograd.grad(y, x, gaussian(3, 5, 6, seed=1)) for y in (unit_vectors(x, 0.1), expected)
+    )
+    torch.testing.assert_close(by_hand, by_formula)
