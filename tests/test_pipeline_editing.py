@@ -444,6 +444,10 @@ def test_batches_follow_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -
     assert sizes[0] == 1 and sizes == sorted(sizes) and len(set(sizes)) > 2
     assert with_memory(None) == sizes[-1]  # more is no faster
     assert images_at_once(pipe.model, cpu, guided=True) == sizes[-1] // 2  # condition and null class go together
+    with monkeypatch.context() as context:
+        context.setattr(batching, "_MOST", 1 << 40)
+        wide = images_at_once(pipe.model, cpu)
+        assert images_at_once(tiny_pipeline(kind=kind).to(dtype="bfloat16").model, cpu) > wide
     if kind == "images":
         larger = tiny_pipeline(latent_channels=64)
         monkeypatch.setattr(batching, "available_memory", lambda device: 3 * 10**5)

@@ -15,6 +15,7 @@ from spheregen.protocol import SphereGenerator
 Result = TypeVar("Result")
 _MOST = 512  # larger batches are no faster anywhere
 _CACHED = 4 << 20  # bytes of a layer's output beyond which a CPU gets slower, not faster
+_CACHED_NARROW = 16 << 20  # the same in bf16: processors that are fast in it have larger caches, and want more rows
 _SHARE = 0.5  # of the free memory, which others use too
 _COPIES = 6  # activations of the widest layer that are alive at a time, generously
 
@@ -29,12 +30,14 @@ def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool
         return _MOST
     _, height, width = model.image_shape
     tokens = max(model.latent_shape[0], getattr(model.config, "longest", 0))  # of a refiner, its own
-    layer = max(4, model.dtype.itemsize) * _widest(model, tokens, height * width)  # bytes of an image
+    numbers = _widest(model, tokens, height * width)
+    layer = max(4, model.dtype.itemsize) * numbers  # bytes of an image, some of them float32 in any model
     count = _MOST
     if (available := available_memory(device)) is not None:
         count = min(count, int(_SHARE * available / (_COPIES * layer + 4 * torch.Size(model.image_shape).numel() * 4)))
     if device.type == "cpu":
-        count = min(count, _CACHED // layer)
+        narrow = model.dtype.itemsize < 4
+        count = min(count, (_CACHED_NARROW if narrow else _CACHED) // (model.dtype.itemsize * numbers))
     return max(1, count // 2 if guided else count)
 
 

@@ -170,6 +170,20 @@ def _check_order(builtin: BuiltinPerceptual, images: torch.Tensor) -> None:
         assert noisy.distance < blurred.distance
 
 
+def test_builtin_distance_has_the_gradients_of_its_formula(builtin: BuiltinPerceptual) -> None:
+    x, y = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    x.requires_grad_()
+    y.requires_grad_()
+    a, b = builtin.features(x), builtin.features(y)
+    weights = [0.276, 0.172, 0.157, 0.165]
+    expected = sum(w * (u - v).square().sum(1).mean((1, 2)) for w, u, v in zip(weights, a, b, strict=True))
+    ours = builtin.distance(a, b)
+    torch.testing.assert_close(ours, expected)
+    grads = (torch.autograd.grad(each.sum(), (x, y), retain_graph=True) for each in (ours, expected))
+    for by_hand, by_formula in zip(*grads, strict=True):
+        torch.testing.assert_close(by_hand, by_formula)
+
+
 def test_builtin_orders_distortions_of_drawn_images(builtin: BuiltinPerceptual) -> None:
     _check_order(builtin, procedural_images(16))
 

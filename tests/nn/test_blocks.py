@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,9 @@ from torch.nn import functional
 from spheregen.family.sphere_encoder.network import AutoencoderConfig, SphereAutoencoder
 from spheregen.nn.block import Block, attend, gated_silu
 from spheregen.nn.linear import DECAY, ENCODER, NO_DECAY, PaddedLinear, tags_of
-from spheregen.nn.norm import RMSNorm, normalised
+from spheregen.nn.mixer import Mixer
+from spheregen.nn.norm import RMSNorm, normalised, unit_vectors
+from spheregen.nn.patches import LinearPixelHead
 from spheregen.nn.positions import AxialRotary
 from spheregen.nn.sizes import TransformerSize
 
@@ -209,3 +213,56 @@ def test_attention_in_bf16_has_the_gradients_of_its_formula(tokens: int, autocas
     for mine, right in zip([made, *(each.grad for each in given)], [out, *(each.grad for each in exact)], strict=True):
         assert mine is not None and right is not None
         assert (mine.double() - right).norm() < 0.02 * right.norm()
+
+
+@pytest.mark.parametrize("samples", [3, 8, 12])
+@pytest.mark.parametrize("tokens", [1, 4, 5, 17])
+def test_samples_of_few_tokens_attend_to_their_own(samples: int, tokens: int) -> None:
+    of = [gaussian(samples, 2, tokens, 8, seed=seed).requires_grad_() for seed in range(3)]
+    q, k, v = of
+    expected = torch.softmax(q @ k.mT / 8**0.5, -1) @ v
+    ours = attend(q, k, v)
+    torch.testing.assert_close(ours, expected)
+    grads = (torch.autograd.grad(found, of, gaussian(*q.shape, seed=9)) for found in (ours, expected))
+    for by_hand, by_formula in zip(*grads, strict=True):
+        torch.testing.assert_close(by_hand, by_formula)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_many_small_images_are_convolved_as_few_are(channels: int) -> None:
+    head = LinearPixelHead(8, 2, channels, 2)
+    randomise(head)
+    tokens = gaussian(4 * 16 * channels, 4, 8).requires_grad_()
+    of = [tokens, *head.parameters()]
+    many, few = head(tokens), torch.cat([head(part) for part in tokens.split(8)])
+    torch.testing.assert_close(many, few)
+    grads = (torch.autograd.grad(found, of, gaussian(*few.shape, seed=9)) for found in (many, few))
+    for mine, right in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, right, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mixer_that_learns_computes_what_one_that_samples_does() -> None:
+    mixer = Mixer(4, 8, 2, affine=True)
+    randomise(mixer)
+    x = gaussian(3, 4, 8).requires_grad_()
+    of = [x, *mixer.parameters()]
+    ours = mixer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x), ours)
+    (exact := copy.deepcopy(mixer).double()).zero_grad()  # which goes the plain way
+    wide = x.detach().double().requires_grad_()
+    exact(wide).backward(gaussian(3, 4, 8, seed=9).double())
+    expected = [wide.grad, *(parameter.grad for parameter in exact.parameters())]
+    for mine, right in zip(torch.autograd.grad(ours, of, gaussian(3, 4, 8, seed=9)), expected, strict=True):
+        assert right is not None
+        torch.testing.assert_close(mine.double(), right, atol=1e-5, rtol=1e-5)
+
+
+def test_unit_vectors_have_the_gradients_of_their_formula() -> None:
+    x = gaussian(3, 5, 6).requires_grad_()
+    expected = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 0.1)
+    torch.testing.assert_close(unit_vectors(x, 0.1), expected)
+    by_hand, by_formula = (
+        torch.autograd.grad(y, x, gaussian(3, 5, 6, seed=1)) for y in (unit_vectors(x, 0.1), expected)
+    )
+    torch.testing.assert_close(by_hand, by_formula)

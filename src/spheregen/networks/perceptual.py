@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from spheregen.errors import ConfigError, ModelFileError, did_you_mean
@@ -27,6 +29,7 @@ from spheregen.networks.backbones.state import read_torch_state
 from spheregen.networks.backbones.vgg16 import STAGE_WIDTHS, Vgg16Features, load_vgg16
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
 from spheregen.networks.weights import WeightFile, download_files, find_files, weight_folders
+from spheregen.nn.norm import unit_vectors
 
 VGG16 = WeightFile(
     name="vgg16-397923af.pth",
@@ -184,7 +187,8 @@ class BuiltinPerceptual(PerceptualLoss):
     def distance(self, a: Features, b: Features) -> torch.Tensor:
         total = torch.zeros(len(a[0]), device=a[0].device)
         for weight, x, y in zip(_STAGE_WEIGHTS, a, b, strict=True):
-            total = total + weight * (x - y).square().sum(dim=1).mean(dim=(1, 2))
+            apart: torch.Tensor = _Apart.apply(x, y)  # type: ignore[no-untyped-call]
+            total = total + weight * apart / x[0, 0].numel()
         return total
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
@@ -256,8 +260,25 @@ def as_colour(images: torch.Tensor) -> torch.Tensor:
 
 def unit_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     """Divide (B, C, H, W) by its norm over channels in float32; `eps` keeps the gradient finite where all are 0."""
-    x = x.float()
-    return x * torch.rsqrt(x.square().sum(dim=1, keepdim=True) + eps)
+    return unit_vectors(x.float().movedim(1, -1), eps).movedim(-1, 1)
+
+
+class _Apart(torch.autograd.Function):
+    """`sum((x - y)^2)` (B,) of maps, in half of the passes over memory that autograd makes of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        apart = x - y
+        ctx.save_for_backward(apart)
+        length: torch.Tensor = torch.linalg.vector_norm(apart.movedim(1, -1).flatten(1), dim=1)
+        return length.square_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (apart,) = ctx.saved_tensors
+        of_x = apart * (2 * grad)[:, None, None, None]
+        return of_x, -of_x if ctx.needs_input_grad[1] else None
 
 
 def lpips_weights(path: Path) -> list[torch.Tensor]:

@@ -27,15 +27,16 @@ def gated_silu(gate_value: Tensor) -> Tensor:
 
 
 class _GatedSilu(torch.autograd.Function):
-    """Keeps its input, on a CPU its sigmoid too, and writes both gradients into one tensor: no copy to join them."""
+    """Keeps its input, on a CPU what it made of the gate too, and writes both gradients into one tensor."""
 
     @staticmethod
     def forward(ctx: Any, gate_value: Tensor) -> Tensor:
         gate, value = gate_value.chunk(2, dim=-1)
         if computes_here(gate_value):
             share = torch.sigmoid(gate)
-            ctx.save_for_backward(gate_value, share)
-            return (gate * share).mul_(value)
+            active = gate * share
+            ctx.save_for_backward(gate_value, share, active)
+            return active * value
         ctx.save_for_backward(gate_value)
         return functional.silu(gate).mul_(value)
 
@@ -47,11 +48,10 @@ class _GatedSilu(torch.autograd.Function):
         joined = torch.empty_like(gate_value)
         grad_gate, grad_value = joined.chunk(2, dim=-1)
         if kept:
-            (share,) = kept
-            active = gate * share
+            share, active = kept
             torch.mul(grad, active, out=grad_value)
-            # the derivative s + y (1 - s) by the sigmoid s and the value y
-            slope = torch.addcmul(share, active, share, value=-1).add_(active)
+            # the derivative y + s (1 - y) by the sigmoid s and the value y, in one pass
+            slope = torch.lerp(active, active.new_ones(()), share)
             torch.mul(slope.mul_(value), grad, out=grad_gate)
             return joined
         torch.mul(grad, functional.silu(gate), out=grad_value)

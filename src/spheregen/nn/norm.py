@@ -50,9 +50,9 @@ def normalised(x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: floa
         eps: added to the mean square.
     """
     if computes_here(x) and torch.is_grad_enabled():
-        return _Normalised.apply(x, factor, shift, eps)  # type: ignore[no-any-return,no-untyped-call]
+        return _Normalised.apply(x, factor, shift, eps, x.shape[-1])  # type: ignore[no-any-return,no-untyped-call]
     if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        unit = x * _inverse(x, eps)
+        unit = x * _inverse(x, eps, x.shape[-1])
         if factor is None:
             return unit if shift is None else unit.add_(shift)
         return unit.mul_(factor) if shift is None else torch.addcmul(shift, unit, factor)
@@ -63,19 +63,28 @@ def normalised(x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: floa
     return x * factor if shift is None else torch.addcmul(shift, x, factor)
 
 
-def _inverse(x: Tensor, eps: float) -> Tensor:
-    """Return `rsqrt(mean(x^2) + eps)` (..., 1): torch's length of vectors is one pass over memory, its norm is many."""
+def unit_vectors(x: Tensor, eps: float) -> Tensor:
+    """Return `x * rsqrt(sum(x^2) + eps)` over the last axis: vectors of length 1, or shorter where `eps` counts."""
+    if computes_here(x):
+        return _Normalised.apply(x, None, None, eps, 1)  # type: ignore[no-any-return,no-untyped-call]
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+def _inverse(x: Tensor, eps: float, parts: int) -> Tensor:
+    """Return `rsqrt(sum(x^2) / parts + eps)` (..., 1): torch's length of vectors is one pass over memory, its norm is
+    many."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    return length.square_().mul_(1 / parts).add_(eps).rsqrt_()
 
 
 class _Normalised(torch.autograd.Function):
     """A norm, its gain and its modulation as one: a third of the passes over memory that autograd makes of them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
-        inverse = _inverse(x, eps)
+    def forward(ctx: Any, x: Tensor, factor: Tensor | None, shift: Tensor | None, eps: float, parts: int) -> Tensor:
+        inverse = _inverse(x, eps, parts)
         unit = x * inverse
+        ctx.parts = parts
         ctx.save_for_backward(unit, inverse, factor)
         ctx.shift = None if shift is None else shift.shape
         if factor is None:
@@ -86,16 +95,18 @@ class _Normalised(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         unit, inverse, factor = ctx.saved_tensors
-        of_x, of_factor, of_shift, _ = ctx.needs_input_grad
+        of_x, of_factor, of_shift, *_ = ctx.needs_input_grad
         shift = grad.sum_to_size(ctx.shift) if of_shift else None
         along = grad * unit
         gain = along.sum_to_size(factor.shape) if of_factor else None
         if not of_x:
-            return None, gain, shift, None
+            return None, gain, shift, None, None
         if factor is not None:
-            along, grad = along * factor, grad * factor
+            into = None if factor.shape == grad.shape else along  # which is the gain itself
+            along, grad = torch.mul(along, factor, out=into), grad * factor
         share = along.sum(-1, keepdim=True)
-        return torch.addcmul(grad, unit, share, value=-1 / unit.shape[-1]).mul_(inverse), gain, shift, None
+        of_unit = torch.addcmul(grad, unit, share, value=-1 / ctx.parts, out=along)  # into memory that is warm
+        return of_unit.mul_(inverse), gain, shift, None, None
 
 
 class RMSNorm(nn.Module):

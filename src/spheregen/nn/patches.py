@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,7 +58,7 @@ class LinearPixelHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         maps = _as_maps(self.linear(tokens), self.grid)
         images = functional.pixel_shuffle(maps, self.patch)
-        return images if self.smooth is None else self.smooth(images)
+        return images if self.smooth is None else _convolved(images, self.smooth)
 
 
 class ConvPixelHead(nn.Module):
@@ -75,6 +76,21 @@ class ConvPixelHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         maps = _as_maps(self.linear(tokens), self.grid)
         return self.up(functional.silu(self.smooth(maps)))  # type: ignore[no-any-return]
+
+
+def _convolved(images: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Return a convolution of images (B, C, S, S) that keeps their shape.
+
+    Many small ones are a product with what it makes of each of their numbers alone, which a CPU learns from in a tenth
+    of the time.
+    """
+    numbers = images[0].numel()
+    if images.device.type != "cpu" or not torch.is_grad_enabled() or len(images) < 4 * numbers or conv.bias is None:
+        return conv(images)  # type: ignore[no-any-return]
+    single = torch.eye(numbers, dtype=images.dtype).unflatten(1, images.shape[1:])
+    made = conv._conv_forward(single, conv.weight, None).flatten(1)
+    product: Tensor = images.flatten(1) @ made
+    return product.view_as(images) + conv.bias[:, None, None]
 
 
 def _as_maps(tokens: Tensor, grid: int) -> Tensor:

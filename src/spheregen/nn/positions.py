@@ -64,6 +64,8 @@ class AxialRotary(Wide):
         turns = self.turns.view(-1, *(1 for _ in range(x.ndim - 3)), *self.turns.shape[1:])
         pairs = upcast(x[:, front:] if front else x).unflatten(-1, (-1, 2))
         turn = _turn_real if torch.compiler.is_compiling() else _turn_complex
+        if x.device.type == "cpu" and turn is _turn_complex:  # for all heads: rows of a few numbers are slow
+            turns = turns.expand(-1, *pairs.shape[2:-2], -1, -1).contiguous()
         turned = turn(pairs, turns).flatten(-2).to(x.dtype)
         return torch.cat([x[:, :front], turned], dim=1) if front else turned
 

@@ -24,6 +24,7 @@ from spheregen.nn.alone import Conv2d
 from spheregen.nn.block import ClassEmbedding
 from spheregen.nn.linear import linear, tag_layer
 from spheregen.prior import PriorName
+from spheregen.sphere import upcast
 
 GROUPS = 8
 """Of the group norms."""
@@ -146,12 +147,14 @@ class ModulatedNorm(nn.Module):
         return 1 + scale, shift
 
     def forward(self, x: Tensor, told: NetworkCondition | Tensor | None) -> Tensor:
-        x = self.norm(x)
+        wide = upcast(x)  # a group norm of bf16 takes a CPU six times as long
         if told is None:
-            return x
+            gain, move = (None if each is None else each.to(wide.dtype) for each in (self.norm.weight, self.norm.bias))
+            return functional.group_norm(wide, GROUPS, gain, move, self.norm.eps).to(x.dtype)
         made: Modulated = told.of(self) if isinstance(told, NetworkCondition) else told
         scale, shift = self.vectors(made) if isinstance(made, Tensor) else made
-        return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
+        wide = functional.group_norm(wide, GROUPS, eps=self.norm.eps)
+        return torch.addcmul(shift.to(wide.dtype), wide, scale.to(wide.dtype)).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
