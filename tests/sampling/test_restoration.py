@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -80,6 +81,15 @@ def test_every_operator_restores_and_agrees_with_what_is_known(
     assert float((operator.A(inside) - y).abs().square().mean()) < 0.3 * first
     noisy = restore(either, y, operator, LABELS, noise=0.5, **how)  # type: ignore[arg-type]
     assert noisy.images.isfinite().all() and torch.equal(noisy.images, result.images) != operator.linear
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_observations_in_bf16_are_restored_in_float32(model: SphereAutoencoder, name: str) -> None:
+    narrow = copy.deepcopy(model).to(torch.bfloat16)
+    y = OPERATORS[name].A(0.3 * IMAGES)
+    y = y if y.is_complex() else y.bfloat16()
+    result = restore(narrow, y, OPERATORS[name], LABELS, 2, noise=0.1, step_noise=STEP, spectrum=SPECTRUM)
+    assert result.images.dtype == torch.float32 and result.images.isfinite().all()
 
 
 def dimmed(model: SphereGenerator) -> Tensor:

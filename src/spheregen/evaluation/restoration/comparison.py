@@ -168,7 +168,7 @@ def step_cost(pipe: Pipeline, name: str, x: Tensor, repeats: int = 3) -> float:
     Three of both are timed in one batch, the shortest of several times counts; on a busy machine that says little.
     """
     problem = degraded(name, x, SEED)
-    images, y = (each.to(pipe.device, pipe.dtype) for each in (2 * x - 1, problem.y))
+    images, y = (each.to(pipe.device) for each in (2 * x - 1, problem.y))
     operator, spectrum = problem.operator.to(pipe.device), pipe.info.restoration.get("spectrum", restoration.GENERIC)
 
     def steps(count: int) -> Callable[[], object]:

@@ -29,7 +29,7 @@ from spheregen.sampling.restoration.operators import Lam, Linear, Operator, chec
 from spheregen.sampling.restoration.pixels import Mask
 from spheregen.sampling.restoration.tiles import TiledModel
 from spheregen.sampling.schedules import Schedule, edit_angles
-from spheregen.sphere import per_sample
+from spheregen.sphere import per_sample, upcast
 
 STEPS, ANGLE, SCHEDULE = 20, 30.0, "decay"
 """Of models that nothing was recorded for: the full setting of SP3, and noise that small models bear."""
@@ -110,6 +110,7 @@ def restore(
         ConfigError: arguments that do not fit together, such as y that is no observation of the operator.
     """
     _check(angle, noise, stop, scale)
+    y, start = upcast(y), None if start is None else upcast(start)  # there is no Fourier transform in bf16
     angles = edit_angles(schedule, steps, 1.0, min(angle, model.max_angle))
     shape = image_shape_of(operator, y)
     if isinstance(operator, Linear):
