@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
-import textwrap
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,12 +89,18 @@ def attribute_docs(section: type) -> dict[str, str]:
     for each in reversed(section.__mro__):
         if not each.__module__.startswith("spheregen"):
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body  # type: ignore[attr-defined]
-        for before, after in itertools.pairwise(body):
+        for before, after in itertools.pairwise(classes_of(each.__module__)[each.__name__].body):
             named = isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
             if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 found[before.target.id] = str(after.value.value)
     return found
+
+
+@functools.cache
+def classes_of(module: str) -> dict[str, ast.ClassDef]:
+    """Return the classes of a module as they are written; each file is read once."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
 def commands_page() -> Iterator[str]:
