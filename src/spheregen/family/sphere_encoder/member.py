@@ -59,7 +59,7 @@ def latent_facts(config: Any) -> Sequence[tuple[str, str]]:
     """Return the rows of a model card on the latent and the noise."""
     place = " on one sphere" if config.prior == "sphere" else f", prior {config.prior}"
     return [
-        ("latent", f"{config.tokens} tokens of {config.channels} channels{place}"),
+        ("latent", f"{config.tokens} token{'s' * (config.tokens > 1)} of {config.channels} channels{place}"),
         ("noise", f"up to {config.max_angle:g} degrees"),
     ]
 
