@@ -73,8 +73,8 @@ def test_curves_over_a_refinement(tmp_path: Path) -> None:
 
 def test_usual_curves_suit_the_model(pipe: Pipeline, tmp_path: Path) -> None:
     names = [curve.name for curve in usual_curves(pipe, GenerationOptions())]
-    assert names == ["steps", "guidance", "schedule", "noise", "angle"]
-    assert [curve.name for curve in usual_curves(pipe, GenerationOptions(steps=1))] == ["steps", "guidance"]
+    assert names == ["steps", "prior", "guidance", "schedule", "noise", "angle"]
+    assert [curve.name for curve in usual_curves(pipe, GenerationOptions(steps=1))] == ["steps", "prior", "guidance"]
     with pytest.raises(ConfigError, match="no refiner"):
         check_curves(pipe, GenerationOptions(), [parse_curve("refinement_steps=1,2")])
     model = run(tmp_path / "model", "train.steps=2", "train.preview_every=0", recipe="conv-debug")

@@ -66,7 +66,7 @@ def test_the_line_says_everything(pipe: Pipeline, evaluator: Evaluator) -> None:
     options = EvaluationOptions(count=20, seed=5, generation=generation, rounding="floor", metrics=("frechet",))
     line = evaluate(pipe, options, evaluator)[0]["line"]
     parts = ["FD-tiny ", "1400 images", "digits/train", "8 px, crop, adm", "tiny@01234567", "seeds 5 to 24"]
-    parts += [f"20 samples of digits ({pipe.fingerprint})", "balanced labels", "2 steps", "decay schedule"]
+    parts += [f"20 samples of digits ({pipe.identity})", "balanced labels", "2 steps", "decay schedule"]
     parts += ["fresh noise", "guidance 1.5 at pixel", "8 bits by floor", "batches of 256", torch.__version__]
     parts.append(f"float32 on cpu with {torch.get_num_threads()} threads")
     assert [part for part in parts if part not in line] == []
