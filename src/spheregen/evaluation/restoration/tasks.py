@@ -75,7 +75,7 @@ def choose_tasks(names: Sequence[str], channels: int, known: Iterable[str] = TAS
     choices = (*known, "all")
     for name in names:
         if name not in choices:
-            raise ConfigError(f"unknown task {name!r}{did_you_mean(name, choices)} here; use {', '.join(choices)}")
+            raise ConfigError(f"unknown task {name!r}{did_you_mean(name, choices)}; use {', '.join(choices)}")
     if "decolour" in names and channels != 3:
         raise ConfigError("colours can be found by a model of colour images alone, and this one's are grey")
     possible = [name for name in choices[:-1] if name != "decolour" or channels == 3]
