@@ -109,6 +109,25 @@ def test_a_batch_equals_its_images_one_by_one(model: SphereAutoencoder, name: st
         torch.testing.assert_close(together[one], alone, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("spectrum", [None, SPECTRUM], ids=["white", "coloured"])
+@pytest.mark.parametrize("name", [name for name, operator in OPERATORS.items() if operator.linear])
+def test_results_end_as_far_from_y_as_is_wanted(
+    model: SphereAutoencoder, name: str, spectrum: list[float] | None
+) -> None:
+    """Of each image in units of its own noise; one without noise is as before, whatever the others have."""
+    operator, noise = OPERATORS[name], torch.tensor([0.05, 0.0, 0.1])
+    y = operator.A(0.1 * IMAGES)
+    y = y + 0.02 * gaussian(*y.shape).to(y.real.dtype)
+    y = y * (operator.known > 0) if isinstance(operator, r.Mask) else y
+    how = {"steps": 2, "noise": noise, "step_noise": STEP, "spectrum": spectrum}
+    x = restore(model, y, operator, LABELS, discrepancy=0.95, **how).images  # type: ignore[arg-type]
+    plain = restore(model, y, operator, LABELS, **how).images  # type: ignore[arg-type]
+    residual = operator.residual(x, y)
+    for i in (0, 2):  # images of a network that never learned: cut off at -1 and 1, and some cannot come near
+        assert float(residual[i]) <= 1.05 * 0.95 * float(noise[i]) or float(x[i].abs().max()) == 1
+    torch.testing.assert_close(x[1], plain[1], atol=1e-6, rtol=0)
+
+
 def test_an_end_before_the_last_step(model: SphereAutoencoder) -> None:
     """An image is held as soon as the prior's own agrees with y; it does not matter what the others do."""
     seen: list[int] = []
@@ -160,6 +179,7 @@ def test_the_spectrum_of_an_error_is_measured(model: SphereAutoencoder) -> None:
         ({"noise": math.nan}, "noise"),
         ({"stop": 1.0}, "give noise"),
         ({"stop": -1.0, "noise": 0.1}, "stop"),
+        ({"discrepancy": -1.0, "noise": 0.1}, "discrepancy"),
         ({"steps": 0}, "steps"),
         ({"lam": -1.0}, "lambda"),
         ({"start": IMAGES[:1]}, "start"),

@@ -63,8 +63,8 @@ SAMPLER_NAMES = (
 )
 TASK_NAMES = ("degrade", "quality", "levels")
 RESTORE_NAMES = (
-    *("angle", "lam", "scale", "stop", "samples", "tiles", "schedule", "guidance", "guidance_at", "share_noise"),
-    *("refinement_steps", "solver", "refinement_guidance"),
+    *("angle", "lam", "scale", "stop", "discrepancy", "samples", "tiles", "schedule", "guidance", "guidance_at"),
+    *("share_noise", "refinement_steps", "solver", "refinement_guidance"),
 )
 READING_NAMES = ("fit", "resize", "background", "on_error")
 SamplerSet = Annotated[
@@ -148,8 +148,9 @@ class Restoring:
             rich_help_panel=_SAMPLER,
             help="Further options, repeatable: angle=A, degrees of noise; samples=N, results of each image; tiles=true "
             "for images as large as they are; scale=C, trust in the model (1); stop=F, end early at F times the noise; "
-            "schedule, guidance, guidance_at, share_noise and those of a flow as in sample. Of restore also "
-            "degrade=true, which makes the degraded image first; quality=Q of dejpeg (10); levels=N of dequantise (8).",
+            "discrepancy=F, end F times the noise away from what was given (0.95); schedule, guidance, guidance_at, "
+            "share_noise and those of a flow as in sample. Of restore also degrade=true, which makes the degraded "
+            "image first; quality=Q of dejpeg (10); levels=N of dequantise (8).",
         ),
     ] = None
 

@@ -92,6 +92,8 @@ class RestoreOptions(TypedDict, total=False):
     """By default 1, for errors of the model as its recorded spectrum has them; higher trusts the model more."""
     stop: float
     """Hold an image once the model's own agrees with y up to this many times the noise; by default never."""
+    discrepancy: float
+    """How far results end from y, in units of its noise, by default 0.95; 0, or `lam`, leaves it to the weights."""
     samples: int
     """Restorations of each image, by default 1; with more, `spread` of the output says where they differ."""
     tiles: bool

@@ -29,12 +29,12 @@ from spheregen.pipeline.prompts import Prompts
 from spheregen.sampling import restoration
 from spheregen.sampling.loop import Samples, StepNoise
 from spheregen.sampling.restoration import Linear, Mask, Operator
-from spheregen.sampling.restoration.solver import ANGLE, SCHEDULE, STEPS
+from spheregen.sampling.restoration.solver import ANGLE, DISCREPANCY, SCHEDULE, STEPS
 from spheregen.sampling.seeds import derived_seed
 
-_OWN = ("angle", "lam", "scale", "stop", "samples", "tiles")
+_OWN = ("angle", "lam", "scale", "stop", "discrepancy", "samples", "tiles")
 """The options that no other loop has."""
-RECORDED = ("steps", "angle", "schedule", "scale")
+RECORDED = ("steps", "angle", "schedule", "scale", "discrepancy")
 """The options whose best values for a task are recorded with a model, in `restoration.tasks`."""
 _KEPT = ("seed", "step_noise", "callback")
 _RANGE = 10.0
@@ -187,6 +187,7 @@ class Restoring(Editing):
         spectrum = self.info.restoration.get("spectrum", restoration.GENERIC)
         how = {name: settings[name] for name in ("steps", "schedule", "guidance", "guidance_at", "angle")}
         how |= {name: settings[name] for name in ("lam", "scale", "stop") if settings.get(name) is not None}
+        how["discrepancy"] = settings["discrepancy"] or None
         callback = options.get("callback")
         if callback is not None:
             how["callback"] = lambda step, steps, made: callback(step, steps, ((made + 1) / 2).float().cpu())
@@ -239,7 +240,8 @@ class Restoring(Editing):
 
     def _restore_settings(self, name: str, task: str, options: Mapping[str, Any]) -> dict[str, Any]:
         given = self._recorded(task) | {key: value for key, value in options.items() if value is not None}
-        own = {"angle": ANGLE, "samples": 1} | {key: given.pop(key) for key in _OWN if key in given}
+        own = {"angle": ANGLE, "samples": 1, "discrepancy": 0.0 if "lam" in given else DISCREPANCY}
+        own |= {key: given.pop(key) for key in _OWN if key in given}
         for key in _KEPT:
             given.pop(key, None)
         loop = {"edit": name, "schedule": SCHEDULE, "share_noise": False, "strength": 1.0, "prior": "sphere"}

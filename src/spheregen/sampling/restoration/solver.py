@@ -33,6 +33,12 @@ from spheregen.sphere import per_sample, upcast
 
 STEPS, ANGLE, SCHEDULE = 20, 30.0, "decay"
 """Of models that nothing was recorded for: the full setting of SP3, and noise that small models bear."""
+DISCREPANCY = 0.95
+"""Of pipelines: within a tenth of the noise, and on the side of y, which sees more than a small model does."""
+WEIGHTS = (1e-8, 1e4)
+"""Of the prior, between which that of a discrepancy is looked for: y alone, and the prior's image alone."""
+HALVINGS = 14
+"""Of the range of their logarithms: to half a percent."""
 WHITE_SCALE = 10.0
 """c of lambda = c s^2 where the prior's error is thought to be white: that of a deviation of 0.3."""
 
@@ -72,6 +78,7 @@ def restore(
     spectrum: Spectrum | None = None,
     start: Tensor | None = None,
     stop: float | None = None,
+    discrepancy: float | None = None,
     guidance: float | Guidance | None = None,
     guidance_at: str = "both",
     step_noise: StepNoise | None = None,
@@ -100,6 +107,9 @@ def restore(
         spectrum: of the prior's error, see `measure_spectrum`; None: it is white, as in the paper.
         start: first images; None: the operator's `init`.
         stop: hold an image once that of the prior agrees with y up to this many times the noise; None: never.
+        discrepancy: end with the weight of each image by which its residual is this many times its noise, where there
+            is one (the discrepancy principle, Morozov 1966), instead of `lam`; None, no noise and roundings: as `lam`
+            says.
         guidance, guidance_at: as in `sample`.
         step_noise: Gaussian noise of the prior's steps, (B, N, d) for all or a list of T; of tiles (B n, N, d).
         generator: source of the noise that is drawn.
@@ -109,7 +119,7 @@ def restore(
     Raises:
         ConfigError: arguments that do not fit together, such as y that is no observation of the operator.
     """
-    _check(angle, noise, stop, scale)
+    _check(angle, noise, stop, scale, discrepancy)
     y, start = upcast(y), None if start is None else upcast(start)  # there is no Fourier transform in bf16
     angles = edit_angles(schedule, steps, 1.0, min(angle, model.max_angle))
     shape = image_shape_of(operator, y)
@@ -141,8 +151,11 @@ def restore(
     def bounded(images: Tensor) -> Tensor:
         return operator.bounded(images, y)
 
+    wanted = None if discrepancy is None or not operator.linear else discrepancy * deviation.expand(len(y))
+    last = _LastStep(operator, y, weight, gain, wanted)
+
     def agree(images: Tensor) -> Tensor:
-        return bounded(operator.step(images, y, weight, gain))
+        return bounded(last(images))
 
     exact = isinstance(operator, Mask) and not bool(weight.any())
     if exact and tiles is None and not model.predicts_images and stop is None:
@@ -155,7 +168,7 @@ def restore(
 
         samples = run(guided, known, angles, noises, decoded, after=after, callback=_of_images(callback, decoded))
         return dataclasses.replace(samples, agree=agree)
-    step = _DataStep(operator, y, weight, gain, streams_of(guided), steps)
+    step = _DataStep(operator, y, weight, gain, last, streams_of(guided), steps)
     if stop is not None:
         step.hold(begin, stop * deviation)
     if tiles is not None:
@@ -177,7 +190,7 @@ def restore(
     return dataclasses.replace(samples, agree=agree)
 
 
-def _check(angle: float, noise: Lam, stop: float | None, scale: float | None) -> None:
+def _check(angle: float, noise: Lam, stop: float | None, scale: float | None, discrepancy: float | None) -> None:
     if not 0 <= angle <= 90:
         raise ConfigError(f"angle lies between 0 and 90 degrees, not {angle:g}")
     each = torch.as_tensor(noise)
@@ -187,6 +200,8 @@ def _check(angle: float, noise: Lam, stop: float | None, scale: float | None) ->
         raise ConfigError(f"scale is trust in the model from 0 up, not {scale:g}")
     if stop is not None and not 0 < stop < math.inf:
         raise ConfigError(f"stop is a factor of the noise above 0, not {stop:g}")
+    if discrepancy is not None and not 0 < discrepancy < math.inf:
+        raise ConfigError(f"discrepancy is a factor of the noise above 0, not {discrepancy:g}")
     if stop is not None and not bool((each > 0).all()):
         raise ConfigError("stop is a factor of the noise; give noise with it")
 
@@ -203,13 +218,49 @@ def _of_images(callback: Callback | None, to_image: Callable[[Tensor], Tensor]) 
     return None if callback is None else lambda step, steps, made: callback(step, steps, to_image(made))
 
 
-class _DataStep:
-    """The data step of one loop: behind the last prior step without a shortcut, and not for images that are held."""
+class _LastStep:
+    """The data step of results: without a shortcut, and of the residual that is wanted of each image."""
 
     def __init__(
-        self, operator: Operator, y: Tensor, weight: Tensor, gain: Tensor | None, streams: int, steps: int
+        self, operator: Operator, y: Tensor, weight: Tensor, gain: Tensor | None, wanted: Tensor | None
     ) -> None:
         self.operator, self.y, self.weight, self.gain = operator, y, weight, gain
+        self.wanted = None if wanted is None or not bool((wanted > 0).any()) else wanted
+
+    def __call__(self, images: Tensor) -> Tensor:
+        operator, y, gain = self.operator, self.y, self.gain
+        weight = self.weight if self.wanted is None else self._matching(images, self.wanted)
+        return operator.last_step(images, y, weight, gain)
+
+    def _matching(self, images: Tensor, wanted: Tensor) -> Tensor:
+        """Return the weights (B,) of the prior; the residual grows with them, so the range is halved.
+
+        Where even the prior's own image is nearer to y than is wanted, it is that image.
+        """
+        least, most = (math.log(max(end, self.operator.least_lambda)) for end in WEIGHTS)
+        low, high = (torch.full_like(wanted, end) for end in (least, most))
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            x = self.operator.last_step(images, self.y, middle.exp(), self.gain)
+            far = self.operator.residual(x, self.y) > wanted
+            low, high = torch.where(far, low, middle), torch.where(far, middle, high)
+        return torch.where(wanted > 0, low.exp(), self.weight.to(low.dtype))
+
+
+class _DataStep:
+    """The data step of one loop: behind the last prior step that of results, and not for images that are held."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        y: Tensor,
+        weight: Tensor,
+        gain: Tensor | None,
+        last: _LastStep,
+        streams: int,
+        steps: int,
+    ) -> None:
+        self.operator, self.y, self.weight, self.gain, self.last = operator, y, weight, gain, last
         self.calls_left = streams * (steps - 1) + 1
         self.streams = streams
         self.held: Tensor | None = None
@@ -230,8 +281,9 @@ class _DataStep:
     def __call__(self, images: Tensor) -> Tensor:
         self.calls_left -= 1
         operator, y, weight, gain = self.operator, self.y, self.weight, self.gain
-        step = operator.step if self.calls_left else operator.last_step
-        found = step(images, y, weight, gain)
+        # an image may be held behind any step
+        middle = self.calls_left > 0 and self.held is None
+        found = operator.step(images, y, weight, gain) if middle else self.last(images)
         if self.held is None:
             return found
         apart = operator.residual(images, y)
