@@ -37,8 +37,8 @@ DISCREPANCY = 0.95
 """Of pipelines: within a tenth of the noise, and on the side of y, which sees more than a small model does."""
 WEIGHTS = (1e-8, 1e4)
 """Of the prior, between which that of a discrepancy is looked for: y alone, and the prior's image alone."""
-HALVINGS = 14
-"""Of the range of their logarithms: to half a percent."""
+TRIED, HALVINGS = 13, 7
+"""Weights that are tried first, and halvings of the range between two of them: to two percent of a weight."""
 WHITE_SCALE = 10.0
 """c of lambda = c s^2 where the prior's error is thought to be white: that of a deviation of 0.3."""
 
@@ -233,18 +233,30 @@ class _LastStep:
         return operator.last_step(images, y, weight, gain)
 
     def _matching(self, images: Tensor, wanted: Tensor) -> Tensor:
-        """Return the weights (B,) of the prior; the residual grows with them, so the range is halved.
+        """Return the weights (B,) of the prior: the largest by which the residual, of images in range, is as wanted.
 
-        Where even the prior's own image is nearer to y than is wanted, it is that image.
+        Where that of the prior's own image is smaller, it is that image; where none is so small, the nearest to y. A
+        residual need not grow with the weight, since a small one may throw a result out of its range.
         """
-        least, most = (math.log(max(end, self.operator.least_lambda)) for end in WEIGHTS)
-        low, high = (torch.full_like(wanted, end) for end in (least, most))
+        operator, y = self.operator, self.y
+
+        def apart(logarithm: Tensor) -> Tensor:
+            weight = logarithm.exp().clamp_min(operator.least_lambda)  # not below it by rounding
+            x = operator.last_step(images, y, weight, self.gain)
+            return operator.residual(operator.bounded(x, y), y)
+
+        least, most = (math.log(max(end, operator.least_lambda)) for end in WEIGHTS)
+        ends = torch.linspace(most, least, TRIED, dtype=wanted.dtype, device=wanted.device)
+        each = torch.stack([apart(end.expand_as(wanted)) for end in ends])
+        near = each <= wanted
+        place = torch.where(near.any(0), near.int().argmax(0), each.argmin(0))
+        low, high = ends[place], ends[(place - 1).clamp_min(0)]
+        high = torch.where(near.any(0), high, low)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            x = self.operator.last_step(images, self.y, middle.exp(), self.gain)
-            far = self.operator.residual(x, self.y) > wanted
+            far = apart(middle) > wanted
             low, high = torch.where(far, low, middle), torch.where(far, middle, high)
-        return torch.where(wanted > 0, low.exp(), self.weight.to(low.dtype))
+        return torch.where(wanted > 0, low.exp().clamp_min(operator.least_lambda), self.weight.to(low.dtype))
 
 
 class _DataStep:
