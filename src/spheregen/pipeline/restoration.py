@@ -34,7 +34,7 @@ from spheregen.sampling.seeds import derived_seed
 
 _OWN = ("angle", "lam", "scale", "stop", "discrepancy", "samples", "tiles")
 """The options that no other loop has."""
-RECORDED = ("steps", "angle", "schedule", "scale", "discrepancy")
+RECORDED = ("steps", "angle", "schedule", "scale")
 """The options whose best values for a task are recorded with a model, in `restoration.tasks`."""
 _KEPT = ("seed", "step_noise", "callback")
 _RANGE = 10.0
