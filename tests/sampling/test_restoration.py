@@ -130,7 +130,7 @@ def test_results_end_as_far_from_y_as_is_wanted(
         exact = restore(model, y, operator, LABELS, lam=operator.least_lambda, **how).images  # type: ignore[arg-type]
         nearest = float(operator.residual(exact, y)[i]) / (0.95 * float(noise[i]))
         assert reached <= max(1.02, 1.02 * nearest)
-        assert reached >= 0.98 or name == "Denoise"
+        assert reached >= 0.98
     torch.testing.assert_close(x[1], plain[1], atol=1e-6, rtol=0)
 
 

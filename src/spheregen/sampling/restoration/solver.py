@@ -168,7 +168,7 @@ def restore(
 
         samples = run(guided, known, angles, noises, decoded, after=after, callback=_of_images(callback, decoded))
         return dataclasses.replace(samples, agree=agree)
-    step = _DataStep(operator, y, weight, gain, last, streams_of(guided), steps)
+    step = _DataStep(last, streams_of(guided), steps)
     if stop is not None:
         step.hold(begin, stop * deviation)
     if tiles is not None:
@@ -262,17 +262,8 @@ class _LastStep:
 class _DataStep:
     """The data step of one loop: behind the last prior step that of results, and not for images that are held."""
 
-    def __init__(
-        self,
-        operator: Operator,
-        y: Tensor,
-        weight: Tensor,
-        gain: Tensor | None,
-        last: _LastStep,
-        streams: int,
-        steps: int,
-    ) -> None:
-        self.operator, self.y, self.weight, self.gain, self.last = operator, y, weight, gain, last
+    def __init__(self, last: _LastStep, streams: int, steps: int) -> None:
+        self.last = last
         self.calls_left = streams * (steps - 1) + 1
         self.streams = streams
         self.held: Tensor | None = None
@@ -292,13 +283,13 @@ class _DataStep:
 
     def __call__(self, images: Tensor) -> Tensor:
         self.calls_left -= 1
-        operator, y, weight, gain = self.operator, self.y, self.weight, self.gain
-        # an image may be held behind any step
-        middle = self.calls_left > 0 and self.held is None
-        found = operator.step(images, y, weight, gain) if middle else self.last(images)
+        last = self.last
+        if self.held is None and self.calls_left:
+            return last.operator.step(images, last.y, last.weight, last.gain)
+        found = last(images)  # behind every step where images may be held
         if self.held is None:
             return found
-        apart = operator.residual(images, y)
+        apart = last.operator.residual(images, last.y)
         self.held = torch.where(per_sample(self.going, found), found, self.held)
         self.going = self.going & (apart > self.most)
         return self.held
