@@ -14,6 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 HEAVY = ("spheregen.cli.main", "spheregen.training.trainer", "spheregen.evaluation.request", "torch.distributed.fsdp")
 _PATIENCE_SECONDS = 200.0  # less than a test has
 _FORKS = "forkserver" in multiprocessing.get_all_start_methods()
@@ -30,13 +32,17 @@ def command(arguments: Sequence[str], before: str = "") -> None:
 
 
 class Started:
-    """A process that runs a function; what it prints goes to files."""
+    """A process that runs a function; what it prints goes to files.
+
+    It computes with as many threads as this one, for sums may depend on that; the processes of a world have one each.
+    """
 
     def __init__(self, function: Callable[..., None], *arguments: Any, **environment: str) -> None:
         self._texts = Path(tempfile.mkdtemp())
         self.store: Any = None  # where the processes of a world find each other; it lives as long as they do
+        threads = 1 if "RANK" in environment else torch.get_num_threads()
         self._process: BaseProcess = context.Process(
-            target=_child, args=(function, arguments, environment, str(Path.cwd()), str(self._texts))
+            target=_child, args=(function, arguments, environment, threads, str(Path.cwd()), str(self._texts))
         )
         self._process.start()
         assert self._process.pid is not None
@@ -90,16 +96,19 @@ def common_store(count: int) -> tuple[Any, dict[str, str]]:
 
 
 def _child(
-    function: Callable[..., None], arguments: Sequence[Any], environment: dict[str, str], folder: str, texts: str
+    function: Callable[..., None],
+    arguments: Sequence[Any],
+    environment: dict[str, str],
+    threads: int,
+    folder: str,
+    texts: str,
 ) -> None:
     os.setsid()
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{texts}/{name}", os.O_WRONLY | os.O_CREAT), number)
     os.chdir(folder)
     os.environ.update(environment)
-    import torch
-
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     faulthandler.dump_traceback_later(_PATIENCE_SECONDS - 20)  # where it hangs, if it does
     try:
         function(*arguments)

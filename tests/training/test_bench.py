@@ -46,6 +46,13 @@ def test_the_figures_fit_together() -> None:
     assert json.loads(json.dumps(values)) == values
 
 
+@pytest.mark.parametrize("recipe", ["debug", "conv-debug", "flow-debug"])
+def test_operations_do_not_depend_on_the_arithmetic(recipe: str) -> None:
+    options: dict[str, Any] = {"what": ("sample",), "steps": (2,), "precisions": ["float32", "bf16"], "batch_size": 4}
+    full, half = run(recipe=recipe, **options).rows
+    assert half.flops_per_image == full.flops_per_image > 1e4
+
+
 def test_a_busy_machine_is_told_by_processor_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))

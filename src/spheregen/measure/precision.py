@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
-from spheregen.errors import SphereGenError
-from spheregen.files import cache_folder, parse_json, write_json
-from spheregen.measure.timing import PeakMeter, processor_name
+from spheregen.measure.remembered import recall, remember
+from spheregen.measure.timing import PeakMeter
 
 NARROW = 90
 """A network whose matrices are narrower than this spends its time beside its products, which bf16 makes no faster."""
 PAYS = 1.5
 """bf16 must multiply so many times as fast as float32, for it converts on the way in and out."""
-MEASURED = "bf16-speed.json"
+NAMES = ("float32", "bf16")
+MEASURED = "product-speeds.json"
 """In the cache folder: what was measured on this machine."""
 _SIDE, _TURNS = 512, 5  # of the products that are timed: half a second where bf16 is slow
 
@@ -78,29 +78,26 @@ def _of_processor() -> Precision:
         return Precision("bf16", "this processor has AMX")
     if platform.machine().lower() in ("x86_64", "amd64") and has_instructions("avx512_bf16") is False:
         return Precision("float32", "this processor has no bf16 units")
-    ratio = _remembered_ratio()
+    full, half = product_speeds()
+    ratio = half / full
     return Precision("bf16" if ratio >= PAYS else "float32", f"bf16 products run {ratio:.2g} times as fast here")
 
 
-def _remembered_ratio() -> float:
-    """Return how many times as fast as in float32 this machine multiplies in bf16, as it was measured first."""
-    path = cache_folder() / MEASURED
-    key = f"{processor_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    known: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        known = {str(name): float(value) for name, value in parse_json(path.read_bytes()).items()}
-    if key not in known:
-        known[key] = measured_ratio()
-        with contextlib.suppress(SphereGenError):  # measured again the next time
-            write_json(path, known)
-    return known[key]
+def product_speeds() -> tuple[float, float]:
+    """Return the operations a second of products in float32 and in bf16, as this machine was measured first."""
+    known = tuple(recall(MEASURED, name) for name in NAMES)
+    if None in known:
+        known = measured_speeds()
+        for name, speed in zip(NAMES, known, strict=True):
+            remember(MEASURED, name, speed)
+    return cast(tuple[float, float], known)
 
 
-def measured_ratio() -> float:
-    """Time products of both types in turns, and return the speed of bf16 by that of float32."""
-    meters = [PeakMeter(torch.device("cpu"), precision, sizes=(_SIDE,)) for precision in ("float32", "bf16")]
+def measured_speeds() -> tuple[float, float]:
+    """Time products in float32 and in bf16 in turns, and return the operations a second of both."""
+    meters = [PeakMeter(torch.device("cpu"), precision, sizes=(_SIDE,)) for precision in NAMES]
     for _ in range(_TURNS):
         for meter in meters:
             meter.sample()
     full, half = (meter.result().flops for meter in meters)
-    return half / full
+    return full, half

@@ -313,28 +313,33 @@ def _sampling(recipe: Recipe, device: torch.device, precision: str, steps: Seque
     torch.manual_seed(0)
     with device:
         model = blank_of_recipe(recipe)
-    model = model.to(dtype).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
     batch = recipe.train.batch_size
     most = max(batch, ROWS)  # fewer are computed with company, which is no image's work
-    noise = torch.randn(most, *model.latent_shape).to(device, dtype)
+    noise = torch.randn(most, *model.latent_shape).to(device)
     labels = random_labels(recipe.model, most, torch.Generator().manual_seed(0))
     labels = None if labels is None else labels.to(device)
     refinement = refinement_of(recipe.sampling, 1.0)
-    start = torch.randn(most, *model.image_shape).to(device, dtype) if refinement else None
+    start = torch.randn(most, *model.image_shape).to(device) if refinement else None
 
-    def run(steps: int, count: int) -> Tensor:
+    def run(steps: int, count: int, noise: Tensor, start: Tensor | None) -> Tensor:
         some = None if labels is None else labels[:count]
         samples = sample(model, noise[:count], some, steps=steps, step_noise=noise[:count])
         if refinement is None or start is None:
             return samples.images
         return refine_samples(model, samples, some, refinement, start[:count]).images
 
-    works = []
-    for number in steps:
+    flops = []
+    for number in steps:  # before the weights change their type: the counter knows no products of packed weights
         with FlopCounterMode(display=False) as counter:
-            run(number, ROWS)
-        flops = counter.get_total_flops() / ROWS
-        works.append(_Work("sample", number, batch, flops, device, functools.partial(run, number, batch)))
+            run(number, ROWS, noise, start)
+        flops.append(counter.get_total_flops() / ROWS)
+    model.to(dtype)
+    given = noise.to(dtype), None if start is None else start.to(dtype)
+    works = [
+        _Work("sample", number, batch, each, device, functools.partial(run, number, batch, *given))
+        for number, each in zip(steps, flops, strict=True)
+    ]
     asked = recipe.train.compile is True or device.type == "cuda"  # an automatic choice on a CPU is for training
     if asked and choose_arithmetic(recipe, device, model, _LONG).compiled:
         compile_blocks(model)

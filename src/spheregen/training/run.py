@@ -36,7 +36,7 @@ from spheregen.folders.model_source import find_model
 from spheregen.folders.summary import CONFIG, PRIOR, WEIGHTS
 from spheregen.progress import Reporter
 from spheregen.protocol import SphereGenerator
-from spheregen.training.arithmetic import choose_arithmetic
+from spheregen.training.arithmetic import choose_arithmetic, compile_seconds, continued
 from spheregen.training.checkpoint import FOLDER as STATE
 from spheregen.training.checkpoint import (
     Checkpoint,
@@ -64,6 +64,7 @@ from spheregen.training.transfer import inherited_provenance, transfer
 PROGRESS_SECONDS = 10.0
 DATA_CHECK = "data-check.json"  # beside the checkpoints: which images were found to be bad
 DATA_FACTS = "data facts"  # in what a run knows of itself
+ARITHMETIC = "arithmetic"  # likewise
 CALIBRATION_IMAGES = 2048
 """The first images of a run, at least so many if there are, from which statistics of the data are measured."""
 
@@ -109,7 +110,8 @@ class Run:
         if self.world.size > 1:
             facts.append(f"{self.world.size} processes ({'fsdp' if step.sharded else 'ddp'})")
         if step.compiled:
-            facts.append("compiled, which takes a minute at first")
+            seconds = compile_seconds(recipe, step.model)
+            facts.append(f"compiled, which takes about {seconds:.0f} s at first")
         return (
             f"{recipe.name}: {self.images} images, {parameters / 1e6:.2f} M parameters, {self.total} steps of "
             f"{recipe.train.batch_size} on {step.device.type} in {', '.join(facts)}"
@@ -270,7 +272,14 @@ def set_up(
     if base is not None:
         about["init"] = _start_from(base, objective, recipe, data, reporter, world)
     # one for all: processors may differ, and so may what is measured of them
-    arithmetic = world.gather_objects(choose_arithmetic(recipe, place, objective.model, total))[0]
+    arithmetic = choose_arithmetic(recipe, place, objective.model, total)
+    if checkpoint:
+        arithmetic = continued(arithmetic, checkpoint.run.get(ARITHMETIC), recipe, place)
+    arithmetic = world.gather_objects(arithmetic)[0]
+    about[ARITHMETIC] = arithmetic.as_dict()
+    if checkpoint and checkpoint.run.get(ARITHMETIC, about[ARITHMETIC]) != about[ARITHMETIC]:
+        began = checkpoint.run[ARITHMETIC]["precision"]
+        reporter.message(f"the run began in {began}; this machine does it otherwise, so its numbers differ by rounding")
     precision = arithmetic.precision
     micro_batch = _micro_batch(recipe, place, precision.name, world, total, reporter)
     if checkpoint is None:

@@ -28,6 +28,7 @@ from spheregen.lock import locked_folder
 from spheregen.measure.timing import matmul_peak
 from spheregen.noise import BatchNoise
 from spheregen.progress import QuietReporter, Reporter
+from spheregen.training.arithmetic import CompileClock
 from spheregen.training.estimate import LONG_RUN, step_cost
 from spheregen.training.hooks import TrainingHook
 from spheregen.training.latents import observe
@@ -119,6 +120,7 @@ def _loop(run: Run, heard: Sequence[int]) -> Mapping[str, float]:
     """Take the steps that are left; returns the means of the last log interval."""
     settings, total, device, speed = run.recipe.train, run.total, run.step.device, _Speed(run)
     values: dict[str, float] = {}
+    clock = CompileClock(run.recipe, run.step.model, compiled=run.step.compiled and run.world.is_first)
     for batch, noise in _batches(run):
         if batch.step == run.start:
             if device.type == "cuda" and not run.step.sharded:
@@ -126,6 +128,7 @@ def _loop(run: Run, heard: Sequence[int]) -> Mapping[str, float]:
             run.step.settle(batch, noise)
         rates = run.rates(batch.step)
         result = run.step(batch, noise, rates)
+        clock.step()
         done = batch.step + 1
         run.meters.add(result.values)
         logs = done % settings.log_every == 0 or done == total
