@@ -2,10 +2,11 @@
 
     python benchmarks/members.py --data flowers=PATH@64 --minutes 10 [--members vit,conv] [--out runs/members]
 
-Trains every member with one thread, as many steps as fit into the minutes by the library's own estimate, and scores
-samples of random points and of the fitted prior. `NAME=PATH@SIZE` is in colour, `NAME=PATH@SIZE,grey` is not: then it
-is not mirrored, and has no perceptual term. Rows are appended to OUT/members.jsonl, with the CPU seconds that training
-took; sheets lie beside it; what is there already is not done again.
+Trains every member with one thread in float32, as every processor has it, for as many steps as fit into the minutes by
+the library's own estimate, and scores samples of random points and of the fitted prior. `NAME=PATH@SIZE` is in colour,
+`NAME=PATH@SIZE,grey` is not: then it is not mirrored, and has no perceptual term. Rows are appended to
+OUT/members.jsonl, with the CPU seconds that training took; sheets lie beside it; what is there already is not done
+again.
 
 Members: `vit` and `conv`, a transformer and a convolutional Sphere Encoder; `denoiser`, a latent denoiser on a
 tokenizer of its own, which has a third of the time; `flow`, Sphere Flow, a third of the time for its autoencoder;
@@ -69,6 +70,7 @@ class Case:
         shape = {"image_size": self.size, "image_channels": 1 if self.grey else 3, "num_classes": classes}
         both = [part for part in ("model", "autoencoder") if part != "autoencoder" or name.startswith("flow-")]
         found: Settings = {"data.flips": not self.grey, "data.resize": "adm", "train.tune": False}
+        found |= {"train.precision": "float32", "train.compile": False}
         found |= {f"{part}.{key}": value for part in both for key, value in shape.items()}
         if name.startswith("rae"):
             found.pop("model.num_classes")
