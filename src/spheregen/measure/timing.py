@@ -112,7 +112,8 @@ class Peak:
 
 
 class PeakMeter:
-    """Times square products `a @ b`, one of each size in every `sample()`; each size counts with its median.
+    """Times square products `a @ b`, one of each size in every `sample()`; each size counts with its median,
+    or as `result` is told.
 
     Sizes (sides of the squares) whose single product would take longer than `max_seconds` are left out. If none is
     left, the largest quick one of 256 and 512 takes their place. The matrices are random, for zeros and ones take less
@@ -148,15 +149,18 @@ class PeakMeter:
         for size, product in self._products.items():
             self._times[size].append(_product_seconds(*product))
 
-    def result(self) -> Peak:
+    def result(self, of_times: Callable[[Sequence[float]], float] = statistics.median) -> Peak:
         """Return the best size at the median of the samples so far.
+
+        Args:
+            of_times: what counts of the samples of a size instead, such as `min`, which other work changes least.
 
         Raises:
             ValueError: nothing was sampled yet.
         """
         if not all(self._times.values()):
             raise ValueError("nothing was sampled yet; call sample() first")
-        rates = {size: 2 * size**3 / statistics.median(times) for size, times in self._times.items()}
+        rates = {size: 2 * size**3 / of_times(times) for size, times in self._times.items()}
         best = max(rates, key=lambda size: rates[size])
         return Peak(flops=rates[best], size=best, by_size=rates, left_out=tuple(self._left_out))
 
