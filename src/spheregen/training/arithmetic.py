@@ -24,8 +24,6 @@ COMPILE_FROM_STEPS = 200
 """On a GPU: shorter runs do not win back the minute that compiling takes."""
 SAVED_SHARE = 0.4
 """On a CPU with bf16 units: of the time of a step in float32, what bf16 with compiled blocks saves."""
-MARGIN = 2.0
-"""Compiling must save so many times what it takes."""
 COMPILE_SECONDS = 60.0
 """That compiling takes where it has not been measured."""
 MEASURED = "compile-seconds.json"
@@ -64,7 +62,7 @@ def choose_arithmetic(recipe: Recipe, device: torch.device, model: nn.Module, to
     if device.type != "cpu" or "float32" in (fast.name, train.precision) or not any(True for _ in blocks_of(model)):
         return Arithmetic(precision, compiled=False)
     eager = total * train.batch_size * step_cost(recipe).flops_per_image / (EFFICIENCY * product_speeds()[0])
-    if SAVED_SHARE * eager < MARGIN * compile_seconds(recipe, model) or not _has_compiler():
+    if SAVED_SHARE * eager < compile_seconds(recipe, model) or not _has_compiler():
         return Arithmetic(precision, compiled=False)
     return Arithmetic(fast, compiled=True)
 
