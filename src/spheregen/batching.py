@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ _CACHED = 4 << 20  # bytes of a layer's output beyond which a CPU gets slower, n
 _CACHED_NARROW = 16 << 20  # the same in bf16: processors that are fast in it have larger caches, and want more rows
 _SHARE = 0.5  # of the free memory, which others use too
 _COPIES = 6  # activations of the widest layer that are alive at a time, generously
+_WIDEST: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], int]] = weakref.WeakKeyDictionary()
 
 
 def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool = False) -> int:
@@ -30,7 +32,11 @@ def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool
         return _MOST
     _, height, width = model.image_shape
     tokens = max(model.latent_shape[0], getattr(model.config, "longest", 0))  # of a refiner, its own
-    numbers = _widest(model, tokens, height * width)
+    known = _WIDEST.setdefault(model, {})
+    shape = (tokens, height * width)
+    if shape not in known:
+        known[shape] = _widest(model, *shape)
+    numbers = known[shape]
     layer = max(4, model.dtype.itemsize) * numbers  # bytes of an image, some of them float32 in any model
     count = _MOST
     if (available := available_memory(device)) is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from spheregen.errors import ConfigError
 _lock = threading.Lock()
 _inside = 0  # contexts of `own_defaults`, in all threads
 _callers = torch.float32
+_READ_SECONDS = 0.2  # reading what the system tells takes half as long as a small network takes for an image
 
 
 @contextlib.contextmanager
@@ -69,14 +72,20 @@ def available_memory(device: torch.device) -> int | None:
     """Return the bytes that a process can still take on a device; None where the system does not tell.
 
     CUDA: what is free on the GPU, and what this process keeps in reserve. CPU: what Linux calls available, within the
-    limits of the container or batch job.
+    limits of the container or batch job, read again after a fifth of a second.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return max(0, min(limits)) if device.type == "cpu" and (limits := list(_memory_limits())) else None
+    return _memory_of_system(int(time.monotonic() / _READ_SECONDS)) if device.type == "cpu" else None
+
+
+@functools.lru_cache(maxsize=1)
+def _memory_of_system(_: int) -> int | None:
+    limits = list(_memory_limits())
+    return max(0, min(limits)) if limits else None
 
 
 def _memory_limits(root: Path = Path("/")) -> Iterator[int]:
