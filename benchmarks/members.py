@@ -58,16 +58,16 @@ SHARE = 0.33
 class Case:
     """A data set and a length, and the runs on them."""
 
-    def __init__(self, text: str, minutes: float, out: Path) -> None:
+    def __init__(self, text: str, minutes: float, out: Path, classes: int | None = None) -> None:
         self.name, _, rest = text.partition("=")
         rest, _, kind = rest.partition(",")
         self.path, _, size = rest.rpartition("@")
         self.size, self.grey, self.minutes, self.out = int(size), kind == "grey", minutes, out
+        self.classes = len(open_source(self.path).class_names) if classes is None else classes
 
     def recipe(self, name: str, settings: Settings, share: float = 1.0) -> Recipe:
         """A shipped recipe for these images, as long as its share of the minutes allows on one thread."""
-        classes = _classes(self.path)
-        shape = {"image_size": self.size, "image_channels": 1 if self.grey else 3, "num_classes": classes}
+        shape = {"image_size": self.size, "image_channels": 1 if self.grey else 3, "num_classes": self.classes}
         both = [part for part in ("model", "autoencoder") if part != "autoencoder" or name.startswith("flow-")]
         found: Settings = {"data.flips": not self.grey, "data.resize": "adm", "train.tune": False}
         found |= {"train.precision": "float32", "train.compile": False}
@@ -87,7 +87,8 @@ class Case:
         """Train in a process of one thread; the CPU seconds that it took."""
         folder.mkdir(parents=True, exist_ok=True)
         written = folder.with_suffix(".yaml")
-        written.write_text(json.dumps(recipe.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
+        settings = {"kind": recipe.kind, **recipe.model_dump(mode="json", exclude_defaults=True)}
+        written.write_text(json.dumps(settings), encoding="utf-8")
         return _run("train", str(written), "--out", str(folder), "--device", "cpu", log=folder.with_suffix(".log"))
 
 
@@ -98,10 +99,6 @@ def _without_perceptual(name: str) -> Settings:
     if name.startswith("flow-"):
         return {"loss.perceptual": 0} | {f"autoencoder_loss.{key}": value for key, value in terms.items()}
     return {f"loss.{key}": value for key, value in terms.items()} | {"loss.pixel_consistency": 2}
-
-
-def _classes(data: str) -> int:
-    return len(open_source(data).class_names)
 
 
 def _recipe(name: str, data: str, settings: Settings) -> Recipe:
@@ -139,7 +136,9 @@ def denoiser(case: Case, folder: Path) -> float:
     log = folder.with_suffix(".log")
     spent += _run("encode", str(tokenizer), case.path, *flips, "--out", str(latents), "--set", "resize=adm", log=log)
     tokens, channels = open_tokenizer(str(tokenizer)).tokenizer.latent_shape
-    inner = Case(f"{case.name}={latents}@{case.size}{',grey' if case.grey else ''}", case.minutes, case.out)
+    inner = Case(
+        f"{case.name}={latents}@{case.size}{',grey' if case.grey else ''}", case.minutes, case.out, case.classes
+    )
     shape = {"model.tokens": tokens, "model.channels": channels, "data.resize": "published", "data.flips": False}
     left = 1 - spent / 60 / case.minutes
     return spent + inner.train(inner.recipe("sle-cifar10-laptop", shape, left), folder)
@@ -169,8 +168,7 @@ def plain(case: Case, folder: Path) -> float:
 
 
 def _toy(case: Case) -> Settings:
-    classes = _classes(case.path)
-    shape = {"image_size": case.size, "image_channels": 1 if case.grey else 3, "num_classes": classes}
+    shape = {"image_size": case.size, "image_channels": 1 if case.grey else 3, "num_classes": case.classes}
     return {**{f"model.{key}": value for key, value in shape.items()}, "train.steps": 1, "data.resize": "adm"}
 
 
