@@ -61,6 +61,13 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
+@functools.cache
+def has_instructions(name: str) -> bool | None:
+    """Return whether the processor has instructions, by torch's name of them; None where torch cannot tell."""
+    asked = getattr(torch.cpu, f"_is_{name}_supported", None)
+    return None if asked is None else bool(asked())
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Return the autocast context of a precision; weights stay float32."""
     if precision == "float32":

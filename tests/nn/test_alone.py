@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from spheregen.nn.alone import Conv2d, SiLU
+from spheregen.nn.alone import Conv2d, SiLU, gelu, silu
 from spheregen.nn.linear import linear
 from tests.export.members import MEMBERS
 from tests.factories import rand
@@ -29,10 +33,11 @@ def test_one_image_is_convolved_as_many_are(mode: str, layout: torch.memory_form
         assert torch.equal(layer(x[:1]), layer(x)[:1])
 
 
-def test_the_last_numbers_of_an_activation_are_computed_as_the_others() -> None:
-    x, layer = 4 * rand(200, 6, 4) - 2, SiLU()
+@pytest.mark.parametrize("function", [SiLU(), silu, gelu, functools.partial(gelu, approximate="tanh")])
+def test_the_last_numbers_of_an_activation_are_computed_as_the_others(function: Callable[[Tensor], Tensor]) -> None:
+    x = 4 * rand(200, 6, 4) - 2
     with torch.no_grad():
-        assert torch.equal(torch.cat([layer(each) for each in x.split(1)]), layer(x))
+        assert torch.equal(torch.cat([function(each) for each in x.split(1)]), function(x))
 
 
 def test_training_goes_its_own_way() -> None:

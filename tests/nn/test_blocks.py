@@ -215,6 +215,20 @@ def test_attention_in_bf16_has_the_gradients_of_its_formula(tokens: int, autocas
         assert (mine.double() - right).norm() < 0.02 * right.norm()
 
 
+@pytest.mark.parametrize("units", [False, True])
+@pytest.mark.parametrize("tokens", [5, 64, 300])
+def test_attention_in_bf16_is_its_formula_with_and_without_matrix_units(
+    tokens: int, units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spheregen.nn.block.has_instructions", lambda name: units)
+    q, k, v = (gaussian(2, 3, tokens + (seed > 0), 8, seed=seed).double() for seed in range(3))
+    expected = torch.softmax(q @ k.mT / 8**0.5, -1) @ v
+    with torch.no_grad():
+        made = attend(*(each.bfloat16() for each in (q, k, v)))
+    assert made.dtype == torch.bfloat16 and made.shape == q.shape
+    assert (made.double() - expected).norm() < 0.01 * expected.norm()
+
+
 @pytest.mark.parametrize("samples", [3, 8, 12])
 @pytest.mark.parametrize("tokens", [1, 4, 5, 17])
 def test_samples_of_few_tokens_attend_to_their_own(samples: int, tokens: int) -> None:

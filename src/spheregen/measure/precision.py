@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from spheregen.devices import has_instructions
 from spheregen.measure.remembered import recall, remember
 from spheregen.measure.timing import PeakMeter
 
@@ -65,12 +66,6 @@ def mean_width(model: nn.Module) -> float:
     """Return the smaller side of a network's matrices and kernels, a mean over all their numbers."""
     sides = [(each.numel(), min(len(each), each[0].numel())) for each in model.parameters() if each.ndim > 1]
     return sum(count * side for count, side in sides) / max(1, sum(count for count, _ in sides))
-
-
-def has_instructions(name: str) -> bool | None:
-    """Return whether the processor has instructions, by torch's name of them; None where torch cannot tell."""
-    asked = getattr(torch.cpu, f"_is_{name}_supported", None)
-    return None if asked is None else bool(asked())
 
 
 def _of_processor() -> Precision:

@@ -49,13 +49,28 @@ class Conv2d(nn.Conv2d):
         return torch.mkldnn_convolution(input, weight, bias, padding, self.stride, self.dilation, self.groups)
 
 
+def silu(x: Tensor) -> Tensor:
+    """Return `functional.silu`."""
+    return in_packs(x, functional.silu)
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """Return `functional.gelu`."""
+    return in_packs(x, functools.partial(functional.gelu, approximate=approximate))
+
+
+def in_packs(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a function of each number, of the last ones as of the others: beside zeros where a pack is not full."""
+    if not is_inference(x) or not (left := x.numel() % PACK):
+        return function(x)
+    return function(functional.pad(x.flatten(), (0, PACK - left)))[: x.numel()].view(x.shape)
+
+
 class SiLU(nn.SiLU):
-    """An `nn.SiLU` that computes the last numbers of a tensor as the others, beside zeros where a pack is not full."""
+    """An `nn.SiLU` of `silu`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not is_inference(input) or not (left := input.numel() % PACK):
-            return super().forward(input)
-        return functional.silu(functional.pad(input.flatten(), (0, PACK - left)))[: input.numel()].view(input.shape)
+        return silu(input)
 
 
 def is_inference(x: Tensor) -> bool:

@@ -75,7 +75,7 @@ class ConvPixelHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         maps = _as_maps(self.linear(tokens), self.grid)
-        return self.up(functional.silu(self.smooth(maps)))  # type: ignore[no-any-return]
+        return self.up(alone.silu(self.smooth(maps)))  # type: ignore[no-any-return]
 
 
 def _convolved(images: Tensor, conv: nn.Conv2d) -> Tensor:

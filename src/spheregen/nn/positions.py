@@ -6,8 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from spheregen.nn.alone import silu
 from spheregen.nn.linear import linear
 from spheregen.nn.norm import Wide
 from spheregen.sphere import upcast
@@ -141,4 +141,4 @@ class TimeEmbedding(nn.Module):
 
     def embed(self, waves: Tensor) -> Tensor:
         """Return the embeddings (B, W) of waves (B, 256)."""
-        return self.outer(functional.silu(self.inner(waves.to(self.inner.weight.dtype))))  # type: ignore[no-any-return]
+        return self.outer(silu(self.inner(waves.to(self.inner.weight.dtype))))  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from spheregen.conditioning import ConditionConfig, Labels, Modulated, NetworkCo
 from spheregen.errors import ConfigError, check_choices
 from spheregen.family.sphere_encoder.network import ImageAutoencoder
 from spheregen.networks.frozen import check_shape
-from spheregen.nn.alone import Conv2d
+from spheregen.nn.alone import Conv2d, SiLU, silu
 from spheregen.nn.block import ClassEmbedding
 from spheregen.nn.linear import linear, tag_layer
 from spheregen.prior import PriorName
@@ -167,8 +167,8 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, told: NetworkCondition | Tensor | None) -> Tensor:
-        inner = self.conv1(functional.silu(self.norm1(x, told)))
-        added: Tensor = x + self.conv2(functional.silu(self.norm2(inner, told)))
+        inner = self.conv1(silu(self.norm1(x, told)))
+        added: Tensor = x + self.conv2(silu(self.norm2(inner, told)))
         return added
 
 
@@ -225,7 +225,7 @@ class ConvolutionalEncoder(_Conditioned):
         x = images.contiguous(memory_format=torch.channels_last)
         for down, stage in zip(self.down, self.stages, strict=True):
             x = stage(down(x), told)
-        x = functional.silu(x)
+        x = silu(x)
         tokens = x.flatten(1)[:, None] if self.whole else x.flatten(2).transpose(1, 2)
         z: Tensor = self.project(tokens)
         return z
@@ -241,7 +241,7 @@ class ConvolutionalDecoder(_Conditioned):
         inputs = (numbers, widths[0] * config.bottom**2) if self.whole else (config.latent_channels, widths[0])
         self.embed = linear(*inputs)
         self.style = nn.Sequential(
-            linear(numbers, 2 * config.embedding), nn.SiLU(), linear(2 * config.embedding, config.embedding)
+            linear(numbers, 2 * config.embedding), SiLU(), linear(2 * config.embedding, config.embedding)
         )
         self.stages = nn.ModuleList(Stage(width, config.embedding, config.blocks) for width in widths)
         doublings = (_upsampling(inner, outer, config.upsample) for inner, outer in itertools.pairwise(widths))

@@ -23,6 +23,7 @@ from spheregen.networks.encoders import EncoderConfig, FrozenEncoder, build_enco
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenTokenizer
 from spheregen.networks.normaliser import EPS as NORMALISER_EPS
 from spheregen.networks.normaliser import Normaliser, Per
+from spheregen.nn.alone import gelu
 from spheregen.nn.linear import Linear
 from spheregen.nn.norm import LayerNorm
 from spheregen.nn.positions import sincos_table
@@ -216,7 +217,7 @@ class MAEBlock(nn.Module):
         )
         mixed = functional.scaled_dot_product_attention(q, k, v)
         x = x + self.out(mixed.transpose(1, 2).flatten(-2))
-        return x + self.down(functional.gelu(self.up(self.mlp_norm(x))))  # type: ignore[no-any-return]
+        return x + self.down(gelu(self.up(self.mlp_norm(x))))  # type: ignore[no-any-return]
 
 
 class MAEDecoder(nn.Module):
