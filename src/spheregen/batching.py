@@ -19,7 +19,7 @@ _CACHED = 4 << 20  # bytes of a layer's output beyond which a CPU gets slower, n
 _CACHED_NARROW = 16 << 20  # the same in bf16: processors that are fast in it have larger caches, and want more rows
 _SHARE = 0.5  # of the free memory, which others use too
 _COPIES = 6  # activations of the widest layer that are alive at a time, generously
-_WIDEST: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], int]] = weakref.WeakKeyDictionary()
+_WIDEST: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool = False) -> int:
@@ -30,13 +30,7 @@ def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool
     """
     if not isinstance(model, nn.Module):
         return _MOST
-    _, height, width = model.image_shape
-    tokens = max(model.latent_shape[0], getattr(model.config, "longest", 0))  # of a refiner, its own
-    known = _WIDEST.setdefault(model, {})
-    shape = (tokens, height * width)
-    if shape not in known:
-        known[shape] = _widest(model, *shape)
-    numbers = known[shape]
+    numbers = _widest(model)
     layer = max(4, model.dtype.itemsize) * numbers  # bytes of an image, some of them float32 in any model
     count = _MOST
     if (available := available_memory(device)) is not None:
@@ -47,19 +41,25 @@ def images_at_once(model: SphereGenerator, device: torch.device, *, guided: bool
     return max(1, count // 2 if guided else count)
 
 
-def _widest(model: nn.Module, tokens: int, pixels: int) -> int:
+def _widest(model: SphereGenerator) -> int:
     """Numbers of one image in the largest output of a layer: of the generating network, encoder, decoder or tokenizer.
 
     Linears act on tokens. A convolution that is no patch embedding may act on all pixels, as the last ones of a
     convolutional tokenizer do; for those further inside that is too much, which only makes batches smaller.
     """
+    assert isinstance(model, nn.Module)
+    if model in _WIDEST:
+        return _WIDEST[model]
+    _, height, width = model.image_shape
+    tokens = max(model.latent_shape[0], getattr(model.config, "longest", 0))  # of a refiner, its own
     numbers = [1]
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             numbers.append(layer.out_features * tokens)
         elif isinstance(layer, nn.Conv2d) and layer.stride == (1, 1) and layer.kernel_size != (1, 1):
-            numbers.append(layer.out_channels * pixels)
-    return max(numbers)
+            numbers.append(layer.out_channels * height * width)
+    _WIDEST[model] = max(numbers)
+    return _WIDEST[model]
 
 
 def in_batches(count: int, size: int, run: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:

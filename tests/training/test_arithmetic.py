@@ -78,7 +78,7 @@ def test_what_compiling_takes_is_measured_and_decides(monkeypatch: pytest.Monkey
     for seconds, compiled in ((4 * COMPILE_SECONDS, False), (COMPILE_SECONDS / 4, True)):
         ticks = itertools.chain([0.0, seconds], itertools.count(seconds + 1, 1.0))
         monkeypatch.setattr(time, "monotonic", lambda ticks=ticks: next(ticks))
-        clock = CompileClock(recipe, model, compiled=True)
+        clock = CompileClock(recipe, model, timed=True)
         for _ in range(20):
             clock.step()
         assert compile_seconds(recipe, model) == pytest.approx(seconds - 1, abs=0.1)

@@ -90,10 +90,10 @@ def compile_seconds(recipe: Recipe, model: nn.Module) -> float:
 
 
 class CompileClock:
-    """Measures what compiling takes in a run that does, and remembers it."""
+    """Measures what compiling takes in a run, if it is to be `timed`, and remembers it."""
 
-    def __init__(self, recipe: Recipe, model: nn.Module, *, compiled: bool) -> None:
-        self._name = _blocks(recipe, model) if compiled else ""
+    def __init__(self, recipe: Recipe, model: nn.Module, *, timed: bool) -> None:
+        self._name = _blocks(recipe, model) if timed else ""
         self._times = [time.monotonic()]
 
     def step(self) -> None:

@@ -33,7 +33,8 @@ from spheregen.training.estimate import LONG_RUN, step_cost
 from spheregen.training.hooks import TrainingHook
 from spheregen.training.latents import observe
 from spheregen.training.plots import seconds_of_log
-from spheregen.training.run import Run, set_up
+from spheregen.training.run import Run
+from spheregen.training.setup import set_up
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def _loop(run: Run, heard: Sequence[int]) -> Mapping[str, float]:
     """Take the steps that are left; returns the means of the last log interval."""
     settings, total, device, speed = run.recipe.train, run.total, run.step.device, _Speed(run)
     values: dict[str, float] = {}
-    clock = CompileClock(run.recipe, run.step.model, compiled=run.step.compiled and run.world.is_first)
+    timed = run.step.compiled and device.type == "cpu" and run.world.is_first
+    clock = CompileClock(run.recipe, run.step.model, timed=timed)
     for batch, noise in _batches(run):
         if batch.step == run.start:
             if device.type == "cuda" and not run.step.sharded:
