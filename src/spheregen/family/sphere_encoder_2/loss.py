@@ -26,7 +26,7 @@ from spheregen.conditioning import Labels
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.objective import Batches, Gather, Objective, Part
-from spheregen.family.sphere_encoder_2.features import FeatureConfig, FeatureMaps, affine, most_shift, shifted
+from spheregen.family.sphere_encoder_2.features import FeatureConfig, FeatureMaps, affine, shifted
 from spheregen.family.sphere_encoder_2.frechet import FrechetConfig, FrechetLoss
 from spheregen.family.sphere_encoder_2.network import AngleDecoder, OwnEncoder, PretrainedEncoder, SphereEncoder2
 from spheregen.family.sphere_encoder_2.score import (
@@ -353,7 +353,7 @@ class SphereEncoder2Objective(Objective):
         if config.perceptual:
             more["affine"] = self._affine(batch, generator)
         if config.needs_features:
-            most = most_shift(model.config.image_size)
+            most = config.features.most_shift(model.config.image_size)
             moves = torch.randint(-most, most + 1, (batch, 2, 2), generator=generator)
             flips = torch.randint(0, 2, (batch, 2, 1), generator=generator)
             more["moves"] = torch.cat([moves, flips], dim=2)
