@@ -1,12 +1,14 @@
 """Which member samples best after so many minutes of one core: the table behind `suggest`.
 
     python benchmarks/members.py --data flowers=PATH@64 --minutes 10 [--members vit,conv] [--out runs/members]
+    python benchmarks/members.py --page --out runs/members
 
 Trains every member with one thread in float32, as every processor has it, for as many steps as fit into the minutes by
 the library's own estimate, in CPU seconds, and scores samples of random points and of the fitted prior.
 `NAME=PATH@SIZE` is in colour, `NAME=PATH@SIZE,grey` is not: then it is not mirrored, and has no perceptual term. Rows
 are appended to OUT/members.jsonl, with the CPU seconds that training took; sheets lie beside it; what is there already
-is not done again.
+is not done again. `--page` prints the tables and puts the best of each member, by the classifier's distance, on a sheet
+for each data set.
 
 Members: `vit` and `conv`, a transformer and a convolutional Sphere Encoder; `denoiser`, a latent denoiser on a
 tokenizer of its own, which has a third of the time; `flow`, Sphere Flow, a third of the time for its autoencoder;
@@ -22,12 +24,13 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from figures import Figures, keep, sheet
+from PIL import Image
 
 import spheregen as sg
 from spheregen.data import open_source, to_uint8
@@ -54,6 +57,8 @@ SAMPLINGS: Mapping[str, tuple[Settings, ...]] = {
 }
 SHARE = 0.33
 """Of a tokenizer, in the time of a latent denoiser."""
+GAP = 6
+"""Pixels between members on a sheet."""
 
 
 class Case:
@@ -178,9 +183,51 @@ def _toy(case: Case) -> Settings:
 MEMBERS = {"vit": vit, "conv": conv, "denoiser": denoiser, "flow": flow, "plain": plain}
 
 
+WORDS = {"plain": "plain flow", "flow": "Sphere Flow", "denoiser": "latent denoiser", "conv": "convolutional"}
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """What made a row, for people."""
+    how, name = row["sampling"], WORDS.get(row["member"], "transformer")
+    if row["member"] == "plain":
+        return f"{name}, {how['refinement_steps']} Heun steps, guidance {how['refinement_guidance']:g}"
+    if row["member"] == "flow":
+        return f"{name}, 1 decode and {how['refinement_steps']} Heun steps, guidance {how['refinement_guidance']:g}"
+    steps = f"{how['steps']} step{'s' * (how['steps'] > 1)}"
+    prior = {"sphere": ", random points", "fitted": ", fitted prior", None: ""}[how.get("prior")]
+    return f"{name}{prior}, {steps}" + (f", guidance {how['guidance']:g}" if how.get("guidance", 1) != 1 else "")
+
+
+def page(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Print a table of each data set and save OUT/members-NAME.png: two rows of images of each member's best."""
+    for data in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == data]
+        print(f"\n{data}\n\n| | CPU minutes | right | FD-own | FD-classifier | recall | distance |\n{'|---' * 7}|")
+        for row in own:
+            minutes, right = row["cpu_seconds"] / 60, row["right"] / row["real"]
+            figures = f"{right:.2f} | {row['fd_own']:.0f} | {row['fd_classifier']:.1f} | {row['recall']:.2f}"
+            print(f"| {title(row)} | {minutes:.1f} | {figures} | {row['nearest']:.2f} |")
+        cells = {(row["minutes"], row["member"]) for row in own}
+        best = [
+            min((row for row in own if (row["minutes"], row["member"]) == cell), key=lambda row: row["fd_classifier"])
+            for cell in sorted(cells, key=lambda cell: (cell[0], list(MEMBERS).index(cell[1])))
+        ]
+        strips = []
+        for row in best:
+            number = SAMPLINGS[row["member"]].index(row["sampling"])
+            with Image.open(out / f"{data}-{row['member']}-{row['minutes']:g}-{number}.png") as whole:
+                strips.append(whole.convert("RGB").crop((0, 0, whole.width, whole.height // 2)))
+        picture = Image.new("RGB", (strips[0].width, sum(strip.height + GAP for strip in strips) - GAP), "white")
+        for place, strip in enumerate(strips):
+            picture.paste(strip, (0, place * (strip.height + GAP)))
+        picture.save(out / f"members-{data}.png")
+        print("\nFrom above: " + "; ".join(title(row) for row in best))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", action="append", required=True)
+    parser.add_argument("--data", action="append", default=[])
+    parser.add_argument("--page", action="store_true", help="print the tables of what is there already")
     parser.add_argument("--minutes", type=float, nargs="+", default=[10.0])
     parser.add_argument("--members", default=",".join(MEMBERS))
     parser.add_argument("--count", type=int, default=2000)
@@ -189,6 +236,8 @@ def main() -> None:
     torch.set_num_threads(1)
     table = given.out / "members.jsonl"
     rows = [json.loads(line) for line in table.read_text().splitlines()] if table.is_file() else []
+    if given.page:
+        return page(rows, given.out)
     done = {(row["data"], row["minutes"], row["member"]) for row in rows}
     for minutes in given.minutes:
         for text in given.data:

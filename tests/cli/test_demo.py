@@ -35,3 +35,15 @@ def test_the_demo_leaves_a_model_sheets_and_scores(run: Run, monkeypatch: pytest
 def test_the_demo_refuses_what_is_no_sheet_of_letters(run: Run) -> None:
     run("demo", "--set", "model.image_size=16", "--out", "run").fails("spheregen train conv-letters")
     assert not Path("run").exists()
+
+
+def test_the_demo_trains_as_long_as_it_is_told_and_goes_on_as_it_began(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PER_CLASS", 1)
+    monkeypatch.setattr(command, "MOST_STEPS", 3)
+    settings = ["--set", "train.batch_size=32", "--set", "train.preview_every=0", "--out", "run", "--json"]
+    assert run("demo", *settings).json["training_steps"] == 3, "no more than the most, however fast the machine is"
+    monkeypatch.setattr(command, "MOST_STEPS", 5)
+    assert run("demo", *settings).json["training_steps"] == 3, "the run that is there"
+    run("demo", "--minutes", "0", "--out", "other").fails("--minutes")

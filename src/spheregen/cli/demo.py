@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +17,11 @@ from spheregen.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from spheregen.family.recipe import Recipe
     from spheregen.pipeline import Pipeline
 
+MINUTES, MOST_STEPS = 5.0, 3000
+"""Training takes about so long, and no more steps, for which fast machines take a minute or two."""
 PER_CLASS = 20
 STEPS = (1, 2)
 TYPEFACES = (11, 23, 37, 41)
@@ -28,13 +33,15 @@ WORD, FRAMES = "Sphere", 12
 
 def demo(
     out: Annotated[Path, Option(help="The run folder.")] = Path("runs/letters"),
+    minutes: Annotated[float, Option(help="Train about so long, in at most 3000 steps.", min=0.1)] = MINUTES,
     settings: cli.RecipeSet = None,
 ) -> None:
     """Train a generator of letters on this machine, sample it in 1 and 2 steps, score it, and make typefaces.
 
     Examples:
         spheregen demo
-        spheregen demo --set train.steps=500 --out runs/quick
+        spheregen demo --minutes 2 --out runs/quick
+        spheregen demo --set train.steps=500 --out runs/quicker
     """
     import torch
 
@@ -53,7 +60,10 @@ def demo(
             f"the demo shows grey letters of 32 px in {len(names)} classes; train other settings with: spheregen train "
             "conv-letters"
         )
-    result = train(recipe, output_folder(out), device=cli.everywhere.device, reporter=cli.reporter())
+    output_folder(out)
+    if not any(setting.startswith(("train.steps=", "train.epochs=")) for setting in settings or ()):
+        recipe = load_recipe("conv-letters", [*(settings or ()), f"train.steps={_steps(recipe, out, minutes)}"])
+    result = train(recipe, out, device=cli.everywhere.device, reporter=cli.reporter())
 
     pipe = Pipeline.from_pretrained(out, device=cli.everywhere.device, quiet=cli.everywhere.quiet)
     sheets = {
@@ -100,6 +110,19 @@ def demo(
     cli.answer({**report, "images": [str(out / f"{name}.png") for name in sheets]}, table)
     cli.say("\n".join(f"{out / f'{name}.png'}: {about}" for name, (_, _, about) in sheets.items()))
     cli.say(f"report: {out / 'report.md'}")
+
+
+def _steps(recipe: Recipe, out: Path, minutes: float) -> int:
+    """Return the steps that take so many minutes here; those of the run that is there already."""
+    from spheregen.devices import choose_device
+    from spheregen.training.estimate import estimate_time
+
+    if (written := out / "recipe.json").is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # training says what is wrong with it
+            return int(json.loads(written.read_text(encoding="utf-8"))["train"]["steps"])
+    device = choose_device(cli.everywhere.device)
+    seconds = estimate_time(recipe, None, device, "float32", budget=4.0).seconds_per_step
+    return min(MOST_STEPS, max(100, int(60 * minutes / seconds) // 100 * 100))
 
 
 def typefaces(pipe: Pipeline) -> Tensor:
