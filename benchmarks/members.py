@@ -80,7 +80,7 @@ class Case:
         found |= {f"{part}.{key}": value for part in both for key, value in shape.items()}
         if name.startswith("rae"):
             found.pop("model.num_classes")
-        if self.grey and not name.startswith("sle"):
+        if self.grey and not name.startswith(("sle", "rae")):  # without it a tokenizer's images are black
             found |= {"perceptual": "none"} | _without_perceptual(name)
         found |= settings
         recipe = _recipe(name, self.path, found | {"train.steps": 1000})
@@ -101,8 +101,6 @@ class Case:
 
 
 def _without_perceptual(name: str) -> Settings:
-    if name.startswith("rae"):
-        return {"loss.perceptual": 0, "loss.critic_features": False}
     terms = {"perceptual_reconstruction": 0, "perceptual_consistency": 0, "pixel_reconstruction": 10}
     if name.startswith("flow-"):
         return {"loss.perceptual": 0} | {f"autoencoder_loss.{key}": value for key, value in terms.items()}
@@ -198,8 +196,20 @@ def title(row: Mapping[str, Any]) -> str:
     return f"{name}{prior}, {steps}" + (f", guidance {how['guidance']:g}" if how.get("guidance", 1) != 1 else "")
 
 
+def short(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row as `spheregen.training.measured.Reached`."""
+    member, _, sampling = title(row).partition(", ")
+    figures = {key: round(row[key], 3) for key in ("fd_own", "fd_classifier", "recall")}
+    about = {"data": row["data"], "minutes": row["minutes"], "member": member, "sampling": sampling}
+    return {**about, "right": round(row["right"] / row["real"], 3), **figures}
+
+
 def page(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Print a table of each data set and save OUT/members-NAME.png: two rows of images of each member's best."""
+    """Print a table of each data set and save OUT/members-NAME.png, two rows of images of each member's best.
+
+    OUT/members.json is what the package has in its assets.
+    """
+    found: list[Mapping[str, Any]] = []
     for data in dict.fromkeys(row["data"] for row in rows):
         own = [row for row in rows if row["data"] == data]
         print(f"\n{data}\n\n| | CPU minutes | right | FD-own | FD-classifier | recall | distance |\n{'|---' * 7}|")
@@ -222,6 +232,8 @@ def page(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
             picture.paste(strip, (0, place * (strip.height + GAP)))
         picture.save(out / f"members-{data}.png")
         print("\nFrom above: " + "; ".join(title(row) for row in best))
+        found += [short(row) for row in best]
+    (out / "members.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

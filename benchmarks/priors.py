@@ -1,6 +1,6 @@
 """Which density of a model's codes samples best: random points, Gaussians, mixtures, a latent denoiser.
 
-    python benchmarks/priors.py FOLDER --data SRC [--count 2000] [--denoiser RUN] [--out priors.jsonl]
+    python benchmarks/priors.py FOLDER --data SRC [--count 2000] [--denoiser RUN] [--families NAME...] [--out FILE]
 
 The weights of the model are never touched. All families draw for the same classes, evenly, from the same noise, and one
 decode makes the image: of the draw, then of the draw turned by ANGLE degrees toward its noise and guided at pixels by
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--denoiser", type=Path)
+    parser.add_argument("--families", nargs="+", help="those alone whose names hold one of these")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--turned", type=float, nargs=2, default=(55.0, 3.0), metavar=("ANGLE", "GUIDANCE"))
     parser.add_argument("--out", type=Path, default=Path("priors.jsonl"))
@@ -138,6 +139,8 @@ def main() -> None:
 
     angle, guidance = given.turned
     null = torch.full((PART,), classes)
+    if given.families:
+        families = {name: draw for name, draw in families.items() if any(part in name for part in given.families)}
     for (name, draw), turned in itertools.product(families.items(), (False, True)):
         begun, made = time.process_time(), []
         for e, y, u in zip(noise.split(PART), asked.split(PART), uniform.split(PART), strict=True):

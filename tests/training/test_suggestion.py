@@ -15,6 +15,7 @@ from spheregen.data import SourceStatistics, open_source, source_statistics
 from spheregen.data.statistics import Look, Spread, look_at
 from spheregen.errors import ConfigError, DataError
 from spheregen.family import ConvolutionalConfig
+from spheregen.training import measured
 from spheregen.training import suggestion as module
 from spheregen.training.recipe import Recipe, load_recipe
 from spheregen.training.suggestion import Suggestion, check_wishes, divisible, noise_angle, suggest_recipe
@@ -220,9 +221,30 @@ def test_on_a_laptop_it_is_close_to_the_shipped_recipes(
     assert chosen.optimizer.lr == pattern.optimizer.lr
 
 
-def test_what_to_expect_is_of_recipes_that_it_suggests() -> None:
-    suggested = {name for model in module.MODEL_SIZES for name in (model.like, model.strokes, model.unlabelled) if name}
-    assert module.EXPECTED.keys() <= suggested
+@pytest.mark.parametrize(
+    ("kind", "side", "count", "classes", "like"),
+    [
+        ("glyphs", 32, 30_000, 40, "letters"),
+        ("photos", 64, 500, 3, "flowers"),
+        ("photos", 32, 30_000, 10, "10 kinds of things"),
+    ],
+)
+def test_what_to_expect_is_of_images_like_these(
+    kind: str, side: int, count: int, classes: int, like: str, sources: Sources
+) -> None:
+    assert like in suggest(imagined(sources(kind), side, count, classes)).expectation
+
+
+def test_what_was_measured_is_of_known_data_and_the_best_of_a_time_comes_first() -> None:
+    rows = measured.measured()
+    assert {row.data for row in rows} <= measured.DATA.keys()
+    assert len({(row.data, row.minutes, row.member) for row in rows}) == len(rows), "one row each"
+    assert all(0 <= row.recall <= 1 and row.fd_own > 0 and row.right > 0 for row in rows)
+    for name, known in measured.DATA.items():
+        found = measured.comparable(known.strokes, known.side, known.images, 10)
+        assert {row.data for row in found} == {name} or name not in {row.data for row in rows}
+        assert len({row.minutes for row in found}) == 1
+        assert list(found) == sorted(found, key=lambda row: row.fd_classifier)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from spheregen.training.estimate import (
     recomputing,
     step_cost,
 )
+from spheregen.training.measured import comparable, expectation
 from spheregen.training.recipe import build_recipe, load_recipe
 
 DEFAULT_HOURS: Mapping[str, float] = {"cpu": 3.0, "cuda": 24.0, "mps": 6.0}
@@ -101,17 +102,6 @@ MODEL_SIZES = (
 
 TEXT_WIDTH = 2048
 """Of models that follow captions."""
-
-
-EXPECTED = {
-    "conv-letters": "of 46 000 letters, after 5 minutes of two slow cores: samples of one decode are the letter that "
-    "was asked for 0.98 times as often as real ones",
-    "conv-flowers": "of 720 photos of 12 flowers, after 42 minutes of one slow core: a classifier names samples of one "
-    "decode as often as photos; whole flowers, rough in detail",
-    "conv-cifar10": "of CIFAR-10, after 32 minutes of one slow core: a classifier sees what was asked in nine of ten "
-    "samples; things one can name at a glance, rough in detail, and less varied than photos",
-}
-"""What was measured of a recipe (docs/results.md), for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +223,7 @@ def suggest_recipe(
         seconds_per_step=seconds,
         hours=steps * seconds / 3600,
         epochs=shown / statistics.count,
-        expectation="" if case.texts else EXPECTED.get(draft.pattern.name, ""),
+        expectation=case.expectation(draft, 60 * steps * seconds / 3600),
     )
 
 
@@ -478,6 +468,12 @@ class _Case:
         put("train.checkpoint_every", every, f"{duration(every * seconds / 3600)}, lost at most.")
         put("train.preview_every", _round_down(steps / 10), "Ten previews.")
         return steps
+
+    def expectation(self, draft: _Draft, minutes: float) -> str:
+        """Tell what a model like it was measured to do; nothing where nobody has measured one."""
+        if self.texts or draft.pattern.kind != CONVOLUTIONAL:
+            return ""
+        return expectation(comparable(not self.photos, draft.side, self.found.count, minutes))
 
     def warnings(self, draft: _Draft, shown: int) -> Iterator[str]:
         """Tell the user, a line each, what to know of a run that shows so many images, repeats counted."""
