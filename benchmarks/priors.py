@@ -7,7 +7,7 @@ decode makes the image: of the draw, then of the draw turned by ANGLE degrees to
 GUIDANCE. `--denoiser` is a latent denoiser that was trained on the codes of the same model:
 
     spheregen encode FOLDER SRC --out latents
-    spheregen train sle-debug --data latents --set ... --out RUN
+    spheregen train sle-cifar10-laptop --data latents --set tokenizer=FOLDER --set model.tokens=1 ... --out RUN
 """
 
 from __future__ import annotations

@@ -235,6 +235,15 @@ def test_what_to_expect_is_of_images_like_these(
     assert like in suggest(imagined(sources(kind), side, count, classes)).expectation
 
 
+def test_a_member_whose_images_are_nearer_to_real_ones_is_named() -> None:
+    ours = measured.Reached("cifar10", 10.0, measured.OURS, "1 step", 1.0, 100.0, 2.0, 0.1)
+    near = ours._replace(member="plain flow", fd_own=50.0)
+    assert "images of a plain flow are nearer" in measured.expectation([ours, near])
+    assert "nearer" not in measured.expectation([ours, near._replace(fd_own=90.0)])
+    assert "nearer" not in measured.expectation([ours, near._replace(right=0.1)]), "of no class"
+    assert not measured.expectation([near]), "what suggest does not propose"
+
+
 def test_what_was_measured_is_of_known_data_and_the_best_of_a_time_comes_first() -> None:
     rows = measured.measured()
     assert {row.data for row in rows} <= measured.DATA.keys()

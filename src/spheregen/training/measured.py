@@ -16,6 +16,8 @@ OURS = "convolutional"
 """The member that `suggest` proposes for small images."""
 STROKES_APART, SIDE_APART, IMAGES_APART = 10.0, 1.0, 0.2
 """How much unlike images are: drawings and photos, and for each factor e of side and number."""
+NEARER, NAMED = 0.7, 0.7
+"""A member is said to be better by images that are so much nearer and show so often what was asked for."""
 
 
 class Measured(NamedTuple):
@@ -84,4 +86,6 @@ def expectation(rows: Sequence[Reached]) -> str:
         f"of {DATA[ours.data].about}, {ours.minutes:g} minutes of one core: a classifier sees what was asked for "
         f"{ours.right:.2f} times as often as in real images, FD-own {ours.fd_own:.0f} ({ours.sampling})"
     )
-    return f"{told}; other members: {others}" if others else told
+    told += f"; other members: {others}" if others else ""
+    nearer = next((row for row in rows if row.fd_own < NEARER * ours.fd_own and row.right > NAMED), None)
+    return f"{told}; images of a {nearer.member} are nearer to real ones, see docs/choosing.md" if nearer else told
