@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.registry import blank_model, cost_of
 from spheregen.family.sphere_encoder_2.config import ENCODERS, SphereEncoder2Config
-from spheregen.family.sphere_encoder_2.features import FeatureConfig, affine, build_features, shifted
+from spheregen.family.sphere_encoder_2.features import FeatureConfig, affine, build_features, most_shift, shifted
 from spheregen.family.sphere_encoder_2.frechet import FrechetConfig, FrechetLoss
 from spheregen.family.sphere_encoder_2.loss import (
     SphereEncoder2LossConfig,
@@ -405,8 +405,9 @@ def test_images_are_moved_by_whole_pixels_with_reflection() -> None:
     assert torch.equal(moved[:, :, -1, 2:], images[:, :, -2, :-2]) and torch.equal(
         moved[:, :, 0, 0], images[:, :, 1, 2]
     )
-    assert [FeatureConfig().most_shift(size) for size in (8, 32, 256)] == [0, 1, 4]
-    assert FeatureConfig(shift=0.125).most_shift(32) == 4
+    assert [most_shift(size, SphereEncoder2LossConfig().feature_shift) for size in (8, 32, 256)] == [0, 1, 4]
+    with pytest.raises(ConfigError, match="feature_shift"):
+        SphereEncoder2LossConfig(feature_shift=0.6)
 
 
 def test_features_have_the_shapes_that_are_told() -> None:

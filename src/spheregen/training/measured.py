@@ -70,8 +70,8 @@ def comparable(strokes: bool, side: int, images: int, minutes: float) -> Sequenc
         apart = SIDE_APART * abs(math.log(known.side / side)) + IMAGES_APART * abs(math.log(known.images / images))
         return apart + STROKES_APART * (known.strokes != strokes)
 
-    names = {row.data for row in measured()}
-    rows = [row for row in measured() if row.data == min(names, key=unlike)]
+    likest = min({row.data for row in measured()}, key=unlike)
+    rows = [row for row in measured() if row.data == likest]
     near = min({row.minutes for row in rows}, key=lambda known: abs(math.log(known / minutes)))
     return sorted((row for row in rows if row.minutes == near), key=lambda row: row.fd_classifier)
 

@@ -471,7 +471,7 @@ class _Case:
 
     def expectation(self, draft: _Draft, minutes: float) -> str:
         """Tell what a model like it was measured to do; nothing where nobody has measured one."""
-        if self.texts or draft.pattern.kind != CONVOLUTIONAL:
+        if self.texts or not self.classes or draft.pattern.kind != CONVOLUTIONAL:
             return ""
         return expectation(comparable(not self.photos, draft.side, self.found.count, minutes))
 

@@ -59,10 +59,6 @@ class FeatureConfig(Settings):
     pixels a side, those of a ConvNeXt 4, 8, 16 and 32 pixels."""
     input_size: int | None = None
     """Images are resized to this many pixels (bicubic); None leaves them as they are, as published."""
-    shift: float = 0.015625
-    """The share of the side by which images are moved at most before they are compared. Published for
-    features that are 4 pixels apart in images of 256; where they lie further apart, such small moves leave patterns
-    of their distance unseen."""
     half: Literal["auto", "never"] = "auto"
     """`never` computes features in float32 under bf16 autocast too."""
 
@@ -76,8 +72,6 @@ class FeatureConfig(Settings):
             raise ConfigError(f"loss.features.layers are stages from 0 to 3, not {self.layers}")
         if self.network == INCEPTION and (self.layers != (3,) or self.input_size is not None):
             raise ConfigError("inception has one layer, 3, and an input size of its own: layers: [3], no input_size")
-        if not 0 <= self.shift <= 0.5:
-            raise ConfigError(f"loss.features.shift is a share from 0 to 0.5, not {self.shift:g}")
         if sorted(set(self.layers)) != list(self.layers):
             raise ConfigError(f"loss.features.layers are in order, each once, not {self.layers}")
 
@@ -99,10 +93,6 @@ class FeatureConfig(Settings):
                 f"{self.network}; set loss.features.input_size or earlier layers"
             )
         return [((size // step) ** 2, channels[layer]) for step, layer in zip(steps, self.layers, strict=True)]
-
-    def most_shift(self, image_size: int) -> int:
-        """Return the pixels by which images of this size are moved at most."""
-        return int(image_size * self.shift + 0.5)
 
     @property
     def final_channels(self) -> int:
@@ -225,6 +215,11 @@ def build_features(config: FeatureConfig, pretrained: bool) -> FeatureMaps:
 
 
 # what happens to images -----------------------------------------------------------------------------------------------
+
+
+def most_shift(size: int, share: float) -> int:
+    """Return the pixels by which images of this size are moved at most, a share of their side."""
+    return int(size * share + 0.5)
 
 
 def shifted(images: Tensor, moves: Tensor, flips: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from spheregen.conditioning import Labels
 from spheregen.devices import own_defaults
 from spheregen.errors import ConfigError, ModelFileError
 from spheregen.family.objective import Batches, Gather, Objective, Part
-from spheregen.family.sphere_encoder_2.features import FeatureConfig, FeatureMaps, affine, shifted
+from spheregen.family.sphere_encoder_2.features import FeatureConfig, FeatureMaps, affine, most_shift, shifted
 from spheregen.family.sphere_encoder_2.frechet import FrechetConfig, FrechetLoss
 from spheregen.family.sphere_encoder_2.network import AngleDecoder, OwnEncoder, PretrainedEncoder, SphereEncoder2
 from spheregen.family.sphere_encoder_2.score import (
@@ -115,6 +115,9 @@ class SphereEncoder2LossConfig(LossConfig):
     """The largest move before that, as a share of the side."""
     scale: tuple[float, float] = (0.85, 1.0)
     """The least and the largest scale before that."""
+    feature_shift: float = 0.015625
+    """The share of the side by which images are moved at most before their features are compared. Published for
+    features that are 4 of 256 pixels apart; such small moves leave patterns of wider distances unseen."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Of distribution matching."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -138,6 +141,8 @@ class SphereEncoder2LossConfig(LossConfig):
             raise ConfigError("loss.threshold and loss.band are degrees between 0 and 90")
         if not 0 <= self.shift < 0.5 or not 0 < self.scale[0] <= self.scale[1] <= 2:
             raise ConfigError("loss.shift is a share below 0.5, and loss.scale from above 0 to 2, the lesser one first")
+        if not 0 <= self.feature_shift < 0.5:
+            raise ConfigError(f"loss.feature_shift is a share below 0.5, not {self.feature_shift:g}")
         if self.judge_seed < 0 or (self.judge_seed and not self.frechet.keeps_generated):
             raise ConfigError("loss.judge_seed is not negative, and begins a history: set loss.frechet.keeps_generated")
         if self.perceptual_scale < 1:
@@ -353,7 +358,7 @@ class SphereEncoder2Objective(Objective):
         if config.perceptual:
             more["affine"] = self._affine(batch, generator)
         if config.needs_features:
-            most = config.features.most_shift(model.config.image_size)
+            most = most_shift(model.config.image_size, config.feature_shift)
             moves = torch.randint(-most, most + 1, (batch, 2, 2), generator=generator)
             flips = torch.randint(0, 2, (batch, 2, 1), generator=generator)
             more["moves"] = torch.cat([moves, flips], dim=2)
