@@ -16,10 +16,13 @@ from torch import Tensor
 
 import spheregen as sg
 from spheregen.errors import ConfigError, DataError, ModelFileError
-from spheregen.evaluation.tuning import tune_sampling
+from spheregen.evaluation.tuning import SEED, tune_sampling
+from spheregen.family.sphere_encoder_2.config import SphereEncoder2Config
+from spheregen.family.sphere_encoder_2.network import SphereEncoder2
 from spheregen.fitted import FittedPrior, fit_prior
+from spheregen.folders.model_folder import save_sampling
 from spheregen.pipeline.output import read_record
-from tests.factories import KINDS, images_of, shaken, tiny_pipeline
+from tests.factories import KINDS, SIZE, images_of, shaken, tiny_pipeline
 
 NUMBERS, CLASSES = 24, 3
 
@@ -251,6 +254,36 @@ def test_tuning_around_points_far_from_the_codes_stays_on_the_sphere(guidance: f
     best, tried = tune_sampling(pipe, FirstIsBest(), seconds=1e9, count=3)  # type: ignore[arg-type]
     assert best.settings["prior_angle"] == 85 and {75, 90} <= {trial.settings["prior_angle"] for trial in tried}
     assert all(trial.settings["guidance"] >= 1 for trial in tried)
+
+
+class LikesAngle:
+    """A scorer that likes images of one setting best: those that a pipeline makes by it."""
+
+    real_accuracy = None
+
+    def __init__(self, pipe: sg.Pipeline, **settings: Any) -> None:
+        self.liked = pipe.generate(3, seed=SEED, **settings).tensor
+
+    def figures(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+        return dict.fromkeys(("fd_own", "fd_classifier"), 1 + (images - self.liked).abs().mean().item())
+
+
+def test_tuning_finds_the_angle_that_a_model_is_told_and_its_folder_keeps_it(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4, "encoder": SIZE, "decoder": SIZE, "latent_channels": 4}
+    model = shaken(SphereEncoder2(SphereEncoder2Config(**sizes)))
+    sg.Pipeline(model).save_pretrained(tmp_path / "model")
+    pipe = sg.Pipeline.from_pretrained(tmp_path / "model", device="cpu", quiet=True)
+    liked = {"steps": 1, "prior": "sphere", "start_angle": 73.0}
+    best, _ = tune_sampling(pipe, LikesAngle(pipe, **liked), seconds=1e9, count=3)  # type: ignore[arg-type]
+    assert {name: best.settings[name] for name in liked} == liked
+    save_sampling(tmp_path / "model", best.settings)
+    again = sg.Pipeline.from_pretrained(tmp_path / "model", device="cpu", quiet=True)
+    assert again.model.start_angle == 73 and "start_angle" not in again.settings()
+    assert "sampled at 73" in (tmp_path / "model" / "README.md").read_text()
+    assert torch.equal(again.generate(3, seed=SEED).tensor, pipe.generate(3, seed=SEED, **liked).tensor)
+    fixed = SphereEncoder2(SphereEncoder2Config(**sizes, angle_condition="none"))
+    _, tried = tune_sampling(sg.Pipeline(fixed), FirstIsBest(), seconds=1e9, count=3)  # type: ignore[arg-type]
+    assert not any("start_angle" in trial.settings for trial in tried)
 
 
 def test_interpolation_starts_from_fitted_points_and_edits_from_images() -> None:

@@ -142,18 +142,24 @@ def save_sampling(
     folder: Path, sampling: Mapping[str, Any], restoration: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
     """Make these options the defaults of the model in a folder, of sampling and of restoration; those that it had
-    beside them stay."""
+    beside them stay. `start_angle` becomes the model's own, `sampling_angle` of its architecture."""
     member, config = _read_config(folder)
     before = load_network(folder)[1]
-    after = dataclasses.replace(before, sampling={**before.sampling, **sampling})
+    own, changed = {**before.sampling, **sampling}, config
+    if "start_angle" in sampling:
+        changed = {**config, "architecture": {**config["architecture"], "sampling_angle": own.pop("start_angle")}}
+    after = dataclasses.replace(before, sampling=own)
     card = folder / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), "")
-    old, new = (model_card(member, _architecture(folder, member, config), of, title=title) for of in (before, after))
+    old, new = (
+        model_card(member, _architecture(folder, member, of), info, title=title)
+        for of, info in ((config, before), (changed, after))
+    )
     if text == old:  # nobody has edited it
         write_text(card, new)
     sections = {"sampling": dict(after.sampling), "restoration": {**before.restoration, **restoration}}
-    write_json(folder / CONFIG, {**config, **sections})
+    write_json(folder / CONFIG, {**changed, **sections})
 
 
 def save_prior(folder: Path, prior: FittedPrior, about: Mapping[str, Any] | None = None) -> None:
