@@ -19,11 +19,7 @@ from spheregen.family.registry import blank_model, cost_of
 from spheregen.family.sphere_encoder_2.config import ENCODERS, SphereEncoder2Config
 from spheregen.family.sphere_encoder_2.features import FeatureConfig, affine, build_features, most_shift, shifted
 from spheregen.family.sphere_encoder_2.frechet import FrechetConfig, FrechetLoss
-from spheregen.family.sphere_encoder_2.loss import (
-    SphereEncoder2LossConfig,
-    SphereEncoder2Objective,
-    logit_distances,
-)
+from spheregen.family.sphere_encoder_2.loss import SphereEncoder2Objective, logit_distances
 from spheregen.family.sphere_encoder_2.network import PretrainedEncoder, SphereEncoder2
 from spheregen.family.sphere_encoder_2.score import (
     ScoreConfig,
@@ -33,6 +29,7 @@ from spheregen.family.sphere_encoder_2.score import (
     precondition,
     pull_loss,
 )
+from spheregen.family.sphere_encoder_2.terms import SphereEncoder2LossConfig
 from spheregen.networks.encoders import EncoderConfig, build_encoder
 from spheregen.networks.perceptual import random_perceptual
 from spheregen.nn.sizes import TransformerSize

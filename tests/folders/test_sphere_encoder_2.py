@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import spheregen as sg
 from spheregen.cli.main import app
 from spheregen.errors import ConfigError, ModelFileError
-from spheregen.family.sphere_encoder_2.loss import SphereEncoder2LossConfig
 from spheregen.family.sphere_encoder_2.network import SphereEncoder2
+from spheregen.family.sphere_encoder_2.terms import SphereEncoder2LossConfig
 from spheregen.family.terms import latent_distances, pixel_distances
 from spheregen.networks.encoders import published_name as hub_name
 from spheregen.networks.frozen import IMAGENET_MEAN, IMAGENET_STD

@@ -30,7 +30,7 @@ _HOMES = {
     "SphereAutoencoder": "sphere_encoder.network",
     "SphereEncoder2": "sphere_encoder_2.network",
     "SphereEncoder2Config": "sphere_encoder_2.config",
-    "SphereEncoder2LossConfig": "sphere_encoder_2.loss",
+    "SphereEncoder2LossConfig": "sphere_encoder_2.terms",
     "SphereEncoder2Objective": "sphere_encoder_2.loss",
     "members": "registry",
     "register": "registry",

@@ -16,8 +16,9 @@ from spheregen.family.recipe import Perceptual, Recipe, SamplingConfig
 from spheregen.family.sphere_encoder.network import SphereTokenizer
 from spheregen.family.sphere_encoder_2.config import SphereEncoder2Config
 from spheregen.family.sphere_encoder_2.features import build_features
-from spheregen.family.sphere_encoder_2.loss import SphereEncoder2LossConfig, SphereEncoder2Objective
+from spheregen.family.sphere_encoder_2.loss import SphereEncoder2Objective
 from spheregen.family.sphere_encoder_2.network import AngleDecoder, NoEncoder, PretrainedEncoder, SphereEncoder2
+from spheregen.family.sphere_encoder_2.terms import SphereEncoder2LossConfig
 from spheregen.measure.cost import Cost, PartCost, part_cost
 from spheregen.nn.uninitialised import weightless
 
