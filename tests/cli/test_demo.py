@@ -45,5 +45,8 @@ def test_the_demo_trains_as_long_as_it_is_told_and_goes_on_as_it_began(
     settings = ["--set", "train.batch_size=32", "--set", "train.preview_every=0", "--out", "run", "--json"]
     assert run("demo", *settings).json["training_steps"] == 3, "no more than the most, however fast the machine is"
     monkeypatch.setattr(command, "MOST_STEPS", 5)
-    assert run("demo", *settings).json["training_steps"] == 3, "the run that is there"
+    again = run("demo", "--minutes", "2", *settings)
+    assert again.json["training_steps"] == 3 and "--minutes" in again.err, "the run that is there"
+    length = ["--set", "train={steps: 2, batch_size: 32, preview_every: 0}", "--out", "short", "--json"]
+    assert run("demo", *length).json["training_steps"] == 2
     run("demo", "--minutes", "0", "--out", "other").fails("--minutes")

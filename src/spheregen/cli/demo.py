@@ -61,7 +61,9 @@ def demo(
             "conv-letters"
         )
     output_folder(out)
-    if not any(setting.startswith(("train.steps=", "train.epochs=")) for setting in settings or ()):
+    told = any(setting.startswith(("train.steps=", "train.epochs=")) for setting in settings or ())
+    shipped = load_recipe("conv-letters").train
+    if not told and (recipe.train.steps, recipe.train.epochs) == (shipped.steps, shipped.epochs):
         recipe = load_recipe("conv-letters", [*(settings or ()), f"train.steps={_steps(recipe, out, minutes)}"])
     result = train(recipe, out, device=cli.everywhere.device, reporter=cli.reporter())
 
@@ -119,7 +121,10 @@ def _steps(recipe: Recipe, out: Path, minutes: float) -> int:
 
     if (written := out / "recipe.json").is_file():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # training says what is wrong with it
-            return int(json.loads(written.read_text(encoding="utf-8"))["train"]["steps"])
+            steps = int(json.loads(written.read_text(encoding="utf-8"))["train"]["steps"])
+            if minutes != MINUTES:
+                cli.warn(f"{out} keeps the {steps} steps that it began with: --minutes is of new runs")
+            return steps
     device = choose_device(cli.everywhere.device)
     seconds = estimate_time(recipe, None, device, "float32", budget=4.0).seconds_per_step
     return min(MOST_STEPS, max(100, int(60 * minutes / seconds) // 100 * 100))
