@@ -35,6 +35,15 @@ def test_the_best_of_what_was_measured_becomes_the_default(run: Run) -> None:
     assert [again["chosen"]] == [{name: row[name] for name in again["chosen"]} for row in again["tried"]]
 
 
+def test_the_angle_that_a_model_is_told_is_tried_too(run: Run) -> None:
+    trained(Path("model"), "train.steps=2", "train.preview_every=0", "train.fit_prior=false", recipe="se2-debug")
+    found = run("tune", "model", "--data", "digits", "--seconds", "100000", "-n", "10")
+    assert found.code == 0, found.err
+    header, *rows = found.out.splitlines()
+    place = header.index("start_angle")
+    assert {"", "73", "76"} <= {row[place : place + 4].strip() for row in rows}
+
+
 def test_settings_of_restoration_are_chosen_by_task(run: Run) -> None:
     trained(Path("model"), *SHORT, recipe="conv-debug")
     words = ("tune", "model", "--data", "digits", "--seconds", "0.001", "-n", "4")

@@ -389,14 +389,13 @@ def table(rows: Iterable[Sequence[Any] | Mapping[str, Any]], header: Sequence[An
     """Return a plain table with aligned columns, numbers in four digits.
 
     Args:
-        rows: the cells of each row, or its columns' titles with their cells.
-        header: the titles; by default those of the first row, if it has any.
+        rows: the cells of each row, or its columns' titles with their cells; what a row lacks stays empty.
+        header: the titles; by default those of the rows, if they have any.
     """
     given = list(rows)
-    if not header and given and isinstance(given[0], Mapping):
-        header = tuple(given[0])
-    lines = [[*header]] if header else []
-    lines += [list(row.values()) if isinstance(row, Mapping) else list(row) for row in given]
+    titles = list(header) or list(dict.fromkeys(name for row in given if isinstance(row, Mapping) for name in row))
+    lines: list[list[Any]] = [titles] if titles else []
+    lines += [[row.get(name, "") for name in titles] if isinstance(row, Mapping) else list(row) for row in given]
     cells = [[cell(each) for each in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
