@@ -281,9 +281,10 @@ def test_tuning_finds_the_angle_that_a_model_is_told_and_its_folder_keeps_it(tmp
     assert again.model.start_angle == 73 and "start_angle" not in again.settings()
     assert "sampled at 73" in (tmp_path / "model" / "README.md").read_text()
     assert torch.equal(again.generate(3, seed=SEED).tensor, pipe.generate(3, seed=SEED, **liked).tensor)
-    fixed = SphereEncoder2(SphereEncoder2Config(**sizes, angle_condition="none"))
-    _, tried = tune_sampling(sg.Pipeline(fixed), FirstIsBest(), seconds=1e9, count=3)  # type: ignore[arg-type]
-    assert not any("start_angle" in trial.settings for trial in tried)
+    fixed = sg.Pipeline(SphereEncoder2(SphereEncoder2Config(**sizes, angle_condition="none")))
+    for one, angles in ((again, {None, 76.0}), (fixed, {None})):  # its own is tried once, and none where none is told
+        _, tried = tune_sampling(one, FirstIsBest(), seconds=1e9, count=3)  # type: ignore[arg-type]
+        assert {trial.settings.get("start_angle") for trial in tried} == angles
 
 
 def test_interpolation_starts_from_fitted_points_and_edits_from_images() -> None:

@@ -83,8 +83,8 @@ class SphereGenerator(nn.Module):
     """The number that is no guidance: a scale of 1, a rotation by 0 degrees."""
     reuses_noise: bool = False
     """Where all steps share one noise, it is that of the start; else another draw."""
-    sets_angle: bool = False
-    """`start_angle` is a choice of the config, `sampling_angle`, which can be made anew after the training."""
+    has_sampling_angle: bool = False
+    """`start_angle` is `sampling_angle` of the config, which may be chosen anew after the training."""
 
     def __init__(self, config: Any = None) -> None:
         super().__init__()

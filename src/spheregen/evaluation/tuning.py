@@ -141,7 +141,8 @@ def _rounds(pipe: Pipeline) -> Sequence[Proposals]:
                 yield {**own, **plain, "prior": "fitted", "schedule": "fixed", **changed}
         for steps, schedule in ((1, "fixed"), (4, "angle"), (4, "fixed"), (6, "angle")):
             yield {**own, **plain, "prior": "sphere", "steps": steps, "schedule": schedule}
-        for steps, angle in itertools.product((1, 2), ANGLES if pipe.model.sets_angle else ()):
+        angles = [angle for angle in ANGLES if pipe.model.has_sampling_angle and angle != pipe.model.start_angle]
+        for steps, angle in itertools.product((1, 2), angles):
             told = {"steps": steps, "schedule": "fixed", "start_angle": angle}
             yield {**own, **plain, "prior": "sphere", **told}
 

@@ -275,7 +275,7 @@ class SphereEncoder2(ImageAutoencoder):
         assert encoder is not None
         super().__init__(config, encoder, decoder or AngleDecoder(config), config.decoder_size.width)
         self.max_angle, self.alpha_max = config.max_angle, config.told_angle
-        self.sets_angle = config.angle_condition != "none"
+        self.has_sampling_angle = config.angle_condition != "none"
         if config.angle_rounding == "bf16":
             for trunk in (module for module in self.modules() if isinstance(module, Trunk)):
                 assert trunk.rotary is not None
